@@ -1,0 +1,292 @@
+// Package config turns devvm.toml into a checked [Config].
+//
+// Three layers are laid over one another: defaults that depend on the host,
+// the user's own file, the project's devvm.toml. Each value remembers where it
+// came from. All keys stand in one table ([Keys]), from which the example file
+// and docs/devvm.toml.md are made, so that code and documents cannot drift
+// apart.
+//
+// The package reads two files and nothing else; it imports no other package of
+// devvm and knows nothing of images or libvirt. Every failure of [Load] is an
+// [*Error] with file, line, key and a hint.
+package config
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// FileName is the name of a project's file, and marks the project's directory.
+const FileName = "devvm.toml"
+
+// Binary units, in bytes.
+const (
+	MiB int64 = 1 << 20
+	GiB int64 = 1 << 30
+	TiB int64 = 1 << 40
+)
+
+// Limits of what a VM can be given.
+const (
+	MinMemory = 512 * MiB
+	MinDisk   = 1 * GiB
+	MaxDisk   = 16 * TiB // the largest ext4 file system with blocks of 4 KiB
+)
+
+// Network modes.
+const (
+	NetworkUser    = "user"    // out to the internet and the LAN, never to the host itself
+	NetworkOffline = "offline" // nothing leaves the VM
+)
+
+// Config is the effective configuration of one project.
+type Config struct {
+	Image  string // name or digest of the base image
+	CPUs   int
+	Memory int64 // bytes, whole MiB
+	Disk   int64 // bytes, whole MiB
+
+	// Daemon is the table docker.daemon: string, bool, int64, float64, []any
+	// and map[string]any. Never nil.
+	Daemon map[string]any
+
+	NetworkMode string // NetworkUser or NetworkOffline
+
+	Packages []string // Debian packages for a new VM
+	Script   string   // shell script for a new VM
+
+	// URI is the libvirt to use; empty: the caller's default.
+	URI string
+
+	// File and UserFile are the files that were read, empty if there was none.
+	File     string
+	UserFile string
+
+	origins map[string]origin
+}
+
+// Env is what Load must know about its surroundings.
+type Env struct {
+	UserFile string // the user's own defaults; may not exist; empty: none
+	URI      string // value of DEVVM_LIBVIRT_URI, which goes before all files
+	CPUs     int    // of the host
+	Memory   int64  // of the host, in bytes; 0: unknown
+}
+
+// URIVariable is the environment variable that overrides host.uri.
+const URIVariable = "DEVVM_LIBVIRT_URI"
+
+// HostEnv describes this host. The user's file is config.toml in configDir.
+func HostEnv(configDir string, getenv func(string) string) Env {
+	env := Env{URI: getenv(URIVariable), CPUs: runtime.NumCPU()}
+	if configDir != "" {
+		env.UserFile = filepath.Join(configDir, "config.toml")
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err == nil {
+		env.Memory = int64(info.Totalram) * int64(info.Unit)
+	}
+	return env
+}
+
+// origin is where a value came from.
+type origin struct {
+	file string // empty: default
+	line int
+}
+
+func (o origin) String() string {
+	switch {
+	case o.file == "":
+		return "default"
+	case o.line == 0:
+		return o.file
+	default:
+		return fmt.Sprintf("%s:%d", o.file, o.line)
+	}
+}
+
+// Origin says where the value of a key came from: "default",
+// "/path/devvm.toml:3" or "$DEVVM_LIBVIRT_URI". Keys of the table
+// docker.daemon are known one by one, "docker.daemon.debug". An unknown key
+// has the origin "default".
+func (c Config) Origin(key string) string { return c.origins[key].String() }
+
+// Default returns the configuration of a project without any file.
+func Default(env Env) Config {
+	cpus := max(env.CPUs, 1)
+	memory := 4 * GiB
+	if env.Memory > 0 {
+		memory = min(memory, max(env.Memory/2, MinMemory), env.Memory)
+	}
+	return Config{
+		Image:       "debian-13",
+		CPUs:        min(4, cpus),
+		Memory:      memory / MiB * MiB,
+		Disk:        40 * GiB,
+		Daemon:      map[string]any{},
+		NetworkMode: NetworkUser,
+		origins:     map[string]origin{},
+	}
+}
+
+// DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,
+// two spaces, a newline at the end. An empty table is "{}\n".
+func (c Config) DaemonJSON() []byte { return canonical(c.Daemon, "  ") }
+
+// Provisions reports whether there is anything to do on a new VM.
+func (c Config) Provisions() bool { return len(c.Packages) > 0 || strings.TrimSpace(c.Script) != "" }
+
+// Hash identifies everything that defines the VM. Two configurations with the
+// same hash give the same VM, wherever the values came from.
+func (c Config) Hash() string {
+	return hash("vm", map[string]any{
+		"image": c.Image, "cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
+		"daemon": c.Daemon, "network": c.NetworkMode,
+		"packages": c.packageSet(), "script": c.Script,
+	})
+}
+
+// StartHash identifies what a VM takes on at its next start: size, network
+// mode and the engine's settings.
+func (c Config) StartHash() string {
+	return hash("start", map[string]any{
+		"cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
+		"daemon": c.Daemon, "network": c.NetworkMode,
+	})
+}
+
+// ProvisionHash identifies what is done once on a new VM.
+func (c Config) ProvisionHash() string {
+	return hash("provision", map[string]any{"packages": c.packageSet(), "script": c.Script})
+}
+
+// packageSet is Packages without regard to order.
+func (c Config) packageSet() []string {
+	set := slices.Clone(c.Packages)
+	slices.Sort(set)
+	return append([]string{}, slices.Compact(set)...)
+}
+
+func hash(kind string, v map[string]any) string {
+	sum := sha256.Sum256(append([]byte("devvm config 1 "+kind+"\n"), canonical(v, "")...))
+	return hex.EncodeToString(sum[:])
+}
+
+// canonical is JSON that depends on nothing but the value. The values are
+// those that check has let through, so that encoding cannot fail.
+func canonical(v any, indent string) []byte {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", indent)
+	if err := e.Encode(v); err != nil {
+		panic(fmt.Sprintf("config: a checked value is no JSON: %v", err))
+	}
+	return b.Bytes()
+}
+
+// CheckDisk reports an error if the disk is smaller than the base image's.
+func (c Config) CheckDisk(image int64) error {
+	if c.Disk >= image {
+		return nil
+	}
+	o := c.origins["disk"]
+	return &Error{
+		File: o.file, Line: o.line, Key: "disk",
+		Msg:  fmt.Sprintf("disk = %s is smaller than the base image %q (%s)", literal(FormatSize(c.Disk)), c.Image, FormatSize(image)),
+		Hint: fmt.Sprintf("write disk = %s or more; space that the VM does not use costs nothing", literal(FormatSize(image))),
+	}
+}
+
+// CheckProvision reports an error if provisioning cannot work: packages come
+// over the network. It is for a VM that is yet to be provisioned; a finished
+// one may well be taken offline.
+func (c Config) CheckProvision() error {
+	if c.NetworkMode != NetworkOffline || len(c.Packages) == 0 {
+		return nil
+	}
+	o := c.origins["provision.packages"]
+	return &Error{
+		File: o.file, Line: o.line, Key: "provision.packages",
+		Msg:  `provision.packages cannot be installed with network.mode = "offline"`,
+		Hint: `bring the VM up once with mode = "user", then set "offline"`,
+	}
+}
+
+// Entry is one effective value, for display.
+type Entry struct {
+	Key    string `json:"key"`
+	Value  any    `json:"value"`
+	Origin string `json:"origin"`
+}
+
+// Entries lists the effective values in the order of [Keys]; docker.daemon is
+// listed key by key.
+func (c Config) Entries() []Entry {
+	var list []Entry
+	for _, f := range schema {
+		if f.Name == "docker.daemon" && len(c.Daemon) > 0 {
+			for _, k := range slices.Sorted(maps.Keys(c.Daemon)) {
+				key := f.Name + "." + quoteKey(k)
+				list = append(list, Entry{key, c.Daemon[k], c.Origin(key)})
+			}
+			continue
+		}
+		v := f.get(c)
+		if f.Name == "host.uri" && v == "" {
+			continue
+		}
+		list = append(list, Entry{f.Name, v, c.Origin(f.Name)})
+	}
+	return list
+}
+
+// TOML renders the effective values as a file that can be read again, each
+// with its origin as a comment.
+func (c Config) TOML() string {
+	var b strings.Builder
+	table := ""
+	for _, e := range c.Entries() {
+		if e.Key == "docker.daemon" {
+			continue // empty
+		}
+		t, key := splitKey(e.Key)
+		if t != table {
+			table = t
+			fmt.Fprintf(&b, "\n[%s]\n", t)
+		}
+		fmt.Fprintf(&b, "%s = %s # %s\n", key, literal(e.Value), strings.Map(printable, e.Origin))
+	}
+	return b.String()
+}
+
+// splitKey parts a key into its table and its last part. What is below
+// docker.daemon is one part: it may hold dots in quotes.
+func splitKey(key string) (table, last string) {
+	if rest, ok := strings.CutPrefix(key, "docker.daemon."); ok {
+		return "docker.daemon", rest
+	}
+	if i := strings.LastIndexByte(key, '.'); i >= 0 {
+		return key[:i], key[i+1:]
+	}
+	return "", key
+}
+
+// printable keeps control characters, which TOML forbids, out of comments.
+func printable(r rune) rune {
+	if r < 0x20 || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r == 0xfffd {
+		return '?'
+	}
+	return r
+}

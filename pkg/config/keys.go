@@ -1,0 +1,459 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// Key documents one key of devvm.toml.
+type Key struct {
+	Name     string // dotted: "network.mode"
+	Type     string // in words: "size in quotes"
+	Default  string // in words
+	Applies  string // when a change takes effect
+	UserOnly bool   // only in the user's own file
+	Doc      string // what it does: paragraphs, Markdown
+	Brief    string // the same in one line, for the example file
+	Example  string // one or more lines of TOML, without the table's heading
+}
+
+// field is a key and what the code does with it.
+type field struct {
+	Key
+	get func(Config) any
+	// set checks the value and stores it. It is called for one layer after
+	// the other.
+	set func(c *Config, env Env, v any) *problem
+}
+
+// problem is what is wrong with one value.
+type problem struct {
+	msg  string // continues `key = value: `
+	hint string
+	sub  string // key below this one that is meant; empty: the key itself
+	full bool   // msg is a whole sentence
+}
+
+// Keys lists every key of devvm.toml and of the user's own file, in the order
+// in which they are documented.
+func Keys() []Key {
+	keys := make([]Key, len(schema))
+	for i := range schema {
+		keys[i] = schema[i].Key
+	}
+	return keys
+}
+
+const (
+	appliesNew   = "to a new VM: `devvm nuke`"
+	appliesStart = "at the next start: `devvm down`, `devvm up`"
+)
+
+// schema is the one table of all keys.
+var schema = []field{
+	{
+		Key: Key{
+			Name: "image", Type: "string", Default: `"debian-13"`, Applies: appliesNew,
+			Brief: "Base image, by name or digest: see `devvm image ls`.",
+			Doc: "The base image of the VM, by its name or its digest (or the beginning of the digest), as `devvm image ls` shows them. " +
+				"`debian-13` is built by `devvm image build` from a recipe that devvm carries with it.",
+			Example: `image = "debian-13"`,
+		},
+		get: func(c Config) any { return c.Image },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType("the name of an image in quotes", v)
+			}
+			if !imageName.MatchString(s) {
+				return &problem{msg: "an image's name is letters, digits and . _ : / -, at most 128 of them", hint: "the images of this host: devvm image ls"}
+			}
+			c.Image = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "cpus", Type: "whole number", Default: "4, or as many as the host has, if it has fewer", Applies: appliesStart,
+			Brief:   "Virtual CPUs, from 1 to the host's number.",
+			Doc:     "Number of virtual CPUs, from 1 to the number of the host's. They are shared with the host, not taken from it.",
+			Example: "cpus = 4",
+		},
+		get: func(c Config) any { return c.CPUs },
+		set: func(c *Config, env Env, v any) *problem {
+			n, ok := v.(int64)
+			if !ok {
+				return wrongType("a whole number, without quotes", v)
+			}
+			switch {
+			case n < 1:
+				return &problem{msg: "a VM needs at least one CPU", hint: "write cpus = 1 or more"}
+			case env.CPUs > 0 && n > int64(env.CPUs):
+				return &problem{msg: fmt.Sprintf("this host has only %d", env.CPUs), hint: fmt.Sprintf("write cpus = %d or less, or leave the key out: each host then takes what it has", env.CPUs)}
+			}
+			c.CPUs = int(min(n, math.MaxInt32))
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "memory", Type: "size in quotes", Default: "4 GiB, or half of the host's memory, if that is less", Applies: appliesStart,
+			Brief: "Memory, from 512MiB to the host's: MiB, GiB (of 1024) or MB, GB (of 1000).",
+			Doc: "The VM's memory, from 512 MiB to all that the host has. It is an upper limit: memory that the VM has freed goes back to the host.\n\n" +
+				"Sizes are a number and a unit: `MiB`, `GiB`, `TiB` count in steps of 1024, `MB`, `GB`, `TB` in steps of 1000. " +
+				"Shorter forms such as `4G` are refused, because programs do not agree on what they mean. The result is rounded down to whole MiB.",
+			Example: `memory = "4GiB"`,
+		},
+		get: func(c Config) any { return FormatSize(c.Memory) },
+		set: func(c *Config, env Env, v any) *problem {
+			n, p := sizeValue("memory", v)
+			if p != nil {
+				return p
+			}
+			n = n / MiB * MiB
+			switch {
+			case n < MinMemory:
+				return &problem{msg: "a VM with Docker needs at least " + FormatSize(MinMemory), hint: fmt.Sprintf("write memory = %q or more", FormatSize(MinMemory))}
+			case env.Memory > 0 && n > env.Memory:
+				most := env.Memory / MiB * MiB
+				if most > GiB {
+					most = most / GiB * GiB
+				}
+				return &problem{msg: "this host has only " + FormatSize(env.Memory/MiB*MiB), hint: fmt.Sprintf("write memory = %q or less, or leave the key out: each host then takes what it can spare", FormatSize(most))}
+			}
+			c.Memory = n
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "disk", Type: "size in quotes", Default: "40 GiB", Applies: appliesStart + "; it only grows, `devvm nuke` makes it smaller",
+			Brief: "Size of the disk; takes only as much of the host as is used.",
+			Doc: "The size of the VM's disk: at least that of the base image, at most 16 TiB. The file on the host is as large as what the VM really uses, " +
+				"and shrinks when the VM deletes. Units as for `memory`; rounded up to whole MiB.",
+			Example: `disk = "40GiB"`,
+		},
+		get: func(c Config) any { return FormatSize(c.Disk) },
+		set: func(c *Config, _ Env, v any) *problem {
+			n, p := sizeValue("disk", v)
+			if p != nil {
+				return p
+			}
+			if r := n % MiB; r != 0 && n <= MaxDisk {
+				n += MiB - r
+			}
+			switch {
+			case n < MinDisk:
+				return &problem{msg: "a VM with Docker needs at least " + FormatSize(MinDisk), hint: `write disk = "10GiB" or more; space that the VM does not use costs nothing`}
+			case n > MaxDisk:
+				return &problem{msg: "the VM's file system holds at most " + FormatSize(MaxDisk), hint: fmt.Sprintf("write disk = %q or less", FormatSize(MaxDisk))}
+			}
+			c.Disk = n
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "docker.daemon", Type: "table", Default: "empty", Applies: appliesStart,
+			Brief: "Settings of the Docker Engine, as in daemon.json.",
+			Doc: "Settings of the VM's Docker Engine, merged into its `/etc/docker/daemon.json`; " +
+				"[Docker's manual](https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file) lists them. " +
+				"Tables in your own file and in devvm.toml are merged key by key; for all else devvm.toml wins.\n\n" +
+				"Refused are the keys that would cut devvm off from the engine: `hosts`, `tls`, `tlsverify`, `tlscacert`, `tlscert`, `tlskey`, `containerd`, " +
+				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.",
+			Example: "log-level = \"info\"\nregistry-mirrors = [\"https://mirror.example.com\"]\ndefault-address-pools = [{ base = \"172.30.0.0/16\", size = 24 }]",
+		},
+		get: func(c Config) any { return c.Daemon },
+		set: func(c *Config, _ Env, v any) *problem {
+			t, ok := v.(map[string]any)
+			if !ok {
+				p := wrongType("a table", v)
+				p.hint = engineHint
+				return p
+			}
+			for _, k := range sortedKeys(t) {
+				if p := checkDaemon(k, t[k]); p != nil {
+					p.sub = k
+					return p
+				}
+			}
+			c.Daemon = merge(c.Daemon, t)
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "network.mode", Type: "string", Default: `"user"`, Applies: appliesStart,
+			Brief: `"user": out to the internet, never to this host itself; "offline": no way out.`,
+			Doc: "`\"user\"`: the VM reaches what the host reaches, the internet, the LAN, a VPN, but never the host itself. " +
+				"`\"offline\"`: nothing leaves the VM. In both, nothing reaches the VM but this host's user.",
+			Example: `mode = "user"`,
+		},
+		get: func(c Config) any { return c.NetworkMode },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType(`"user" or "offline"`, v)
+			}
+			if s != NetworkUser && s != NetworkOffline {
+				hint := `write mode = "user" or mode = "offline"`
+				if near := nearest(s, []string{NetworkUser, NetworkOffline}); near != "" {
+					hint = fmt.Sprintf("did you mean %q?", near)
+				}
+				return &problem{msg: `the modes are "user" and "offline"`, hint: hint}
+			}
+			c.NetworkMode = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "provision.packages", Type: "list of strings", Default: "empty", Applies: appliesNew,
+			Brief: "Debian packages to install once in a new VM.",
+			Doc: "Debian packages that are installed once in a new VM, before `script` runs. They come from Debian's archive, " +
+				"so they need `network.mode = \"user\"`.",
+			Example: `packages = ["git", "make"]`,
+		},
+		get: func(c Config) any { return append([]string{}, c.Packages...) },
+		set: func(c *Config, _ Env, v any) *problem {
+			list, ok := v.([]any)
+			if !ok {
+				return wrongType("a list", v)
+			}
+			packages := []string{}
+			for _, v := range list {
+				s, ok := v.(string)
+				if !ok {
+					return &problem{msg: fmt.Sprintf("provision.packages holds %s, which is %s", brief(v), typeName(v)), hint: `packages are strings: ["git", "make"]`, full: true}
+				}
+				if !packageName.MatchString(s) {
+					p := &problem{msg: brief(s) + " is not the name of a Debian package", hint: "names are lower-case letters, digits and + - . and have at least two characters; no versions, no options", full: true}
+					if l := strings.ToLower(strings.TrimSpace(s)); packageName.MatchString(l) {
+						p.hint = fmt.Sprintf("did you mean %q?", l)
+					}
+					return p
+				}
+				if !slices.Contains(packages, s) {
+					packages = append(packages, s)
+				}
+			}
+			c.Packages = packages
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "provision.script", Type: "string", Default: "empty", Applies: appliesNew,
+			Brief: "Shell script that runs once in a new VM, as root.",
+			Doc: "A shell script that runs once in a new VM, as root, after `packages`. It runs with `sh -eu`, which ends at the first command that fails, or with what its first line says (`#!/bin/bash`). " +
+				"Its output is shown and kept in a log; if it fails, `devvm up` fails and shows the end of the log, and the next `devvm up` runs it again, " +
+				"so write it such that it can.",
+			Example: "script = '''\ngit config --system init.defaultBranch main\necho 'set -o vi' >>/root/.bashrc\n'''",
+		},
+		get: func(c Config) any { return c.Script },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType("a string", v)
+			}
+			if i := strings.IndexByte(s, 0); i >= 0 {
+				return &problem{msg: "provision.script holds a NUL character, which no shell can read", hint: "remove \\u0000", full: true}
+			}
+			c.Script = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "host.uri", Type: "string", Default: "`qemu:///session`, for root `qemu:///system`", Applies: "to new commands; existing VMs stay with the libvirt that has them", UserOnly: true,
+			Brief: "The libvirt that runs the VMs.",
+			Doc: "The libvirt that runs the VMs. Only in your own file: a project that you have cloned must not choose it. " +
+				"The environment variable `DEVVM_LIBVIRT_URI` goes before it. The libvirt must be one of this host.",
+			Example: `uri = "qemu:///session"`,
+		},
+		get: func(c Config) any { return c.URI },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType("a libvirt URI in quotes", v)
+			}
+			if p := checkURI(s); p != nil {
+				return p
+			}
+			c.URI = s
+			return nil
+		},
+	},
+}
+
+var (
+	imageName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$`)
+	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,127}$`) // Debian Policy 5.6.1
+)
+
+// vmNetwork is the network between a VM and devvm.
+var vmNetwork = netip.MustParsePrefix("192.0.2.0/24")
+
+func checkURI(s string) *problem {
+	hint := `write "qemu:///session" (VMs of your user) or "qemu:///system"`
+	u, err := url.Parse(s)
+	if err != nil || strings.IndexFunc(s, unicode.IsControl) >= 0 {
+		return &problem{msg: "this is no libvirt URI", hint: hint}
+	}
+	driver, transport, _ := strings.Cut(u.Scheme, "+")
+	switch {
+	case driver != "qemu" && driver != "test":
+		return &problem{msg: "devvm needs libvirt's QEMU driver", hint: hint}
+	case u.Host != "" || transport != "" && transport != "unix":
+		return &problem{msg: "the libvirt must be one of this host", hint: hint}
+	case u.Path == "" || u.Path == "/":
+		return &problem{msg: "the URI does not say which libvirt of the host", hint: hint}
+	}
+	return nil
+}
+
+// refusedDaemonKeys would cut devvm off from the engine, with the reason.
+var refusedDaemonKeys = map[string]string{
+	"hosts":      "the engine listens on the one socket that devvm forwards",
+	"tls":        "the engine's socket does not leave this host, and devvm reaches it over SSH",
+	"tlsverify":  "the engine's socket does not leave this host, and devvm reaches it over SSH",
+	"tlscacert":  "the engine's socket does not leave this host, and devvm reaches it over SSH",
+	"tlscert":    "the engine's socket does not leave this host, and devvm reaches it over SSH",
+	"tlskey":     "the engine's socket does not leave this host, and devvm reaches it over SSH",
+	"containerd": "the image brings its own containerd",
+}
+
+// checkDaemon checks one key of daemon.json.
+func checkDaemon(key string, v any) *problem {
+	if why, ok := refusedDaemonKeys[strings.ToLower(key)]; ok {
+		return &problem{msg: fmt.Sprintf("docker.daemon.%s cannot be set: %s", quoteKey(key), why), hint: "remove the line", full: true}
+	}
+	if p := checkJSON("docker.daemon."+quoteKey(key), v); p != nil {
+		return p
+	}
+	var subnets []any
+	switch strings.ToLower(key) {
+	case "bip", "fixed-cidr":
+		subnets = append(subnets, v)
+	case "default-address-pools":
+		switch pools := v.(type) {
+		case []any:
+			for _, p := range pools {
+				if t, ok := p.(map[string]any); ok {
+					subnets = append(subnets, t["base"])
+				}
+			}
+		case []map[string]any:
+			for _, t := range pools {
+				subnets = append(subnets, t["base"])
+			}
+		}
+	}
+	for _, s := range subnets {
+		text, _ := s.(string)
+		if p, err := netip.ParsePrefix(text); err == nil && p.Overlaps(vmNetwork) {
+			return &problem{
+				msg:  fmt.Sprintf("docker.daemon.%s: %s overlaps %s, the VM's own network", quoteKey(key), text, vmNetwork),
+				hint: `choose another range, such as "172.30.0.0/16"; it has to be free in the VM only`, full: true,
+			}
+		}
+	}
+	return nil
+}
+
+// checkJSON refuses what TOML can say and JSON cannot.
+func checkJSON(key string, v any) *problem {
+	switch v := v.(type) {
+	case time.Time:
+		return &problem{msg: key + " is a date, which daemon.json does not know", hint: "put it in quotes", full: true}
+	case float64:
+		if math.IsNaN(v) || math.IsInf(v, 0) {
+			return &problem{msg: key + " is not a finite number", hint: "daemon.json has only finite numbers", full: true}
+		}
+	case []any:
+		for _, e := range v {
+			if p := checkJSON(key, e); p != nil {
+				return p
+			}
+		}
+	case []map[string]any:
+		for _, e := range v {
+			if p := checkJSON(key, e); p != nil {
+				return p
+			}
+		}
+	case map[string]any:
+		for _, k := range sortedKeys(v) {
+			if p := checkJSON(key+"."+quoteKey(k), v[k]); p != nil {
+				return p
+			}
+		}
+	}
+	return nil
+}
+
+// merge lays over on base: tables key by key, all else as a whole.
+func merge(base, over map[string]any) map[string]any {
+	out := make(map[string]any, len(base)+len(over))
+	for k, v := range base {
+		out[k] = v
+	}
+	for k, v := range over {
+		b, ok1 := out[k].(map[string]any)
+		o, ok2 := v.(map[string]any)
+		if ok1 && ok2 {
+			v = merge(b, o)
+		}
+		out[k] = v
+	}
+	return out
+}
+
+func sizeValue(key string, v any) (int64, *problem) {
+	s, ok := v.(string)
+	if !ok {
+		p := wrongType(`a size in quotes, such as "4GiB"`, v)
+		if n, ok := v.(int64); ok && n > 0 {
+			unit := "GiB"
+			if n >= 512 {
+				unit = "MiB"
+			}
+			p.hint = fmt.Sprintf(`write %s = "%d%s"; %s`, key, n, unit, unitsHint)
+		}
+		return 0, p
+	}
+	return parseSize(s)
+}
+
+func wrongType(want string, v any) *problem {
+	return &problem{msg: fmt.Sprintf("it must be %s, not %s", want, typeName(v))}
+}
+
+// typeName is the type of a TOML value in words.
+func typeName(v any) string {
+	switch v.(type) {
+	case string:
+		return "a string"
+	case int64:
+		return "a whole number"
+	case float64:
+		return "a number with a fraction"
+	case bool:
+		return "true or false"
+	case time.Time:
+		return "a date or time"
+	case []any:
+		return "a list"
+	case []map[string]any:
+		return "a list of tables"
+	default:
+		return "a table"
+	}
+}

@@ -1,0 +1,88 @@
+package config
+
+import (
+	"fmt"
+	"strings"
+)
+
+// maxDepth bounds tables in tables and lists in lists. The decoder's memory
+// grows with the square of the depth, so that it is checked beforehand.
+const maxDepth = 32
+
+// checkDepth reports what is nested too deeply. It knows just enough of TOML
+// to tell strings and comments from the rest; where text is not valid, the
+// decoder stops at the same place or before it.
+func checkDepth(path, text string) error {
+	line, dots, depth := 1, 0, 0
+	for i := 0; i < len(text); {
+		switch c := text[i]; c {
+		case '"', '\'':
+			n := stringLen(text[i:])
+			line += strings.Count(text[i:i+n], "\n")
+			i += n
+			continue
+		case '#':
+			n := strings.IndexByte(text[i:], '\n')
+			if n < 0 {
+				return nil
+			}
+			i += n
+			continue
+		case '\n':
+			line++
+			dots = 0
+		case '=', ',':
+			dots = 0
+		case '[', '{':
+			depth++
+			dots = 0
+		case ']', '}':
+			depth = max(depth-1, 0)
+			dots = 0
+		case '.':
+			dots++
+		}
+		if dots > maxDepth || depth > maxDepth {
+			return &Error{File: path, Line: line, Msg: fmt.Sprintf("nested more than %d levels deep", maxDepth)}
+		}
+		i++
+	}
+	return nil
+}
+
+// stringLen is the length of the string literal that s begins with, or of all
+// of s if it does not end.
+func stringLen(s string) int {
+	q := s[:1]
+	long := strings.HasPrefix(s, q+q+q)
+	i := 1
+	if long {
+		i = 3
+	}
+	for i < len(s) {
+		switch {
+		case s[i] == '\\' && q == `"`:
+			i += 2
+			continue
+		case s[i] == '\n' && !long:
+			return i // not valid TOML
+		case s[i] == q[0] && !long:
+			return i + 1
+		case s[i] == q[0] && strings.HasPrefix(s[i:], q+q+q):
+			i += 3
+			for n := 0; n < 2 && i < len(s) && s[i] == q[0]; n++ {
+				i++ // up to two quotes may stand before the closing ones
+			}
+			return i
+		}
+		i++
+	}
+	return len(s)
+}
+
+// lineOf is the line in which the value at an offset begins. The decoder's
+// offset of a string is that of its first character.
+func lineOf(text string, offset int) int {
+	head := strings.TrimRight(text[:min(max(offset, 0), len(text))], "\r\n")
+	return strings.Count(head, "\n") + 1
+}

@@ -1,0 +1,151 @@
+package ui
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// Exit codes of devvm. `ssh`, `exec` and `docker` pass on the remote code.
+const (
+	ExitOK         = 0
+	ExitError      = 1
+	ExitUsage      = 2   // wrong flags or arguments, or devvm.toml
+	ExitNoVM       = 3   // no VM for this project
+	ExitNotRunning = 4   // the VM exists but is not running
+	ExitHost       = 5   // the host is not ready: devvm doctor
+	ExitBusy       = 6   // another devvm is at work on this project
+	ExitCancelled  = 130 // Ctrl-C
+)
+
+// Error is an error for the user: what happened, and the command to run next.
+type Error struct {
+	Msg  string // what happened and what it means, without a full stop
+	Hint string // what to do now; may have several lines, may be empty
+	Code int    // exit code; 0 is taken as ExitError
+	Err  error  // the cause, shown after Msg; may be nil
+}
+
+// Error returns the message and the cause, without the hint.
+func (e *Error) Error() string {
+	switch {
+	case e.Err == nil:
+		return e.Msg
+	case e.Msg == "":
+		return e.Err.Error()
+	default:
+		return e.Msg + ": " + e.Err.Error()
+	}
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Exit is an error that carries the exit code of a remote command and has
+// nothing to say: the command has said it.
+type Exit int
+
+// Error names the code, for logs; users never see it.
+func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
+
+// ExitCode is the exit code that belongs to err.
+func ExitCode(err error) int {
+	if err == nil {
+		return ExitOK
+	}
+	if exit, ok := errors.AsType[Exit](err); ok {
+		return int(exit)
+	}
+	if e, ok := errors.AsType[*Error](err); ok && e.Code != 0 {
+		return e.Code
+	}
+	if errors.Is(err, context.Canceled) {
+		return ExitCancelled
+	}
+	return ExitError
+}
+
+// Hint returns the hints of err's chain, outermost first, each once.
+func Hint(err error) string {
+	var hints []string
+	for {
+		e, ok := errors.AsType[*Error](err)
+		if !ok {
+			break
+		}
+		if h := strings.TrimSpace(e.Hint); h != "" && !slices.Contains(hints, h) {
+			hints = append(hints, h)
+		}
+		err = e.Err
+	}
+	return strings.Join(hints, "\n")
+}
+
+// WriteError shows err as text: "devvm: what happened", then a line
+// "hint: what to do" for each line of the hint. It writes nothing for nil, for
+// [Exit], and only "devvm: cancelled" where the user cancelled.
+func (s *Streams) WriteError(err error) {
+	if err == nil {
+		return
+	}
+	if _, ok := errors.AsType[Exit](err); ok {
+		return
+	}
+	msg := err.Error()
+	if ExitCode(err) == ExitCancelled && Hint(err) == "" {
+		msg = "cancelled"
+	}
+	var b strings.Builder
+	b.WriteString(s.paint(red, "devvm:") + " " + escapeLines(msg) + "\n")
+	if hint := Hint(err); hint != "" {
+		for line := range strings.SplitSeq(hint, "\n") {
+			b.WriteString(s.paint(bold, "hint:") + " " + Escape(line) + "\n")
+		}
+	}
+	_, _ = io.WriteString(s.Err, b.String())
+}
+
+// WriteErrorJSON writes err to Out as one line of JSON:
+// {"type":"error","code":2,"message":"…","hint":"…"}. It writes nothing for
+// nil and for [Exit].
+func (s *Streams) WriteErrorJSON(err error) {
+	if err == nil {
+		return
+	}
+	if _, ok := errors.AsType[Exit](err); ok {
+		return
+	}
+	_ = writeJSONLine(s.Out, struct {
+		Type    string `json:"type"`
+		Code    int    `json:"code"`
+		Message string `json:"message"`
+		Hint    string `json:"hint,omitempty"`
+	}{"error", ExitCode(err), err.Error(), Hint(err)})
+}
+
+// JSON writes v to Out as one indented JSON document.
+func (s *Streams) JSON(v any) error {
+	e := json.NewEncoder(s.Out)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	return nil
+}
+
+// JSONLine writes v to Out as one line of JSON.
+func (s *Streams) JSONLine(v any) error { return writeJSONLine(s.Out, v) }
+
+func writeJSONLine(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,51 @@
+package ui
+
+import (
+	"io"
+	"time"
+)
+
+// plainRenderer writes lines that read well in a log and in grep.
+type plainRenderer struct {
+	s     *Streams
+	quiet bool // warnings only
+}
+
+func (r *plainRenderer) begin(ph *Phase) {
+	r.print(Escape(ph.Text) + " ...\n")
+}
+
+func (r *plainRenderer) end(ph *Phase, state State, _ error, elapsed time.Duration) {
+	word := "done"
+	if state == StateFail {
+		word = "failed"
+	}
+	r.print(Escape(ph.Text) + ": " + word + " (" + Duration(elapsed) + ")\n")
+}
+
+func (r *plainRenderer) detail(ph *Phase) {
+	if detail, _, _ := ph.status(); detail != "" {
+		r.print(Escape(ph.Text) + ": " + Escape(detail) + "\n")
+	}
+}
+
+func (r *plainRenderer) advance(*Phase) {}
+
+func (r *plainRenderer) line(kind lineKind, text string) {
+	switch kind {
+	case lineNote:
+		r.print(Escape(text) + "\n")
+	case lineWarn:
+		_, _ = io.WriteString(r.s.Err, r.s.paint(yellow, "warning:")+" "+Escape(text)+"\n")
+	case lineOutput:
+		r.print("  " + text + "\n")
+	}
+}
+
+func (r *plainRenderer) close() {}
+
+func (r *plainRenderer) print(line string) {
+	if !r.quiet {
+		_, _ = io.WriteString(r.s.Err, line)
+	}
+}

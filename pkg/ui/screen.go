@@ -1,0 +1,68 @@
+package ui
+
+import (
+	"bytes"
+	"io"
+	"sync"
+
+	"github.com/vbauerster/mpb/v8"
+)
+
+// maxPartialLine bounds what a writer may hold back while a display runs.
+const maxPartialLine = 64 << 10
+
+// screen is a writer that shares its terminal with a running display: while
+// there is one, whole lines are put above it.
+type screen struct {
+	mu      sync.Mutex
+	out     io.Writer
+	live    *mpb.Progress
+	partial []byte
+}
+
+// Write writes b at once, or, while a display runs, its whole lines above the
+// display and the rest when its line or the display ends.
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.write(b)
+}
+
+func (s *screen) write(b []byte) (int, error) {
+	if s.live == nil {
+		return s.out.Write(b)
+	}
+	s.partial = append(s.partial, b...)
+	if len(s.partial) > maxPartialLine && bytes.IndexByte(s.partial, '\n') < 0 {
+		s.partial = append(s.partial, '\n')
+	}
+	if i := bytes.LastIndexByte(s.partial, '\n'); i >= 0 {
+		if _, err := s.live.Write(s.partial[:i+1]); err != nil {
+			return 0, err
+		}
+		s.partial = append(s.partial[:0], s.partial[i+1:]...)
+	}
+	return len(b), nil
+}
+
+// line writes one whole line of the display's own, whatever others have begun.
+func (s *screen) line(text string) {
+	if s.live != nil {
+		_, _ = s.live.Write([]byte(text + "\n"))
+		return
+	}
+	_, _ = s.out.Write([]byte(text + "\n"))
+}
+
+// endLive waits for the last frame and gives the terminal back.
+func (s *screen) endLive() {
+	if s.live == nil {
+		return
+	}
+	s.live.Wait()
+	s.live = nil
+	if len(s.partial) > 0 {
+		_, _ = s.out.Write(append(s.partial, '\n'))
+		s.partial = nil
+	}
+}

@@ -1,0 +1,106 @@
+// Package ui is how devvm talks to people and to scripts: streams, progress,
+// tables, JSON, questions and errors with a hint and an exit code.
+//
+// Standard output holds only the answer; progress, notes and questions go to
+// standard error. Whatever is shown on a terminal passes [Escape] or [Clean],
+// so that no file name and no program in a VM can steer the terminal.
+//
+// It knows nothing of VMs, projects or Docker and imports no other package of
+// devvm. It fails only where writing fails, and [Confirm] where there is
+// nobody to ask.
+package ui
+
+import (
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/term"
+)
+
+// Streams are the three standard streams of a command and what is known about
+// them. Make them with [System] or [Test].
+type Streams struct {
+	In  io.Reader
+	Out io.Writer // the answer, nothing else
+	Err io.Writer // progress, notes, log lines; never tears a running display
+
+	InTerminal  bool
+	OutTerminal bool
+	ErrTerminal bool
+
+	Color   bool // Err understands colours and the user wants them
+	Unicode bool // Err shows UTF-8
+	Dumb    bool // Err cannot move its cursor: no animation
+
+	// Now is the clock of progress displays; nil: time.Now.
+	Now func() time.Time
+
+	errFile *os.File
+}
+
+// System returns the process's own streams. The environment (NO_COLOR, TERM,
+// LC_ALL, LC_CTYPE, LANG) comes from getenv.
+func System(getenv func(string) string) *Streams {
+	s := &Streams{
+		In:          os.Stdin,
+		Out:         os.Stdout,
+		Err:         &screen{out: os.Stderr},
+		InTerminal:  term.IsTerminal(int(os.Stdin.Fd())),
+		OutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
+		ErrTerminal: term.IsTerminal(int(os.Stderr.Fd())),
+		errFile:     os.Stderr,
+	}
+	s.environment(getenv)
+	return s
+}
+
+func (s *Streams) environment(getenv func(string) string) {
+	s.Dumb = !s.ErrTerminal || getenv("TERM") == "" || getenv("TERM") == "dumb"
+	s.Color = !s.Dumb && getenv("NO_COLOR") == ""
+	for _, name := range []string{"LC_ALL", "LC_CTYPE", "LANG"} {
+		if v := getenv(name); v != "" {
+			v = strings.ToLower(v)
+			s.Unicode = strings.HasSuffix(v, "utf-8") || strings.HasSuffix(v, "utf8")
+			break
+		}
+	}
+}
+
+// Interactive reports whether there is somebody who can answer a question.
+func (s *Streams) Interactive() bool { return s.InTerminal && s.ErrTerminal }
+
+// Width is the number of columns of the terminal that shows Err, 80 if there
+// is none.
+func (s *Streams) Width() int {
+	if s.errFile != nil {
+		if w, _, err := term.GetSize(int(s.errFile.Fd())); err == nil && w > 0 {
+			return w
+		}
+	}
+	return 80
+}
+
+func (s *Streams) now() time.Time {
+	if s.Now != nil {
+		return s.Now()
+	}
+	return time.Now()
+}
+
+// paint wraps text in an SGR sequence where the terminal wants colours.
+func (s *Streams) paint(sgr, text string) string {
+	if !s.Color || text == "" {
+		return text
+	}
+	return "\x1b[" + sgr + "m" + text + "\x1b[0m"
+}
+
+const (
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+	dim    = "2"
+	bold   = "1"
+)
