@@ -1,0 +1,265 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/images"
+)
+
+// retry is how often a lock that another process holds is tried again.
+const retry = 200 * time.Millisecond
+
+// debianKeyring is where the recipes' sources look for Debian's keys.
+const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// Store is a directory of images, shared by any number of processes.
+type Store struct {
+	dir string
+	log *slog.Logger
+
+	// work is where builds unpack: a directory that the mapped users of a
+	// namespace can reach, which a home directory often is not.
+	work string
+	// sbin is added to PATH: mke2fs lies where users' PATH does not lead.
+	sbin    string
+	keyring string
+	recipes fs.FS
+	now     func() time.Time
+}
+
+// NewStore returns the store in dir, which need not exist yet. Builds unpack
+// in $TMPDIR, or /var/tmp, which unlike Debian 13's /tmp is not memory.
+func NewStore(dir string, log *slog.Logger) *Store {
+	work := os.Getenv("TMPDIR")
+	if work == "" {
+		work = "/var/tmp"
+	}
+	return &Store{
+		dir: dir, log: log, work: work, sbin: "/usr/sbin:/sbin",
+		keyring: debianKeyring, recipes: images.FS, now: time.Now,
+	}
+}
+
+// Dir is the directory of the store.
+func (s *Store) Dir() string { return s.dir }
+
+// Work is the directory in which builds unpack.
+func (s *Store) Work() string { return s.work }
+
+// List returns the images, newest first. A directory that holds no readable
+// image is left out and logged.
+func (s *Store) List(ctx context.Context) ([]Image, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var images []Image
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if !validDigest(e.Name()) {
+			continue
+		}
+		img, err := s.read(e.Name())
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
+			continue
+		}
+		if err != nil {
+			s.log.Warn("unreadable image", "dir", filepath.Join(s.dir, e.Name()), "err", err)
+			continue
+		}
+		images = append(images, img)
+	}
+	slices.SortFunc(images, func(a, b Image) int {
+		if c := b.Created.Compare(a.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Digest, b.Digest)
+	})
+	return images, nil
+}
+
+// read opens the image of a digest and looks at what can be known without
+// reading its files.
+func (s *Store) read(digest string) (Image, error) {
+	img := Image{Dir: filepath.Join(s.dir, digest)}
+	data, err := os.ReadFile(filepath.Join(img.Dir, manifestName))
+	if err != nil {
+		return Image{}, err
+	}
+	if err := json.Unmarshal(data, &img.Manifest); err != nil {
+		return Image{}, fmt.Errorf("read %s: %w", manifestName, err)
+	}
+	if err := img.check(); err != nil {
+		return Image{}, err
+	}
+	if img.Digest != digest {
+		return Image{}, fmt.Errorf("directory %s holds image %s", digest, img.Digest)
+	}
+	for _, f := range img.Files {
+		info, err := os.Stat(filepath.Join(img.Dir, f.Name))
+		if err != nil {
+			return Image{}, fmt.Errorf("damaged: %v", err) //nolint:errorlint // not ErrNotExist: the image is there
+		}
+		if info.Size() != f.Size {
+			return Image{}, fmt.Errorf("damaged: %s has %d bytes, its manifest says %d", f.Name, info.Size(), f.Size)
+		}
+	}
+	return img, nil
+}
+
+// Resolve finds an image by its name, its digest or the beginning of a digest
+// (four characters or more). Of several images of one name it returns the
+// newest. It fails with ErrNotFound or ErrAmbiguous.
+func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) {
+	images, err := s.List(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	for _, img := range images {
+		if img.Name == ref {
+			return img, nil
+		}
+	}
+	prefix := strings.TrimPrefix(ref, "sha256:")
+	var found []Image
+	if len(prefix) >= 4 {
+		for _, img := range images {
+			if strings.HasPrefix(img.Digest, prefix) {
+				found = append(found, img)
+			}
+		}
+	}
+	switch len(found) {
+	case 0:
+		return Image{}, fmt.Errorf("image %q: %w", ref, ErrNotFound)
+	case 1:
+		return found[0], nil
+	}
+	return Image{}, fmt.Errorf("image %q: %w", ref, ErrAmbiguous)
+}
+
+// Remove deletes the image that ref resolves to, unless inUse says of its
+// digest that a VM stands on it. It returns what it deleted.
+func (s *Store) Remove(ctx context.Context, ref string, inUse func(digest string) bool) (Image, error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	defer unlock()
+	img, err := s.Resolve(ctx, ref)
+	if err != nil {
+		return Image{}, err
+	}
+	if inUse(img.Digest) {
+		return img, fmt.Errorf("remove image %s: %w", ref, ErrInUse)
+	}
+	return img, s.remove(img)
+}
+
+// Prune deletes every image that inUse does not claim, save the newest of each
+// name, and what interrupted builds left. It returns the bytes freed on disk.
+func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (freed int64, err error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return 0, err
+	}
+	defer unlock()
+	s.sweep(ctx)
+	images, err := s.List(ctx)
+	if err != nil {
+		return 0, err
+	}
+	seen := map[string]bool{}
+	for _, img := range images {
+		newest := !seen[img.Name]
+		seen[img.Name] = true
+		if newest || inUse(img.Digest) {
+			continue
+		}
+		size := allocated(img.Dir)
+		if err := s.remove(img); err != nil {
+			return freed, err
+		}
+		freed += size
+	}
+	return freed, nil
+}
+
+// remove takes the image's name away first: what is left after that is swept.
+func (s *Store) remove(img Image) error {
+	trash := filepath.Join(s.dir, tempPrefix+"removed-"+img.Digest)
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("remove image %s: %w", img.Name, err)
+	}
+	if err := os.Rename(img.Dir, trash); err != nil {
+		return fmt.Errorf("remove image %s: %w", img.Name, err)
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("remove image %s: %w", img.Name, err)
+	}
+	return nil
+}
+
+// allocated is what the files in dir take on disk, in bytes.
+func allocated(dir string) int64 {
+	var n int64
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
+			n += st.Blocks * 512
+		}
+	}
+	return n
+}
+
+// lock makes changes to the store's directory exclusive. It is held for
+// moments only, never while something is built or transferred.
+func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make image store: %w", err)
+	}
+	return s.flock(ctx, ".lock", nil)
+}
+
+// flock takes the lock file name of the store. If another process has it,
+// busy is called once before waiting.
+func (s *Store) flock(ctx context.Context, name string, busy func()) (unlock func(), err error) {
+	l := flock.New(filepath.Join(s.dir, name), flock.SetPermissions(0o600))
+	ok, err := l.TryLock()
+	if err == nil && !ok {
+		if busy != nil {
+			busy()
+		}
+		_, err = l.TryLockContext(ctx, retry)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock image store %s: %w", s.dir, err)
+	}
+	return func() {
+		if err := l.Close(); err != nil {
+			s.log.Warn("unlock image store", "err", err)
+		}
+	}, nil
+}
