@@ -1,0 +1,213 @@
+package usernet
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Datagrams on the dial socket are those of RFC 9298, in capsules (RFC 9297):
+// a type, a length and a value, the first two as QUIC's variable-length
+// integers. A datagram's value is its context, always 0 here, and the payload.
+
+const (
+	udpPath     = "/.well-known/masque/udp/"
+	udpProtocol = "connect-udp"
+	udpAnswer   = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+
+	capsuleDatagram = 0
+	datagramUDP     = 0
+	// maxDatagram is the largest payload of a UDP packet over IPv4.
+	maxDatagram = 65535 - 20 - 8
+)
+
+var errCapsule = errors.New("malformed capsule")
+
+// appendVarint appends v as a variable-length integer (RFC 9000, 16).
+func appendVarint(b []byte, v uint64) []byte {
+	switch {
+	case v < 1<<6:
+		return append(b, byte(v))
+	case v < 1<<14:
+		return binary.BigEndian.AppendUint16(b, uint16(v)|1<<14)
+	case v < 1<<30:
+		return binary.BigEndian.AppendUint32(b, uint32(v)|2<<30)
+	}
+	return binary.BigEndian.AppendUint64(b, v|3<<62)
+}
+
+// readVarint reads a variable-length integer. io.EOF means that there is none.
+func readVarint(r io.ByteReader) (uint64, error) {
+	first, err := r.ReadByte()
+	if err != nil {
+		return 0, err
+	}
+	v := uint64(first & 0x3f)
+	for range 1<<(first>>6) - 1 {
+		b, err := r.ReadByte()
+		if err != nil {
+			return 0, noEOF(err)
+		}
+		v = v<<8 | uint64(b)
+	}
+	return v, nil
+}
+
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// appendDatagram appends the capsule of one datagram.
+func appendDatagram(b, payload []byte) []byte {
+	b = appendVarint(b, capsuleDatagram)
+	b = appendVarint(b, uint64(1+len(payload)))
+	b = appendVarint(b, datagramUDP)
+	return append(b, payload...)
+}
+
+// readDatagram reads capsules up to the next datagram and puts its payload
+// into buf, which holds maxDatagram bytes. Capsules and contexts that it does
+// not know are skipped (RFC 9297, 3.2).
+func readDatagram(r *bufio.Reader, buf []byte) (int, error) {
+	for {
+		kind, err := readVarint(r)
+		if err != nil {
+			return 0, err
+		}
+		length, err := readVarint(r)
+		if err != nil {
+			return 0, noEOF(err)
+		}
+		if length > 1+maxDatagram {
+			return 0, fmt.Errorf("%w: %d bytes long", errCapsule, length)
+		}
+		if kind != capsuleDatagram {
+			if _, err := r.Discard(int(length)); err != nil {
+				return 0, noEOF(err)
+			}
+			continue
+		}
+		if length == 0 {
+			return 0, fmt.Errorf("%w: no context", errCapsule)
+		}
+		context, err := r.ReadByte()
+		if err != nil {
+			return 0, noEOF(err)
+		}
+		payload := int(length) - 1
+		if context != datagramUDP {
+			if _, err := r.Discard(payload); err != nil {
+				return 0, noEOF(err)
+			}
+			continue
+		}
+		if _, err := io.ReadFull(r, buf[:payload]); err != nil {
+			return 0, noEOF(err)
+		}
+		return payload, nil
+	}
+}
+
+// tunnelUDP serves one upgrade to datagrams.
+func (s *Stack) tunnelUDP(ctx context.Context, w http.ResponseWriter, r *http.Request) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), udpProtocol) {
+		w.Header().Set("Upgrade", udpProtocol)
+		w.WriteHeader(http.StatusUpgradeRequired)
+		return
+	}
+	guest, err := s.Dial(r.Context(), "udp", net.JoinHostPort(r.PathValue("host"), r.PathValue("port")))
+	if err != nil {
+		answerError(w, err)
+		return
+	}
+	conn, ahead, err := hijack(w, udpAnswer)
+	if err != nil {
+		_ = guest.Close()
+		return
+	}
+	s.dialIns.Add(1)
+	defer s.dialIns.Add(-1)
+	client := newDatagramConn(conn, bufio.NewReader(io.MultiReader(bytes.NewReader(ahead), conn)))
+	end := func() { _ = guest.Close(); _ = client.Close() }
+	defer end()
+	defer context.AfterFunc(ctx, end)()
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer end()
+		copyDatagrams(client, sourceOf(guest))
+	})
+	copyDatagrams(guest, sourceOf(client))
+	end()
+	wg.Wait()
+}
+
+// copyDatagrams copies until either side is closed. What the guest refuses by
+// ICMP or cannot take is lost, as datagrams are.
+func copyDatagrams(dst net.Conn, src source) {
+	for {
+		written := true
+		err := src.next(func(b []byte) error {
+			_, err := dst.Write(b)
+			written = !errors.Is(err, net.ErrClosed)
+			return nil
+		})
+		if !written || err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+			return
+		}
+	}
+}
+
+// datagramConn carries datagrams over a stream, one a Read and one a Write.
+type datagramConn struct {
+	net.Conn
+	rmu sync.Mutex
+	r   *bufio.Reader
+	buf []byte
+	wmu sync.Mutex
+	out []byte
+}
+
+func newDatagramConn(c net.Conn, r *bufio.Reader) *datagramConn {
+	return &datagramConn{Conn: c, r: r}
+}
+
+// Read reads one datagram; what b has no room for is lost.
+func (c *datagramConn) Read(b []byte) (int, error) {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	if len(b) >= maxDatagram {
+		return readDatagram(c.r, b)
+	}
+	if c.buf == nil {
+		c.buf = make([]byte, maxDatagram)
+	}
+	n, err := readDatagram(c.r, c.buf)
+	return copy(b, c.buf[:n]), err
+}
+
+// Write writes one datagram.
+func (c *datagramConn) Write(b []byte) (int, error) {
+	if len(b) > maxDatagram {
+		return 0, os.NewSyscallError("write", syscall.EMSGSIZE)
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.out = appendDatagram(c.out[:0], b)
+	if _, err := c.Conn.Write(c.out); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}

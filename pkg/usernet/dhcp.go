@@ -1,0 +1,117 @@
+package usernet
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+)
+
+const (
+	dhcpServerPort = 67
+	dhcpClientPort = 68
+	dhcpLease      = 24 * time.Hour
+)
+
+// serveDHCP gives the one guest its one address, whatever its link address.
+func (s *Stack) serveDHCP() error {
+	conn, err := socket.ListenUDP(s.net, netip.AddrPortFrom(netip.Addr{}, dhcpServerPort))
+	if err != nil {
+		return fmt.Errorf("serve DHCP: %w", err)
+	}
+	s.closeAtEnd(conn)
+	s.wg.Go(func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if s.ctx.Err() != nil || errors.Is(err, io.EOF) {
+				return
+			}
+			if err != nil {
+				s.log.Warn("DHCP request lost", "error", err)
+				continue
+			}
+			request, err := dhcpv4.FromBytes(buf[:n])
+			if err != nil {
+				continue
+			}
+			reply, err := dhcpReply(request, s.cfg.MTU)
+			if err != nil {
+				s.log.Debug("DHCP request not answered", "error", err)
+				continue
+			}
+			if _, err := conn.WriteTo(reply.ToBytes(), dhcpDestination(from, reply)); err != nil {
+				s.log.Warn("DHCP answer lost", "error", err)
+			}
+		}
+	})
+	return nil
+}
+
+// errNoReply says that a DHCP message needs no answer.
+var errNoReply = errors.New("message needs no answer")
+
+// dhcpReply answers one request.
+func dhcpReply(request *dhcpv4.DHCPv4, mtu int) (*dhcpv4.DHCPv4, error) {
+	if request.OpCode != dhcpv4.OpcodeBootRequest {
+		return nil, errNoReply
+	}
+	options := []dhcpv4.Modifier{
+		dhcpv4.WithServerIP(Gateway.AsSlice()),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(Gateway.AsSlice())),
+	}
+	var answer dhcpv4.MessageType
+	switch t := request.MessageType(); t {
+	case dhcpv4.MessageTypeDiscover:
+		answer = dhcpv4.MessageTypeOffer
+	case dhcpv4.MessageTypeRequest:
+		if other := request.ServerIdentifier(); other != nil && !other.Equal(Gateway.AsSlice()) {
+			return nil, errNoReply // it took another server's offer
+		}
+		answer = dhcpv4.MessageTypeAck
+		if !wantsGuestAddress(request) {
+			answer = dhcpv4.MessageTypeNak
+		}
+	case dhcpv4.MessageTypeInform:
+		answer = dhcpv4.MessageTypeAck
+	default:
+		return nil, errNoReply
+	}
+	options = append(options, dhcpv4.WithMessageType(answer))
+	if answer != dhcpv4.MessageTypeNak {
+		options = append(options,
+			dhcpv4.WithNetmask(net.CIDRMask(Network.Bits(), 32)),
+			dhcpv4.WithRouter(Gateway.AsSlice()),
+			dhcpv4.WithDNS(Gateway.AsSlice()),
+			dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(mtu)}),
+		)
+		if request.MessageType() != dhcpv4.MessageTypeInform {
+			options = append(options, dhcpv4.WithYourIP(Guest.AsSlice()), dhcpv4.WithLeaseTime(uint32(dhcpLease/time.Second)))
+		}
+	}
+	return dhcpv4.NewReplyFromRequest(request, options...)
+}
+
+// wantsGuestAddress says whether a request is for the address that there is.
+func wantsGuestAddress(request *dhcpv4.DHCPv4) bool {
+	want := request.RequestedIPAddress()
+	if want == nil {
+		want = request.ClientIPAddr // renewal
+	}
+	return want.Equal(Guest.AsSlice())
+}
+
+// dhcpDestination is where an answer goes (RFC 2131, 4.1): to the client if it
+// has its address, else to all; the one client of this network hears both.
+func dhcpDestination(from net.Addr, reply *dhcpv4.DHCPv4) net.Addr {
+	if addr, ok := from.(*net.UDPAddr); ok && addr.IP.Equal(Guest.AsSlice()) && reply.MessageType() != dhcpv4.MessageTypeNak {
+		return addr
+	}
+	return &net.UDPAddr{IP: net.IPv4bcast, Port: dhcpClientPort}
+}

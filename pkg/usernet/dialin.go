@@ -1,0 +1,182 @@
+package usernet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+)
+
+// The protocol of the dial socket is HTTP/1.1:
+//
+//	CONNECT 192.0.2.2:22                    a TCP connection into the VM (RFC 9110, 9.3.6)
+//	GET /.well-known/masque/udp/192.0.2.2/53/  datagrams (RFC 9298): Upgrade: connect-udp
+//	GET /status                             Status as JSON
+//	POST /stop                              ends the network
+//
+// After the answer to CONNECT (200) or the upgrade (101) the connection is the
+// tunnel. Failures are JSON, [dialError], with a status that says the kind.
+
+// dialInTimeout bounds a dial into the VM that its client does not.
+const dialInTimeout = 30 * time.Second
+
+// dialError is the body of an answer that is not a success.
+type dialError struct {
+	Code    string `json:"code,omitempty"` // of dialErrors
+	Message string `json:"message"`
+}
+
+// dialErrors are the kinds of failure that a [Dialer] tells apart, with the
+// names and HTTP statuses under which they travel.
+var dialErrors = []struct {
+	err    error
+	code   string
+	status int
+}{
+	{ErrNoGuest, "no-guest", http.StatusServiceUnavailable},
+	{ErrNotGuest, "not-guest", http.StatusForbidden},
+	{ErrClosed, "closed", http.StatusServiceUnavailable},
+	{syscall.ECONNREFUSED, "refused", http.StatusBadGateway},
+	{syscall.ECONNRESET, "reset", http.StatusBadGateway},
+	{syscall.EHOSTUNREACH, "unreachable", http.StatusBadGateway},
+	{syscall.ETIMEDOUT, "timeout", http.StatusGatewayTimeout},
+}
+
+func answerError(w http.ResponseWriter, err error) {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = syscall.ETIMEDOUT
+	}
+	body, status := dialError{Message: err.Error()}, http.StatusInternalServerError
+	for _, kind := range dialErrors {
+		if errors.Is(err, kind.err) {
+			body.Code, status = kind.code, kind.status
+			break
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}
+
+// answerFailure turns an answer of [answerError] into the error that it
+// stands for.
+func answerFailure(answer *http.Response) error {
+	defer answer.Body.Close()
+	var body dialError
+	if json.NewDecoder(io.LimitReader(answer.Body, 8<<10)).Decode(&body) != nil || body.Message == "" {
+		return fmt.Errorf("the VM's network process answered %s", answer.Status)
+	}
+	for _, kind := range dialErrors {
+		if kind.code == body.Code {
+			return kind.err
+		}
+	}
+	return errors.New(body.Message)
+}
+
+// serveDialIn serves the dial socket until ctx ends; then it ends the tunnels.
+func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) error {
+	var tunnels sync.WaitGroup
+	defer tunnels.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		status := s.Status()
+		status.PID = os.Getpid()
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status)
+	})
+	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusAccepted)
+		_ = http.NewResponseController(w).Flush()
+		stop()
+	})
+	mux.HandleFunc("GET "+udpPath+"{host}/{port}/", func(w http.ResponseWriter, r *http.Request) {
+		tunnels.Add(1)
+		defer tunnels.Done()
+		s.tunnelUDP(ctx, w, r)
+	})
+	server := &http.Server{
+		ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes:    8 << 10,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodConnect { // the mux has no patterns for authorities
+				mux.ServeHTTP(w, r)
+				return
+			}
+			tunnels.Add(1)
+			defer tunnels.Done()
+			s.tunnelTCP(ctx, w, r)
+		}),
+	}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	err := server.Serve(l)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("serve dial socket: %w", err)
+}
+
+// tunnelTCP serves one CONNECT.
+func (s *Stack) tunnelTCP(ctx context.Context, w http.ResponseWriter, r *http.Request) {
+	dialing, cancel := context.WithTimeout(r.Context(), dialInTimeout)
+	guest, err := s.Dial(dialing, "tcp", r.Host)
+	cancel()
+	if err != nil {
+		answerError(w, err)
+		return
+	}
+	client, ahead, err := hijack(w, "HTTP/1.1 200 Connection established\r\n\r\n")
+	if err != nil {
+		abort(guest)
+		return
+	}
+	s.dialIns.Add(1)
+	defer s.dialIns.Add(-1)
+	if _, err := guest.Write(ahead); err != nil {
+		abort(guest)
+		abort(client)
+		return
+	}
+	if err := s.relays.join(ctx, guest.(*socket.TCP), client); err != nil {
+		s.log.Debug("connection into the VM broke", "to", r.Host, "error", err)
+	}
+}
+
+// hijack takes over the connection of a request and writes the start of the
+// answer to it. It returns also what was read of it beyond the request.
+func hijack(w http.ResponseWriter, answer string) (streamConn, []byte, error) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	stream, ok := conn.(streamConn)
+	if !ok {
+		_ = conn.Close()
+		return nil, nil, fmt.Errorf("a %T is not a stream socket", conn)
+	}
+	err = conn.SetDeadline(time.Time{})
+	if err == nil {
+		_, err = io.WriteString(conn, answer)
+	}
+	if err != nil {
+		_ = conn.Close()
+		return nil, nil, err
+	}
+	ahead, _ := rw.Peek(rw.Reader.Buffered())
+	return stream, ahead, nil
+}

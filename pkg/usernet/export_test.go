@@ -1,0 +1,20 @@
+package usernet
+
+import (
+	"context"
+	"net/netip"
+)
+
+// SetHost replaces what the policy sees of the host: whether an address is the
+// host's own.
+func (s *Stack) SetHost(own func(netip.Addr) bool) {
+	s.policy.look = func(_ context.Context, a netip.Addr) (hostView, error) {
+		if own(a) {
+			return hostView{Route: routeLocal}, nil
+		}
+		return hostView{}, nil
+	}
+}
+
+// ParseHosts parses a hosts file.
+var ParseHosts = parseHosts

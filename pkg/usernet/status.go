@@ -1,0 +1,39 @@
+package usernet
+
+import "time"
+
+// Status describes a VM's network at one moment. It travels as JSON; fields
+// are only ever added.
+type Status struct {
+	Connected bool              `json:"connected"`      // a VM is plugged in
+	Since     time.Time         `json:"since,omitzero"` // when it was
+	Guest     string            `json:"guest"`          // the VM's address
+	Offline   bool              `json:"offline"`        // outbound is refused
+	MTU       int               `json:"mtu"`            // bytes of an IP packet
+	FramesIn  uint64            `json:"framesIn"`       // from the VM
+	BytesIn   uint64            `json:"bytesIn"`        // from the VM
+	FramesOut uint64            `json:"framesOut"`      // to the VM
+	BytesOut  uint64            `json:"bytesOut"`       // to the VM
+	Dropped   uint64            `json:"dropped"`        // frames that the VM did not take
+	TCPFlows  int               `json:"tcpFlows"`       // outbound connections, those being dialled included
+	UDPFlows  int               `json:"udpFlows"`       // outbound
+	DialIns   int               `json:"dialIns"`        // connections into the VM through the unix socket
+	Refused   map[string]uint64 `json:"refused"`        // refused so far, by reason
+	PID       int               `json:"pid,omitempty"`  // of the network process
+}
+
+// Status describes the network now.
+func (s *Stack) Status() Status {
+	s.mu.Lock()
+	since := s.since
+	s.mu.Unlock()
+	c := s.cable.Counters()
+	return Status{
+		Connected: !since.IsZero(), Since: since,
+		Guest: Guest.String(), Offline: s.cfg.Offline, MTU: s.cfg.MTU,
+		FramesIn: c.FramesIn, BytesIn: c.BytesIn,
+		FramesOut: c.FramesOut, BytesOut: c.BytesOut, Dropped: c.Dropped,
+		TCPFlows: len(s.out.tcpSlots), UDPFlows: s.out.udpFlows.len(), DialIns: int(s.dialIns.Load()),
+		Refused: s.policy.refusals(),
+	}
+}

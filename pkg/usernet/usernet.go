@@ -1,0 +1,300 @@
+// Package usernet is the network of one VM, in user space: a TCP/IP stack
+// (gVisor's netstack) at the other end of QEMU's "stream" network card.
+//
+// The VM sees a private network with a gateway that gives it its address by
+// DHCP, answers DNS with what the host's resolver says, and carries its TCP
+// and UDP connections out as ordinary sockets of the user who runs devvm.
+// Connections into the VM come through a unix socket ([Dialer]); no port of
+// the host listens, and no bridge, route or firewall rule is made.
+//
+// Nothing that comes from the VM reaches the host itself, whatever root in the
+// VM does: see hostrule.go. The guest is not trusted in anything: each frame
+// is looked at before the stack is (ingress.go), only the VM's own address is
+// taken as a source, and what is refused gets an answer (RST or ICMP) rather
+// than silence.
+//
+// [Run] is the body of the process `devvm net`, one per VM; it ends with its
+// QEMU. If that process dies, the VM's connections die and nothing else; a new
+// one takes over the same sockets. [Stack] is the same network without sockets
+// of its own, for tests.
+//
+// This package is the only one that may import gVisor, and imports no other
+// package of devvm.
+package usernet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
+	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"github.com/devvm/devvm/pkg/usernet/internal/link"
+	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+)
+
+// The VM's private network. It is TEST-NET-1 (RFC 5737): documentation owns
+// it, so no LAN or VPN of the host has it and none ever clashes with it.
+var (
+	Network = netip.MustParsePrefix("192.0.2.0/24")
+	// Gateway is the VM's router; it serves DNS (port 53) and DHCP, nothing else.
+	Gateway = netip.MustParseAddr("192.0.2.1")
+	// Guest is the VM's own address.
+	Guest = netip.MustParseAddr("192.0.2.2")
+	// HostAlias is what host.docker.internal resolves to. It refuses all.
+	HostAlias = netip.MustParseAddr("192.0.2.254")
+)
+
+// GatewayMAC is the gateway's link address: locally administered, and the same
+// in each VM, so that a fork of a saved VM finds the neighbour that it knows.
+var GatewayMAC = net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd}
+
+// DefaultMTU is the largest IP packet between the VM and its gateway, in bytes.
+const DefaultMTU = 65520
+
+const nic = socket.NIC
+
+// Errors that callers tell apart with errors.Is. They pass through a [Dialer]
+// as they are; a guest that refuses is syscall.ECONNREFUSED.
+var (
+	// ErrNoGuest says that no VM is plugged in.
+	ErrNoGuest = errors.New("no VM is connected to this network")
+	// ErrNotGuest says that an address to dial is not the VM's.
+	ErrNotGuest = errors.New("not an address of the VM")
+	// ErrBusy says that a second QEMU came while the first is still there.
+	ErrBusy = link.ErrBusy
+	// ErrClosed says that the network was stopped.
+	ErrClosed = errors.New("network is stopped")
+)
+
+// Config describes a VM's network. The zero value is a good one, but for Log.
+type Config struct {
+	Offline bool         // refuse everything outbound; DNS knows internal names only
+	MTU     int          // largest IP packet, 1280 to 65521; 0: DefaultMTU
+	Log     *slog.Logger // nil: nothing is logged
+
+	// MaxFlows bounds the outbound TCP connections, and apart from them the
+	// UDP flows, that exist at a time; 0: as many as the open-file limit has
+	// room for.
+	MaxFlows int
+
+	// The seams of tests. Each replaces one contact with the host.
+
+	// DialOut opens an outbound connection that policy has allowed; nil: a
+	// socket to that address. Networks are "tcp" and "udp", and the connection
+	// is a socket of package net in any case.
+	DialOut func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	// ResolvConf and Hosts are paths; empty: /etc/resolv.conf and /etc/hosts.
+	ResolvConf, Hosts string
+	// DialDNS reaches a nameserver that ResolvConf names; nil: port 53 there.
+	DialDNS func(ctx context.Context, network, server string) (net.Conn, error)
+	// UDPIdle is how long a UDP flow without answers lives, 0: 30 s; one with
+	// answers lives four times as long.
+	UDPIdle time.Duration
+}
+
+// Stack is the network of one VM. Its methods are safe for concurrent use.
+type Stack struct {
+	cfg    Config
+	log    *slog.Logger
+	net    *stack.Stack
+	cable  *link.Endpoint
+	policy *policy
+	out    *outbound
+	relays relays
+	dns    *resolver
+
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	closing sync.Once
+
+	guestMAC atomic.Value // tcpip.LinkAddress that the guest sent from last
+	dialIns  atomic.Int64
+
+	mu    sync.Mutex
+	since time.Time // of the present guest; zero: none
+}
+
+// New makes the network; it does nothing until Serve gives it a VM.
+func New(cfg Config) (*Stack, error) {
+	if cfg.MTU == 0 {
+		cfg.MTU = DefaultMTU
+	}
+	if cfg.MTU < 1280 || cfg.MTU > maxMTU {
+		return nil, fmt.Errorf("MTU %d is out of range (1280 to %d)", cfg.MTU, maxMTU)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ResolvConf == "" {
+		cfg.ResolvConf = "/etc/resolv.conf"
+	}
+	if cfg.Hosts == "" {
+		cfg.Hosts = "/etc/hosts"
+	}
+	if cfg.UDPIdle == 0 {
+		cfg.UDPIdle = 30 * time.Second
+	}
+	if cfg.MaxFlows == 0 {
+		cfg.MaxFlows = defaultMaxFlows()
+	}
+	s := &Stack{cfg: cfg, log: cfg.Log}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.cable = link.New(tcpip.LinkAddress(GatewayMAC), uint32(cfg.MTU), link.QueueBytes)
+	s.policy = newPolicy(s)
+	if err := s.makeNet(); err != nil {
+		s.cancel()
+		return nil, fmt.Errorf("make network stack: %w", err)
+	}
+	s.out = newOutbound(s)
+	s.dns = newResolver(s)
+	for _, serve := range []func() error{s.serveDHCP, s.dns.serve} {
+		if err := serve(); err != nil {
+			s.Close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// maxMTU keeps a frame within 65535 bytes, which is all that a virtio-net
+// device can announce.
+const maxMTU = 65535 - 14
+
+func (s *Stack) makeNet() error {
+	s.net = stack.New(stack.Options{
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
+		NUDConfigs:         neighbourTimes(),
+	})
+	if err := s.net.CreateNIC(nic, ethernet.New(s.cable)); err != nil {
+		return errors.New(err.String())
+	}
+	for _, a := range []netip.Addr{Gateway, HostAlias} {
+		address := tcpip.ProtocolAddress{
+			Protocol:          ipv4.ProtocolNumber,
+			AddressWithPrefix: tcpip.AddressWithPrefix{Address: socket.Address(a), PrefixLen: Network.Bits()},
+		}
+		properties := stack.AddressProperties{}
+		if a != Gateway {
+			properties.PEB = stack.NeverPrimaryEndpoint
+		}
+		if err := s.net.AddProtocolAddress(nic, address, properties); err != nil {
+			return errors.New(err.String())
+		}
+	}
+	subnet, err := tcpip.NewSubnet(socket.Address(Network.Addr()), tcpip.MaskFromBytes(net.CIDRMask(Network.Bits(), 32)))
+	if err != nil {
+		return err
+	}
+	s.net.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nic}})
+
+	// Every address but the gateway's is somebody else's: the stack takes the
+	// packets for all of them and answers in their names.
+	if err := s.net.SetPromiscuousMode(nic, true); err != nil {
+		return errors.New(err.String())
+	}
+	if err := s.net.SetSpoofing(nic, true); err != nil {
+		return errors.New(err.String())
+	}
+	return tuneTCP(s.net)
+}
+
+// neighbourTimes makes the stack ask for the guest's link address five times a
+// second, so that a connection waits for a booting VM no longer than it boots.
+func neighbourTimes() stack.NUDConfigurations {
+	c := stack.DefaultNUDConfigurations()
+	c.RetransmitTimer = 200 * time.Millisecond
+	c.MaxMulticastProbes = 15
+	c.MaxUnicastProbes = 15
+	return c
+}
+
+func tuneTCP(n *stack.Stack) error {
+	sack := tcpip.TCPSACKEnabled(true)
+	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 128 << 10, Max: maxBuffer}
+	send := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 128 << 10, Max: maxBuffer}
+	moderate := tcpip.TCPModerateReceiveBufferOption(true)
+	// The forwarder's connections have no listener, so a SYN that meets one in
+	// TIME-WAIT is lost, and a guest that uses a port again would wait for a
+	// minute. No segment strays on this cable: TIME-WAIT has nothing to do.
+	timeWait := tcpip.TCPTimeWaitTimeoutOption(50 * time.Millisecond)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate, &timeWait} {
+		if err := n.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
+			return errors.New(err.String())
+		}
+	}
+	return nil
+}
+
+// Serve carries the frames of the VM behind conn, which speaks the framing of
+// QEMU's "stream" netdev, until conn ends, ctx is done or the Stack is closed.
+// It closes conn. One VM is served at a time: a second call meanwhile fails
+// with ErrBusy and leaves its conn open. The VM's connections outlive Serve, so
+// that a VM that is saved and restored keeps them.
+func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	if s.ctx.Err() != nil {
+		conn.Close()
+		return ErrClosed
+	}
+	served := false
+	err := s.cable.Serve(ctx, conn, func() {
+		served = true
+		s.setSince(time.Now())
+		s.log.Info("VM connected")
+	}, s.ingress)
+	if served {
+		s.setSince(time.Time{})
+		s.log.Info("VM disconnected", "error", err)
+	}
+	if err != nil {
+		return fmt.Errorf("serve VM: %w", err)
+	}
+	return nil
+}
+
+func (s *Stack) setSince(t time.Time) {
+	s.mu.Lock()
+	s.since = t
+	s.mu.Unlock()
+}
+
+// Close ends all connections and waits for the goroutines of the Stack.
+func (s *Stack) Close() error {
+	s.closing.Do(func() {
+		s.cancel()
+		s.net.Close() // ends handshakes that would wait for the guest
+		s.wg.Wait()
+		s.net.Wait()
+	})
+	return nil
+}
+
+// closeAtEnd closes what belongs to the Stack when that is closed.
+func (s *Stack) closeAtEnd(c io.Closer) {
+	context.AfterFunc(s.ctx, func() { _ = c.Close() })
+}
+
+// fromNet turns an address of gVisor's into Go's.
+func fromNet(a tcpip.Address) netip.Addr {
+	addr, _ := netip.AddrFromSlice(a.AsSlice())
+	return addr
+}
