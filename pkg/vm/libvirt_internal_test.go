@@ -1,0 +1,104 @@
+package vm
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"strings"
+	"syscall"
+	"testing"
+
+	libvirt "github.com/digitalocean/go-libvirt"
+)
+
+func TestExplain(t *testing.T) {
+	for _, c := range []struct {
+		text, words string
+		kind        error
+	}{
+		{
+			"internal error: process exited while connecting to monitor: 2026-11-23T15:38:13.530Z qemu-system-x86_64: -accel kvm: Could not access KVM kernel module: Permission denied\n2026-11-23T15:38:13.530Z qemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied",
+			"-accel kvm: Could not access KVM kernel module: Permission denied -accel kvm: failed to initialize kvm: Permission denied",
+			ErrAccel,
+		},
+		{"unsupported configuration: Emulator '/usr/bin/qemu-system-x86_64' does not support virt type 'kvm'", "", ErrAccel},
+		{"invalid argument: could not find capabilities for arch=x86_64 domaintype=kvm ", "", ErrAccel},
+		{"unsupported configuration: Domain requires KVM, but it is not available. Check that virtualization is enabled", "", ErrAccel},
+		{"Cannot access storage file '/d' (as uid:64055, gid:64055): No such file or directory", "", fs.ErrNotExist},
+		{"internal error: process exited while connecting to monitor: qemu-system-x86_64: -netdev {}: Failed to connect to '/n.sock': Connection refused", "-netdev {}: Failed to connect to '/n.sock': Connection refused", syscall.ECONNREFUSED},
+		{"internal error: qemu unexpectedly closed the monitor: /usr/bin/qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory", "cannot set up guest memory 'pc.ram': Cannot allocate memory", syscall.ENOMEM},
+		{"internal error: process exited while connecting to monitor: qemu-system-x86_64: -device x: Failed to get \"write\" lock\nIs another process using the image [/d]?", "-device x: Failed to get \"write\" lock Is another process using the image [/d]?", ErrDiskInUse},
+		{"operation failed: write: No space left on device", "", syscall.ENOSPC},
+		{"something else", "", nil},
+	} {
+		err := explain(fmt.Errorf("wrapped: %w", libvirt.Error{Code: 1, Message: c.text}))
+		if c.kind != nil && !errors.Is(err, c.kind) {
+			t.Errorf("%q: %v, want %v", c.text, err, c.kind)
+		}
+		words := c.words
+		if words == "" {
+			words = strings.TrimSpace(c.text)
+		}
+		if !strings.HasSuffix(err.Error(), words) {
+			t.Errorf("%q: %q lacks %q", c.text, err, words)
+		}
+		for _, kind := range []error{ErrAccel, ErrDiskInUse, syscall.ENOSPC, fs.ErrNotExist} {
+			if !errors.Is(kind, c.kind) && errors.Is(err, kind) {
+				t.Errorf("%q: is %v, too", c.text, kind)
+			}
+		}
+	}
+	if err := explain(libvirt.Error{Code: uint32(libvirt.ErrNoDomain), Message: "Domain not found"}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("%v, want ErrNotFound", err)
+	}
+	if err := explain(ErrForeign); !errors.Is(err, ErrForeign) {
+		t.Errorf("%v, want it as it was", err)
+	}
+}
+
+func TestConnectionLost(t *testing.T) {
+	for _, err := range []error{syscall.EINVAL, libvirt.ErrInterrupted, io.EOF, syscall.EPIPE, fmt.Errorf("x: %w", syscall.ECONNRESET), libvirt.Error{Code: uint32(libvirt.ErrRPC)}} {
+		if !connectionLost(err) {
+			t.Errorf("%v is not seen as a lost connection", err)
+		}
+	}
+	for _, err := range []error{nil, errors.New("x"), ErrNotFound, libvirt.Error{Code: uint32(libvirt.ErrNoDomain)}} {
+		if connectionLost(err) {
+			t.Errorf("%v is seen as a lost connection", err)
+		}
+	}
+}
+
+// The words for people cover what libvirt can say; a state never lacks one that
+// devvm knows.
+func TestReduce(t *testing.T) {
+	for _, c := range []struct {
+		state  libvirt.DomainState
+		reason int32
+		saved  bool
+		want   State
+		words  string
+	}{
+		{libvirt.DomainRunning, int32(libvirt.DomainRunningBooted), false, StateRunning, "booted"},
+		{libvirt.DomainBlocked, 0, false, StateRunning, ""},
+		{libvirt.DomainShutdown, int32(libvirt.DomainShutdownUser), false, StateRunning, "powering off"},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedIoerror), false, StatePaused, "I/O error"},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedUnknown), false, StatePaused, "error"},
+		{libvirt.DomainPaused, 99, false, StatePaused, ""},
+		{libvirt.DomainPmsuspended, 0, false, StatePaused, "suspended"},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffDestroyed), false, StateStopped, "by force"},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffShutdown), false, StateStopped, "powered off"},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffUnknown), false, StateStopped, ""},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffFailed), false, StateStopped, "start failed"},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffCrashed), false, StateCrashed, "killed"},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffSaved), true, StateSaved, "saved"},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffUnknown), true, StateSaved, "saved"},
+		{libvirt.DomainCrashed, int32(libvirt.DomainCrashedPanicked), false, StateCrashed, "crashed"},
+	} {
+		state, words := reduce(c.state, c.reason, c.saved)
+		if state != c.want || !strings.Contains(words, c.words) {
+			t.Errorf("reduce(%v, %d, %v) = %v, %q; want %v, %q", c.state, c.reason, c.saved, state, words, c.want, c.words)
+		}
+	}
+}

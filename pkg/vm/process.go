@@ -1,0 +1,87 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// process is the QEMU of one domain; pid 0: there is none.
+type process struct {
+	pid  int
+	name string // of the VM, to know it again
+}
+
+// findProcess reads the file in which libvirt notes the pid of a domain's QEMU
+// and removes it when that has ended. exists says that there is such a file;
+// known is false if this user may not look.
+func findProcess(pidFile, name string) (p process, exists, known bool) {
+	b, err := os.ReadFile(pidFile)
+	if err != nil {
+		return process{}, false, errors.Is(err, fs.ErrNotExist)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 0 {
+		return process{}, true, true
+	}
+	p = process{pid: pid, name: name}
+	if p.alive() {
+		return p, true, true
+	}
+	// The number may be somebody else's by now, or a process that this user
+	// may not see (proc's hidepid).
+	return process{}, true, !errors.Is(unix.Kill(pid, 0), unix.EPERM)
+}
+
+// alive reports whether the pid still is that of the VM's QEMU. A zombie has no
+// command line and is not alive.
+func (p process) alive() bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.pid))
+	if err != nil {
+		return false
+	}
+	// libvirt: -name guest=NAME,debug-threads=on
+	args := bytes.Split(b, []byte{0})
+	for i := range args[:max(0, len(args)-1)] {
+		guest, _, _ := strings.Cut(string(args[i+1]), ",")
+		if string(args[i]) == "-name" && guest == "guest="+DomainPrefix+p.name {
+			return true
+		}
+	}
+	return false
+}
+
+// kill ends the process, if there is one, and waits until it is gone.
+func (p process) kill(ctx context.Context) error {
+	if p.pid == 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", p.pid, err)
+	}
+	defer unix.Close(fd)
+	if !p.alive() { // the descriptor now names whom we asked about, or nobody of ours
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", p.pid, err)
+	}
+	for p.alive() {
+		if err := pause(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
