@@ -1,0 +1,294 @@
+// Package dockerproxy serves a Docker Engine's unix socket on this host by
+// passing each connection on, byte for byte, over a dial function that it is
+// given.
+//
+// It imports neither guest nor vm, and does not parse what passes: hijacked
+// streams, half-close in both directions and back-pressure work because the
+// bytes and the ends of the two streams are all there is to it. Memory per
+// connection is fixed.
+//
+// When the engine cannot be reached a client gets an HTTP answer that says so
+// in the Docker API's own form, after a bounded wait; it never hangs. Running
+// out of file descriptors delays new connections and breaks none.
+package dockerproxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrDown in the chain of a [DialFunc]'s error says that waiting is pointless,
+// for example because the VM has stopped: clients are told at once.
+var ErrDown = errors.New("the VM is not running")
+
+// DialFunc opens a connection to the engine. It must return when ctx ends.
+//
+// The connection must be able to close its two directions apart: it has
+// CloseWrite() error. It may have two more methods: Done() <-chan struct{},
+// closed when nothing can be sent any more, and Err() error, not nil after Done
+// if the connection was lost rather than closed.
+type DialFunc func(ctx context.Context) (net.Conn, error)
+
+// Options configure a [Proxy].
+type Options struct {
+	// Dial opens the engine's side of each connection. Required.
+	Dial DialFunc
+	// Log takes what goes wrong; nil discards it.
+	Log *slog.Logger
+	// WaitReady is how long a new connection waits while Dial fails: the time
+	// in which a lost link usually comes back.
+	WaitReady time.Duration
+	// DialTimeout is how much longer than WaitReady a Dial that neither fails
+	// nor succeeds may take. Zero means 10 s.
+	DialTimeout time.Duration
+	// Unavailable gives the message for clients that cannot be served: what
+	// happened and what to do. Nil or an empty message leaves it to the proxy.
+	Unavailable func() string
+}
+
+// Proxy passes connections on. It has no state besides its connections.
+type Proxy struct {
+	opts   Options
+	log    *slog.Logger
+	active atomic.Int64
+}
+
+// New makes a proxy.
+func New(opts Options) *Proxy {
+	if opts.DialTimeout <= 0 {
+		opts.DialTimeout = 10 * time.Second
+	}
+	log := opts.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Proxy{opts: opts, log: log}
+}
+
+// Active is the number of connections that clients hold now.
+func (p *Proxy) Active() int { return int(p.active.Load()) }
+
+// Serve accepts connections until ctx ends or the listener is closed, then
+// closes the listener and every connection, and returns when their clients are
+// gone: nil, or the listener's error.
+func (p *Proxy) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	closeListener := sync.OnceFunc(func() { _ = l.Close() })
+	context.AfterFunc(ctx, closeListener)
+	var handlers sync.WaitGroup
+	defer func() {
+		cancel()
+		closeListener() // and wait for it: it removes the socket
+		handlers.Wait()
+	}()
+
+	const firstDelay, maxDelay = 5 * time.Millisecond, time.Second
+	delay := firstDelay
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			if !transient(err) {
+				return err
+			}
+			p.log.Warn("cannot accept a connection for now", "err", err, "active", p.Active(), "retry", delay)
+			if !sleep(ctx, delay) {
+				return nil
+			}
+			delay = min(2*delay, maxDelay)
+			continue
+		}
+		delay = firstDelay
+		p.active.Add(1)
+		handlers.Go(func() {
+			defer p.active.Add(-1)
+			p.handle(ctx, conn)
+		})
+	}
+}
+
+// handle serves one client.
+func (p *Proxy) handle(ctx context.Context, client net.Conn) {
+	defer func() { _ = client.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = client.Close() })()
+
+	engine, err := p.dial(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			p.log.Info("client could not be served", "err", err)
+			p.refuse(client, err)
+		}
+		return
+	}
+	err = join(ctx, client, engine)
+	if err != nil && ctx.Err() == nil {
+		p.log.Debug("connection ended early", "err", err)
+	}
+}
+
+// dial opens the engine's side, trying again for as long as WaitReady says.
+func (p *Proxy) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.opts.WaitReady+p.opts.DialTimeout)
+	defer cancel()
+	start := time.Now()
+	for delay := 20 * time.Millisecond; ; delay = min(2*delay, 500*time.Millisecond) {
+		conn, err := p.opts.Dial(ctx)
+		if err == nil {
+			return conn, nil
+		}
+		left := p.opts.WaitReady - time.Since(start)
+		if errors.Is(err, ErrDown) || left <= 0 || !sleep(ctx, min(delay, left)) {
+			return nil, err
+		}
+	}
+}
+
+// join passes bytes between the two until both directions have ended, or one
+// has failed, and closes both.
+func join(ctx context.Context, client, engine net.Conn) error {
+	defer func() { _ = engine.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = engine.Close() })()
+
+	// The engine's reader has a goroutine that is not waited for: a Read from
+	// a link that is stuck cannot be interrupted, and the client is not to
+	// wait for it.
+	fromEngine := make(chan error, 1)
+	fromClient := make(chan error, 1)
+	go func() {
+		err := pass(client, engine)
+		if err == nil {
+			_ = closeWrite(client)
+		}
+		fromEngine <- err
+	}()
+	go func() {
+		err := pass(engine, client)
+		if err == nil {
+			if hungUp(client) {
+				// Nobody is left to read the answer.
+				err = errHungUp
+			} else {
+				_ = closeWrite(engine)
+			}
+		}
+		fromClient <- err
+	}()
+
+	down, up := fromEngine, fromClient // nil once ended
+	var done <-chan struct{}
+	if d, ok := engine.(interface{ Done() <-chan struct{} }); ok {
+		done = d.Done()
+	}
+	for up != nil || down != nil {
+		select {
+		case err := <-down:
+			if err != nil {
+				return err
+			}
+			down = nil
+		case err := <-up:
+			var write *writeError
+			if err != nil && !errors.As(err, &write) {
+				return err
+			}
+			// The engine does not read any more, but its answer may still be
+			// on the way: that direction ends by itself.
+			up = nil
+		case <-done:
+			if e, ok := engine.(interface{ Err() error }); ok && e.Err() != nil {
+				return e.Err()
+			}
+			// Closed in good order: deliver what has arrived, take no more.
+			done = nil
+			_ = client.SetReadDeadline(time.Unix(1, 0))
+			up = nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+var errHungUp = errors.New("client hung up")
+
+// writeError is an error of pass that came from the destination.
+type writeError struct{ err error }
+
+// Error implements error.
+func (e *writeError) Error() string { return e.err.Error() }
+
+// Unwrap gives the cause.
+func (e *writeError) Unwrap() error { return e.err }
+
+// Buffer sizes. A connection that is idle or chats holds the small one; a bulk
+// transfer borrows a large one.
+const (
+	smallBuffer = 4 << 10
+	largeBuffer = 64 << 10
+)
+
+var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
+
+// pass copies from src to dst until src ends (nil) or one of them fails. It
+// never holds more than one buffer: a slow reader stops the writer.
+func pass(dst io.Writer, src io.Reader) error {
+	small := make([]byte, smallBuffer)
+	var large *[largeBuffer]byte
+	defer func() {
+		if large != nil {
+			largeBuffers.Put(large)
+		}
+	}()
+	for {
+		buf := small
+		if large != nil {
+			buf = large[:]
+		}
+		n, err := src.Read(buf)
+		if n > 0 {
+			if _, err := dst.Write(buf[:n]); err != nil {
+				return &writeError{err}
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+		switch {
+		case large == nil && n == len(small):
+			large = largeBuffers.Get().(*[largeBuffer]byte)
+		case large != nil && n <= len(small):
+			largeBuffers.Put(large)
+			large = nil
+		}
+	}
+}
+
+func closeWrite(c net.Conn) error {
+	if h, ok := c.(interface{ CloseWrite() error }); ok {
+		return h.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// sleep waits for d and says whether ctx has left it undisturbed.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,7 @@
+package guest
+
+// MixKeys has the user key of one VM and the host key of another.
+func MixKeys(user, host Keys) Keys {
+	user.host, user.hostPEM = host.host, host.hostPEM
+	return user
+}

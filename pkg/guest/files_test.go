@@ -1,0 +1,392 @@
+package guest_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/guest/guesttest"
+)
+
+func TestKeys(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "keys")
+	if _, err := guest.LoadKeys(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no keys: %v", err)
+	}
+	keys, err := guest.GenerateKeys(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	modes := map[string]string{}
+	for _, name := range []string{".", "id_ed25519", "id_ed25519.pub", "host_ed25519", "host_ed25519.pub", "known_hosts"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		modes[name] = info.Mode().String()
+	}
+	if diff := cmp.Diff(map[string]string{
+		".": "drwx------", "id_ed25519": "-rw-------", "id_ed25519.pub": "-rw-------",
+		"host_ed25519": "-rw-------", "host_ed25519.pub": "-rw-------", "known_hosts": "-rw-------",
+	}, modes); diff != "" {
+		t.Errorf("modes (-want +got):\n%s", diff)
+	}
+
+	same := func(a, b guest.Keys) bool {
+		return a.AuthorizedKey() == b.AuthorizedKey() && bytes.Equal(a.HostKeyPEM(), b.HostKeyPEM())
+	}
+	if loaded, err := guest.LoadKeys(dir); err != nil || !same(keys, loaded) {
+		t.Errorf("loaded keys differ: %v", err)
+	}
+	if again, err := guest.GenerateKeys(dir); err != nil || !same(keys, again) {
+		t.Errorf("a complete set was not kept: %v", err)
+	}
+	public, err := os.ReadFile(filepath.Join(dir, "id_ed25519.pub"))
+	if err != nil || string(public) != keys.AuthorizedKey() || !strings.HasPrefix(keys.AuthorizedKey(), "ssh-ed25519 ") {
+		t.Errorf("%q %v", public, err)
+	}
+
+	// Interrupted between the two, and damaged.
+	for _, damage := range []func(string) error{os.Remove, func(p string) error { return os.Truncate(p, 10) }} {
+		if err := damage(filepath.Join(dir, "host_ed25519")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := guest.LoadKeys(dir); err == nil {
+			t.Error("loaded a broken set")
+		}
+		if _, err := guest.GenerateKeys(dir); err != nil {
+			t.Error(err)
+		}
+		if _, err := guest.LoadKeys(dir); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestSSHConfig(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), `a "quoted" dir, 100% it's \ünï #1`)
+	keys, err := guest.GenerateKeys(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	host := guest.SSHHost{Name: "devvm-app", Proxy: []string{"/opt/dev vm/devvm", "ssh", "--proxy", "100%"}, Keys: keys}
+	if err := guest.SSHConfig(&b, host); err != nil {
+		t.Fatal(err)
+	}
+	if want := "    ProxyCommand '/opt/dev vm/devvm' ssh --proxy '100%%'\n"; !strings.Contains(b.String(), want) {
+		t.Errorf("no line %q in:\n%s", want, b.String())
+	}
+
+	for name, h := range map[string]guest.SSHHost{
+		"no name":        {Proxy: host.Proxy, Keys: keys},
+		"pattern":        {Name: "*", Proxy: host.Proxy, Keys: keys},
+		"two names":      {Name: "a b", Proxy: host.Proxy, Keys: keys},
+		"no proxy":       {Name: "a", Keys: keys},
+		"line in a path": {Name: "a", Proxy: []string{"a\nb"}, Keys: keys},
+	} {
+		if err := guest.SSHConfig(io.Discard, h); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+	odd, err := guest.GenerateKeys(filepath.Join(t.TempDir(), "${HOME}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	host.Keys = odd
+	if err := guest.SSHConfig(io.Discard, host); err == nil {
+		t.Error("wrote a path that OpenSSH would expand")
+	}
+}
+
+// proxyVariable makes the test program a proxy command for an address.
+const proxyVariable = "GUEST_TEST_PROXY"
+
+func TestMain(m *testing.M) {
+	if address := os.Getenv(proxyVariable); address != "" && len(os.Args) == 2 && os.Args[1] == "100% it's a proxy" {
+		conn, err := net.Dial("tcp", address)
+		if err != nil {
+			os.Exit(1)
+		}
+		go func() { _, _ = io.Copy(conn, os.Stdin) }()
+		_, _ = io.Copy(os.Stdout, conn)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// TestSSHConfigWorks runs the real client with the block, against both servers.
+func TestSSHConfigWorks(t *testing.T) {
+	ssh, err := exec.LookPath("ssh")
+	if err != nil {
+		t.Skip("no ssh on this machine (package openssh-client)")
+	}
+	keys, err := guest.GenerateKeys(filepath.Join(t.TempDir(), `a "quoted" dir, 100% it's \ünï #1`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, user := guesttest.OpenSSH(t, keys.HostKeyPEM(), []byte(keys.AuthorizedKey()))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv(proxyVariable, address)
+	for _, emulated := range []bool{false, true} {
+		var b strings.Builder
+		err = guest.SSHConfig(&b, guest.SSHHost{
+			Name: "devvm-app", User: user, Keys: keys, Emulated: emulated,
+			Proxy: []string{self, "100% it's a proxy"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		config := filepath.Join(t.TempDir(), "config")
+		if err := os.WriteFile(config, []byte(b.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.CommandContext(t.Context(), ssh, "-F", config, "-o", "BatchMode=yes", "devvm-app", "echo hello").CombinedOutput()
+		if string(out) != "hello\n" || err != nil {
+			t.Errorf("%s %v\n%s", out, err, &b)
+		}
+	}
+}
+
+func TestClock(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		offset, roundtrip, err := c.Clock(t.Context())
+		if err != nil || offset.Abs() > roundtrip+time.Millisecond || roundtrip <= 0 || roundtrip > 5*time.Second {
+			t.Errorf("offset %s, round trip %s, %v", offset, roundtrip, err)
+		}
+	})
+}
+
+func TestSetClock(t *testing.T) {
+	// A date of the guest's own, which this machine's clock does not feel.
+	bin := t.TempDir()
+	const script = `#!/bin/sh
+case "$1" in
+-u) echo "$3" >"$STATE" ;;
+*) [ -f "$STATE" ] && sed s/@// "$STATE" || echo 1000000000.5 ;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(bin, "date"), []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	h := testServer(t, func(o *guesttest.Options) { t.Setenv("STATE", filepath.Join(o.Dir, "state")) })
+	c := h.connect(t)
+	// The server does not pass on STATE; bake it in.
+	baked := strings.ReplaceAll(script, "$STATE", filepath.Join(h.dir, "state"))
+	if err := os.WriteFile(filepath.Join(bin, "date"), []byte(baked), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	offset, _, err := c.Clock(t.Context())
+	if want := time.Until(time.Unix(1000000000, 5e8)); err != nil || (offset-want).Abs() > 5*time.Second {
+		t.Errorf("offset %s, want %s, %v", offset, want, err)
+	}
+	if offset, _, err = c.SetClock(t.Context()); err != nil || offset.Abs() > 5*time.Second {
+		t.Errorf("offset %s after setting, %v", offset, err)
+	}
+	state, err := os.ReadFile(filepath.Join(h.dir, "state"))
+	if err != nil || !strings.HasPrefix(string(state), "@"+fmt.Sprint(time.Now().Unix())[:7]) {
+		t.Errorf("%q %v", state, err)
+	}
+	if err := os.WriteFile(filepath.Join(bin, "date"), []byte("#!/bin/sh\nexit 1\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.SetClock(t.Context()); err == nil {
+		t.Error("a failing date is no error")
+	}
+}
+
+// tree describes the files below dir: mode, time, content or target.
+func tree(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	got := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(dir, path)
+		text := info.Mode().String() + " " + info.ModTime().UTC().Format(time.RFC3339)
+		switch info.Mode().Type() {
+		case 0:
+			data, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			text += " " + string(data)
+		case fs.ModeSymlink:
+			target, err := os.Readlink(path)
+			if err != nil {
+				return err
+			}
+			text = "-> " + target
+		}
+		got[rel] = text
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestCopy(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		remote := "/tmp/x"
+		if h.server == nil {
+			remote = filepath.Join(t.TempDir(), "x")
+		}
+		local := t.TempDir()
+		big := make([]byte, 200<<10+17)
+		_, _ = rand.Read(big)
+		for name, content := range map[string]string{
+			"a": "A", "empty": "", "b c/d'e/ü": "deep", "run.sh": "#!/bin/sh\n", "big": string(big),
+		} {
+			path := filepath.Join(local, name)
+			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		then := time.Unix(1e9, 0)
+		for _, err := range []error{
+			os.Chmod(filepath.Join(local, "run.sh"), 0o755),
+			os.Chmod(filepath.Join(local, "a"), 0o400),
+			os.Symlink("a", filepath.Join(local, "link")),
+			os.Symlink("/nowhere", filepath.Join(local, "dangling")),
+			os.Chtimes(filepath.Join(local, "a"), then, then),
+			os.Chtimes(filepath.Join(local, "b c"), then, then),
+			os.Chmod(filepath.Join(local, "b c", "d'e"), 0o750),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+
+		if err := c.CopyTo(t.Context(), local, remote); err != nil {
+			t.Fatal(err)
+		}
+		back := filepath.Join(t.TempDir(), "back")
+		if err := c.CopyFrom(t.Context(), remote, back); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tree(t, local), tree(t, back)); diff != "" {
+			t.Errorf("(-sent +came back):\n%s", diff)
+		}
+		// Again, over what is there.
+		if err := os.Chmod(filepath.Join(local, "a"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.CopyTo(t.Context(), filepath.Join(local, "big"), remote+"/a"); err != nil {
+			t.Error(err)
+		}
+		if err := c.CopyFrom(t.Context(), remote, back); err != nil {
+			t.Error(err)
+		}
+		if got := tree(t, back); got["a"] != got["big"] {
+			t.Error("an existing file was not replaced")
+		}
+
+		t.Run("streams", func(t *testing.T) {
+			if err := c.WriteFile(t.Context(), remote+"/f", bytes.NewReader(big), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.WriteFile(t.Context(), remote+"/f", struct{ io.Reader }{bytes.NewReader(big[1:])}, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var b bytes.Buffer
+			if err := c.ReadFile(t.Context(), remote+"/f", &b); err != nil || !bytes.Equal(b.Bytes(), big[1:]) {
+				t.Errorf("%d bytes, %v", b.Len(), err)
+			}
+			if err := c.CopyFrom(t.Context(), remote, back); err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(filepath.Join(back, "f"))
+			if err != nil || info.Mode() != 0o600 {
+				t.Error(info, err)
+			}
+			if left, _ := filepath.Glob(filepath.Join(back, ".devvm*")); left != nil {
+				t.Error(left)
+			}
+		})
+		t.Run("errors", func(t *testing.T) {
+			if err := c.ReadFile(t.Context(), remote+"/none", io.Discard); !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			if err := c.CopyFrom(t.Context(), remote+"/none", back); !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			if err := c.CopyTo(t.Context(), filepath.Join(local, "none"), remote); !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			if err := c.WriteFile(t.Context(), remote+"/none/f", strings.NewReader(""), 0o600); !errors.Is(err, fs.ErrNotExist) {
+				t.Error(err)
+			}
+			if err := c.ReadFile(t.Context(), remote+"/big", &limited{n: 1000}); !errors.Is(err, errLimit) {
+				t.Error(err)
+			}
+		})
+		t.Run("cancelled", func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			r, w := io.Pipe()
+			defer func() { _ = w.Close() }()
+			go func() {
+				_, _ = w.Write(big)
+				cancel()
+			}()
+			if err := c.WriteFile(ctx, remote+"/g", r, 0o600); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+func TestCopyFromAHostileGuest(t *testing.T) {
+	h := testServer(t)
+	c := h.connect(t)
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.Mkdir(outside, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	back := filepath.Join(t.TempDir(), "back")
+	if err := os.MkdirAll(back, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// A link where the guest now has a directory.
+	if err := os.Symlink(outside, filepath.Join(back, "d")); err != nil {
+		t.Fatal(err)
+	}
+	if code, err := c.Run(t.Context(), guest.Command{Line: "mkdir -p ../tmp/x/d && echo bad >../tmp/x/d/f"}); code != 0 || err != nil {
+		t.Fatal(code, err)
+	}
+	if err := c.CopyFrom(t.Context(), "/tmp/x", back); err == nil {
+		t.Error("followed a link")
+	}
+	if list, err := os.ReadDir(outside); len(list) != 0 || err != nil {
+		t.Error("wrote outside", list, err)
+	}
+}

@@ -1,0 +1,369 @@
+package guesttest
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// APIVersion is the version of the Docker API that [Engine] claims to speak.
+const APIVersion = "1.45"
+
+// Engine is a fake Docker engine. It answers what devvm and a client's first
+// requests ask, and keeps images, containers and volumes in a file, so that
+// tests see state go with a disk and come back with it.
+//
+// POST /images/load, /containers/create and /volumes/create make state. Some
+// paths of its own serve tests of what lies in between: POST /test/hijack (an
+// upgraded stream that echoes, and after the client's half-close says how much
+// it got), POST /test/upload (answers with the number of bytes), GET
+// /test/download?bytes=N.
+type Engine struct {
+	server   *http.Server
+	accept   chan net.Conn
+	closed   chan struct{}
+	close    sync.Once
+	requests atomic.Int64
+
+	mu    sync.Mutex
+	file  string
+	state State
+}
+
+// State is what an engine holds.
+type State struct {
+	Images     []Object
+	Containers []Object
+	Volumes    []Object
+}
+
+// Object is an image, container or volume.
+type Object struct {
+	ID   string
+	Name string
+	Size int64
+}
+
+// NewEngine starts an engine whose state is in the directory dir, which it
+// creates if need be.
+func NewEngine(dir string) (*Engine, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		accept: make(chan net.Conn),
+		closed: make(chan struct{}),
+		file:   filepath.Join(dir, "engine.json"),
+	}
+	data, err := os.ReadFile(e.file)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	default:
+		if err := json.Unmarshal(data, &e.state); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.file, err)
+		}
+	}
+	e.server = &http.Server{Handler: e.handler(), ReadHeaderTimeout: time.Minute}
+	go func() { _ = e.server.Serve(dialled{e}) }()
+	return e, nil
+}
+
+// Close stops the engine and cuts its connections.
+func (e *Engine) Close() error {
+	e.close.Do(func() { close(e.closed) })
+	return e.server.Close()
+}
+
+// Dial connects to the engine as over a unix socket, without one. It fits
+// [Options].Sockets.
+func (e *Engine) Dial(ctx context.Context) (net.Conn, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "engine")
+		var convErr error
+		ends[i], convErr = net.FileConn(f)
+		err = errors.Join(err, convErr, f.Close())
+	}
+	if err == nil {
+		select {
+		case e.accept <- ends[0]:
+			return ends[1], nil
+		case <-e.closed:
+			err = unix.ECONNREFUSED
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	for _, c := range ends {
+		if c != nil {
+			_ = c.Close()
+		}
+	}
+	return nil, err
+}
+
+// Serve accepts connections from a listener, too, until it or the engine is
+// closed.
+func (e *Engine) Serve(l net.Listener) error { return e.server.Serve(l) }
+
+// Requests is the number of requests in progress, upgraded ones included.
+func (e *Engine) Requests() int { return int(e.requests.Load()) }
+
+// State is what the engine holds now.
+func (e *Engine) State() State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.state
+}
+
+// dialled is the listener that Dial feeds.
+type dialled struct{ e *Engine }
+
+// Accept implements [net.Listener].
+func (d dialled) Accept() (net.Conn, error) {
+	select {
+	case c := <-d.e.accept:
+		return c, nil
+	case <-d.e.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements [net.Listener].
+func (d dialled) Close() error {
+	d.e.close.Do(func() { close(d.e.closed) })
+	return nil
+}
+
+// Addr implements [net.Listener].
+func (d dialled) Addr() net.Addr { return &net.UnixAddr{Name: "@", Net: "unix"} }
+
+var versionPrefix = regexp.MustCompile(`^/v1\.\d+/`)
+
+func (e *Engine) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /_ping", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		_, _ = io.WriteString(w, "OK")
+	})
+	mux.HandleFunc("GET /version", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]any{
+			"Version": "26.1.5", "ApiVersion": APIVersion, "MinAPIVersion": "1.24",
+			"Os": "linux", "Arch": "amd64", "KernelVersion": "6.12.0", "GoVersion": "go1.24",
+			"Components": []map[string]any{{
+				"Name": "Engine", "Version": "26.1.5", "Details": map[string]string{"KernelVersion": "6.12.0"},
+			}},
+		})
+	})
+	mux.HandleFunc("GET /info", func(w http.ResponseWriter, _ *http.Request) {
+		s := e.State()
+		answer(w, http.StatusOK, map[string]any{
+			"ID": "guesttest", "Name": "guesttest", "ServerVersion": "26.1.5", "OSType": "linux",
+			"Containers": len(s.Containers), "Images": len(s.Images),
+		})
+	})
+	mux.HandleFunc("GET /images/json", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, images(e.State()))
+	})
+	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, containers(e.State()))
+	})
+	mux.HandleFunc("GET /volumes", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, map[string]any{"Volumes": volumes(e.State(), false), "Warnings": nil})
+	})
+	mux.HandleFunc("GET /system/df", func(w http.ResponseWriter, _ *http.Request) {
+		s := e.State()
+		var layers int64
+		for _, i := range s.Images {
+			layers += i.Size
+		}
+		answer(w, http.StatusOK, map[string]any{
+			"LayersSize": layers, "Images": images(s), "Containers": containers(s),
+			"Volumes": volumes(s, true), "BuildCache": []any{},
+		})
+	})
+	mux.HandleFunc("POST /images/load", e.loadImage)
+	mux.HandleFunc("POST /containers/create", func(w http.ResponseWriter, r *http.Request) {
+		name := r.URL.Query().Get("name")
+		id := newID(name)
+		e.add(w, func(s *State) { s.Containers = append(s.Containers, Object{ID: id, Name: name}) },
+			map[string]any{"Id": id, "Warnings": []string{}})
+	})
+	mux.HandleFunc("POST /volumes/create", func(w http.ResponseWriter, r *http.Request) {
+		var req struct{ Name string }
+		_ = json.NewDecoder(r.Body).Decode(&req)
+		if req.Name == "" {
+			req.Name = newID("")
+		}
+		e.add(w, func(s *State) { s.Volumes = append(s.Volumes, Object{ID: req.Name, Name: req.Name, Size: 1 << 20}) },
+			map[string]any{"Name": req.Name, "Driver": "local", "Scope": "local", "Mountpoint": "/" + req.Name})
+	})
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-r.Context().Done():
+		case <-e.closed:
+		}
+	})
+	mux.HandleFunc("POST /test/hijack", hijack)
+	mux.HandleFunc("POST /test/upload", func(w http.ResponseWriter, r *http.Request) {
+		n, err := io.Copy(io.Discard, r.Body)
+		if err == nil {
+			answer(w, http.StatusOK, n)
+		}
+	})
+	mux.HandleFunc("GET /test/download", func(w http.ResponseWriter, r *http.Request) {
+		n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)
+		if err != nil {
+			answer(w, http.StatusBadRequest, map[string]string{"message": err.Error()})
+			return
+		}
+		w.Header().Set("Content-Length", strconv.FormatInt(n, 10))
+		for chunk := make([]byte, 64<<10); n > 0 && err == nil; n -= int64(len(chunk)) {
+			_, err = w.Write(chunk[:min(n, int64(len(chunk)))])
+		}
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusNotFound, map[string]string{"message": "page not found: " + r.Method + " " + r.URL.Path})
+	})
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		e.requests.Add(1)
+		defer e.requests.Add(-1)
+		w.Header().Set("Api-Version", APIVersion)
+		w.Header().Set("Ostype", "linux")
+		w.Header().Set("Docker-Experimental", "false")
+		w.Header().Set("Server", "Docker/26.1.5 (linux)")
+		if at := versionPrefix.FindStringIndex(r.URL.Path); at != nil {
+			r.URL.Path = r.URL.Path[at[1]-1:]
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+func (e *Engine) loadImage(w http.ResponseWriter, r *http.Request) {
+	sum := sha256.New()
+	size, err := io.Copy(sum, r.Body)
+	if err != nil {
+		return
+	}
+	id := "sha256:" + hex.EncodeToString(sum.Sum(nil))
+	e.add(w, func(s *State) {
+		for _, i := range s.Images {
+			if i.ID == id {
+				return
+			}
+		}
+		s.Images = append(s.Images, Object{ID: id, Name: "loaded:" + id[7:19], Size: size})
+	}, map[string]string{"stream": "Loaded image ID: " + id + "\n"})
+}
+
+// add changes the state, saves it and answers.
+func (e *Engine) add(w http.ResponseWriter, change func(*State), reply any) {
+	e.mu.Lock()
+	s := State{
+		Images:     append([]Object(nil), e.state.Images...),
+		Containers: append([]Object(nil), e.state.Containers...),
+		Volumes:    append([]Object(nil), e.state.Volumes...),
+	}
+	change(&s)
+	data, err := json.Marshal(s)
+	if err == nil {
+		err = os.WriteFile(e.file+".new", data, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(e.file+".new", e.file)
+	}
+	if err == nil {
+		e.state = s
+	}
+	e.mu.Unlock()
+	if err != nil {
+		answer(w, http.StatusInternalServerError, map[string]string{"message": err.Error()})
+		return
+	}
+	answer(w, http.StatusCreated, reply)
+}
+
+func images(s State) []map[string]any {
+	list := []map[string]any{}
+	for _, i := range s.Images {
+		list = append(list, map[string]any{
+			"Id": i.ID, "RepoTags": []string{i.Name}, "Size": i.Size, "SharedSize": -1, "Containers": -1,
+		})
+	}
+	return list
+}
+
+func containers(s State) []map[string]any {
+	list := []map[string]any{}
+	for _, c := range s.Containers {
+		list = append(list, map[string]any{
+			"Id": c.ID, "Names": []string{"/" + c.Name}, "Image": "scratch", "State": "created",
+			"Status": "Created", "SizeRw": c.Size,
+		})
+	}
+	return list
+}
+
+func volumes(s State, sizes bool) []map[string]any {
+	list := []map[string]any{}
+	for _, v := range s.Volumes {
+		m := map[string]any{"Name": v.Name, "Driver": "local", "Scope": "local", "Mountpoint": "/" + v.Name}
+		if sizes {
+			m["UsageData"] = map[string]any{"Size": v.Size, "RefCount": 0}
+		}
+		list = append(list, m)
+	}
+	return list
+}
+
+// hijack upgrades the connection, echoes, and after the client's half-close
+// says how many bytes it has had.
+func hijack(w http.ResponseWriter, _ *http.Request) {
+	conn, rw, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		answer(w, http.StatusInternalServerError, map[string]string{"message": err.Error()})
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 UPGRADED\r\nContent-Type: application/vnd.docker.raw-stream\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+	n, err := copyBuffer(conn, bufio.NewReader(rw.Reader))
+	if err == nil {
+		_, _ = fmt.Fprintf(conn, "\nend after %d bytes\n", n)
+	}
+}
+
+func answer(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v)
+}
+
+func newID(seed string) string {
+	sum := sha256.Sum256(fmt.Append(nil, seed, time.Now().UnixNano()))
+	return hex.EncodeToString(sum[:])
+}

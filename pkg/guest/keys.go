@@ -1,0 +1,154 @@
+package guest
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Names of the files in a VM's key directory.
+const (
+	userKeyFile    = "id_ed25519"
+	hostKeyFile    = "host_ed25519"
+	knownHostsFile = "known_hosts"
+)
+
+// HostAlias is the name under which a VM's known_hosts file holds its key: each
+// VM has a file of its own, so the name need not tell VMs apart.
+const HostAlias = "devvm"
+
+// Keys are the two key pairs of one VM: the user key, with which the host logs
+// in, and the guest's host key, made here and handed to the guest, so that the
+// first connection is already pinned. The zero value holds no keys.
+type Keys struct {
+	dir        string
+	user, host ssh.Signer
+	hostPEM    []byte
+}
+
+// GenerateKeys makes the keys of a new VM in dir (created, mode 0700; private
+// files 0600, each written atomically and synced). A complete set that is
+// there already is kept, so an interrupted caller can simply try again; a
+// broken or partial set is replaced.
+func GenerateKeys(dir string) (Keys, error) {
+	if keys, err := LoadKeys(dir); err == nil {
+		return keys, keys.writePublic()
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return Keys{}, fmt.Errorf("make the VM's keys: %w", err)
+	}
+	for _, name := range []string{userKeyFile, hostKeyFile} {
+		_, private, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			return Keys{}, fmt.Errorf("make the VM's keys: %w", err)
+		}
+		block, err := ssh.MarshalPrivateKey(private, "devvm")
+		if err != nil {
+			return Keys{}, fmt.Errorf("make the VM's keys: %w", err)
+		}
+		if err := writeFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			return Keys{}, err
+		}
+	}
+	keys, err := LoadKeys(dir)
+	if err != nil {
+		return Keys{}, err
+	}
+	return keys, keys.writePublic()
+}
+
+// LoadKeys reads the keys that GenerateKeys has left in dir. If there are none
+// the error wraps [fs.ErrNotExist].
+func LoadKeys(dir string) (Keys, error) {
+	user, _, err := loadKey(filepath.Join(dir, userKeyFile))
+	if err != nil {
+		return Keys{}, err
+	}
+	host, hostPEM, err := loadKey(filepath.Join(dir, hostKeyFile))
+	if err != nil {
+		return Keys{}, err
+	}
+	return Keys{dir: dir, user: user, host: host, hostPEM: hostPEM}, nil
+}
+
+func loadKey(path string) (ssh.Signer, []byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the VM's keys: %w", err)
+	}
+	signer, err := ssh.ParsePrivateKey(data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the VM's keys: %s: %w", path, err)
+	}
+	if t := signer.PublicKey().Type(); t != ssh.KeyAlgoED25519 {
+		return nil, nil, fmt.Errorf("read the VM's keys: %s is of type %s, not %s", path, t, ssh.KeyAlgoED25519)
+	}
+	return signer, data, nil
+}
+
+// writePublic writes what other programs read: the public keys and known_hosts.
+func (k Keys) writePublic() error {
+	for name, text := range map[string]string{
+		userKeyFile + ".pub": k.AuthorizedKey(),
+		hostKeyFile + ".pub": publicLine(k.host),
+		knownHostsFile:       HostAlias + " " + publicLine(k.host),
+	} {
+		path := filepath.Join(k.dir, name)
+		if have, err := os.ReadFile(path); err == nil && string(have) == text {
+			continue
+		}
+		if err := writeFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// AuthorizedKey is the line for the guest's authorized_keys, newline included.
+func (k Keys) AuthorizedKey() string { return publicLine(k.user) }
+
+// HostPublicKey is the line of the guest's public host key, newline included.
+func (k Keys) HostPublicKey() string { return publicLine(k.host) }
+
+// HostKeyPEM is the private host key for the guest, in OpenSSH's format.
+func (k Keys) HostKeyPEM() []byte { return bytes.Clone(k.hostPEM) }
+
+// IdentityFile is the path of the private user key.
+func (k Keys) IdentityFile() string { return filepath.Join(k.dir, userKeyFile) }
+
+// KnownHostsFile is the path of a known_hosts file that holds the guest's host
+// key under [HostAlias].
+func (k Keys) KnownHostsFile() string { return filepath.Join(k.dir, knownHostsFile) }
+
+func publicLine(s ssh.Signer) string {
+	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(s.PublicKey())), "\n")
+	return line + " devvm\n"
+}
+
+// writeFile writes a file so that it is there completely or not at all, and
+// with its final mode from the first instant.
+func writeFile(path string, data []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

@@ -1,0 +1,111 @@
+package guest
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// Quote renders words as one line that a POSIX shell splits into exactly these
+// words again. A NUL byte, which no program can receive, is an error.
+func Quote(words ...string) (string, error) {
+	var b strings.Builder
+	for i, w := range words {
+		if strings.ContainsRune(w, 0) {
+			return "", fmt.Errorf("argument %q holds a NUL byte", w)
+		}
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(quoteWord(w))
+	}
+	return b.String(), nil
+}
+
+func quoteWord(w string) string {
+	if w != "" && strings.IndexFunc(w, unsafe) < 0 {
+		return w
+	}
+	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+}
+
+// unsafe says that r may mean something to some shell. Everything outside a
+// short list does: locale and shell decide about the rest.
+func unsafe(r rune) bool {
+	switch {
+	case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
+		return false
+	}
+	return !strings.ContainsRune("_-./:,@+", r)
+}
+
+// shellLine renders a command as the line that the guest's shell runs: change
+// directory, set the environment, then become the program. The program's
+// environment holds mark too, if there is one.
+func (c Command) shellLine(mark string) (string, error) {
+	var b strings.Builder
+	if c.Dir != "" {
+		dir, err := Quote(c.Dir)
+		if err != nil {
+			return "", fmt.Errorf("directory: %w", err)
+		}
+		// CDPATH would make cd print, and look elsewhere.
+		fmt.Fprintf(&b, "unset CDPATH; cd -- %s || exit 126\n", dir)
+	}
+	for _, kv := range c.Env {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok || !isName(name) {
+			return "", fmt.Errorf("environment entry %q is not NAME=value", kv)
+		}
+		quoted, err := Quote(value)
+		if err != nil {
+			return "", fmt.Errorf("environment variable %s: %w", name, err)
+		}
+		fmt.Fprintf(&b, "export %s=%s\n", name, quoted)
+	}
+	if len(c.Argv) == 0 && c.Line == "" {
+		if b.Len() > 0 {
+			b.WriteString(`exec "${SHELL:-/bin/sh}" -l`)
+		}
+		return b.String(), nil
+	}
+	if mark != "" {
+		fmt.Fprintf(&b, "export %s=%s\n", markName, mark)
+	}
+	switch {
+	case len(c.Argv) > 0 && c.Line != "":
+		return "", errors.New("command with both Argv and Line")
+	case len(c.Argv) > 0:
+		words, err := Quote(c.Argv...)
+		if err != nil {
+			return "", err
+		}
+		// exec, so that signals and exit codes are the program's own. It would
+		// take a name that starts with a dash for an option.
+		if strings.HasPrefix(c.Argv[0], "-") {
+			b.WriteString(" ") // and so would the shell, at the start
+		} else {
+			b.WriteString("exec ")
+		}
+		b.WriteString(words)
+	default:
+		line, err := Quote(c.Line)
+		if err != nil {
+			return "", err
+		}
+		// Another shell, because only a new program has mark in what /proc
+		// shows of its environment.
+		fmt.Fprintf(&b, `exec "${SHELL:-/bin/sh}" -c %s`, line)
+	}
+	return b.String(), nil
+}
+
+func isName(s string) bool {
+	for i, r := range s {
+		letter := r == '_' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+		if !letter && (i == 0 || r < '0' || r > '9') {
+			return false
+		}
+	}
+	return s != ""
+}

@@ -1,0 +1,325 @@
+package guest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+// Command is something to run in the guest.
+type Command struct {
+	// Argv is a program and its arguments, passed on byte for byte. Exactly
+	// one of Argv and Line is set, or neither for a login shell.
+	Argv []string
+	// Line is a command line for the user's shell in the guest.
+	Line string
+	// Env holds NAME=value entries, added to the guest's environment. They
+	// are visible to other processes in the guest.
+	Env []string
+	// Dir is the working directory; empty means the user's home.
+	Dir string
+
+	// Stdin is copied to the command; nil means an empty one. When the command
+	// ends while a Read of Stdin is in progress, Run returns without waiting
+	// for it, and what that Read yields is lost.
+	Stdin io.Reader
+	// Stdout and Stderr take the command's output; nil discards it. They may
+	// be the same writer.
+	Stdout, Stderr io.Writer
+
+	// TTY, if set, runs the command on a terminal: Stdout then takes both
+	// outputs.
+	TTY *Terminal
+}
+
+// Terminal describes the terminal that a command runs on.
+type Terminal struct {
+	// Term is the value of TERM; empty means "xterm-256color".
+	Term string
+	// Size is the initial size.
+	Size Size
+	// Resize, if set, delivers new sizes while the command runs.
+	Resize <-chan Size
+}
+
+// Size of a terminal in characters.
+type Size struct{ Columns, Rows int }
+
+// Run runs a command in the guest and waits for it. The exit code is the
+// command's; a command killed by a signal has 128 + its number, as in a shell,
+// and one that does not exist 127. An error means that the code is not known
+// (it is then -1): the command could not be started, the connection was lost,
+// Stdout or Stderr could not be written, or ctx ended.
+//
+// When ctx ends, the command and its descendants are sent TERM, and KILL if
+// that does not end them; Run returns when they have ended, after 4 s at the
+// latest. A command on a terminal loses its terminal instead.
+func (c *Client) Run(ctx context.Context, cmd Command) (exitCode int, err error) {
+	if cmd.TTY != nil {
+		return c.run(ctx, cmd, "")
+	}
+	// Closing the channel would leave the command running, and sshd passes no
+	// signals on to root's. So the command's processes carry a mark by which
+	// they can be found.
+	return c.run(ctx, cmd, rand.Text())
+}
+
+// markName is the environment variable that holds a command's mark.
+const markName = "DEVVM_COMMAND"
+
+func (c *Client) run(ctx context.Context, cmd Command, mark string) (exitCode int, err error) {
+	line, err := cmd.shellLine(mark)
+	if err != nil {
+		return -1, fmt.Errorf("run in the VM: %w", err)
+	}
+	ch, reqs, err := c.open(ctx, "session", nil)
+	if err != nil {
+		return -1, fmt.Errorf("run in the VM: %w", err)
+	}
+	s := &session{client: c, ch: ch, ended: make(chan struct{})}
+	go s.watch(reqs)
+
+	code, err := s.run(ctx, cmd, line)
+	if ctx.Err() != nil && mark != "" {
+		s.stop(mark)
+	}
+	go func() { _ = ch.Close() }() // not waited for: the link may be stuck
+	if err != nil {
+		return -1, fmt.Errorf("run in the VM: %w", err)
+	}
+	return code, nil
+}
+
+// session is one command on its channel.
+type session struct {
+	client *Client
+	ch     ssh.Channel
+
+	ended  chan struct{} // the channel is closed in both directions
+	status int           // read after ended; -1: none came
+}
+
+// watch collects the exit status until the channel is closed.
+func (s *session) watch(reqs <-chan *ssh.Request) {
+	s.status = -1
+	for req := range reqs {
+		switch req.Type {
+		case "exit-status":
+			var m struct{ Status uint32 }
+			if ssh.Unmarshal(req.Payload, &m) == nil {
+				s.status = int(m.Status & 0xff)
+			}
+		case "exit-signal":
+			var m struct {
+				Signal string
+				Core   bool
+				Error  string
+				Lang   string
+			}
+			if ssh.Unmarshal(req.Payload, &m) == nil {
+				s.status = 128 + signalNumber(m.Signal)
+			}
+		}
+		_ = req.Reply(false, nil)
+	}
+	close(s.ended)
+}
+
+func (s *session) run(ctx context.Context, cmd Command, line string) (int, error) {
+	started := make(chan error, 1)
+	go func() { started <- s.start(cmd.TTY, line) }()
+	select {
+	case err := <-started:
+		if err != nil {
+			return -1, err
+		}
+	case <-ctx.Done():
+		return -1, ctx.Err()
+	}
+
+	if cmd.Stdin == nil {
+		_ = s.ch.CloseWrite()
+	} else {
+		go func() {
+			// Not waited for: the reader may block for ever. An error of the
+			// writer says that the command does not read any more, which is
+			// its right.
+			_, _ = io.Copy(struct{ io.Writer }{s.ch}, cmd.Stdin)
+			_ = s.ch.CloseWrite()
+		}()
+	}
+	if cmd.TTY != nil && cmd.TTY.Resize != nil {
+		go s.resize(cmd.TTY.Resize)
+	}
+
+	stdout, stderr := outputs(cmd.Stdout, cmd.Stderr)
+	defer stdout.stopped.Store(true)
+	copies := make(chan error, 2)
+	pass := func(w io.Writer, r io.Reader) {
+		_, err := io.Copy(w, r)
+		copies <- err
+	}
+	go pass(stdout, s.ch)
+	go pass(stderr, s.ch.Stderr())
+	for range 2 {
+		select {
+		case err := <-copies:
+			if err != nil {
+				return -1, fmt.Errorf("pass on the output: %w", err)
+			}
+		case <-ctx.Done():
+			return -1, ctx.Err()
+		}
+	}
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+		return -1, ctx.Err()
+	}
+	switch {
+	case s.status >= 0:
+		return s.status, nil
+	case s.client.link.broken.Load():
+		return -1, s.client.lost()
+	}
+	return -1, errors.New("the command ended without an exit status")
+}
+
+// start asks for a terminal if there is to be one, then for the command.
+func (s *session) start(tty *Terminal, line string) error {
+	if tty != nil {
+		term := tty.Term
+		if term == "" {
+			term = "xterm-256color"
+		}
+		// One mode, IUTF8 (RFC 8160); the rest as the guest has it.
+		const modes = "\x2a\x00\x00\x00\x01\x00"
+		err := s.request("pty-req", ssh.Marshal(struct {
+			Term                         string
+			Columns, Rows, Width, Height uint32
+			Modes                        string
+		}{Term: term, Columns: dimension(tty.Size.Columns), Rows: dimension(tty.Size.Rows), Modes: modes}))
+		if err != nil {
+			return err
+		}
+	}
+	if line == "" {
+		return s.request("shell", nil)
+	}
+	return s.request("exec", ssh.Marshal(struct{ Line string }{line}))
+}
+
+func (s *session) request(name string, payload []byte) error {
+	ok, err := s.ch.SendRequest(name, true, payload)
+	if err != nil {
+		return s.client.lost()
+	}
+	if !ok {
+		return fmt.Errorf("%w: %s", ErrRefused, name)
+	}
+	return nil
+}
+
+func (s *session) resize(sizes <-chan Size) {
+	for {
+		select {
+		case <-s.ended:
+			return
+		case size, ok := <-sizes:
+			if !ok {
+				return
+			}
+			_, _ = s.ch.SendRequest("window-change", false, ssh.Marshal(struct {
+				Columns, Rows, Width, Height uint32
+			}{Columns: dimension(size.Columns), Rows: dimension(size.Rows)}))
+		}
+	}
+}
+
+// How long a cancelled command has to end after TERM, and in all.
+const (
+	termTimeout = 2500 * time.Millisecond
+	stopTimeout = 4 * time.Second
+)
+
+// stop ends the processes that carry the mark.
+func (s *session) stop(mark string) {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+	defer cancel()
+	killAfter := time.After(termTimeout)
+	for _, signal := range []string{"TERM", "KILL"} {
+		const script = `grep -lszx '%s=%s' /proc/[0-9]*/environ | while read -r f; do
+f=${f#/proc/}; kill -%s "${f%%/environ}"; done 2>/dev/null`
+		_, _ = s.client.run(ctx, Command{Line: fmt.Sprintf(script, markName, mark, signal)}, "")
+		select {
+		case <-s.ended:
+			return
+		case <-killAfter:
+		case <-ctx.Done():
+			return
+		}
+	}
+	select {
+	case <-s.ended:
+	case <-ctx.Done():
+	}
+}
+
+func dimension(n int) uint32 { return uint32(min(max(n, 0), 1<<15)) }
+
+// output is a writer that may be nil, shared, and told to stop.
+type output struct {
+	turn    *sync.Mutex
+	stopped *atomic.Bool
+	w       io.Writer
+}
+
+// outputs makes both streams' writers. Writes take turns if they go to the
+// same writer, and only then: a reader that takes one stream first must not
+// block the other.
+func outputs(stdout, stderr io.Writer) (out, errOut *output) {
+	stopped := new(atomic.Bool)
+	out = &output{new(sync.Mutex), stopped, stdout}
+	errOut = &output{new(sync.Mutex), stopped, stderr}
+	if same(stdout, stderr) {
+		errOut.turn = out.turn
+	}
+	return out, errOut
+}
+
+func same(a, b io.Writer) bool {
+	defer func() { _ = recover() }() // of a type that cannot be compared
+	return a == b
+}
+
+// Write implements [io.Writer].
+func (o *output) Write(p []byte) (int, error) {
+	if o.w == nil {
+		return len(p), nil
+	}
+	o.turn.Lock()
+	defer o.turn.Unlock()
+	if o.stopped.Load() {
+		return 0, io.ErrClosedPipe
+	}
+	return o.w.Write(p)
+}
+
+// signalNumber of a name as RFC 4254 has it, without SIG. OpenSSH decorates
+// the names that the RFC does not list.
+func signalNumber(name string) int {
+	name, _, _ = strings.Cut(name, "@")
+	return map[string]int{
+		"HUP": 1, "INT": 2, "QUIT": 3, "ILL": 4, "TRAP": 5, "ABRT": 6, "BUS": 7,
+		"FPE": 8, "KILL": 9, "USR1": 10, "SEGV": 11, "USR2": 12, "PIPE": 13,
+		"ALRM": 14, "TERM": 15,
+	}[name]
+}

@@ -1,0 +1,354 @@
+package guest_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/guest/guesttest"
+)
+
+func TestRunStreams(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		t.Run("binary both ways", func(t *testing.T) {
+			data := make([]byte, 300<<10)
+			_, _ = rand.Read(data)
+			var out, errOut bytes.Buffer
+			code, err := c.Run(t.Context(), guest.Command{
+				Argv: []string{"sh", "-c", "tee /dev/stderr"}, Stdin: bytes.NewReader(data), Stdout: &out, Stderr: &errOut,
+			})
+			if code != 0 || err != nil {
+				t.Fatal(code, err)
+			}
+			if !bytes.Equal(out.Bytes(), data) || !bytes.Equal(errOut.Bytes(), data) {
+				t.Errorf("%d bytes in, %d and %d out", len(data), out.Len(), errOut.Len())
+			}
+		})
+		t.Run("no stdin is an empty one", func(t *testing.T) {
+			var out bytes.Buffer
+			code, err := c.Run(t.Context(), guest.Command{Argv: []string{"cat"}, Stdout: &out})
+			if code != 0 || err != nil || out.Len() != 0 {
+				t.Error(code, err, out.String())
+			}
+		})
+		t.Run("one writer for both", func(t *testing.T) {
+			var out bytes.Buffer
+			code, err := c.Run(t.Context(), guest.Command{
+				Line: "for i in 1 2 3 4 5 6 7 8 9; do echo o; echo e >&2; done", Stdout: &out, Stderr: &out,
+			})
+			if code != 0 || err != nil || strings.Count(out.String(), "o\n") != 9 || strings.Count(out.String(), "e\n") != 9 {
+				t.Errorf("%d %v %q", code, err, out.String())
+			}
+		})
+		t.Run("a blocked stdin does not hold up the end", func(t *testing.T) {
+			r, w := io.Pipe()
+			defer func() { _ = w.Close() }()
+			code, err := c.Run(t.Context(), guest.Command{Line: "exit 3", Stdin: r})
+			if code != 3 || err != nil {
+				t.Error(code, err)
+			}
+		})
+		t.Run("a command that does not read", func(t *testing.T) {
+			code, err := c.Run(t.Context(), guest.Command{Line: "exit 0", Stdin: bytes.NewReader(make([]byte, 5<<20))})
+			if code != 0 || err != nil {
+				t.Error(code, err)
+			}
+		})
+		t.Run("a reader that goes away", func(t *testing.T) {
+			code, err := c.Run(t.Context(), guest.Command{Argv: []string{"yes"}, Stdout: &limited{n: 100}})
+			if code != -1 || !errors.Is(err, errLimit) {
+				t.Error(code, err)
+			}
+		})
+		t.Run("many at once", func(t *testing.T) {
+			var all sync.WaitGroup
+			for range 20 {
+				all.Go(func() {
+					var out bytes.Buffer
+					code, err := c.Run(t.Context(), guest.Command{Argv: []string{"cat"}, Stdin: strings.NewReader("x"), Stdout: &out})
+					if code != 0 || err != nil || out.String() != "x" {
+						t.Error(code, err, out.String())
+					}
+				})
+			}
+			all.Wait()
+		})
+	})
+}
+
+var errLimit = errors.New("enough")
+
+type limited struct{ n int }
+
+func (l *limited) Write(p []byte) (int, error) {
+	if l.n -= len(p); l.n < 0 {
+		return 0, errLimit
+	}
+	return len(p), nil
+}
+
+func TestRunExitCodes(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		for _, tt := range []struct {
+			cmd  guest.Command
+			want int
+		}{
+			{guest.Command{Argv: []string{"true"}}, 0},
+			{guest.Command{Argv: []string{"false"}}, 1},
+			{guest.Command{Line: "exit 255"}, 255},
+			{guest.Command{Line: "kill -KILL $$"}, 128 + 9},
+			{guest.Command{Line: "kill -TERM $$"}, 128 + 15},
+			{guest.Command{Line: "kill -SEGV $$"}, 128 + 11},
+			{guest.Command{Argv: []string{"sh", "-c", "kill -INT $$"}}, 128 + 2},
+			{guest.Command{Argv: []string{"/no/such/program"}}, 127},
+			{guest.Command{Argv: []string{"-no-such-program"}}, 127},
+			{guest.Command{Argv: []string{"true"}, Dir: "/no/such/directory"}, 126},
+		} {
+			code, err := c.Run(t.Context(), tt.cmd)
+			if code != tt.want || err != nil {
+				t.Errorf("%+v: code %d, want %d, err %v", tt.cmd, code, tt.want, err)
+			}
+		}
+		for name, cmd := range map[string]guest.Command{
+			"NUL in an argument": {Argv: []string{"echo", "a\x00b"}},
+			"NUL in the line":    {Line: "echo a\x00b"},
+			"bad name":           {Argv: []string{"env"}, Env: []string{"A-B=1"}},
+			"no value":           {Argv: []string{"env"}, Env: []string{"A"}},
+			"two commands":       {Argv: []string{"env"}, Line: "env"},
+		} {
+			if code, err := c.Run(t.Context(), cmd); err == nil || code != -1 {
+				t.Errorf("%s: %d %v", name, code, err)
+			}
+		}
+	})
+}
+
+// nasty are words that a careless quoting breaks.
+var nasty = []string{
+	"plain", "", " ", "two words", "tab\tnew\nline", `back\slash`, `trailing\`, "'", `"`, `'"'"'`, "''",
+	"$HOME", "${HOME}", "$(id)", "`id`", "!x", "*", "?", "[a]", "~", "~root", "{a,b}", "a=b", "#c", "-n", "--",
+	";", "&", "|", "<", ">", "(", ")", "\\\n", "ünïcödé", "\xff\xfe", "\x01\x7f", "%s%n", strings.Repeat("long ", 2000),
+}
+
+func TestRunQuoting(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		show := func(cmd guest.Command) []string {
+			t.Helper()
+			var out, errOut bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &errOut
+			code, err := c.Run(t.Context(), cmd)
+			if code != 0 || err != nil || errOut.Len() > 0 {
+				t.Fatalf("%d %v %s", code, err, &errOut)
+			}
+			words := strings.Split(out.String(), "\x00")
+			return words[:len(words)-1]
+		}
+		got := show(guest.Command{Argv: append([]string{"printf", "%s\\0"}, nasty...)})
+		if diff := cmp.Diff(nasty, got); diff != "" {
+			t.Errorf("arguments (-want +got):\n%s", diff)
+		}
+
+		dir := filepath.Join(t.TempDir(), "it's a \"dir\" $HOME `x` \n\\ *")
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		cmd, want := guest.Command{Dir: dir}, []string{dir}
+		script := `printf '%s\0' "$PWD"`
+		for i, value := range nasty {
+			cmd.Env = append(cmd.Env, fmt.Sprintf("_%d=%s", i, value))
+			script += fmt.Sprintf(` "$_%d"`, i)
+			want = append(want, value)
+		}
+		cmd.Argv = []string{"sh", "-c", script}
+		if diff := cmp.Diff(want, show(cmd)); diff != "" {
+			t.Errorf("environment and directory (-want +got):\n%s", diff)
+		}
+		got = show(guest.Command{Line: `a=1; printf '%s\0' "$a" "$B" "$PWD"`, Env: []string{"B=2"}, Dir: dir})
+		if diff := cmp.Diff([]string{"1", "2", dir}, got); diff != "" {
+			t.Errorf("line (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestQuote(t *testing.T) {
+	for _, tt := range []struct {
+		words []string
+		want  string
+	}{
+		{nil, ""},
+		{[]string{""}, "''"},
+		{[]string{"ls", "-l", "/a/b.c"}, "ls -l /a/b.c"},
+		{[]string{"a b", "c"}, "'a b' c"},
+		{[]string{"it's"}, `'it'\''s'`},
+		{[]string{"a=b", "~", "é"}, "'a=b' '~' 'é'"},
+	} {
+		got, err := guest.Quote(tt.words...)
+		if got != tt.want || err != nil {
+			t.Errorf("Quote(%q) = %q, %v, want %q", tt.words, got, err, tt.want)
+		}
+	}
+	for _, shell := range []string{"sh", "bash", "dash", "busybox"} {
+		path, err := exec.LookPath(shell)
+		if err != nil {
+			continue
+		}
+		line, err := guest.Quote(append([]string{"printf", "%s\\0"}, nasty...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		args := []string{"-c", line}
+		if shell == "busybox" {
+			args = append([]string{"sh"}, args...)
+		}
+		out, err := exec.CommandContext(t.Context(), path, args...).Output()
+		if err != nil {
+			t.Fatal(shell, err)
+		}
+		if diff := cmp.Diff(strings.Join(nasty, "\x00")+"\x00", string(out)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", shell, diff)
+		}
+	}
+}
+
+func TestRunCancelled(t *testing.T) {
+	for name, tt := range map[string]struct {
+		line, flag string
+		least      time.Duration
+	}{
+		"it ends":      {`trap 'echo TERM >"$FLAG"; exit 1' TERM; echo ready; while :; do sleep 0.05; done`, "TERM\n", 0},
+		"it refuses":   {`trap '' TERM; echo ready; while :; do sleep 0.05; done`, "", 2 * time.Second},
+		"a descendant": {`trap 'echo TERM >"$FLAG"' TERM; echo ready; setsid sh -c 'sleep 100 & wait'; exit 1`, "TERM\n", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bothServers(t, func(t *testing.T, h *host) {
+				if h.server == nil && tt.least > 0 {
+					t.Skip("once is slow enough")
+				}
+				c := h.connect(t)
+				if code, err := c.Run(t.Context(), guest.Command{Line: "true"}); code != 0 || err != nil {
+					t.Fatal(code, err)
+				}
+				before := runtime.NumGoroutine()
+				flag := filepath.Join(t.TempDir(), "flag")
+				ctx, cancel := context.WithCancel(t.Context())
+				r, w := io.Pipe()
+				go func() {
+					_, _ = r.Read(make([]byte, 1))
+					cancel()
+					_, _ = io.Copy(io.Discard, r)
+				}()
+				start := time.Now()
+				code, err := c.Run(ctx, guest.Command{Line: tt.line, Env: []string{"FLAG=" + flag}, Stdout: w})
+				_ = w.Close()
+				if code != -1 || !errors.Is(err, context.Canceled) {
+					t.Error(code, err)
+				}
+				if d := time.Since(start); d < tt.least || d > 5*time.Second {
+					t.Errorf("took %s", d)
+				}
+				if data, _ := os.ReadFile(flag); string(data) != tt.flag {
+					t.Errorf("flag %q, want %q", data, tt.flag)
+				}
+				settled(t, before)
+			})
+		})
+	}
+}
+
+func TestRunOnALostConnection(t *testing.T) {
+	h := testServer(t)
+	c := h.connect(t)
+	r, w := io.Pipe()
+	go func() {
+		_, _ = r.Read(make([]byte, 1))
+		h.server.CloseConns()
+		_, _ = io.Copy(io.Discard, r)
+	}()
+	code, err := c.Run(t.Context(), guest.Command{Line: "echo ready; sleep 60", Stdout: w})
+	if code != -1 || !errors.Is(err, guest.ErrUnreachable) {
+		t.Error(code, err)
+	}
+	_ = w.Close()
+}
+
+func TestRunTerminal(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		resize := make(chan guest.Size)
+		in, typed := io.Pipe()
+		seen, out := io.Pipe()
+		result := make(chan error, 1)
+		go func() {
+			code, err := h.connect(t).Run(t.Context(), guest.Command{
+				Line:  `test -t 0 -a -t 1 -a -t 2 || exit 1; echo "$TERM"; while read -r l && [ "$l" != end ]; do stty size; done; exit 5`,
+				Stdin: in, Stdout: out,
+				TTY: &guest.Terminal{Term: "vt220", Size: guest.Size{Columns: 100, Rows: 30}, Resize: resize},
+			})
+			if err == nil && code != 5 {
+				err = errors.New("wrong exit code")
+			}
+			_ = out.CloseWithError(err)
+			result <- err
+		}()
+		until := func(want string) {
+			t.Helper()
+			var got []byte
+			for b := make([]byte, 1); !strings.Contains(string(got), want); got = append(got, b[0]) {
+				if _, err := seen.Read(b); err != nil {
+					t.Fatalf("%v after %q, waiting for %q", err, got, want)
+				}
+			}
+		}
+		until("vt220\r\n")
+		_, _ = io.WriteString(typed, "size\n")
+		until("30 100\r\n")
+		resize <- guest.Size{Columns: 81, Rows: 25}
+		_, _ = io.WriteString(typed, "size\n")
+		until("25 81\r\n")
+		_, _ = io.WriteString(typed, "end\n")
+		go func() { _, _ = io.Copy(io.Discard, seen) }()
+		if err := <-result; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestServerHooks(t *testing.T) {
+	off := make(chan struct{}, 1)
+	h := testServer(t, func(o *guesttest.Options) {
+		o.OnPoweroff = func() { off <- struct{}{} }
+		o.Intercept = func(line string) (int, bool) { return 42, strings.HasSuffix(line, "special") }
+	})
+	c := h.connect(t)
+	if code, err := c.Run(t.Context(), guest.Command{Line: "special"}); code != 42 || err != nil {
+		t.Error(code, err)
+	}
+	if code, err := c.Run(t.Context(), guest.Command{Argv: []string{"systemctl", "poweroff"}}); code != 0 || err != nil {
+		t.Error(code, err)
+	}
+	<-off
+	var out bytes.Buffer
+	if code, err := c.Run(t.Context(), guest.Command{Line: "pwd; echo $HOME", Stdout: &out}); code != 0 || err != nil {
+		t.Error(code, err)
+	}
+	home := filepath.Join(h.dir, "root")
+	if want := home + "\n" + home + "\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
