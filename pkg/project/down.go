@@ -1,0 +1,137 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Patience of the verbs that stop a VM.
+const (
+	patienceOff  = 90 * time.Second // for the guest to stop its containers and power off
+	patienceSSH  = 10 * time.Second // for an SSH connection to a guest that may be ill
+	patienceSync = 20 * time.Second // for the guest to write its caches to the disk
+)
+
+// Down stops the project's VM as a clean shutdown of the guest. A VM that is
+// off already is no error.
+func (s *Service) Down(ctx context.Context, p Project, pr *ui.Progress) error {
+	return s.locked(ctx, p, "down", func(hv vm.Hypervisor, dom vm.Domain) error {
+		return s.down(ctx, hv, p, dom, pr)
+	})
+}
+
+// locked runs f under the lock of a project that has a VM.
+func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.Hypervisor, vm.Domain) error) error {
+	files := s.Dirs.paths(p.Name)
+	if !exists(files.root) {
+		return errNoVM(p)
+	}
+	lock, err := files.acquire(ctx, verb, nil)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer hv.Close()
+	dom, err := s.find(ctx, hv, p)
+	if err != nil {
+		return err
+	}
+	return f(hv, dom)
+}
+
+// down stops the VM and its helpers, under the lock.
+func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+	phase := pr.Start("stop", "stop the containers and the VM")
+	if dom.State == vm.StateRunning {
+		if err := s.powerOff(ctx, hv, p, dom, pr); err != nil {
+			return err
+		}
+	} else if err := hv.Destroy(ctx, p.Name); err != nil { // paused or crashed: nothing left to ask
+		return fmt.Errorf("stop the VM: %w", err)
+	}
+	if err := s.stopHelpers(ctx, p); err != nil {
+		return err
+	}
+	phase.Done()
+	return nil
+}
+
+// powerOff asks the guest to power off and pulls the plug if it does not.
+func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+	if err := s.inGuest(ctx, p, dom, patienceSSH, "systemctl", "--no-block", "poweroff"); err != nil {
+		s.Log.Info("power off over SSH", "err", err)
+		if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+			s.Log.Info("power off by ACPI", "err", err)
+		}
+	}
+	patient, cancel := context.WithTimeout(ctx, patienceOff)
+	defer cancel()
+	_, err := hv.Wait(patient, p.Name, vm.StateStopped, vm.StateCrashed)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case patient.Err() == nil:
+		return fmt.Errorf("wait for the VM to stop: %w", err)
+	}
+	pr.Note("the guest did not power off within %s: pulling its plug", patienceOff)
+	if err := hv.Destroy(ctx, p.Name); err != nil {
+		return fmt.Errorf("stop the VM: %w", err)
+	}
+	return nil
+}
+
+// inGuest runs a command in the guest within the time given.
+func (s *Service) inGuest(ctx context.Context, p Project, dom vm.Domain, patience time.Duration, argv ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	client, err := s.dial(ctx, p, dom.Accel)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	code, err := client.Run(ctx, guest.Command{Argv: argv})
+	if err != nil {
+		return err
+	}
+	if code != 0 {
+		return fmt.Errorf("%v: exit code %d", argv, code)
+	}
+	return nil
+}
+
+// stopHelpers ends the supervisor and the network process of a stopped VM.
+func (s *Service) stopHelpers(ctx context.Context, p Project) error {
+	return errors.Join(s.stopSupervisor(ctx, p), s.stopNet(ctx, p))
+}
+
+// unplug stops the VM at once, but gives the guest a moment to write its
+// caches first: its disk may be wanted again.
+func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain) error {
+	if dom.State == vm.StateRunning {
+		if err := s.inGuest(ctx, p, dom, patienceSync, "sync"); err != nil {
+			s.Log.Info("sync the guest's disk", "err", err)
+		}
+	}
+	if err := hv.Destroy(ctx, p.Name); err != nil {
+		return fmt.Errorf("stop the VM: %w", err)
+	}
+	if err := s.stopHelpers(ctx, p); err != nil {
+		return err
+	}
+	if err := hv.Undefine(ctx, p.Name); err != nil {
+		return fmt.Errorf("forget the VM: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,117 @@
+package project
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/devvm/devvm/pkg/config"
+)
+
+// Project is a directory that has, or may have, a VM.
+type Project struct {
+	Name string // <slug of the directory's name>-<8 hex digits of the path's hash>
+	UUID string // of its libvirt domain, derived from Dir
+	Dir  string // canonical path
+}
+
+// New makes the project of a directory. The identity is the canonical path:
+// two directories of the same name are two projects, and a symbolic link to a
+// directory is the directory.
+func New(dir string) (Project, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return Project{}, fmt.Errorf("project directory: %w", err)
+	}
+	canonical, err := filepath.EvalSymlinks(abs)
+	if err != nil {
+		return Project{}, fmt.Errorf("project directory: %w", err)
+	}
+	info, err := os.Stat(canonical)
+	if err != nil {
+		return Project{}, fmt.Errorf("project directory: %w", err)
+	}
+	if !info.IsDir() {
+		return Project{}, fmt.Errorf("project directory: %s is not a directory", canonical)
+	}
+	return identify(canonical), nil
+}
+
+// identify derives name and UUID from a canonical path. It is pure.
+func identify(dir string) Project {
+	sum := sha256.Sum256([]byte(dir))
+	return Project{
+		Name: slug(filepath.Base(dir)) + "-" + hex.EncodeToString(sum[:4]),
+		UUID: uuid(sum),
+		Dir:  dir,
+	}
+}
+
+// uuid shapes a hash into an RFC 9562 version 8 UUID (vendor specific content).
+func uuid(sum [sha256.Size]byte) string {
+	b := sum[:16]
+	b[6] = b[6]&0x0f | 0x80
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}
+
+// longestSlug keeps names short enough for sockets and to read.
+const longestSlug = 24
+
+// slug reduces a directory's name to what host names, libvirt and file systems
+// all take: a-z, 0-9 and single hyphens.
+func slug(base string) string {
+	var b strings.Builder
+	for _, r := range strings.ToLower(base) {
+		switch {
+		case r >= 'a' && r <= 'z', r >= '0' && r <= '9':
+			b.WriteRune(r)
+		case b.Len() > 0 && !strings.HasSuffix(b.String(), "-"):
+			b.WriteByte('-')
+		}
+		if b.Len() == longestSlug {
+			break
+		}
+	}
+	if s := strings.Trim(b.String(), "-"); s != "" {
+		return s
+	}
+	return "project"
+}
+
+// Find returns the project that a directory belongs to: the nearest directory
+// upwards with a devvm.toml, else the directory itself.
+func Find(dir string) (Project, error) {
+	start, err := New(dir)
+	if err != nil {
+		return Project{}, err
+	}
+	for d := start.Dir; ; d = filepath.Dir(d) {
+		_, err := os.Lstat(filepath.Join(d, config.FileName))
+		switch {
+		case err == nil:
+			return identify(d), nil
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission):
+			return Project{}, fmt.Errorf("look for %s: %w", config.FileName, err)
+		case d == filepath.Dir(d):
+			return start, nil
+		}
+	}
+}
+
+// Unusual says why a directory makes an odd project, or "" if it does not: a
+// VM for the whole home directory or the root is nearly always a slip.
+func (p Project) Unusual(home string) string {
+	if canonical, err := filepath.EvalSymlinks(home); err == nil && canonical == p.Dir {
+		return "your home directory"
+	}
+	if p.Dir == "/" {
+		return "the root directory"
+	}
+	return ""
+}

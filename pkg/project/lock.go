@@ -1,0 +1,140 @@
+package project
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// holder is what the owner of a lock writes into it, for messages only: the
+// kernel, not this text, decides who holds it.
+type holder struct {
+	PID  int    `json:"pid"`
+	Verb string `json:"verb"`
+}
+
+// lockPoll is how often a waiting command looks whether the lock is free.
+const lockPoll = 100 * time.Millisecond
+
+// lock makes this process the only one that changes the project. If another
+// one is at work it calls waiting once and waits, or, without waiting, fails
+// with exit code 6.
+func (f paths) acquire(ctx context.Context, verb string, waiting func(who string)) (*flock.Flock, error) {
+	for {
+		if err := os.MkdirAll(f.root, 0o711); err != nil {
+			return nil, fmt.Errorf("make project directory: %w", err)
+		}
+		l := flock.New(f.lock, flock.SetPermissions(0o600))
+		got, err := l.TryLock()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // an rm has just removed the directory
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lock project: %w", err)
+		}
+		if !got {
+			who := f.holder()
+			if waiting == nil {
+				return nil, &ui.Error{
+					Code: ui.ExitBusy,
+					Msg:  fmt.Sprintf("another devvm (%s) is at work on this project", who),
+					Hint: "wait until it is done, then run the command again",
+				}
+			}
+			waiting(who)
+			_, err := l.TryLockContext(ctx, lockPoll)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // that other one was an rm
+			}
+			if err != nil {
+				return nil, fmt.Errorf("wait for %s: %w", who, err)
+			}
+		}
+		if !sameFile(l, f.lock) { // rm removed the file while we waited: lock the new one
+			_ = l.Close()
+			continue
+		}
+		b, _ := json.Marshal(holder{os.Getpid(), verb})
+		if err := os.WriteFile(f.lock, b, 0o600); err != nil {
+			_ = l.Close()
+			return nil, fmt.Errorf("lock project: %w", err)
+		}
+		return l, nil
+	}
+}
+
+// holder describes who holds the lock.
+func (f paths) holder() string {
+	var h holder
+	b, err := os.ReadFile(f.lock)
+	if err != nil || json.Unmarshal(b, &h) != nil {
+		return "of unknown pid"
+	}
+	return fmt.Sprintf("%s, pid %d", h.Verb, h.PID)
+}
+
+// sameFile tells whether the locked file is still the one at the path.
+func sameFile(l *flock.Flock, path string) bool {
+	locked, err := l.Stat()
+	if err != nil {
+		return false
+	}
+	now, err := os.Stat(path)
+	return err == nil && os.SameFile(locked, now)
+}
+
+// record is the content of project.json: which directory the files belong to
+// when no domain says it. Dir is bytes, since a path need not be UTF-8.
+type record struct {
+	Dir []byte `json:"dir"`
+}
+
+// writeRecord notes the directory beside the project's files.
+func (f paths) writeRecord(dir string) error {
+	b, err := json.Marshal(record{[]byte(dir)})
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.record, err)
+	}
+	return writeFile(f.record, b, 0o600)
+}
+
+// readRecord returns the directory noted, or "".
+func (f paths) readRecord() string {
+	var r record
+	b, err := os.ReadFile(f.record)
+	if err != nil || json.Unmarshal(b, &r) != nil {
+		return ""
+	}
+	return string(r.Dir)
+}
+
+// writeFile replaces a file's content in one step.
+func writeFile(path string, content []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	if _, err = f.Write(content); err == nil {
+		err = f.Chmod(mode)
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}

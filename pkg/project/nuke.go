@@ -1,0 +1,185 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Loss is what nuke or rm would destroy.
+type Loss struct {
+	Known bool // the engine was asked and answered
+	Usage engine.Usage
+	Disk  int64 // bytes that the VM's disk takes on this host
+	Undo  int64 // bytes of an older disk, kept as the undo, that goes for good
+}
+
+// Loss asks the engine what the project's VM holds.
+func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
+	f := s.Dirs.paths(p.Name)
+	if !exists(f.vm) && !exists(f.undo) {
+		return Loss{}, errNoVM(p)
+	}
+	loss := Loss{Disk: used(f.vm), Undo: used(f.undo)}
+	ctx, cancel := context.WithTimeout(ctx, patienceSSH)
+	defer cancel()
+	usage, err := engine.GetUsage(ctx, f.dockerSocket())
+	if err != nil {
+		s.Log.Info("ask the engine what it holds", "err", err)
+		return loss, nil
+	}
+	loss.Known, loss.Usage = true, usage
+	return loss, nil
+}
+
+// NukeOptions of [Service.Nuke].
+type NukeOptions struct {
+	NoUp bool // leave the project without a VM
+	Undo bool // put the VM back that the last nuke replaced
+}
+
+// Nuke destroys the project's VM and brings up a pristine one. The former disk
+// is kept as the undo; the undo before it is removed.
+func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Progress) error {
+	f := s.Dirs.paths(p.Name)
+	if !exists(f.root) {
+		return errNoVM(p)
+	}
+	if o.Undo && !exists(f.undo) {
+		return &ui.Error{
+			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
+			Hint: "see the project's state with: devvm status",
+		}
+	}
+	lock, err := f.acquire(ctx, "nuke", nil)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer hv.Close()
+	if !o.NoUp && !o.Undo { // a bad devvm.toml must show before anything is lost
+		if err := s.checkConfig(p, true); err != nil {
+			return err
+		}
+	}
+	show := &steps{Progress: pr}
+	dom, err := s.find(ctx, hv, p)
+	switch {
+	case err == nil:
+		show.Start("destroy", "destroy the VM")
+		if err := s.unplug(ctx, hv, p, dom); err != nil {
+			return err
+		}
+	case !errors.Is(err, vm.ErrNotFound):
+		return err
+	}
+	if o.Undo {
+		err = f.swap()
+	} else {
+		err = f.setAside()
+	}
+	if err != nil {
+		return err
+	}
+	show.Done()
+	if o.NoUp {
+		return nil
+	}
+	return s.up(ctx, hv, p, show)
+}
+
+// setAside makes the VM's files the undo. Each step leaves a state from which
+// the next run goes on: a VM, or its undo, is always whole.
+func (f paths) setAside() error {
+	if !exists(f.disk()) { // a nuke was interrupted after the rename: keep that undo
+		return removeAll(f.vm)
+	}
+	if err := removeAll(f.undo); err != nil {
+		return err
+	}
+	if err := os.Rename(f.vm, f.undo); err != nil {
+		return fmt.Errorf("keep the old disk aside: %w", err)
+	}
+	return nil
+}
+
+// swap exchanges the VM's files with the undo, in one step of the kernel's, so
+// that an undo can be undone.
+func (f paths) swap() error {
+	var err error
+	if exists(f.disk()) {
+		err = unix.Renameat2(unix.AT_FDCWD, f.vm, unix.AT_FDCWD, f.undo, unix.RENAME_EXCHANGE)
+	} else if err = removeAll(f.vm); err == nil {
+		err = os.Rename(f.undo, f.vm)
+	}
+	if err != nil {
+		return fmt.Errorf("put the old disk back: %w", err)
+	}
+	return nil
+}
+
+// removeAll removes a directory tree of ours.
+func removeAll(path string) error {
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("remove: %w", err)
+	}
+	return nil
+}
+
+// Rm removes the project's VM, its undo and all other traces of it. It is done
+// even where parts are missing already; that nothing was there is errNoVM.
+func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
+	f := s.Dirs.paths(p.Name)
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer hv.Close()
+	if !exists(f.root) { // the domain may be all that is left
+		if _, err := s.find(ctx, hv, p); err != nil {
+			return err
+		}
+	}
+	lock, err := f.acquire(ctx, "rm", nil)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	phase := pr.Start("remove", "remove the VM and its files")
+	_, err = s.find(ctx, hv, p)
+	switch {
+	case err == nil:
+		if err := hv.Destroy(ctx, p.Name); err != nil {
+			return fmt.Errorf("stop the VM: %w", err)
+		}
+		if err := hv.Undefine(ctx, p.Name); err != nil {
+			return fmt.Errorf("forget the VM: %w", err)
+		}
+	case !errors.Is(err, vm.ErrNotFound):
+		return err
+	}
+	stop, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := s.stopHelpers(stop, p); err != nil {
+		return err
+	}
+	for _, path := range []string{f.netSocket(), f.run, f.root} {
+		if err := removeAll(path); err != nil {
+			return err
+		}
+	}
+	phase.Done()
+	return nil
+}

@@ -1,0 +1,52 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/usernet"
+)
+
+// NetOptions are the paths of a project's network process.
+func (d Dirs) NetOptions(name string) usernet.Options {
+	f := d.paths(name)
+	return usernet.Options{
+		NetSocket:  f.netSocket(),
+		DialSocket: f.dialSocket(),
+		Lock:       f.netLock(),
+	}
+}
+
+// dialTimeout bounds one try of the supervisor to reach the guest's sshd. It is
+// short because a guest that is still booting takes no notice of a connection:
+// a new try finds it sooner than an old one that waits.
+const dialTimeout = time.Second
+
+// SupervisorOptions are what a project's supervisor needs to know.
+func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Options, error) {
+	f := s.Dirs.paths(name)
+	target, err := s.Target(Project{Name: name}, emulated)
+	if err != nil {
+		return supervisor.Options{}, err
+	}
+	dial := target.Dial
+	target.Dial = func(ctx context.Context) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		return dial(ctx)
+	}
+	return supervisor.Options{
+		Name:    name,
+		Lock:    f.supervisorLock(),
+		Control: f.controlSocket(),
+		Docker:  f.dockerSocket(),
+		Target:  target,
+		Gone:    func(err error) bool { return errors.Is(err, usernet.ErrNoNetwork) },
+		Version: s.Version,
+		Ping:    func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
+	}, nil
+}

@@ -1,0 +1,108 @@
+package project
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// provision runs the configuration's provisioning on a VM that has not had
+// any. A failure is reported and tried again by the next up.
+func (b *boot) provision(ctx context.Context) error {
+	steps := provisionSteps(b.cfg.Packages, b.cfg.Script)
+	done, err := os.ReadFile(b.files.provisioned())
+	switch {
+	case err == nil && string(done) != b.cfg.ProvisionHash():
+		b.progress.Note("[provision] has changed; it applies to a new VM: devvm nuke")
+		return nil
+	case err == nil:
+		return nil
+	case len(steps) == 0:
+		return writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+	}
+	b.progress.Start("provision", "provision the new VM")
+	client, err := b.dial(ctx, b.project, b.accel)
+	if err != nil {
+		return fmt.Errorf("provision: %w", err)
+	}
+	defer client.Close()
+	log, err := os.OpenFile(b.files.provisionLog(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return fmt.Errorf("open provisioning log: %w", err)
+	}
+	defer log.Close()
+	last := &lastLines{most: 20}
+	out := io.MultiWriter(b.progress.Output(), log, last)
+	for _, step := range steps {
+		// An up that was killed leaves its step running: wait for its end.
+		step.Argv = append([]string{"flock", "/run/devvm-provision"}, step.Argv...)
+		step.Stdout, step.Stderr = out, out
+		code, err := client.Run(ctx, step)
+		if err != nil {
+			return fmt.Errorf("provision: %w", err)
+		}
+		if code != 0 {
+			return &ui.Error{
+				Msg:  fmt.Sprintf("provisioning failed with exit code %d; its last lines:\n%s", code, last),
+				Hint: "mend [provision] in " + config.FileName + " and run devvm up again (all of it: devvm logs --provision)",
+			}
+		}
+	}
+	return writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+}
+
+// provisionSteps are the commands that provision a VM; none for nothing to do.
+func provisionSteps(packages []string, script string) []guest.Command {
+	var steps []guest.Command
+	if len(packages) > 0 {
+		steps = append(steps,
+			guest.Command{Argv: []string{"apt-get", "update", "-q"}},
+			guest.Command{Argv: append([]string{
+				"env", "DEBIAN_FRONTEND=noninteractive",
+				"apt-get", "install", "-q", "-y", "--no-install-recommends", "--",
+			}, packages...)})
+	}
+	if strings.TrimSpace(script) != "" {
+		// A program of its own, so that its "#!" line counts.
+		const file = "/var/lib/devvm/provision"
+		if !strings.HasPrefix(script, "#!") {
+			script = "#!/bin/sh -eu\n" + script
+		}
+		steps = append(steps,
+			guest.Command{
+				Argv:  []string{"sh", "-c", "mkdir -p /var/lib/devvm && cat >" + file + " && chmod 700 " + file},
+				Stdin: strings.NewReader(script),
+			},
+			guest.Command{Argv: []string{file}})
+	}
+	return steps
+}
+
+// lastLines keeps the end of what is written to it.
+type lastLines struct {
+	most int
+	text []byte
+}
+
+func (l *lastLines) Write(p []byte) (int, error) {
+	l.text = append(l.text, p...)
+	if over := len(l.text) - 16<<10; over > 0 {
+		l.text = l.text[over:]
+	}
+	return len(p), nil
+}
+
+// String returns the last lines, indented.
+func (l *lastLines) String() string {
+	lines := strings.Split(strings.TrimRight(string(l.text), "\n"), "\n")
+	if over := len(lines) - l.most; over > 0 {
+		lines = lines[over:]
+	}
+	return "  " + strings.Join(lines, "\n  ")
+}

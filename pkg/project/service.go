@@ -1,0 +1,316 @@
+// Package project is what devvm does: a directory gets a VM of its own.
+//
+// It derives a project's identity and files from its directory, and carries
+// out the verbs (up, down, nuke, rm, status, list) by composing config, image,
+// disk, vm, usernet and supervisor. Each verb looks at what is there, takes the
+// project's lock and does what is missing, so that it can be run twice,
+// interrupted or killed at any instant; the next run converges.
+//
+// It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a
+// user must act on are *ui.Error with the next command to run.
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/devvm/devvm/pkg/background"
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Service carries out the verbs.
+type Service struct {
+	Dirs    Dirs
+	Images  *image.Store
+	Open    func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
+	Config  func(dir string) (config.Config, error)
+	Accel   *vm.AccelStore
+	Exe     string        // this program, for its background processes
+	Version string        // of this program
+	Home    string        // the user's
+	Zone    string        // time zone for the guests, e.g. "Europe/Berlin"
+	Timeout time.Duration // for the engine to answer after the start; 0: by the accelerator
+	Log     *slog.Logger
+}
+
+// Patience with a VM whose engine does not answer yet.
+const (
+	patienceKVM = 2 * time.Minute
+	patienceTCG = 6 * time.Minute
+)
+
+// guestAddress is where the guest's sshd listens on the VM's network.
+var guestAddress = netip.AddrPortFrom(usernet.Guest, 22).String()
+
+// guestMAC is the address of the guest's network card. It is the same for all:
+// each VM is alone on its network, and a fork keeps its template's.
+const guestMAC = "52:54:00:64:76:6d"
+
+// errNoVM says that the project has no VM.
+func errNoVM(p Project) error {
+	return &ui.Error{
+		Code: ui.ExitNoVM,
+		Msg:  fmt.Sprintf("no VM for this project (%s)", p.Dir),
+		Hint: "make one with: devvm up",
+		Err:  vm.ErrNotFound,
+	}
+}
+
+// errNotRunning says that the project's VM is off.
+func errNotRunning(p Project, state vm.State) error {
+	return &ui.Error{
+		Code: ui.ExitNotRunning,
+		Msg:  fmt.Sprintf("the VM of project %s is not running (%s)", p.Name, state),
+		Hint: "start it with: devvm up",
+		Err:  vm.ErrNotRunning,
+	}
+}
+
+// Socket returns the path of the project's docker.sock; it need not exist.
+func (s *Service) Socket(p Project) string { return s.Dirs.paths(p.Name).dockerSocket() }
+
+// Logs are the paths of a project's log files.
+type Logs struct {
+	Console, Supervisor, Network, Provision string
+}
+
+// Logs returns the paths; the files need not exist.
+func (s *Service) Logs(p Project) Logs {
+	f := s.Dirs.paths(p.Name)
+	return Logs{f.console(), f.supervisorLog(), f.netLog(), f.provisionLog()}
+}
+
+// Lookup finds a project by its name, from the files of earlier runs and from
+// libvirt.
+func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
+	if filepath.Base(name) == name {
+		if dir := s.Dirs.paths(name).readRecord(); dir != "" {
+			return identify(dir), nil
+		}
+	}
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return Project{}, err
+	}
+	defer hv.Close()
+	if dom, err := hv.Get(ctx, name); err == nil {
+		return identify(dom.Project), nil
+	}
+	return Project{}, &ui.Error{
+		Code: ui.ExitNoVM,
+		Msg:  fmt.Sprintf("no project is named %q, and no such directory exists", name),
+		Hint: "list the projects with: devvm ls",
+	}
+}
+
+// Target is how SSH reaches the project's guest.
+func (s *Service) Target(p Project, emulated bool) (guest.Target, error) {
+	f := s.Dirs.paths(p.Name)
+	keys, err := guest.LoadKeys(f.keys())
+	if err != nil {
+		return guest.Target{}, fmt.Errorf("load keys of project %s: %w", p.Name, err)
+	}
+	return guest.Target{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", guestAddress)
+		},
+		User:     "root",
+		Keys:     keys,
+		Emulated: emulated,
+	}, nil
+}
+
+// Connect opens an SSH connection to the project's running guest.
+func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error) {
+	dom, err := s.get(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if dom.State != vm.StateRunning {
+		return nil, errNotRunning(p, dom.State)
+	}
+	client, err := s.dial(ctx, p, dom.Accel)
+	if err != nil {
+		return nil, &ui.Error{
+			Msg:  fmt.Sprintf("the VM of project %s runs, but its SSH does not answer", p.Name),
+			Hint: "repair the connection with: devvm up (what the guest says: devvm logs --console)",
+			Err:  err,
+		}
+	}
+	return client, nil
+}
+
+// Keepalives of a connection that serves one command: a VM that freezes must
+// not hang it.
+const (
+	aliveEvery   = 10 * time.Second
+	aliveTimeout = 30 * time.Second
+)
+
+// dial opens an SSH connection that ends when the guest falls silent.
+func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.Client, error) {
+	target, err := s.Target(p, accel == vm.AccelTCG)
+	if err != nil {
+		return nil, err
+	}
+	client, err := guest.Connect(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	go func() { // ends with the connection
+		err := client.Keepalive(context.WithoutCancel(ctx), aliveEvery, aliveTimeout)
+		s.Log.Debug("SSH connection ended", "err", err)
+	}()
+	return client, nil
+}
+
+// DialSSH opens a raw connection to the guest's sshd, for OpenSSH's
+// ProxyCommand.
+func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
+	conn, err := usernet.NewDialer(s.Dirs.paths(p.Name).dialSocket()).Dial(ctx, "tcp", guestAddress)
+	if err != nil {
+		return nil, &ui.Error{
+			Code: ui.ExitNotRunning,
+			Msg:  fmt.Sprintf("the VM of project %s does not answer", p.Name),
+			Hint: "start it with: devvm up",
+			Err:  err,
+		}
+	}
+	return conn, nil
+}
+
+// Keys returns the SSH keys of the project's VM.
+func (s *Service) Keys(p Project) (guest.Keys, error) {
+	keys, err := guest.LoadKeys(s.Dirs.paths(p.Name).keys())
+	if errors.Is(err, fs.ErrNotExist) {
+		return keys, errNoVM(p)
+	}
+	return keys, err
+}
+
+// get reads the project's VM, with the errors that users see.
+func (s *Service) get(ctx context.Context, p Project) (vm.Domain, error) {
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return vm.Domain{}, err
+	}
+	defer hv.Close()
+	return s.find(ctx, hv, p)
+}
+
+// find reads the project's VM and refuses one that is somebody else's.
+func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Domain, error) {
+	dom, err := hv.Get(ctx, p.Name)
+	switch {
+	case errors.Is(err, vm.ErrNotFound):
+		return dom, errNoVM(p)
+	case errors.Is(err, vm.ErrForeign):
+		return dom, &ui.Error{
+			Msg:  fmt.Sprintf("a libvirt domain named %s%s exists that devvm did not make; it stays as it is", vm.DomainPrefix, p.Name),
+			Hint: "rename it (virsh domrename) or remove it, then run devvm again",
+			Err:  err,
+		}
+	case err != nil:
+		return dom, fmt.Errorf("look for the VM: %w", err)
+	case dom.Project != p.Dir:
+		return dom, &ui.Error{
+			Msg:  fmt.Sprintf("the VM %s belongs to another directory: %s", p.Name, dom.Project),
+			Hint: "rename one of the two directories",
+		}
+	}
+	return dom, nil
+}
+
+// startNet starts the project's network process, unless it runs.
+func (s *Service) startNet(ctx context.Context, p Project, offline bool, host vm.Host) error {
+	f := s.Dirs.paths(p.Name)
+	args := []string{"net", "--project-name", p.Name}
+	if offline {
+		args = append(args, "--offline")
+	}
+	if host.QEMUUser >= 0 {
+		args = append(args, fmt.Sprintf("--qemu-user=%d:%d", host.QEMUUser, host.QEMUGroup))
+	}
+	err := background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.netLog()})
+	if err != nil {
+		return fmt.Errorf("start the network process: %w", err)
+	}
+	return nil
+}
+
+// stopNet ends the network process, if there is one.
+func (s *Service) stopNet(ctx context.Context, p Project) error {
+	err := usernet.NewDialer(s.Dirs.paths(p.Name).dialSocket()).Stop(ctx)
+	if err != nil {
+		return fmt.Errorf("stop the network process: %w", err)
+	}
+	return nil
+}
+
+// startSupervisor starts the project's supervisor, unless it runs.
+func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool) error {
+	f := s.Dirs.paths(p.Name)
+	status, err := supervisor.NewClient(f.controlSocket()).Status(ctx)
+	if err == nil && (status.Version == s.Version || status.Connections > 0) {
+		return nil
+	}
+	if err == nil { // of another version, and nobody uses it
+		if err := s.stopSupervisor(ctx, p); err != nil {
+			return err
+		}
+	}
+	args := []string{"supervisor", "--project-name", p.Name}
+	if emulated {
+		args = append(args, "--emulated")
+	}
+	err = background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.supervisorLog()})
+	if err != nil {
+		return fmt.Errorf("start the supervisor: %w", err)
+	}
+	return nil
+}
+
+// stopSupervisor ends the supervisor, if there is one.
+func (s *Service) stopSupervisor(ctx context.Context, p Project) error {
+	err := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket()).Stop(ctx)
+	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+		return fmt.Errorf("stop the supervisor: %w", err)
+	}
+	return nil
+}
+
+// exists tells whether there is a file at the path.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
+// Host asks libvirt about this host, starting its daemon if need be.
+func (s *Service) Host(ctx context.Context) (vm.Host, error) {
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return vm.Host{}, err
+	}
+	defer hv.Close()
+	return hv.Host(ctx)
+}
+
+// HaveImage tells whether there is any base image.
+func (s *Service) HaveImage(ctx context.Context) bool {
+	images, err := s.Images.List(ctx)
+	return err == nil && len(images) > 0
+}

@@ -1,0 +1,183 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sort"
+	"syscall"
+	"time"
+
+	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// StateAbsent is the state of a project that has no VM.
+const StateAbsent vm.State = "absent"
+
+// Status is the state of one project, for people and as JSON; fields are only
+// ever added.
+type Status struct {
+	Project  string   `json:"project"`
+	Dir      string   `json:"dir"`
+	DirGone  bool     `json:"dir_gone,omitempty"`
+	State    vm.State `json:"state"`
+	Reason   string   `json:"reason,omitempty"`
+	Healthy  bool     `json:"healthy"` // the engine answered on docker.sock just now
+	Problem  string   `json:"problem,omitempty"`
+	Next     string   `json:"next,omitempty"` // the command that helps
+	CPUs     int      `json:"cpus,omitempty"`
+	Memory   int64    `json:"memory,omitempty"` // bytes
+	Accel    vm.Accel `json:"accel,omitempty"`
+	DiskUsed int64    `json:"disk_used"`           // bytes on this host
+	UndoUsed int64    `json:"undo_used,omitempty"` // bytes of the disk kept for nuke --undo
+	Image    string   `json:"image,omitempty"`
+	Socket   string   `json:"socket,omitempty"`
+	Engine   string   `json:"engine,omitempty"` // version
+	// Latency is what the engine's answer took, in milliseconds.
+	Latency float64 `json:"latency_ms,omitempty"`
+
+	Supervisor *supervisor.Status `json:"supervisor,omitempty"`
+	Network    *usernet.Status    `json:"network,omitempty"`
+}
+
+// probePatience bounds the engine's answer in status.
+const probePatience = 5 * time.Second
+
+// Status looks at the project end to end: it asks the engine through the same
+// socket that users use.
+func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
+	f := s.Dirs.paths(p.Name)
+	dom, err := s.get(ctx, p)
+	if errors.Is(err, vm.ErrNotFound) && exists(f.undo) {
+		return Status{Project: p.Name, Dir: p.Dir, State: StateAbsent, UndoUsed: used(f.undo), Next: "devvm up"}, nil
+	}
+	if err != nil {
+		return Status{}, err
+	}
+	st := s.summary(dom)
+	st.Socket = f.dockerSocket()
+	if dom.State != vm.StateRunning {
+		st.Next = "devvm up"
+		return st, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	defer cancel()
+	if net, err := usernet.NewDialer(f.dialSocket()).Status(ctx); err == nil {
+		st.Network = &net
+	} else {
+		st.Problem = "the VM's network process is gone"
+	}
+	if sup, err := supervisor.NewClient(f.controlSocket()).Status(ctx); err == nil {
+		st.Supervisor = &sup
+	} else {
+		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
+	}
+	if st.Problem == "" {
+		start := time.Now()
+		version, err := engine.GetVersion(ctx, st.Socket)
+		if err == nil {
+			st.Healthy, st.Engine = true, version.Engine
+			st.Latency = float64(time.Since(start).Microseconds()) / 1000
+			return st, nil
+		}
+		st.Problem = err.Error()
+	}
+	st.Next = "devvm up"
+	return st, nil
+}
+
+// summary is what libvirt and the files say about a project.
+func (s *Service) summary(dom vm.Domain) Status {
+	f := s.Dirs.paths(dom.Name)
+	return Status{
+		Project:  dom.Name,
+		Dir:      dom.Project,
+		DirGone:  !exists(dom.Project),
+		State:    dom.State,
+		Reason:   dom.Reason,
+		CPUs:     dom.CPUs,
+		Memory:   dom.Memory,
+		Accel:    dom.Accel,
+		Image:    dom.Image,
+		DiskUsed: used(f.vm),
+		UndoUsed: used(f.undo),
+	}
+}
+
+// List returns all projects of this user, by directory: those with a VM and
+// those of which only files are left. The engines are not asked.
+func (s *Service) List(ctx context.Context) ([]Status, error) {
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer hv.Close()
+	doms, err := hv.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Status, 0, len(doms))
+	known := map[string]bool{}
+	for _, dom := range doms {
+		known[dom.Name] = true
+		out = append(out, s.summary(dom))
+	}
+	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	for _, e := range entries {
+		f := s.Dirs.paths(e.Name())
+		if known[e.Name()] || !exists(f.record) {
+			continue
+		}
+		dir := f.readRecord()
+		out = append(out, Status{
+			Project: e.Name(), Dir: dir, DirGone: !exists(dir), State: StateAbsent,
+			DiskUsed: used(f.vm), UndoUsed: used(f.undo),
+		})
+	}
+	sort.Slice(out, func(i, j int) bool { return out[i].Dir < out[j].Dir })
+	return out, nil
+}
+
+// ImagesInUse returns the digests of the images that any project's disk, or
+// undo, is based on. The result is nil with an error, never partial: what is
+// in use must not be removed.
+func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
+	disks, err := filepath.Glob(filepath.Join(s.Dirs.Data, "projects", "*", "*", "disk.qcow2"))
+	if err != nil {
+		return nil, err
+	}
+	in := map[string]bool{}
+	for _, d := range disks {
+		digest, err := backingImage(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		in[digest] = true
+	}
+	return in, nil
+}
+
+// used sums the blocks that the files below a directory really take, in bytes.
+func used(dir string) int64 {
+	var sum int64
+	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // a file that vanishes meanwhile takes no blocks
+		}
+		if info, err := d.Info(); err == nil && d.Type().IsRegular() {
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				sum += st.Blocks * 512 // stat(2): st_blocks counts 512-byte units
+			}
+		}
+		return nil
+	})
+	return sum
+}

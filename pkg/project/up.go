@@ -1,0 +1,622 @@
+package project
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// kernelMarker is what the guest prints on its console when its kernel runs.
+const kernelMarker = "devvm: kernel up"
+
+// Up gives the project a running VM whose engine answers on docker.sock. What
+// is there already is kept; what an earlier run left half done is completed.
+func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
+	f := s.Dirs.paths(p.Name)
+	if err := s.checkConfig(p, !exists(f.provisioned())); err != nil { // before anything is made
+		return err
+	}
+	lock, err := f.acquire(ctx, "up", func(who string) {
+		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
+	})
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer hv.Close()
+	return s.up(ctx, hv, p, &steps{Progress: pr})
+}
+
+// checkConfig finds what is wrong with the project's configuration, for a VM
+// that is yet to be provisioned or for any.
+func (s *Service) checkConfig(p Project, fresh bool) error {
+	cfg, err := s.Config(p.Dir)
+	if err != nil || !fresh {
+		return err
+	}
+	return cfg.CheckProvision()
+}
+
+// up is Up under the project's lock.
+func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
+	cfg, err := s.Config(p.Dir)
+	if err != nil {
+		return err
+	}
+	dom, err := s.find(ctx, hv, p)
+	if err != nil && !errors.Is(err, vm.ErrNotFound) {
+		return err
+	}
+	f := s.Dirs.paths(p.Name)
+	if err := s.makeDirs(f); err != nil {
+		return err
+	}
+	host, err := hv.Host(ctx)
+	if err != nil {
+		return fmt.Errorf("ask libvirt about the host: %w", err)
+	}
+	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel}
+	switch dom.State {
+	case vm.StateRunning:
+		err = b.attend(ctx, dom)
+	case vm.StatePaused:
+		err = b.unpause(ctx, dom)
+	default:
+		err = b.start(ctx, dom.State == vm.StateSaved)
+	}
+	if err != nil {
+		return err
+	}
+	if err := b.provision(ctx); err != nil {
+		return err
+	}
+	pr.Done()
+	return nil
+}
+
+// makeDirs makes the project's directories.
+func (s *Service) makeDirs(f paths) error {
+	for _, dir := range []struct {
+		path string
+		mode os.FileMode
+	}{
+		{s.Dirs.Data, s.Dirs.passable()},
+		{filepath.Dir(f.root), s.Dirs.passable()},
+		{f.root, s.Dirs.passable()},
+		{f.vm, s.Dirs.passable()},
+		{f.credentials(), s.Dirs.passable()},
+		{f.keys(), 0o700},
+		{f.logs, 0o700},
+	} {
+		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+		if err := os.Chmod(dir.path, dir.mode); err != nil { // MkdirAll is subject to umask
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	return s.Dirs.makeRuntime(f)
+}
+
+// boot is one run of up.
+type boot struct {
+	*Service
+	hv       vm.Hypervisor
+	host     vm.Host
+	project  Project
+	cfg      config.Config
+	files    paths
+	progress *steps
+	accel    vm.Accel
+}
+
+// attend brings a running VM's helpers back to life and waits for its engine.
+func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
+	if dom.Config != b.cfg.StartHash() {
+		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", b.changes(dom))
+	}
+	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
+		if err := b.rewire(ctx); err != nil {
+			return err
+		}
+	}
+	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	return b.await(ctx, nil)
+}
+
+// unpause lets a VM go on that QEMU has stopped, most often because the host's
+// disk was full.
+func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
+	b.progress.Start("resume", "resume the paused VM"+because(dom.Reason))
+	if err := b.hv.Start(ctx, b.project.Name); err != nil {
+		return &ui.Error{
+			Msg:  "the VM is paused" + because(dom.Reason) + " and does not go on",
+			Hint: "make room on the disk if it is full and try again, or start it afresh with: devvm down && devvm up",
+			Err:  err,
+		}
+	}
+	return b.attend(ctx, dom)
+}
+
+// changes names the settings in which a VM differs from devvm.toml.
+func (b *boot) changes(dom vm.Domain) string {
+	var out []string
+	if dom.CPUs != b.cfg.CPUs {
+		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, b.cfg.CPUs))
+	}
+	if dom.Memory != b.cfg.Memory {
+		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
+	}
+	if len(out) == 0 {
+		return "disk, network or docker settings"
+	}
+	return strings.Join(out, ", ")
+}
+
+// rewire gives a running VM a new network process. QEMU 8.0 and later comes
+// back to the socket by itself; an older one must be saved and restored.
+func (b *boot) rewire(ctx context.Context) error {
+	b.progress.Start("network", "the VM's network process is gone: starting another")
+	if err := b.startNet(ctx, b.project, b.cfg.NetworkMode == config.NetworkOffline, b.host); err != nil {
+		return err
+	}
+	if vm.Reconnects(b.host) {
+		return nil
+	}
+	b.progress.Note("this QEMU cannot reconnect: saving and resuming the VM, which takes some seconds")
+	if err := b.hv.Save(ctx, b.project.Name); err != nil {
+		return fmt.Errorf("save the VM: %w", err)
+	}
+	// The network process ended with the QEMU that it never saw, or waits; the
+	// new QEMU must find one.
+	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
+		if err := b.startNet(ctx, b.project, b.cfg.NetworkMode == config.NetworkOffline, b.host); err != nil {
+			return err
+		}
+	}
+	if err := b.hv.Start(ctx, b.project.Name); err != nil {
+		return fmt.Errorf("resume the VM: %w", err)
+	}
+	return nil
+}
+
+// start boots the project's VM, making what is missing of it first.
+func (b *boot) start(ctx context.Context, saved bool) error {
+	img, err := b.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	// A former network process may still wait for a QEMU that is gone.
+	if err := b.stopNet(ctx, b.project); err != nil {
+		return err
+	}
+	verdict := b.Accel.Choose(b.host)
+	if verdict.Note != "" {
+		b.progress.Note("%s", verdict.Note)
+	}
+	b.accel = verdict.Accel
+	err = b.launch(ctx, img)
+	if err != nil && ctx.Err() == nil && saved {
+		b.progress.Warn("the VM's saved memory cannot be resumed (%v): booting it afresh", err)
+		if err := errors.Join(b.hv.Destroy(ctx, b.project.Name), b.hv.Undefine(ctx, b.project.Name)); err != nil {
+			return fmt.Errorf("drop the saved memory: %w", err)
+		}
+		err = b.launch(ctx, img)
+	}
+	if errors.Is(err, vm.ErrAccel) && b.accel == vm.AccelKVM {
+		if rerr := b.Accel.Record(b.host, false, err.Error()); rerr != nil {
+			b.Log.Warn("remember that KVM does not work", "err", rerr)
+		}
+		b.progress.Warn("KVM does not work here (%v): using software emulation, which is much slower", err)
+		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
+			return fmt.Errorf("stop the VM: %w", err)
+		}
+		b.accel = vm.AccelTCG
+		err = b.launch(ctx, img)
+	}
+	if err != nil {
+		return err
+	}
+	if b.accel == vm.AccelKVM {
+		if err := b.Accel.Record(b.host, true, ""); err != nil {
+			b.Log.Warn("remember that KVM works", "err", err)
+		}
+	}
+	return nil
+}
+
+// prepare makes sure that the VM's files are there: image, disk, keys.
+func (b *boot) prepare(ctx context.Context) (image.Image, error) {
+	if err := b.files.writeRecord(b.project.Dir); err != nil {
+		return image.Image{}, err
+	}
+	img, err := b.image(ctx)
+	if err != nil {
+		return img, err
+	}
+	size := b.cfg.Disk
+	if exists(b.files.disk()) {
+		info, err := disk.Stat(ctx, b.files.disk())
+		if err != nil {
+			return img, err
+		}
+		switch {
+		case size > info.VirtualSize:
+			b.progress.Note("growing the disk from %s to %s", ui.Size(info.VirtualSize), ui.Size(size))
+			if err := disk.Grow(ctx, b.files.disk(), size); err != nil {
+				return img, err
+			}
+		case size < info.VirtualSize:
+			b.progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(info.VirtualSize))
+		}
+	} else {
+		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
+			return img, err
+		}
+		b.progress.Start("disk", "making a disk of "+ui.Size(size))
+		if err := disk.CreateOverlay(ctx, b.files.disk(), img.Disk(), size); err != nil {
+			return img, err
+		}
+	}
+	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
+		if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
+			return img, fmt.Errorf("make keys: %w", err)
+		}
+	}
+	return img, b.writeCredentials(img)
+}
+
+// image finds the image of the VM: the one that its disk was made from, else
+// the one of the configuration, which is built when it is not there yet.
+func (b *boot) image(ctx context.Context) (image.Image, error) {
+	if exists(b.files.disk()) {
+		digest, err := backingImage(ctx, b.files.disk())
+		if err != nil {
+			return image.Image{}, err
+		}
+		img, err := b.Images.Resolve(ctx, digest)
+		if errors.Is(err, image.ErrNotFound) {
+			return img, &ui.Error{
+				Msg:  fmt.Sprintf("the image that this VM's disk is based on is gone (%s)", digest),
+				Hint: "bring it back (devvm image import), or start afresh with: devvm nuke",
+				Err:  err,
+			}
+		}
+		if err == nil && b.cfg.Image != img.Name && !strings.HasPrefix(img.Digest, b.cfg.Image) {
+			b.progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, b.cfg.Image, img.Name)
+		}
+		return img, err
+	}
+	recipe := image.RecipeDigest(b.cfg.Image)
+	img, err := b.Images.Resolve(ctx, b.cfg.Image)
+	if err == nil && img.Recipe != "" && recipe != "" && img.Recipe != recipe {
+		b.progress.Note("this devvm comes with a newer recipe of image %s; build it with: devvm image build %s", img.Name, img.Name)
+	}
+	if !errors.Is(err, image.ErrNotFound) {
+		return img, err
+	}
+	if recipe == "" {
+		return img, &ui.Error{
+			Code: ui.ExitUsage,
+			Msg:  fmt.Sprintf("no image is named %q", b.cfg.Image),
+			Hint: "see what there is with: devvm image ls",
+			Err:  err,
+		}
+	}
+	b.progress.Start("image", "building the base image "+b.cfg.Image+" (once)")
+	log, err := os.OpenFile(filepath.Join(b.files.logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return img, fmt.Errorf("open log: %w", err)
+	}
+	defer log.Close()
+	img, err = b.Images.Build(ctx, image.BuildOptions{
+		Name: b.cfg.Image, Log: log,
+		Progress: func(step string) { b.progress.running.Detail("%s", step) },
+	})
+	if err != nil {
+		return img, &ui.Error{
+			Msg:  "the base image could not be built",
+			Hint: "see what it lacks with: devvm doctor (the build's log: " + log.Name() + ")",
+			Err:  err,
+		}
+	}
+	return img, nil
+}
+
+// backingImage returns the digest of the image that a disk is based on: images
+// stand in directories named by their digests.
+func backingImage(ctx context.Context, path string) (string, error) {
+	info, err := disk.Stat(ctx, path)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Base(filepath.Dir(info.Backing)), nil
+}
+
+// Names of the guest's system credentials; images/debian-13 reads them.
+const (
+	credentialKeys     = "devvm.authorized_keys"
+	credentialHostKey  = "devvm.host_key"
+	credentialHostname = "devvm.hostname"
+	credentialTimezone = "devvm.timezone"
+	credentialDaemon   = "devvm.daemon.json"
+)
+
+// seed is the path of the seed that sets up a cloud image; "" for our own
+// images, which read credentials.
+func (b *boot) seed(img image.Image) string {
+	if !img.CloudInit {
+		return ""
+	}
+	return filepath.Join(b.files.credentials(), "seed.iso")
+}
+
+// writeCredentials writes what the guest is told at its boot.
+func (b *boot) writeCredentials(img image.Image) error {
+	keys, err := guest.LoadKeys(b.files.keys())
+	if err != nil {
+		return fmt.Errorf("load keys: %w", err)
+	}
+	if img.CloudInit {
+		seed, err := image.Seed(image.Guest{
+			InstanceID:     b.project.UUID,
+			Hostname:       b.project.Name,
+			Timezone:       b.Zone,
+			AuthorizedKeys: keys.AuthorizedKey(),
+			HostKey:        string(keys.HostKeyPEM()),
+			HostKeyPublic:  keys.HostPublicKey(),
+			DaemonJSON:     string(b.cfg.DaemonJSON()),
+		})
+		if err != nil {
+			return err
+		}
+		return image.WriteSeed(b.seed(img), seed)
+	}
+	for name, content := range map[string][]byte{
+		credentialKeys:     []byte(keys.AuthorizedKey()),
+		credentialHostKey:  keys.HostKeyPEM(),
+		credentialHostname: []byte(b.project.Name),
+		credentialTimezone: []byte(b.Zone),
+		credentialDaemon:   b.cfg.DaemonJSON(),
+	} {
+		if err := writeFile(filepath.Join(b.files.credentials(), name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// spec is the VM as the configuration wants it.
+func (b *boot) spec(img image.Image) vm.Spec {
+	credentials := map[string]string{}
+	if !img.CloudInit {
+		for _, name := range []string{credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
+			credentials[name] = filepath.Join(b.files.credentials(), name)
+		}
+	}
+	return vm.Spec{
+		Name:        b.project.Name,
+		UUID:        b.project.UUID,
+		Project:     b.project.Dir,
+		Config:      b.cfg.StartHash(),
+		Image:       img.Digest,
+		CPUs:        b.cfg.CPUs,
+		Memory:      b.cfg.Memory,
+		Accel:       b.accel,
+		Disk:        b.files.disk(),
+		Backing:     []string{img.Disk()},
+		Seed:        b.seed(img),
+		Kernel:      img.Kernel(),
+		Initrd:      img.Initrd(),
+		Cmdline:     img.Cmdline,
+		NetSocket:   b.files.netSocket(),
+		MAC:         guestMAC,
+		MTU:         usernet.DefaultMTU,
+		Console:     b.files.console(),
+		Credentials: credentials,
+	}
+}
+
+// launch defines and starts the VM and waits for its engine. An error wraps
+// vm.ErrAccel when the accelerator is to blame.
+func (b *boot) launch(ctx context.Context, img image.Image) error {
+	b.progress.Start("define", "define the VM")
+	if err := b.hv.Define(ctx, b.spec(img)); err != nil {
+		return fmt.Errorf("define the VM: %w", err)
+	}
+	b.progress.Start("start", "start the VM")
+	if err := b.startNet(ctx, b.project, b.cfg.NetworkMode == config.NetworkOffline, b.host); err != nil {
+		return err
+	}
+	console, err := follow(b.files.console())
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	if err := b.hv.Start(ctx, b.project.Name); err != nil {
+		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
+		return fmt.Errorf("start the VM: %w", err)
+	}
+	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	return b.await(ctx, console)
+}
+
+// console reads what a file gains from now on.
+type console struct {
+	*os.File
+	seen []byte
+}
+
+// follow opens the console's log at its end; the file is made if need be.
+func follow(path string) (*console, error) {
+	// QEMU appends to the file as its own user; it makes it if there is none.
+	f, err := os.OpenFile(path, os.O_RDONLY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open console log: %w", err)
+	}
+	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("open console log: %w", err)
+	}
+	return &console{File: f}, nil
+}
+
+// kernelUp tells whether the guest's kernel has shown itself.
+func (c *console) kernelUp() bool {
+	fresh, err := io.ReadAll(c)
+	if err != nil {
+		return false
+	}
+	c.seen = append(c.seen, fresh...)
+	return bytes.Contains(c.seen, []byte(kernelMarker))
+}
+
+// await waits until the engine answers. It gives up when the VM stops or
+// patience ends. A nil console means that the kernel is up already.
+func (b *boot) await(ctx context.Context, con *console) error {
+	patience := b.Timeout
+	if patience == 0 {
+		patience = patienceKVM
+		if b.accel == vm.AccelTCG {
+			patience = patienceTCG
+		}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errPatience)
+	defer cancel()
+
+	states := make(chan supervisor.Status)
+	watched := make(chan error, 1)
+	var owned sync.WaitGroup
+	defer owned.Wait()
+	defer cancel()
+	owned.Go(func() {
+		watched <- supervisor.NewClient(b.files.controlSocket()).Watch(ctx, func(st supervisor.Status) bool {
+			select {
+			case states <- st:
+				return st.State != supervisor.StateReady
+			case <-ctx.Done():
+				return false
+			}
+		})
+	})
+
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	check := time.NewTicker(500 * time.Millisecond)
+	defer check.Stop()
+
+	kernelUp := con == nil
+	phase := "kernel"
+	if kernelUp {
+		phase = "ssh"
+	}
+	b.progress.Start(phase, phaseText[phase])
+	var last supervisor.Status
+	for {
+		select {
+		case last = <-states:
+			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
+			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
+				phase = next
+				b.progress.Start(phase, phaseText[phase])
+			}
+			if last.State == supervisor.StateReady {
+				return nil
+			}
+		case <-look.C:
+			if !kernelUp && con.kernelUp() {
+				kernelUp = true
+				phase = "ssh"
+				b.progress.Start(phase, phaseText[phase])
+			}
+		case <-check.C:
+			dom, err := b.hv.Get(ctx, b.project.Name)
+			if err == nil && dom.State != vm.StateRunning {
+				return b.died(dom, kernelUp)
+			}
+		case err := <-watched:
+			if ctx.Err() == nil {
+				return &ui.Error{
+					Msg:  "the supervisor ended while the VM was starting",
+					Hint: "run devvm up again (its log: devvm logs --supervisor)",
+					Err:  err,
+				}
+			}
+		case <-ctx.Done():
+			if !errors.Is(context.Cause(ctx), errPatience) {
+				return ctx.Err()
+			}
+			return &ui.Error{
+				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),
+				Hint: "see what the guest says with: devvm logs --console",
+				Err:  errPatience,
+			}
+		}
+	}
+}
+
+var errPatience = errors.New("the engine did not answer in time")
+
+// phaseText says to people what a boot waits for.
+var phaseText = map[string]string{
+	"kernel": "boot the kernel",
+	"ssh":    "wait for SSH",
+	"engine": "wait for Docker Engine",
+}
+
+// phaseOf maps what the supervisor waits for to the phase that is shown.
+func phaseOf(s supervisor.State) string {
+	switch s {
+	case supervisor.StateConnecting, supervisor.StateLost, supervisor.StateStopped:
+		return "ssh"
+	case supervisor.StateSSH, supervisor.StateReady:
+		return "engine"
+	}
+	return ""
+}
+
+// because puts a reason in brackets, if there is one.
+func because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return " (" + reason + ")"
+}
+
+// died explains a VM that stopped while its engine was awaited.
+func (b *boot) died(dom vm.Domain, kernelUp bool) error {
+	if b.accel == vm.AccelKVM && !kernelUp {
+		return fmt.Errorf("the guest died before its kernel ran (%s): %w", dom.Reason, vm.ErrAccel)
+	}
+	return &ui.Error{
+		Msg:  fmt.Sprintf("the VM stopped while it was starting: %s%s", dom.State, because(dom.Reason)),
+		Hint: "see what the guest said with: devvm logs --console",
+	}
+}

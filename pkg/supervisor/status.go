@@ -1,0 +1,126 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"syscall"
+	"time"
+)
+
+// State is how far the supervisor has come on the way to the engine.
+type State string
+
+// The states, in the order in which a boot goes through them.
+const (
+	StateConnecting State = "connecting" // the guest's SSH does not answer yet
+	StateSSH        State = "ssh"        // SSH answers, the engine does not yet
+	StateReady      State = "ready"      // the engine answers
+	StateLost       State = "lost"       // it was ready; the link broke and is being made anew
+	StateStopped    State = "stopped"    // the VM is gone
+)
+
+// Status is what the supervisor knows. It is served as JSON on control.sock;
+// fields are only ever added.
+type Status struct {
+	State       State     `json:"state"`
+	Since       time.Time `json:"since"`
+	Error       string    `json:"error,omitempty"` // why State is not ready
+	PID         int       `json:"pid"`
+	Version     string    `json:"version"`
+	Connections int       `json:"connections"` // open on docker.sock now
+	Redials     int       `json:"redials"`     // times the link was made anew
+}
+
+// ErrNone says that no supervisor listens on the control socket.
+var ErrNone = errors.New("no supervisor is running")
+
+// Client talks to a supervisor over its control socket.
+type Client struct {
+	http http.Client
+}
+
+// NewClient makes a client; it does not connect.
+func NewClient(controlSocket string) *Client {
+	var d net.Dialer
+	return &Client{http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", controlSocket)
+		},
+	}}}
+}
+
+// Status asks for the state; ErrNone if nobody listens.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	resp, err := c.do(ctx, http.MethodGet, "/status")
+	if err != nil {
+		return s, err
+	}
+	defer resp.Body.Close()
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		return s, fmt.Errorf("read supervisor's status: %w", err)
+	}
+	return s, nil
+}
+
+// Stop asks the supervisor to end and waits until it has; ErrNone if there is
+// none.
+func (c *Client) Stop(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodPost, "/stop")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	// The connection ends with the process, by EOF or reset: that is the proof.
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return ctx.Err()
+}
+
+// Watch calls f with the current status and then with each change, until f
+// returns false, the supervisor ends (ErrNone) or ctx does.
+func (c *Client) Watch(ctx context.Context, f func(Status) bool) error {
+	resp, err := c.do(ctx, http.MethodGet, "/events")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	d := json.NewDecoder(resp.Body)
+	for {
+		var s Status
+		if err := d.Decode(&s); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return ErrNone
+		}
+		if !f(s) {
+			return nil
+		}
+	}
+}
+
+// do sends a request and checks the answer's code.
+func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://supervisor"+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ask supervisor: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, ErrNone
+	case err != nil:
+		return nil, fmt.Errorf("ask supervisor: %w", err)
+	case resp.StatusCode != http.StatusOK:
+		resp.Body.Close()
+		return nil, fmt.Errorf("ask supervisor: %s", resp.Status)
+	}
+	return resp, nil
+}

@@ -1,0 +1,325 @@
+// Package supervisor is the background process of one running project.
+//
+// It owns the SSH connection to the guest (keepalive, redial) and the
+// project's docker.sock, and serves its state on control.sock. It never holds
+// the only copy of anything: after kill -9 the next devvm command starts
+// another, which finds all it needs by the project's name. It knows nothing
+// about libvirt: that the VM is gone shows by its network process being gone,
+// and then clients are told at once.
+//
+// It must not import vm, image or project.
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/devvm/devvm/pkg/dockerproxy"
+	"github.com/devvm/devvm/pkg/guest"
+)
+
+// Times that shape the link. A dead link must be noticed within 15 s.
+const (
+	keepaliveEvery   = 5 * time.Second
+	keepaliveTimeout = 8 * time.Second
+	handshakeTimeout = 60 * time.Second // a cold guest under emulation is slow
+	firstRedial      = 100 * time.Millisecond
+	lastRedial       = 5 * time.Second
+	waitReady        = 10 * time.Second // a client's patience while the link is down
+	clockEvery       = time.Minute
+	clockTolerance   = 250 * time.Millisecond
+)
+
+// engineSocket is Docker's socket inside the guest.
+const engineSocket = "/run/docker.sock"
+
+// Options say what to supervise.
+type Options struct {
+	Name    string // of the project, for messages
+	Lock    string // flock that makes the supervisor the only one
+	Control string // path of control.sock
+	Docker  string // path of docker.sock
+	Target  guest.Target
+	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
+	Version string           // of this program
+	Ready   func()           // called once both sockets listen
+	Log     *slog.Logger
+	Ping    func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
+}
+
+// ErrRunning says that the project has a supervisor already.
+var ErrRunning = errors.New("a supervisor is already running")
+
+// supervisor is the state of Run.
+type supervisor struct {
+	Options
+
+	mu      sync.Mutex
+	status  Status
+	link    *guest.Client // nil while down
+	links   int           // made so far
+	changed chan struct{} // closed and replaced at each change
+	proxy   *dockerproxy.Proxy
+}
+
+// Run supervises until ctx ends or a client asks for the stop.
+func Run(ctx context.Context, o Options) error {
+	lock := flock.New(o.Lock, flock.SetPermissions(0o600))
+	got, err := lock.TryLock()
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", o.Lock, err)
+	}
+	if !got {
+		return ErrRunning
+	}
+	defer lock.Close()
+
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	s := &supervisor{
+		Options: o,
+		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
+		changed: make(chan struct{}),
+	}
+	s.proxy = dockerproxy.New(dockerproxy.Options{
+		Dial:        s.dialEngine,
+		Log:         o.Log,
+		WaitReady:   waitReady,
+		Unavailable: s.unavailable,
+	})
+
+	docker, err := dockerproxy.Listen(o.Docker)
+	if err != nil {
+		return fmt.Errorf("docker.sock: %w", err)
+	}
+	defer os.Remove(o.Docker)
+	control, err := dockerproxy.Listen(o.Control)
+	if err != nil {
+		docker.Close()
+		return fmt.Errorf("control.sock: %w", err)
+	}
+	defer os.Remove(o.Control)
+
+	var owned sync.WaitGroup
+	defer owned.Wait()
+	owned.Go(func() { s.keepLink(ctx) })
+	owned.Go(func() {
+		if err := s.proxy.Serve(ctx, docker); err != nil && ctx.Err() == nil {
+			o.Log.Error("docker.sock ended", "err", err)
+			stop()
+		}
+	})
+	server := &http.Server{
+		Handler:           s.handler(stop),
+		ReadHeaderTimeout: 10 * time.Second,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	owned.Go(func() {
+		<-ctx.Done()
+		// The answer to /stop must reach its client before the process ends.
+		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = server.Shutdown(grace)
+	})
+	if o.Ready != nil {
+		o.Ready()
+	}
+	o.Log.Info("supervisor started", "project", o.Name, "version", o.Version)
+	if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
+		stop()
+		return fmt.Errorf("control.sock: %w", err)
+	}
+	o.Log.Info("supervisor stopped", "project", o.Name)
+	return nil
+}
+
+// handler serves control.sock.
+func (s *supervisor) handler(stop func()) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		status, _ := s.current()
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(status)
+	})
+	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		flush := http.NewResponseController(w)
+		for {
+			status, changed := s.current()
+			if json.NewEncoder(w).Encode(status) != nil || flush.Flush() != nil {
+				return
+			}
+			select {
+			case <-changed:
+			case <-r.Context().Done():
+				return
+			}
+		}
+	})
+	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusOK)
+		stop()
+	})
+	return mux
+}
+
+// current returns the status and a channel that closes when it changes.
+func (s *supervisor) current() (Status, <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status := s.status
+	status.Connections = s.proxy.Active()
+	return status, s.changed
+}
+
+// set changes the state; why is nil when all is well.
+func (s *supervisor) set(state State, link *guest.Client, why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reason := ""
+	if why != nil {
+		reason = why.Error()
+	}
+	s.link = link
+	if s.status.State == state && s.status.Error == reason {
+		return
+	}
+	s.Log.Info("state", "state", state, "reason", reason)
+	if s.status.State != state {
+		s.status.Since = time.Now()
+	}
+	s.status.State, s.status.Error = state, reason
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// unavailable is what a client is told that waited in vain.
+func (s *supervisor) unavailable() string {
+	status, _ := s.current()
+	switch status.State {
+	case StateStopped:
+		return fmt.Sprintf("devvm: the VM of project %q is not running; start it with: devvm up", s.Name)
+	case StateLost:
+		return fmt.Sprintf("devvm: the VM of project %q does not answer (%s); see: devvm status", s.Name, status.Error)
+	default:
+		return fmt.Sprintf("devvm: the VM of project %q is still starting; wait with: devvm up", s.Name)
+	}
+}
+
+// dialEngine opens a channel to the engine's socket over the link, waiting for
+// the link as long as ctx allows, but not for a VM that is gone.
+func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
+	for {
+		s.mu.Lock()
+		link, state, changed := s.link, s.status.State, s.changed
+		s.mu.Unlock()
+		if link != nil {
+			return link.DialUnix(ctx, engineSocket)
+		}
+		if state == StateStopped {
+			return nil, dockerproxy.ErrDown
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// keepLink keeps the SSH link up until ctx ends.
+func (s *supervisor) keepLink(ctx context.Context) {
+	wait := firstRedial
+	wasReady := false
+	for ctx.Err() == nil {
+		err := s.connect(ctx, func() { wasReady, wait = true, firstRedial })
+		switch {
+		case ctx.Err() != nil:
+			return
+		case s.Gone(err):
+			s.set(StateStopped, nil, errors.New("the VM is not running"))
+		case wasReady:
+			s.set(StateLost, nil, err)
+		default:
+			s.set(StateConnecting, nil, err)
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		if wasReady { // a boot is polled eagerly, a lost link with back-off
+			wait = min(2*wait, lastRedial)
+		}
+	}
+}
+
+// connect makes one link and keeps it until it breaks.
+func (s *supervisor) connect(ctx context.Context, ready func()) error {
+	hello, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	link, err := guest.Connect(hello, s.Target)
+	cancel()
+	if err != nil {
+		return err
+	}
+	defer link.Close()
+
+	ctx, cancel = context.WithCancel(ctx)
+	defer cancel()
+	var owned sync.WaitGroup
+	defer owned.Wait()
+	defer cancel()
+	var dead error
+	owned.Go(func() {
+		dead = link.Keepalive(ctx, keepaliveEvery, keepaliveTimeout)
+		cancel()
+	})
+
+	s.set(StateSSH, link, nil)
+	if err := s.Ping(ctx); err != nil {
+		return fmt.Errorf("ask the engine: %w", err)
+	}
+	ready()
+	s.mu.Lock()
+	s.status.Redials = s.links
+	s.links++
+	s.mu.Unlock()
+	s.set(StateReady, link, nil)
+	s.keepClock(ctx, link) // until the link dies
+	owned.Wait()
+	return dead
+}
+
+// keepClock sets the guest's clock when it strays, until ctx ends: a guest's
+// clock stands still while the host sleeps.
+func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
+	tick := time.NewTicker(clockEvery)
+	defer tick.Stop()
+	for {
+		offset, roundtrip, err := link.Clock(ctx)
+		if err == nil && offset.Abs() > clockTolerance+roundtrip/2 { // half of it bounds the error
+			s.Log.Info("guest's clock was off", "offset", offset)
+			_, _, err = link.SetClock(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.Log.Warn("guest's clock", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
