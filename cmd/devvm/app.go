@@ -1,0 +1,246 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// openFunc connects to the hypervisor; tests give a fake.
+type openFunc func(context.Context, vm.Options, *slog.Logger) (vm.Hypervisor, error)
+
+// app is what the commands share.
+type app struct {
+	*ui.Streams
+	getenv func(string) string
+	open   openFunc
+
+	// Flags of the root command.
+	dir     string // -C
+	project string // --project: directory or name
+	verbose int    // -v: INFO, -vv: DEBUG
+
+	json    bool // --json of the command that runs
+	started bool // flags and arguments were right, the command itself runs
+}
+
+func newApp(streams *ui.Streams, getenv func(string) string, open openFunc) *app {
+	return &app{Streams: streams, getenv: getenv, open: open}
+}
+
+// execute runs the command line and shows its error: the only place that
+// turns errors into text and exit codes.
+func (a *app) execute(ctx context.Context, args []string) int {
+	root := a.newRootCmd()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !a.started {
+		err = &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm --help"}
+	}
+	if e, ok := errors.AsType[*config.Error](err); ok {
+		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
+	}
+	if errors.Is(err, vm.ErrNoLibvirt) && ui.ExitCode(err) == ui.ExitError {
+		err = &ui.Error{Code: ui.ExitHost, Err: err, Hint: "see what this host lacks with: devvm doctor"}
+	}
+	if a.json {
+		a.WriteErrorJSON(err)
+	} else {
+		a.WriteError(err)
+	}
+	return ui.ExitCode(err)
+}
+
+func (a *app) newRootCmd() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "devvm",
+		Short: "A small VM with Docker for each project, reachable from this host alone",
+		Long: `devvm gives each project directory its own small VM with Docker Engine in it.
+Docker changes the VM's firewall, never this host's.
+
+  devvm up                 # in a project directory
+  eval "$(devvm env)"      # DOCKER_HOST points at the VM
+  docker compose up        # any Docker client, unchanged
+  devvm nuke               # reset`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
+			a.started = true
+			if f := cmd.Flags().Lookup("json"); f != nil {
+				a.json = f.Value.String() == "true"
+			}
+		},
+	}
+	root.CompletionOptions.HiddenDefaultCmd = false
+	flags := root.PersistentFlags()
+	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
+	flags.StringVar(&a.project, "project", "", "the project's `directory or name` (default: found from the current directory)")
+	flags.CountVarP(&a.verbose, "verbose", "v", "tell more; twice: all")
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	root.AddCommand(
+		a.newUpCmd(), a.newDownCmd(), a.newNukeCmd(), a.newRmCmd(),
+		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(),
+		a.newSSHCmd(), a.newExecCmd(), a.newDockerCmd(), a.newLogsCmd(),
+		a.newImageCmd(), a.newDoctorCmd(), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
+		a.newNetCmd(), a.newSupervisorCmd(),
+	)
+	return root
+}
+
+// log is the logger of a command in the foreground.
+func (a *app) log() *slog.Logger {
+	level := slog.LevelWarn
+	switch {
+	case a.verbose == 1:
+		level = slog.LevelInfo
+	case a.verbose > 1:
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(a.Err, &slog.HandlerOptions{Level: level}))
+}
+
+// environment is what decides devvm's directories.
+func (a *app) environment() project.Environment {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = ""
+	}
+	return project.Environment{Getenv: a.getenv, UID: os.Getuid(), Home: home}
+}
+
+// service makes the service that carries out the verbs.
+func (a *app) service() (*project.Service, error) {
+	env := a.environment()
+	dirs, err := project.NewDirs(env)
+	if err != nil {
+		return nil, err
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find this program: %w", err)
+	}
+	log := a.log()
+	loadConfig := func(dir string) (config.Config, error) {
+		return config.Load(dir, config.HostEnv(dirs.Config, a.getenv))
+	}
+	return &project.Service{
+		Dirs:   dirs,
+		Images: image.NewStore(filepath.Join(dirs.Data, "images"), log),
+		Open: func(ctx context.Context) (vm.Hypervisor, error) {
+			cfg, err := loadConfig("") // which libvirt: no project has a say in it
+			if err != nil {
+				return nil, err
+			}
+			return a.open(ctx, vm.Options{URI: cfg.URI, RuntimeDir: project.RuntimeHome(env)}, log)
+		},
+		Config:  loadConfig,
+		Accel:   vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
+		Exe:     exe,
+		Version: version(),
+		Home:    env.Home,
+		Zone:    timeZone(a.getenv, "/etc/localtime"),
+		Log:     log,
+	}, nil
+}
+
+// projectDir is the directory that the command was started in, or -C's.
+func (a *app) projectDir() (string, error) {
+	if a.dir != "" {
+		return a.dir, nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", fmt.Errorf("current directory: %w", err)
+	}
+	return dir, nil
+}
+
+// find returns the project that the flags and the current directory name.
+func (a *app) find(ctx context.Context, s *project.Service) (project.Project, error) {
+	dir, err := a.projectDir()
+	if err != nil {
+		return project.Project{}, err
+	}
+	if a.project == "" {
+		p, err := project.Find(dir)
+		if err != nil {
+			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: "go to a project's directory, or name one with -C or --project"}
+		}
+		return p, nil
+	}
+	path := a.project
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return project.New(path)
+	} else if strings.ContainsRune(a.project, filepath.Separator) {
+		if err == nil {
+			err = fs.ErrInvalid
+		}
+		return project.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + a.project + " is not a directory", Err: err}
+	}
+	return s.Lookup(ctx, a.project)
+}
+
+// format is how progress is shown.
+func (a *app) format() ui.Format {
+	if a.json {
+		return ui.FormatJSON
+	}
+	return ui.FormatAuto
+}
+
+// withProject runs f for the project at hand.
+func (a *app) withProject(f func(ctx context.Context, s *project.Service, p project.Project) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		s, err := a.service()
+		if err != nil {
+			return err
+		}
+		p, err := a.find(cmd.Context(), s)
+		if err != nil {
+			return err
+		}
+		return f(cmd.Context(), s, p)
+	}
+}
+
+// withProgress runs f with a progress display.
+func (a *app) withProgress(ctx context.Context, f func(pr *ui.Progress) error) error {
+	pr := a.Progress(ctx, a.format())
+	defer pr.Close()
+	return f(pr)
+}
+
+// timeZone is the host's time zone by its IANA name, or UTC.
+func timeZone(getenv func(string) string, localtime string) string {
+	if tz := strings.TrimPrefix(getenv("TZ"), ":"); tz != "" {
+		if _, err := time.LoadLocation(tz); err == nil && !filepath.IsAbs(tz) {
+			return tz
+		}
+	}
+	target, err := os.Readlink(localtime)
+	if err != nil {
+		return "UTC"
+	}
+	if _, zone, found := strings.Cut(target, "zoneinfo/"); found {
+		return zone
+	}
+	return "UTC"
+}

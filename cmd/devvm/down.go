@@ -1,0 +1,23 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+func (a *app) newDownCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Stop the project's VM cleanly; its disk stays",
+		Args:  cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Down(ctx, p, pr) })
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+type envOptions struct {
+	shell string
+	unset bool
+}
+
+func (a *app) newEnvCmd() *cobra.Command {
+	var o envOptions
+	cmd := &cobra.Command{
+		Use:   "env",
+		Short: "Print the variables that point Docker clients at the VM",
+		Long: `Print the variables that point Docker clients at the project's VM:
+
+  eval "$(devvm env)"            bash, zsh
+  devvm env | source             fish
+  eval "$(devvm env --unset)"    back again
+
+The user's Docker context is never switched. The VM need not run.`,
+		Args: cobra.NoArgs,
+		RunE: a.withProject(func(_ context.Context, s *project.Service, p project.Project) error {
+			return a.runEnv(s, p, o)
+		}),
+	}
+	cmd.Flags().StringVar(&o.shell, "shell", "", "bash, zsh, sh or fish (default: the shell that runs this)")
+	cmd.Flags().BoolVar(&o.unset, "unset", false, "print what removes the variables")
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+// variable is one environment variable; an empty value means that it must not
+// be set, since it would send clients elsewhere.
+type variable struct{ name, value string }
+
+// variables are what Docker clients and Testcontainers look at.
+// https://docs.docker.com/reference/cli/docker/#environment-variables
+// https://java.testcontainers.org/features/configuration/#customizing-docker-host-detection
+func variables(project, socket string) []variable {
+	return []variable{
+		{"DOCKER_HOST", "unix://" + socket},
+		{"DOCKER_CONTEXT", ""},
+		{"DOCKER_TLS_VERIFY", ""},
+		{"DOCKER_CERT_PATH", ""},
+		// What a container must mount to reach the engine: its path in the VM.
+		{"TESTCONTAINERS_DOCKER_SOCKET_OVERRIDE", "/var/run/docker.sock"},
+		{"DEVVM_PROJECT", project},
+	}
+}
+
+func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error {
+	vars := variables(p.Name, s.Socket(p))
+	if a.json {
+		out := map[string]string{}
+		for _, v := range vars {
+			if v.value != "" {
+				out[v.name] = v.value
+			}
+		}
+		return a.JSON(out)
+	}
+	shell := o.shell
+	if shell == "" {
+		shell = detectShell(a.getenv, os.Getppid())
+	}
+	text, err := renderEnv(shell, vars, o.unset)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprint(a.Out, text)
+	return err
+}
+
+// renderEnv writes the variables in a shell's language. It is pure.
+func renderEnv(shell string, vars []variable, unset bool) (string, error) {
+	var b strings.Builder
+	for _, v := range vars {
+		remove := v.value == "" || unset
+		if unset && v.value == "" {
+			continue // not ours
+		}
+		switch shell {
+		case "bash", "zsh", "sh", "dash", "ksh":
+			if remove {
+				fmt.Fprintf(&b, "unset %s\n", v.name)
+			} else {
+				fmt.Fprintf(&b, "export %s=%s\n", v.name, quotePOSIX(v.value))
+			}
+		case "fish":
+			if remove {
+				fmt.Fprintf(&b, "set -e %s;\n", v.name)
+			} else {
+				fmt.Fprintf(&b, "set -gx %s %s;\n", v.name, quoteFish(v.value))
+			}
+		default:
+			return "", &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("shell %q is not known", shell), Hint: "use --shell bash, zsh, sh or fish, or --json"}
+		}
+	}
+	return b.String(), nil
+}
+
+// quotePOSIX quotes for sh: within single quotes only the quote is special.
+func quotePOSIX(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// quoteFish quotes for fish, where a backslash is special within quotes, too.
+func quoteFish(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+}
+
+// detectShell names the shell that runs the command: its parent process, else
+// the user's login shell, else sh.
+func detectShell(getenv func(string) string, parent int) string {
+	known := func(name string) bool {
+		switch name {
+		case "bash", "zsh", "fish", "sh", "dash", "ksh":
+			return true
+		}
+		return false
+	}
+	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent)); err == nil {
+		if name := strings.TrimSpace(string(comm)); known(name) {
+			return name
+		}
+	}
+	if name := filepath.Base(getenv("SHELL")); known(name) {
+		return name
+	}
+	return "sh"
+}

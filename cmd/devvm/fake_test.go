@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/guest/guesttest"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vm/vmtest"
+)
+
+// fakeEnv names the directory of the fake hypervisor that the program under
+// test uses in place of libvirt.
+const fakeEnv = "DEVVM_FAKE_DIR"
+
+// fakeDevvm is devvm with the fake hypervisor. The files are real, and so are
+// the network process, the supervisor and all that they do.
+func fakeDevvm() int {
+	return run(os.Args[1:], func(_ context.Context, _ vm.Options, _ *slog.Logger) (vm.Hypervisor, error) {
+		dir := os.Getenv(fakeEnv)
+		if _, err := os.Stat(filepath.Join(dir, "nolibvirt")); err == nil {
+			return nil, fmt.Errorf("no daemon at %s: %w", dir, vm.ErrNoLibvirt)
+		}
+		return vmtest.NewFake(dir, vmtest.Options{Command: []string{"fakevm", "{spec}"}}), nil
+	})
+}
+
+// fakeVM is what runs in QEMU's place: a machine that joins the VM's network,
+// with an SSH server and a small engine whose state is beside its disk.
+func fakeVM() int {
+	if err := bootFakeVM(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, "fakevm:", err)
+		return 1
+	}
+	return 0
+}
+
+func bootFakeVM(specPath string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	b, err := os.ReadFile(specPath)
+	if err != nil {
+		return err
+	}
+	var spec vm.Spec
+	if err := json.Unmarshal(b, &spec); err != nil {
+		return err
+	}
+	fake := filepath.Dir(filepath.Dir(specPath))
+	if _, err := os.Stat(filepath.Join(fake, "hang")); err == nil { // a guest that never boots
+		<-ctx.Done()
+		return nil
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", spec.NetSocket)
+	if err != nil {
+		return err
+	}
+	console, err := os.OpenFile(spec.Console, os.O_APPEND|os.O_WRONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	fmt.Fprintln(console, "devvm: kernel up")
+	guest, err := usernettest.NewGuest(conn, usernettest.Options{})
+	if err != nil {
+		return err
+	}
+	defer guest.Close()
+	state := filepath.Join(filepath.Dir(spec.Disk), "guest")
+	engine, err := guesttest.NewEngine(filepath.Join(state, "engine"))
+	if err != nil {
+		return err
+	}
+	defer engine.Close()
+	hostKey, err := os.ReadFile(spec.Credentials["devvm.host_key"])
+	if err != nil {
+		return err
+	}
+	authorized, err := os.ReadFile(spec.Credentials["devvm.authorized_keys"])
+	if err != nil {
+		return err
+	}
+	server, err := guesttest.NewServer(guesttest.Options{
+		HostKey:        hostKey,
+		AuthorizedKeys: authorized,
+		Dir:            filepath.Join(state, "root"),
+		Sockets:        map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: engine.Dial},
+		OnPoweroff:     stop,
+		// What runs in the fake guest runs on this host, whose clock is right.
+		Intercept: func(line string) (int, bool) { return 1, strings.Contains(line, "date -u -s") },
+	})
+	if err != nil {
+		return err
+	}
+	l, err := guest.Listen(22)
+	if err != nil {
+		return err
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, l) }()
+	// As in QEMU, the loss of the network does not end the machine.
+	<-ctx.Done()
+	<-served
+	return os.WriteFile(os.Getenv(vmtest.OffEnv), nil, 0o600)
+}
+
+// fakeImage puts an image into a store that no VM could boot from, but whose
+// files are what they say they are.
+func fakeImage(ctx context.Context, store string) error {
+	if err := os.MkdirAll(store, 0o755); err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(store, "making")
+	if err != nil {
+		return err
+	}
+	m := image.Manifest{
+		Name: "debian-13", Created: time.Now(), Arch: "amd64", Engine: "26.1.5", Cmdline: "root=/dev/vda",
+		Recipe: image.RecipeDigest("debian-13"), DiskSize: 1 << 30,
+		Files: map[string]image.File{},
+	}
+	if err := disk.Create(ctx, filepath.Join(scratch, "disk.qcow2"), m.DiskSize); err != nil {
+		return err
+	}
+	digest := sha256.New()
+	for _, f := range []struct{ role, name string }{{"disk", "disk.qcow2"}, {"initrd", "initrd"}, {"kernel", "kernel"}} {
+		path := filepath.Join(scratch, f.name)
+		if f.role != "disk" {
+			if err := os.WriteFile(path, []byte(f.role), 0o444); err != nil {
+				return err
+			}
+		}
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		sum := fmt.Sprintf("%x", sha256.Sum256(b))
+		m.Files[f.role] = image.File{Name: f.name, SHA256: sum, Size: int64(len(b))}
+		fmt.Fprintf(digest, "%s %s\n", f.role, sum)
+	}
+	fmt.Fprintf(digest, "cmdline %s\n", m.Cmdline)
+	m.Digest = fmt.Sprintf("%x", digest.Sum(nil))
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(scratch, "manifest.json"), b, 0o444); err != nil {
+		return err
+	}
+	return os.Rename(scratch, filepath.Join(store, m.Digest))
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// defaultImage is the recipe that comes with devvm.
+const defaultImage = "debian-13"
+
+func (a *app) newImageCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "image",
+		Short: "Manage the base images of VMs",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.newImageBuildCmd(), a.newImageLsCmd(), a.newImageImportCmd(), a.newImageExportCmd(), a.newImageRmCmd(), a.newImagePruneCmd())
+	return cmd
+}
+
+// withService runs f with the service.
+func (a *app) withService(f func(ctx context.Context, s *project.Service, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		s, err := a.service()
+		if err != nil {
+			return err
+		}
+		return f(cmd.Context(), s, args)
+	}
+}
+
+func (a *app) newImageBuildCmd() *cobra.Command {
+	var stock bool
+	cmd := &cobra.Command{
+		Use:   "build [NAME]",
+		Short: "Build a base image from the recipe that comes with devvm",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+			name := defaultImage
+			if len(args) > 0 {
+				name = args[0]
+			}
+			return a.runImageBuild(ctx, s, image.BuildOptions{Name: name, Stock: stock})
+		}),
+	}
+	cmd.Flags().BoolVar(&stock, "stock", false, "do not trim the guest (for comparison: make bench)")
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}
+
+func (a *app) runImageBuild(ctx context.Context, s *project.Service, o image.BuildOptions) error {
+	if image.RecipeDigest(o.Name) == "" {
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("there is no recipe named %q", o.Name), Hint: "the recipe is: " + defaultImage}
+	}
+	log, err := os.CreateTemp("", "devvm-image-build-*.log")
+	if err != nil {
+		return fmt.Errorf("open log: %w", err)
+	}
+	defer log.Close()
+	var built image.Image
+	err = a.withProgress(ctx, func(pr *ui.Progress) error {
+		var running *ui.Phase
+		o.Log = io.Writer(log)
+		o.Progress = func(step string) {
+			if running != nil {
+				running.Done()
+			}
+			running = pr.Start("image", step)
+		}
+		var err error
+		built, err = s.Images.Build(ctx, o)
+		if err == nil && running != nil {
+			running.Done()
+		}
+		return err
+	})
+	if err != nil {
+		return &ui.Error{Msg: "the image could not be built", Err: err, Hint: "see what this host lacks with: devvm doctor (the build's log: " + log.Name() + ")"}
+	}
+	if err := os.Remove(log.Name()); err != nil {
+		return fmt.Errorf("remove log: %w", err)
+	}
+	if a.json {
+		return a.JSONLine(built.Manifest)
+	}
+	_, err = fmt.Fprintln(a.Out, built.Digest)
+	return err
+}
+
+func (a *app) newImageLsCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ls",
+		Short: "List the base images",
+		Args:  cobra.NoArgs,
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			images, err := s.Images.List(ctx)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				out := []image.Manifest{}
+				for _, i := range images {
+					out = append(out, i.Manifest)
+				}
+				return a.JSON(out)
+			}
+			t := a.Table("NAME", "DIGEST", "ENGINE", "CREATED", "SIZE")
+			for _, i := range images {
+				t.Row(i.Name, short(i.Digest), i.Engine, i.Created.Local().Format("2006-01-02 15:04"), ui.Size(i.Size()))
+			}
+			return t.Flush()
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print the manifests as JSON")
+	return cmd
+}
+
+// short cuts a digest to what people can tell apart.
+func short(digest string) string { return digest[:min(12, len(digest))] }
+
+func (a *app) newImageImportCmd() *cobra.Command {
+	var o image.ImportOptions
+	cmd := &cobra.Command{
+		Use:   "import PATH|URL",
+		Short: "Import an image that was exported on another host, or a cloud image",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+			img, err := s.Images.Import(ctx, args[0], o)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.Out, img.Digest)
+			return err
+		}),
+	}
+	cmd.Flags().StringVar(&o.Name, "name", "", "name to use in devvm.toml (default: the exported image's)")
+	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "checksum that the file must have; needed for URLs")
+	return cmd
+}
+
+func (a *app) newImageExportCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "export IMAGE FILE",
+		Short: "Write an image to a file that devvm image import takes elsewhere",
+		Args:  cobra.ExactArgs(2),
+		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+			path, err := filepath.Abs(args[1])
+			if err != nil {
+				return fmt.Errorf("export image: %w", err)
+			}
+			return s.Images.Export(ctx, args[0], path)
+		}),
+	}
+}
+
+func (a *app) newImageRmCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm IMAGE",
+		Short: "Remove a base image that no VM is based on",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+			used, err := s.ImagesInUse(ctx)
+			if err != nil {
+				return err
+			}
+			gone, err := s.Images.Remove(ctx, args[0], func(digest string) bool { return used[digest] })
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.Out, gone.Digest)
+			return err
+		}),
+	}
+}
+
+func (a *app) newImagePruneCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "prune",
+		Short: "Remove the base images that no VM is based on, but the newest",
+		Args:  cobra.NoArgs,
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			used, err := s.ImagesInUse(ctx)
+			if err != nil {
+				return err
+			}
+			freed, err := s.Images.Prune(ctx, func(digest string) bool { return used[digest] })
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.Out, "freed", ui.Size(freed))
+			return err
+		}),
+	}
+}

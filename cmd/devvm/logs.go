@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+type logsOptions struct {
+	follow                                          bool
+	console, engine, supervisor, network, provision bool
+}
+
+func (a *app) newLogsCmd() *cobra.Command {
+	var o logsOptions
+	cmd := &cobra.Command{
+		Use:   "logs",
+		Short: "Show the logs of the engine, the guest's console or devvm's own processes",
+		Args:  cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.runLogs(ctx, s, p, o)
+		}),
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&o.follow, "follow", "f", false, "go on until Ctrl-C")
+	f.BoolVar(&o.engine, "engine", false, "Docker Engine's log in the VM (default)")
+	f.BoolVar(&o.console, "console", false, "the guest's serial console")
+	f.BoolVar(&o.supervisor, "supervisor", false, "the process that serves docker.sock")
+	f.BoolVar(&o.network, "network", false, "the process that is the VM's network")
+	f.BoolVar(&o.provision, "provision", false, "the last provisioning")
+	cmd.MarkFlagsMutuallyExclusive("engine", "console", "supervisor", "network", "provision")
+	return cmd
+}
+
+func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project, o logsOptions) error {
+	logs := s.Logs(p)
+	path := ""
+	switch {
+	case o.console:
+		path = logs.Console
+	case o.supervisor:
+		path = logs.Supervisor
+	case o.network:
+		path = logs.Network
+	case o.provision:
+		path = logs.Provision
+	}
+	if path != "" {
+		return a.showFile(ctx, path, o.follow)
+	}
+	client, err := s.Connect(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	argv := []string{"journalctl", "--no-pager", "--output=short-iso", "--unit=docker.service", "--unit=containerd.service"}
+	if o.follow {
+		argv = append(argv, "--follow", "--lines=100")
+	}
+	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: a.Out, Stderr: a.Err})
+	if ctx.Err() != nil {
+		return nil // Ctrl-C is how --follow ends
+	}
+	if err != nil {
+		return fmt.Errorf("read the engine's log: %w", err)
+	}
+	if code != 0 {
+		return ui.Exit(code)
+	}
+	return nil
+}
+
+// followEvery is how often a followed file is looked at.
+const followEvery = 200 * time.Millisecond
+
+// showFile copies a log file to the output; with follow, until ctx ends.
+func (a *app) showFile(ctx context.Context, path string, follow bool) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
+	}
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	defer f.Close()
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		if _, err := io.Copy(a.Out, f); err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+		if !follow {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+func (a *app) newLsCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List all projects of this user that have a VM",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.service()
+			if err != nil {
+				return err
+			}
+			list, err := s.List(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.JSON(list)
+			}
+			t := a.Table("NAME", "STATE", "MEMORY", "DISK", "DIRECTORY")
+			for _, st := range list {
+				dir, memory := st.Dir, ""
+				if st.DirGone {
+					dir += "  (gone; devvm rm --project " + st.Project + ")"
+				}
+				if st.Memory > 0 {
+					memory = ui.Size(st.Memory)
+				}
+				t.Row(st.Project, string(st.State), memory, ui.Size(st.DiskUsed+st.UndoUsed), dir)
+			}
+			return t.Flush()
+		},
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}

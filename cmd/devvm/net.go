@@ -1,0 +1,51 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/background"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/usernet"
+)
+
+// newNetCmd is the hidden body of a VM's network process.
+func (a *app) newNetCmd() *cobra.Command {
+	var name, qemuUser string
+	var offline bool
+	cmd := &cobra.Command{
+		Use:    "net",
+		Short:  "Be the network of a VM (devvm starts this itself)",
+		Hidden: true,
+		Args:   cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dirs, err := project.NewDirs(a.environment())
+			if err != nil {
+				return err
+			}
+			o := dirs.NetOptions(name)
+			o.Offline = offline
+			o.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
+			o.Ready = background.Ready
+			if qemuUser != "" {
+				o.OwnNetSocket = true
+				if _, err := fmt.Sscanf(qemuUser, "%d:%d", &o.NetUID, &o.NetGID); err != nil {
+					return fmt.Errorf("--qemu-user %s: %w", qemuUser, err)
+				}
+			}
+			if err := usernet.Run(cmd.Context(), o); err != nil {
+				background.Failed(err)
+				return err
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "project-name", "", "name of the project")
+	cmd.Flags().BoolVar(&offline, "offline", false, "let nothing out")
+	cmd.Flags().StringVar(&qemuUser, "qemu-user", "", "uid:gid that QEMU runs as, if not ours")
+	_ = cmd.MarkFlagRequired("project-name")
+	return cmd
+}

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+type nukeOptions struct {
+	project.NukeOptions
+	yes bool
+}
+
+func (a *app) newNukeCmd() *cobra.Command {
+	var o nukeOptions
+	cmd := &cobra.Command{
+		Use:   "nuke",
+		Short: "Replace the project's VM by a pristine one",
+		Long: `Destroy the project's VM and all that is in it, and bring up a pristine one.
+The old disk is kept aside until the next nuke: devvm nuke --undo puts it back.
+The project's directory on this host is not touched.`,
+		Args: cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.runNuke(ctx, s, p, o)
+		}),
+	}
+	cmd.Flags().BoolVar(&o.NoUp, "no-up", false, "leave the project without a VM")
+	cmd.Flags().BoolVar(&o.Undo, "undo", false, "put the VM back that the last nuke replaced")
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}
+
+func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project, o nukeOptions) error {
+	if !o.yes {
+		loss, err := s.Loss(ctx, p)
+		if err != nil {
+			return err
+		}
+		question := describeLoss(p, loss) + "\nThe old disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?"
+		if o.Undo {
+			question = describeLoss(p, loss) + "\nThis VM is kept aside in exchange for the earlier one. Go ahead?"
+		}
+		if err := a.confirmLoss(ctx, question); err != nil {
+			return err
+		}
+	}
+	return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Nuke(ctx, p, o.NukeOptions, pr) })
+}
+
+// confirmLoss asks; that the answer is no is an error with its own exit code.
+func (a *app) confirmLoss(ctx context.Context, question string) error {
+	ok, err := a.Confirm(ctx, question)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done"}
+	}
+	return nil
+}
+
+// describeLoss names what is in a VM that is about to go.
+func describeLoss(p project.Project, loss project.Loss) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "The VM of %s (%s) goes, with all that is in it:\n", p.Name, ui.Escape(p.Dir))
+	if loss.Known {
+		u := loss.Usage
+		item := func(what string, names []string, size int64) {
+			if len(names) == 0 {
+				return
+			}
+			const most = 8
+			list := strings.Join(names[:min(most, len(names))], ", ")
+			if len(names) > most {
+				list += fmt.Sprintf(" and %d more", len(names)-most)
+			}
+			fmt.Fprintf(&b, "  %d %s (%s): %s\n", len(names), what, ui.Size(size), ui.Escape(list))
+		}
+		var names []string
+		var size int64
+		for _, c := range u.Containers {
+			names, size = append(names, c.Name), size+c.Size
+		}
+		item("containers", names, size)
+		names, size = nil, 0
+		for _, i := range u.Images {
+			names, size = append(names, i.Name), size+i.Size
+		}
+		item("images", names, size)
+		names, size = nil, 0
+		for _, v := range u.Volumes {
+			names, size = append(names, fmt.Sprintf("%s %s", v.Name, ui.Size(v.Size))), size+v.Size
+		}
+		item("volumes", names, size)
+		if len(u.Containers)+len(u.Images)+len(u.Volumes) == 0 {
+			b.WriteString("  no containers, images or volumes\n")
+		}
+	} else {
+		b.WriteString("  its containers, images and volumes (the engine does not answer, so they cannot be listed)\n")
+	}
+	fmt.Fprintf(&b, "  disk: %s", ui.Size(loss.Disk))
+	if loss.Undo > 0 {
+		fmt.Fprintf(&b, "\nAn older disk (%s), kept by an earlier nuke, is affected too.", ui.Size(loss.Undo))
+	}
+	return b.String()
+}

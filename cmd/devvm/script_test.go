@@ -1,0 +1,252 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vm/vmtest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"devvm":  func() { os.Exit(fakeDevvm()) },
+		"fakevm": func() { os.Exit(fakeVM()) },
+	})
+}
+
+// TestScript runs the command line against the fake hypervisor. The scripts in
+// testdata/script are the manual of what devvm promises at its surface.
+func TestScript(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		Setup:               setUpScript,
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			"fake":         cmdFake,
+			"code":         cmdCode,
+			"slay":         cmdSlay,
+			"processes":    cmdProcesses,
+			"eventually":   cmdEventually,
+			"leftovers":    cmdLeftovers,
+			"foreign-twin": cmdForeignTwin,
+		},
+	})
+}
+
+// setUpScript gives a script a home of its own and ends, when it is done, all
+// processes that it started.
+func setUpScript(e *testscript.Env) error {
+	// Unix sockets have short paths; a test's work directory need not.
+	run, err := os.MkdirTemp("/tmp", "dv")
+	if err != nil {
+		return err
+	}
+	home := filepath.Join(e.WorkDir, "home")
+	data := filepath.Join(home, "data")
+	for k, v := range map[string]string{
+		"HOME": home, "XDG_DATA_HOME": data, "XDG_RUNTIME_DIR": run,
+		"XDG_CACHE_HOME": filepath.Join(home, "cache"), "XDG_CONFIG_HOME": filepath.Join(home, "config"),
+		"DATA": filepath.Join(data, "devvm"), "RUN": filepath.Join(run, "devvm"),
+		fakeEnv: filepath.Join(e.WorkDir, "fake"), "SHELL": "/bin/bash", "TZ": "UTC",
+	} {
+		e.Setenv(k, v)
+	}
+	for _, dir := range []string{home, filepath.Join(e.WorkDir, "app"), filepath.Join(e.WorkDir, "other", "app")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := fakeImage(context.Background(), filepath.Join(data, "devvm", "images")); err != nil {
+		return err
+	}
+	e.Cd = filepath.Join(e.WorkDir, "app")
+	e.Defer(func() {
+		for _, p := range ours(e.WorkDir) {
+			_ = syscall.Kill(p.pid, syscall.SIGKILL)
+		}
+		_ = os.RemoveAll(run)
+	})
+	return nil
+}
+
+// process is one that a script has started.
+type process struct {
+	pid  int
+	argv string
+}
+
+// ours finds the processes of a script: those whose environment names its work
+// directory, but for zombies.
+func ours(work string) []process {
+	var out []process
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		env, err := os.ReadFile(filepath.Join(dir, "environ"))
+		if err != nil || !bytes.Contains(env, []byte(fakeEnv+"="+filepath.Join(work, "fake")+"\x00")) {
+			continue
+		}
+		argv, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || len(argv) == 0 {
+			continue
+		}
+		out = append(out, process{pid, string(bytes.ReplaceAll(bytes.TrimRight(argv, "\x00"), []byte{0}, []byte{' '}))})
+	}
+	return out
+}
+
+// fake OP FAILURE makes an operation of the hypervisor fail ("" again: none);
+// fake foreign NAME adds a domain that is not devvm's; fake flag NAME and
+// fake unflag NAME set a switch of the fake VM.
+func cmdFake(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.Getenv(fakeEnv)
+	f := vmtest.NewFake(dir, vmtest.Options{})
+	var err error
+	switch {
+	case len(args) != 2:
+		ts.Fatalf("usage: fake OP FAILURE")
+	case args[0] == "foreign":
+		err = f.AddForeign(context.Background(), args[1])
+	case args[0] == "flag":
+		if err = os.MkdirAll(dir, 0o700); err == nil {
+			err = os.WriteFile(filepath.Join(dir, args[1]), nil, 0o600)
+		}
+	case args[0] == "unflag":
+		err = os.Remove(filepath.Join(dir, args[1]))
+	default:
+		err = f.Fail(args[0], args[1])
+	}
+	ts.Check(err)
+}
+
+// code N PROGRAM ARGS… runs a program that must end with that exit code.
+func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	if err != nil {
+		got = -1
+		var exit interface{ ExitCode() int }
+		if errors.As(err, &exit) {
+			got = exit.ExitCode()
+		}
+	}
+	if strconv.Itoa(got) != args[0] {
+		ts.Fatalf("exit code %d, want %s (%v)", got, args[0], err)
+	}
+}
+
+// match returns the script's processes whose command line has all the words.
+func match(ts *testscript.TestScript, words []string) []process {
+	var out []process
+next:
+	for _, p := range ours(ts.Getenv("WORK")) {
+		for _, w := range words {
+			if !strings.Contains(p.argv, w) {
+				continue next
+			}
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// slay WORDS… sends SIGKILL to the processes whose command line has the words.
+func cmdSlay(ts *testscript.TestScript, _ bool, args []string) {
+	found := match(ts, args)
+	if len(found) == 0 {
+		ts.Fatalf("no process with %q", args)
+	}
+	for _, p := range found {
+		ts.Check(syscall.Kill(p.pid, syscall.SIGKILL))
+	}
+}
+
+// processes N WORDS… waits until N processes have the words in their command
+// lines.
+func cmdProcesses(ts *testscript.TestScript, _ bool, args []string) {
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	wait(ts, func() error {
+		if found := match(ts, args[1:]); len(found) != want {
+			return fmt.Errorf("%d processes with %q, want %d: %v", len(found), args[1:], want, found)
+		}
+		return nil
+	})
+}
+
+// eventually PROGRAM ARGS… runs a program again and again until it succeeds.
+func cmdEventually(ts *testscript.TestScript, neg bool, args []string) {
+	wait(ts, func() error {
+		err := ts.Exec(args[0], args[1:]...)
+		if neg {
+			if err == nil {
+				return fmt.Errorf("%q goes on to succeed", args)
+			}
+			return nil
+		}
+		return err
+	})
+}
+
+// wait tries f until it succeeds or 20 s have gone.
+func wait(ts *testscript.TestScript, f func() error) {
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// leftovers fails if anything of any project is left: processes, sockets,
+// files, domains.
+func cmdLeftovers(ts *testscript.TestScript, _ bool, _ []string) {
+	wait(ts, func() error {
+		if left := ours(ts.Getenv("WORK")); len(left) > 0 {
+			return fmt.Errorf("left running: %v", left)
+		}
+		return nil
+	})
+	doms, err := vmtest.NewFake(ts.Getenv(fakeEnv), vmtest.Options{}).List(context.Background())
+	ts.Check(err)
+	if len(doms) > 0 {
+		ts.Fatalf("domains left: %v", doms)
+	}
+	for _, dir := range []string{filepath.Join(ts.Getenv("DATA"), "projects"), ts.Getenv("RUN")} {
+		err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+			if err != nil || path == dir || path == filepath.Join(dir, "net") {
+				return err
+			}
+			return fmt.Errorf("left behind: %s", path)
+		})
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			ts.Fatalf("%v", err)
+		}
+	}
+}
+
+// foreign-twin makes a domain that has the name of the current directory's
+// project and is not devvm's.
+func cmdForeignTwin(ts *testscript.TestScript, _ bool, _ []string) {
+	p, err := project.New(ts.Getenv("WORK") + "/app")
+	ts.Check(err)
+	ts.Check(vmtest.NewFake(ts.Getenv(fakeEnv), vmtest.Options{}).AddForeign(context.Background(), vm.DomainPrefix+p.Name))
+}

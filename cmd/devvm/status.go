@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+func (a *app) newStatusCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the project's VM, asking the engine through docker.sock",
+		Args:  cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.runStatus(ctx, s, p)
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+// runStatus prints the state. The exit code tells it, too: 0 the engine
+// answers, 1 the VM runs and it does not, 3 and 4 as everywhere.
+func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Project) error {
+	st, err := s.Status(ctx, p)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		if err := a.JSON(st); err != nil {
+			return err
+		}
+	} else {
+		showStatus(a.Out, st)
+	}
+	switch {
+	case st.State == project.StateAbsent:
+		return ui.Exit(ui.ExitNoVM)
+	case st.State != vm.StateRunning:
+		return ui.Exit(ui.ExitNotRunning)
+	case !st.Healthy:
+		return ui.Exit(ui.ExitError)
+	}
+	return nil
+}
+
+func showStatus(w io.Writer, st project.Status) {
+	line := func(label, format string, args ...any) {
+		fmt.Fprintf(w, "%-9s %s\n", label, ui.Escape(fmt.Sprintf(format, args...)))
+	}
+	line("project", "%s", st.Project)
+	gone := ""
+	if st.DirGone {
+		gone = "  (this directory is gone)"
+	}
+	line("dir", "%s%s", st.Dir, gone)
+	state := string(st.State)
+	if st.Reason != "" {
+		state += " (" + st.Reason + ")"
+	}
+	line("vm", "%s", state)
+	if st.State == vm.StateRunning {
+		if st.Healthy {
+			line("engine", "Docker %s answers on docker.sock (%.0f ms)", st.Engine, st.Latency)
+		} else {
+			line("engine", "does NOT answer: %s", st.Problem)
+		}
+	}
+	if st.CPUs > 0 {
+		accel := ""
+		if st.Accel == vm.AccelTCG {
+			accel = ", software emulation"
+		}
+		line("size", "%d CPUs, %s memory%s", st.CPUs, ui.Size(st.Memory), accel)
+	}
+	line("disk", "%s used on this host", ui.Size(st.DiskUsed))
+	if st.UndoUsed > 0 {
+		line("undo", "%s kept for devvm nuke --undo", ui.Size(st.UndoUsed))
+	}
+	if st.Socket != "" {
+		line("socket", "%s", st.Socket)
+	}
+	if st.Next != "" {
+		line("next", "%s", st.Next)
+	}
+}

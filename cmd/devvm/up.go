@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+type upOptions struct {
+	context bool
+	yes     bool
+}
+
+func (a *app) newUpCmd() *cobra.Command {
+	var o upOptions
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Start the project's VM, making it if there is none",
+		Long: `Start the project's VM, making it if there is none, and wait until Docker
+Engine answers. It can be run again at any time: what an interrupted run left
+half done is completed, and a VM that runs already is left alone.`,
+		Args: cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.runUp(ctx, s, p, o)
+		}),
+	}
+	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
+	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask, even in the home directory")
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}
+
+func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, o upOptions) error {
+	if what := p.Unusual(s.Home); what != "" && !o.yes {
+		ok, err := a.Confirm(ctx, fmt.Sprintf("This would make a VM for %s (%s). Go ahead?", what, p.Dir))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done", Hint: "run devvm up in a project's directory"}
+		}
+	}
+	err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Up(ctx, p, pr) })
+	if err != nil {
+		return err
+	}
+	if o.context {
+		if err := createContext(ctx, p.Name, s.Socket(p)); err != nil {
+			return err
+		}
+	}
+	return a.showUp(s, p, o)
+}
+
+// showUp ends a successful up by saying how to use the VM.
+func (a *app) showUp(s *project.Service, p project.Project, o upOptions) error {
+	if a.json {
+		return a.JSONLine(struct {
+			Type       string `json:"type"`
+			Project    string `json:"project"`
+			Dir        string `json:"dir"`
+			DockerHost string `json:"docker_host"`
+		}{"result", p.Name, p.Dir, "unix://" + s.Socket(p)})
+	}
+	use := `eval "$(devvm env)"`
+	if o.context {
+		use = "docker --context " + contextName(p.Name) + " …   or   " + use
+	}
+	fmt.Fprintf(a.Err, "\n%s is up. To use it:\n  %s\n  docker run …        any Docker client, unchanged (none here? devvm docker run …)\n  devvm ssh           a shell in the VM\n", ui.Escape(p.Name), use)
+	return nil
+}
