@@ -1,0 +1,62 @@
+# The targets are explained by `make help`.
+
+GO       := .ci/go
+BIN      := bin
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
+LDFLAGS  := -s -w $(if $(VERSION),-X main.release=$(VERSION))
+
+# Pinned, built from source by the module proxy, and kept between clones.
+LINT_VERSION := v2.15.0
+TOOLS        := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/devvm-tools
+LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
+
+# Root installs for all users, a user for himself.
+PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
+
+.PHONY: help build install lint check test vmtest bench demo clean
+
+help:
+	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
+	@echo 'make test      everything: lint, unit, script and VM tests'
+	@echo 'make check     lint, unit and script tests: no VM, under a minute when warm'
+	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
+	@echo 'make bench     time a cold "up"; compare docker.sock with ssh'
+	@echo 'make build     $(BIN)/devvm, one static binary'
+	@echo 'make install   install it in $(PREFIX)/bin'
+	@echo 'make lint      golangci-lint $(LINT_VERSION)'
+	@echo 'make clean     remove $(BIN)/'
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/devvm ./cmd/devvm
+
+install: build
+	install -D -m 755 $(BIN)/devvm $(DESTDIR)$(PREFIX)/bin/devvm
+
+lint: $(LINT)
+	PATH="$(CURDIR)/.ci:$$PATH" $(LINT) run --allow-parallel-runners ./...
+
+$(LINT):
+	@echo 'building golangci-lint $(LINT_VERSION), once: some minutes'
+	@mkdir -p $(TOOLS)
+	CGO_ENABLED=0 GOBIN=$(TOOLS)/build $(GO) install -trimpath github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(LINT_VERSION)
+	mv $(TOOLS)/build/golangci-lint $@
+
+check: lint
+	CGO_ENABLED=1 $(GO) test -race -short ./...
+
+test:
+	.ci/host-setup test
+	$(MAKE) check
+	$(MAKE) vmtest
+
+vmtest:
+	.ci/vmtest
+
+bench:
+	.ci/vmtest bench
+
+demo:
+	examples/hello/demo
+
+clean:
+	rm -rf $(BIN)
