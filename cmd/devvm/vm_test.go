@@ -46,14 +46,6 @@ func TestVM(t *testing.T) {
 			"traceless":   cmdTraceless,
 		},
 	}
-	// docker.txtar and host.txtar have not passed from end to end yet, and no
-	// script has as root: they run when asked for, until they have.
-	if os.Getenv("DEVVM_TEST_ALL") == "" {
-		if testing.Short() {
-			t.Skip("as root only with DEVVM_TEST_ALL=1")
-		}
-		params.Dir, params.Files = "", []string{"testdata/vm/nuke.txtar", "testdata/vm/killed.txtar"}
-	}
 	testscript.Run(t, params)
 }
 

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -113,6 +115,9 @@ func (d *Dialer) Status(ctx context.Context) (Status, error) {
 // ends. That it does not run is no error.
 func (d *Dialer) Stop(ctx context.Context) error {
 	err := d.call(ctx, http.MethodPost, "/stop", func(*http.Response) error { return nil })
+	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) {
+		err = nil // it was ending by itself
+	}
 	for tick := time.NewTicker(20 * time.Millisecond); err == nil; {
 		select {
 		case <-ctx.Done():

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -181,9 +182,35 @@ func checkHost(ctx context.Context, a netip.Addr, look func(context.Context, net
 	return hostRefusal(a, host), nil
 }
 
-// lookHost asks the kernel: the addresses of all interfaces, and the route
+// lookTimeout bounds each answer of the kernel. The library's own limit is a
+// minute, for which one lost answer would stop all new connections.
+const lookTimeout = 2 * time.Second
+
+// openKernel opens the socket on which lookHost asks (rtnetlink(7)).
+func openKernel() (*netlink.Handle, error) {
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	if err := kernel.SetSocketTimeout(lookTimeout); err != nil {
+		kernel.Close()
+		return nil, fmt.Errorf("set the netlink socket's time limit: %w", err)
+	}
+	return kernel, nil
+}
+
+// lookHost asks the kernel, once more if it does not answer.
+func lookHost(kernel *netlink.Handle, a netip.Addr) (hostView, error) {
+	host, err := askHost(kernel, a)
+	if errors.Is(err, unix.EAGAIN) {
+		host, err = askHost(kernel, a)
+	}
+	return host, err
+}
+
+// askHost asks the kernel: the addresses of all interfaces, and the route
 // that a connection to a would take, which also finds `ip route add local …`.
-func lookHost(a netip.Addr) (hostView, error) {
+func askHost(kernel *netlink.Handle, a netip.Addr) (hostView, error) {
 	var host hostView
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		if family == netlink.FAMILY_V6 && a.Is4() {
@@ -191,7 +218,7 @@ func lookHost(a netip.Addr) (hostView, error) {
 		}
 		// A dump that a change interrupts is still made of true entries, and
 		// the route below is asked after it.
-		addrs, err := netlink.AddrList(nil, family)
+		addrs, err := kernel.AddrList(nil, family)
 		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 			return hostView{}, fmt.Errorf("list addresses: %w", err)
 		}
@@ -202,7 +229,7 @@ func lookHost(a netip.Addr) (hostView, error) {
 			}
 		}
 	}
-	routes, err := netlink.RouteGet(net.IP(a.AsSlice()))
+	routes, err := kernel.RouteGet(net.IP(a.AsSlice()))
 	switch {
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH),
 		errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EINVAL):

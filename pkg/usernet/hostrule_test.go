@@ -125,6 +125,11 @@ func TestCheckHostFailsClosed(t *testing.T) {
 
 // Each address that this host has is refused by asking the kernel.
 func TestLookHost(t *testing.T) {
+	kernel, err := openKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +139,7 @@ func TestLookHost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		host, err := lookHost(p.Addr())
+		host, err := lookHost(kernel, p.Addr())
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -48,13 +48,20 @@ func (s *Stack) hostLooker() func(context.Context, netip.Addr) (hostView, error)
 	}
 	questions := make(chan question)
 	s.wg.Go(func() {
+		kernel, err := openKernel()
+		if err == nil {
+			defer kernel.Close()
+		}
 		for {
 			select {
 			case <-s.ctx.Done():
 				return
 			case q := <-questions:
-				host, err := lookHost(q.addr)
-				q.reply <- answer{host, err}
+				got := answer{err: err}
+				if err == nil {
+					got.host, got.err = lookHost(kernel, q.addr)
+				}
+				q.reply <- got
 			}
 		}
 	})
