@@ -79,6 +79,9 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	switch dom.State {
 	case vm.StateRunning:
 		err = b.attend(ctx, dom)
+		if errors.Is(err, vm.ErrNotRunning) { // it ended a moment ago, which libvirt knows only now
+			err = b.start(ctx, false)
+		}
 	case vm.StatePaused:
 		err = b.unpause(ctx, dom)
 	default:
