@@ -124,7 +124,7 @@ func shareImages(from, to string) error {
 	return nil
 }
 
-// cmdClient: client makes docker, with compose, work on this host against the
+// cmdClient: client makes docker, with compose and buildx, work on this host against the
 // VM of the current directory: the host's own client, else the VM's.
 func cmdClient(ts *testscript.TestScript, _ bool, _ []string) {
 	bin := filepath.Join(ts.Getenv("WORK"), "bin")
@@ -147,7 +147,9 @@ func cmdClient(ts *testscript.TestScript, _ bool, _ []string) {
 	if _, err := exec.LookPath("docker"); err != nil {
 		fetch("/usr/bin/docker", filepath.Join(bin, "docker"))
 	}
-	fetch("/usr/libexec/docker/cli-plugins/docker-compose", filepath.Join(plugins, "docker-compose"))
+	for _, plugin := range []string{"docker-compose", "docker-buildx"} {
+		fetch("/usr/libexec/docker/cli-plugins/"+plugin, filepath.Join(plugins, plugin))
+	}
 }
 
 // cmdContext: context DIR makes a build context that needs no registry: the
