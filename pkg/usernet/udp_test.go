@@ -33,7 +33,7 @@ func localUDP(t *testing.T) net.Addr {
 }
 
 // eventually waits until a condition holds that nothing announces.
-func eventually(t *testing.T, what string, holds func() bool) {
+func eventually(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	ctx := testContext(t)
 	for tick := time.NewTicker(10 * time.Millisecond); !holds(); {

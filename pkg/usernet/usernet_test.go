@@ -84,6 +84,7 @@ func plug(t testing.TB, s *usernet.Stack, options usernettest.Options) *usernett
 			t.Errorf("serve: %v", err)
 		}
 	})
+	eventually(t, "the network serves the guest", func() bool { return s.Status().Connected })
 	return g
 }
 
