@@ -113,8 +113,11 @@ func shareImages(from, to string) error {
 		if _, err := os.Stat(path); err == nil || !entry.IsDir() {
 			continue
 		}
-		tmp := fmt.Sprintf("%s.%d", path, os.Getpid())
-		if out, err := exec.Command("cp", "-a", filepath.Join(from, entry.Name()), tmp).CombinedOutput(); err != nil {
+		tmp, err := os.MkdirTemp(to, "."+entry.Name()) // scripts run at the same time
+		if err != nil {
+			return err
+		}
+		if out, err := exec.Command("cp", "-a", "-T", filepath.Join(from, entry.Name()), tmp).CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 		if err := os.Rename(tmp, path); err != nil {
