@@ -110,7 +110,7 @@ func shareImages(from, to string) error {
 	}
 	for _, entry := range entries {
 		path := filepath.Join(to, entry.Name())
-		if _, err := os.Stat(path); err == nil || !entry.IsDir() {
+		if _, err := os.Stat(path); err == nil || !entry.IsDir() || strings.HasPrefix(entry.Name(), ".") {
 			continue
 		}
 		tmp, err := os.MkdirTemp(to, "."+entry.Name()) // scripts run at the same time
