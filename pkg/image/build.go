@@ -234,14 +234,16 @@ func (s *Store) install(ctx context.Context, r recipe, work, out *scratch, log i
 		return err
 	}
 
-	// The first that fails is the one to blame; the others only saw its end.
+	// The first that fails is the one to blame. Our copy of its output's pipe is
+	// closed after the others were told to end, so that they see no early end.
 	var g errgroup.Group
 	for _, c := range []*command{debootstrap, assemble, unpack} {
 		err := c.Start()
-		closePipes(c)
+		closeEnd(c.Stdin)
 		if err != nil {
 			err = fmt.Errorf("start %s: %w", c.name, err)
 			cancel(err)
+			closeEnd(c.Stdout)
 			g.Go(func() error { return err })
 			continue
 		}
@@ -250,6 +252,7 @@ func (s *Store) install(ctx context.Context, r recipe, work, out *scratch, log i
 			if err != nil {
 				cancel(err)
 			}
+			closeEnd(c.Stdout)
 			return err
 		})
 	}
@@ -266,12 +269,10 @@ func pipe(from, to *command) error {
 	return nil
 }
 
-// closePipes closes our copies of the ends that c was started with.
-func closePipes(c *command) {
-	for _, end := range []any{c.Stdin, c.Stdout} {
-		if f, ok := end.(*os.File); ok && f != nil {
-			_ = f.Close()
-		}
+// closeEnd closes our copy of a pipe's end that a command was started with.
+func closeEnd(end any) {
+	if f, ok := end.(*os.File); ok && f != nil {
+		_ = f.Close()
 	}
 }
 

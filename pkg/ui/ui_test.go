@@ -229,9 +229,9 @@ func TestEscape(t *testing.T) {
 
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
-		"plain\r\n":            "plain",
-		"\x1b[1;31mred\x1b[0m": "red",
-		"\x1b]0;title\x07text": "text",
+		"plain\r\n":                                "plain",
+		"\x1b[1;31mred\x1b[0m":                     "red",
+		"\x1b]0;title\x07text":                     "text",
 		"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\": "link",
 		"\x1bPdcs\x1b\\x":                          "x",
 		"\x1b(Bx\x1b=y\x1bM":                       "xy",

@@ -6,12 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -111,29 +109,31 @@ func (d *Dialer) Status(ctx context.Context) (Status, error) {
 	return status, nil
 }
 
+// stopPatience is how long a network process may fail to take the order to end.
+const stopPatience = 10 * time.Second
+
 // Stop ends the network process and waits until its socket is closed, or ctx
 // ends. That it does not run is no error.
 func (d *Dialer) Stop(ctx context.Context) error {
-	err := d.call(ctx, http.MethodPost, "/stop", func(*http.Response) error { return nil })
-	if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) {
-		err = nil // it was ending by itself
-	}
-	for tick := time.NewTicker(20 * time.Millisecond); err == nil; {
+	start := time.Now()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		// The order can be given twice, and fails when the process is ending.
+		err := d.call(ctx, http.MethodPost, "/stop", func(*http.Response) error { return nil })
+		switch {
+		case errors.Is(err, ErrNoNetwork):
+			return nil
+		case ctx.Err() != nil:
+			return fmt.Errorf("stop the network: %w", context.Cause(ctx))
+		case err != nil && time.Since(start) > stopPatience:
+			return fmt.Errorf("stop the network: %w", err)
+		}
 		select {
 		case <-ctx.Done():
-			tick.Stop()
-			err = context.Cause(ctx)
 		case <-tick.C:
-			var conn net.Conn
-			if conn, err = d.connect(ctx); err == nil {
-				_ = conn.Close()
-			}
 		}
 	}
-	if errors.Is(err, ErrNoNetwork) {
-		return nil
-	}
-	return fmt.Errorf("stop the network: %w", err)
 }
 
 func (d *Dialer) call(ctx context.Context, method, path string, read func(*http.Response) error) error {
