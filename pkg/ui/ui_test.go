@@ -229,19 +229,21 @@ func TestEscape(t *testing.T) {
 
 func TestClean(t *testing.T) {
 	for in, want := range map[string]string{
-		"plain\r\n":                                "plain",
-		"\x1b[1;31mred\x1b[0m":                     "red",
-		"\x1b]0;title\x07text":                     "text",
+		"plain\r\n":            "plain",
+		"\x1b[1;31mred\x1b[0m": "red",
+		"\x1b]0;title\x07text": "text",
+
 		"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\": "link",
-		"\x1bPdcs\x1b\\x":                          "x",
-		"\x1b(Bx\x1b=y\x1bM":                       "xy",
-		"10%\r20%\r100%":                           "100%",
-		"a\tb":                                     "a    b",
-		"bell\a":                                   `bell\a`,
-		"cut \x1b":                                 "cut ",
-		"cut \x1b[12":                              "cut ",
-		"cut \x1b]0;":                              "cut ",
-		"é\x1b[K\xff":                              `é\xff`,
+
+		"\x1bPdcs\x1b\\x":    "x",
+		"\x1b(Bx\x1b=y\x1bM": "xy",
+		"10%\r20%\r100%":     "100%",
+		"a\tb":               "a    b",
+		"bell\a":             `bell\a`,
+		"cut \x1b":           "cut ",
+		"cut \x1b[12":        "cut ",
+		"cut \x1b]0;":        "cut ",
+		"é\x1b[K\xff":        `é\xff`,
 	} {
 		if got := Clean(in); got != want {
 			t.Errorf("Clean(%q) = %q, want %q", in, got, want)
