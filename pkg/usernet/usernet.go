@@ -51,7 +51,8 @@ import (
 // it, so no LAN or VPN of the host has it and none ever clashes with it.
 var (
 	Network = netip.MustParsePrefix("192.0.2.0/24")
-	// Gateway is the VM's router; it serves DNS (port 53) and DHCP, nothing else.
+	// Gateway is the VM's router; it serves DNS (port 53), DHCP
+	// and the time (port 13), nothing else.
 	Gateway = netip.MustParseAddr("192.0.2.1")
 	// Guest is the VM's own address.
 	Guest = netip.MustParseAddr("192.0.2.2")
@@ -163,7 +164,7 @@ func New(cfg Config) (*Stack, error) {
 	}
 	s.out = newOutbound(s)
 	s.dns = newResolver(s)
-	for _, serve := range []func() error{s.serveDHCP, s.dns.serve} {
+	for _, serve := range []func() error{s.serveDHCP, s.serveDaytime, s.dns.serve} {
 		if err := serve(); err != nil {
 			s.Close()
 			return nil, err
