@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -96,7 +97,7 @@ func (h *hypervisor) Host(ctx context.Context) (Host, error) {
 	if known != nil {
 		return *known, nil
 	}
-	host := Host{URI: h.uri, KVMDevice: kvmDevice, QEMUUser: -1, QEMUGroup: -1}
+	host := Host{URI: h.uri, KVMDevice: kvmDevice, Kernel: kernelRelease(), CPU: cpuModel(), QEMUUser: -1, QEMUGroup: -1}
 	var caps libvirtxml.Caps
 	err := h.read(ctx, func(l *link) error {
 		lib, err := l.ConnectGetLibVersion()
@@ -543,6 +544,51 @@ func (h *hypervisor) Save(ctx context.Context, name string) error {
 			return ErrNotRunning
 		}
 		return l.DomainManagedSave(v.dom, 0)
+	})
+}
+
+// Freeze implements Hypervisor.
+func (h *hypervisor) Freeze(ctx context.Context, name, path string) error {
+	err := h.act(ctx, "freeze", name, func(l *link, v view) error {
+		if !v.on() {
+			return ErrNotRunning
+		}
+		return l.DomainSaveFlags(v.dom, path, nil, uint32(libvirt.DomainSaveRunning))
+	})
+	if err == nil && h.uri != uriTest {
+		err = checkMemory(path)
+	}
+	return err
+}
+
+// Fork implements Hypervisor.
+func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string) error {
+	host, err := h.Host(ctx)
+	if err != nil {
+		return err
+	}
+	doc, err := DomainXML(spec, host)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(scratch); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
+	}
+	var copied errgroup.Group
+	copied.Go(func() error { return copyMemory(ctx, scratch, memory, doc) })
+	if err := errors.Join(h.Define(ctx, spec), copied.Wait()); err != nil {
+		_ = os.Remove(scratch)
+		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
+	}
+	defer os.Remove(scratch)
+	return h.act(ctx, "fork", spec.Name, func(l *link, v view) error {
+		if v.on() {
+			return ErrRunning
+		}
+		if err := h.reap(ctx, v); err != nil {
+			return err
+		}
+		return l.DomainRestoreFlags(scratch, nil, uint32(libvirt.DomainSaveRunning))
 	})
 }
 

@@ -52,6 +52,8 @@ var (
 	// ErrConnectionLost says that the connection to libvirt broke in mid-call;
 	// the caller cannot know whether the operation was carried out.
 	ErrConnectionLost = errors.New("connection to libvirt lost")
+	// ErrNoSnapshot says that the VM has no snapshot of the name.
+	ErrNoSnapshot = errors.New("no such snapshot")
 	// ErrAccel says that the VM could not start with hardware acceleration.
 	ErrAccel = errors.New("KVM does not work here")
 )
@@ -124,11 +126,20 @@ type Domain struct {
 	PID     int // QEMU's process, 0 if unknown or not running
 }
 
+// Snapshot is a state of a VM that was kept.
+type Snapshot struct {
+	Name    string
+	Created time.Time
+	Memory  bool // the VM ran, and its memory was kept, too
+}
+
 // Host describes the machine that runs the VMs.
 type Host struct {
 	URI         string // e.g. qemu:///session
 	Libvirt     string // version, e.g. "9.0.0"
 	QEMU        string // version, e.g. "7.2.22"
+	Kernel      string // release, e.g. "6.1.0-37-amd64"
+	CPU         string // model
 	KVMListed   bool   // libvirt lists KVM; proves nothing about it working
 	KVMDevice   string // path of KVM's device, there or not
 	QEMUUser    int    // uid that runs QEMU, -1: our own
@@ -161,6 +172,25 @@ type Hypervisor interface {
 	// Save stops a running VM and keeps its memory; the next Start resumes it.
 	// For a stopped VM it returns ErrNotRunning.
 	Save(ctx context.Context, name string) error
+	// Freeze stops a running VM and leaves its memory in the file at path, which
+	// must not exist. For a stopped VM it returns ErrNotRunning.
+	Freeze(ctx context.Context, name, path string) error
+	// Fork defines the VM and starts it from what Freeze has left of another one
+	// of the same shape, on a copy of that, which it makes at scratch and
+	// removes. The new VM goes on where the other one stood; its disk must lie
+	// on the other's as that was then. ErrMemory says that the memory does not
+	// fit.
+	Fork(ctx context.Context, spec Spec, memory, scratch string) error
+	// Snapshot keeps the state of the VM under a name of its own, beside those that
+	// it has: of a running VM disk and memory, of a stopped one its disk.
+	Snapshot(ctx context.Context, name, snapshot string) error
+	// Snapshots lists what Snapshot has kept, the oldest first.
+	Snapshots(ctx context.Context, name string) ([]Snapshot, error)
+	// Revert puts a stopped VM back into the state that a snapshot has kept: it
+	// runs after that if it ran then. ErrNoSnapshot says that there is none.
+	Revert(ctx context.Context, name, snapshot string) error
+	// DeleteSnapshot forgets one. ErrNoSnapshot says that there is none.
+	DeleteSnapshot(ctx context.Context, name, snapshot string) error
 	// Undefine forgets a stopped VM with its managed save image; disks stay.
 	// For a running VM it returns ErrRunning.
 	Undefine(ctx context.Context, name string) error

@@ -68,6 +68,9 @@ func Conformance(t *testing.T, s Subject) {
 		{"NoDisk", (*suite).noDisk},
 		{"DiskInUse", (*suite).diskInUse},
 		{"Save", (*suite).save},
+		{"Fork", (*suite).fork},
+		{"ForkRefused", (*suite).forkRefused},
+		{"Snapshot", (*suite).snapshot},
 		{"Killed", (*suite).killed},
 		{"Wait", (*suite).wait},
 		{"Cancelled", (*suite).cancelled},
@@ -455,6 +458,131 @@ func (s *suite) save(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.expect(ctx, t, spec, vm.StateStopped) // the image went with the old definition
+}
+
+// frozen is a VM that Freeze has stopped, and the file with its memory.
+func (s *suite) frozen(ctx context.Context, t *testing.T) (vm.Spec, string) {
+	t.Helper()
+	spec := s.started(ctx, t)
+	memory := spec.Disk + ".memory"
+	if err := s.h.Freeze(ctx, spec.Name, memory); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(ctx, t, spec, vm.StateStopped)
+	if err := s.h.Freeze(ctx, spec.Name, memory+"2"); !errors.Is(err, vm.ErrNotRunning) {
+		t.Errorf("Freeze of a stopped VM: %v, want ErrNotRunning", err)
+	}
+	if err := s.h.Undefine(ctx, spec.Name); err != nil {
+		t.Fatal(err)
+	}
+	return spec, memory
+}
+
+// Two VMs go on from one memory, and neither uses it up.
+func (s *suite) fork(t *testing.T) {
+	if s.Mock {
+		t.Skip("no memory behind the VMs")
+	}
+	ctx := s.ctx(t)
+	was, memory := s.frozen(ctx, t)
+	for range 2 {
+		next := s.spec(t)
+		next.CPUs, next.Memory = was.CPUs, was.Memory
+		scratch := next.Disk + ".scratch"
+		if err := s.h.Fork(ctx, next, memory, scratch); err != nil {
+			t.Fatal(err)
+		}
+		s.expect(ctx, t, next, vm.StateRunning)
+		if _, err := os.Stat(scratch); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the copy of the memory is left: %v", err)
+		}
+		if err := s.h.Fork(ctx, next, memory, scratch); !errors.Is(err, vm.ErrRunning) {
+			t.Errorf("Fork of a running VM: %v, want ErrRunning", err)
+		}
+	}
+}
+
+func (s *suite) forkRefused(t *testing.T) {
+	if s.Mock {
+		t.Skip("no memory behind the VMs")
+	}
+	ctx := s.ctx(t)
+	was, memory := s.frozen(ctx, t)
+	next := s.spec(t)
+	next.CPUs, next.Memory = was.CPUs, 2*was.Memory
+	if err := s.h.Fork(ctx, next, memory, next.Disk+".scratch"); !errors.Is(err, vm.ErrMemory) {
+		t.Errorf("Fork of another shape: %v, want ErrMemory", err)
+	}
+	next.Memory = was.Memory
+	if err := os.WriteFile(memory, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.Fork(ctx, next, memory, next.Disk+".scratch"); !errors.Is(err, vm.ErrMemory) {
+		t.Errorf("Fork of nonsense: %v, want ErrMemory", err)
+	}
+	s.expect(ctx, t, next, vm.StateStopped)
+	left, err := filepath.Glob(next.Disk + ".scratch*")
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func (s *suite) snapshot(t *testing.T) {
+	ctx := s.ctx(t)
+	spec := s.started(ctx, t)
+	if err := s.h.Snapshot(ctx, spec.Name, "running"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.Snapshot(ctx, spec.Name, "running"); err == nil {
+		t.Error("two snapshots of one name")
+	}
+	s.expect(ctx, t, spec, vm.StateRunning)
+	if err := s.h.Revert(ctx, spec.Name, "running"); !errors.Is(err, vm.ErrRunning) {
+		t.Errorf("Revert of a running VM: %v, want ErrRunning", err)
+	}
+	if err := s.h.Destroy(ctx, spec.Name); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.Snapshot(ctx, spec.Name, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	all, err := s.h.Snapshots(ctx, spec.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, one := range all {
+		got[one.Name] = one.Memory
+	}
+	if diff := cmp.Diff(map[string]bool{"running": !s.Mock, "stopped": false}, got); diff != "" && !s.Mock {
+		t.Errorf("snapshots (-want +got):\n%s", diff)
+	}
+	if err := s.h.Revert(ctx, spec.Name, "running"); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(ctx, t, spec, vm.StateRunning)
+	if err := s.h.Destroy(ctx, spec.Name); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.Revert(ctx, spec.Name, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	s.expect(ctx, t, spec, vm.StateStopped)
+	if err := s.h.DeleteSnapshot(ctx, spec.Name, "running"); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"Revert":         s.h.Revert(ctx, spec.Name, "running"),
+		"DeleteSnapshot": s.h.DeleteSnapshot(ctx, spec.Name, "running"),
+	} {
+		if !errors.Is(err, vm.ErrNoSnapshot) {
+			t.Errorf("%s of a snapshot that is gone: %v, want ErrNoSnapshot", what, err)
+		}
+	}
+	// The definition goes with all that was kept beside it.
+	if err := s.h.Undefine(ctx, spec.Name); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (s *suite) killed(t *testing.T) {
