@@ -1,0 +1,381 @@
+// Package template keeps saved VMs that the VMs of projects are forked from.
+//
+// A template is a directory with the disk of a VM, its memory as the hypervisor
+// has saved it, and a manifest. Everything that makes saved memory valid is its
+// [Shape], and a shape's hash is its key: what has another key is another template,
+// so that an upgrade of anything makes a new one by itself. Files are read-only from
+// the moment a template is there, and it is there whole or not at all.
+//
+// The package knows nothing of VMs or projects: who uses a template is asked through
+// a function that the caller passes. It imports no other package of devvm.
+//
+// Errors wrap [ErrNotFound], [ErrInUse] or the operating system's own.
+package template
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Errors that callers tell apart.
+var (
+	ErrNotFound = errors.New("no such template")
+	ErrInUse    = errors.New("the template's disk is in use")
+)
+
+// Version of what a template is; a change of what VMs are made of, or of how they
+// are sealed, counts it up.
+const Version = 1
+
+// Shape is everything that a saved memory depends on.
+type Shape struct {
+	Image     string `json:"image"` // digest
+	CPUs      int    `json:"cpus"`
+	Memory    int64  `json:"memory"` // bytes
+	Disk      int64  `json:"disk"`   // bytes that the guest sees
+	Accel     string `json:"accel"`
+	CPU       string `json:"cpu"`                 // the host's, where the guest sees it
+	Kernel    string `json:"kernel"`              // of the host
+	QEMU      string `json:"qemu"`                // version
+	Libvirt   string `json:"libvirt"`             // version
+	URI       string `json:"uri"`                 // of the hypervisor
+	Daemon    string `json:"daemon"`              // Docker's daemon.json, which the engine has read
+	Zone      string `json:"zone"`                // time zone
+	MTU       int    `json:"mtu"`                 // bytes
+	Version   int    `json:"version"`             // of this package, set by Key
+	Provision string `json:"provision,omitempty"` // hash of what was done to it; "" for nothing
+}
+
+// Key names the shape.
+func (s Shape) Key() string {
+	s.Version = Version
+	b, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // strings and numbers
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:8])
+}
+
+// Manifest says what a template is.
+type Manifest struct {
+	Shape
+	Key     string    `json:"key"`
+	Parent  string    `json:"parent,omitempty"` // ID of the template that it is a fork of
+	Created time.Time `json:"created"`
+	// Head is the hex SHA-256 of the memory file's first headBytes, which say
+	// what the rest is; the sizes say that the rest is there.
+	Head       string `json:"head"`
+	MemorySize int64  `json:"memory_size"` // bytes
+	DiskSize   int64  `json:"disk_size"`   // bytes of the file
+}
+
+// Template is a template in a store.
+type Template struct {
+	Manifest
+	ID  string // its directory's name
+	Dir string
+}
+
+// Disk is the path of its disk.
+func (t Template) Disk() string { return filepath.Join(t.Dir, diskName) }
+
+// Memory is the path of its memory.
+func (t Template) Memory() string { return filepath.Join(t.Dir, memoryName) }
+
+// Used is what its files take on this host, in bytes.
+func (t Template) Used() int64 { return blocks(t.Disk()) + blocks(t.Memory()) }
+
+// Warm tells whether it can be forked from: a template whose memory was dropped is
+// kept for the disks that lie on its own.
+func (t Template) Warm() bool { return blocks(t.Memory()) > 0 }
+
+const (
+	diskName     = "disk.qcow2"
+	memoryName   = "memory"
+	manifestName = "manifest.json"
+	headBytes    = 1 << 20
+)
+
+// Store is a directory of templates.
+type Store struct {
+	dir string
+	log *slog.Logger
+}
+
+// NewStore returns the store in the directory, which need not exist.
+func NewStore(dir string, log *slog.Logger) *Store { return &Store{dir, log} }
+
+// Dir is the store's directory.
+func (s *Store) Dir() string { return s.dir }
+
+// List returns all templates, the newest first. What is damaged is left out.
+func (s *Store) List() ([]Template, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list templates: %w", err)
+	}
+	var all []Template
+	for _, e := range entries {
+		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		t, err := s.read(e.Name())
+		if err != nil {
+			s.log.Warn("template", "id", e.Name(), "err", err)
+			continue
+		}
+		all = append(all, t)
+	}
+	slices.SortFunc(all, func(a, b Template) int {
+		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
+	})
+	return all, nil
+}
+
+func (s *Store) read(id string) (Template, error) {
+	t := Template{ID: id, Dir: filepath.Join(s.dir, id)}
+	b, err := os.ReadFile(filepath.Join(t.Dir, manifestName))
+	if err != nil {
+		return t, fmt.Errorf("read template: %w", err)
+	}
+	if err := json.Unmarshal(b, &t.Manifest); err != nil {
+		return t, fmt.Errorf("read template %s: %w", id, err)
+	}
+	if t.Key != t.Shape.Key() {
+		return t, fmt.Errorf("template %s: its manifest is of another version, or damaged", id)
+	}
+	return t, nil
+}
+
+// Find returns the newest template of the shape that is whole, or ErrNotFound.
+func (s *Store) Find(shape Shape) (Template, error) {
+	all, err := s.List()
+	if err != nil {
+		return Template{}, err
+	}
+	key := shape.Key()
+	for _, t := range all {
+		if t.Key != key || !t.Warm() {
+			continue
+		}
+		if err := t.check(); err != nil {
+			s.log.Warn("template is not used", "id", t.ID, "err", err)
+			continue
+		}
+		return t, nil
+	}
+	return Template{}, fmt.Errorf("%w for shape %s", ErrNotFound, key)
+}
+
+// check compares the files with the manifest.
+func (t Template) check() error {
+	disk, err := os.Stat(t.Disk())
+	if err != nil {
+		return err
+	}
+	if disk.Size() != t.DiskSize {
+		return fmt.Errorf("its disk has %d bytes, not %d", disk.Size(), t.DiskSize)
+	}
+	memory, head, err := examine(t.Memory())
+	if err != nil {
+		return err
+	}
+	if memory != t.MemorySize || head != t.Head {
+		return fmt.Errorf("its memory has %d bytes, not %d, or begins otherwise", memory, t.MemorySize)
+	}
+	return nil
+}
+
+// examine returns the size of a file and the sum of its beginning.
+func examine(path string) (size int64, head string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return 0, "", err
+	}
+	sum := sha256.New()
+	if _, err := io.CopyN(sum, f, headBytes); err != nil && !errors.Is(err, io.EOF) {
+		return 0, "", err
+	}
+	return info.Size(), hex.EncodeToString(sum.Sum(nil)), nil
+}
+
+// Add moves a disk and a memory, which must be on the store's file system, into the
+// store as a template. Parent is the template that it was forked from, if any.
+func (s *Store) Add(shape Shape, parent, disk, memory string) (Template, error) {
+	t, err := s.add(shape, parent, disk, memory)
+	if err != nil {
+		return t, fmt.Errorf("keep template: %w", err)
+	}
+	return t, nil
+}
+
+func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) {
+	key := shape.Key()
+	shape.Version = Version
+	t := Template{
+		Manifest: Manifest{Shape: shape, Key: key, Parent: parent, Created: time.Now().UTC()},
+		ID:       key + "-" + strings.ToLower(rand.Text()[:6]),
+	}
+	t.Dir = filepath.Join(s.dir, t.ID)
+	info, err := os.Stat(disk)
+	if err != nil {
+		return t, err
+	}
+	t.DiskSize = info.Size()
+	if t.MemorySize, t.Head, err = examine(memory); err != nil {
+		return t, err
+	}
+	b, err := json.MarshalIndent(t.Manifest, "", "  ")
+	if err != nil {
+		return t, err
+	}
+	// The disk's name must not change once others lie on it; a provisioned
+	// template's disk lies on one that has its name already.
+	making := filepath.Join(s.dir, ".making-"+t.ID)
+	if err := os.MkdirAll(making, 0o755); err != nil {
+		return t, err
+	}
+	defer os.RemoveAll(making)
+	for _, move := range []struct{ from, name string }{{disk, diskName}, {memory, memoryName}} {
+		to := filepath.Join(making, move.name)
+		if err := os.Rename(move.from, to); err != nil {
+			return t, err
+		}
+		if err := os.Chmod(to, 0o444); err != nil {
+			return t, err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(making, manifestName), append(b, '\n'), 0o444); err != nil {
+		return t, err
+	}
+	return t, os.Rename(making, t.Dir)
+}
+
+// Distrust keeps a template from being forked again; disks that lie on its own stay
+// good. Its memory is removed.
+func (s *Store) Distrust(t Template) error {
+	err := os.Remove(t.Memory())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("drop the memory of template %s: %w", t.ID, err)
+	}
+	return nil
+}
+
+// Remove removes the template with the ID, or the beginning of one. One whose disk
+// another lies on is ErrInUse.
+func (s *Store) Remove(ref string, inUse func(id string) bool) (Template, error) {
+	all, err := s.List()
+	if err != nil {
+		return Template{}, err
+	}
+	var found []Template
+	for _, t := range all {
+		if ref != "" && strings.HasPrefix(t.ID, ref) {
+			found = append(found, t)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return Template{}, fmt.Errorf("%w: %s", ErrNotFound, ref)
+	case len(found) > 1:
+		return Template{}, fmt.Errorf("%d templates begin with %s", len(found), ref)
+	}
+	if inUse(found[0].ID) {
+		return found[0], ErrInUse
+	}
+	return found[0], s.remove(found[0])
+}
+
+func (s *Store) remove(t Template) error {
+	// The manifest first: without one it is no template.
+	for _, path := range []string{filepath.Join(t.Dir, manifestName), t.Dir} {
+		if err := os.RemoveAll(path); err != nil {
+			return fmt.Errorf("remove template %s: %w", t.ID, err)
+		}
+	}
+	return nil
+}
+
+// Prune removes every template that no disk lies on and that keep says no to, and
+// what interrupted runs have left; the memory of one that must stay for its disk is
+// dropped. It returns how many bytes that freed.
+func (s *Store) Prune(ctx context.Context, inUse func(id string) bool, keep func(Template) bool) (freed int64, err error) {
+	all, err := s.List()
+	if err != nil {
+		return 0, err
+	}
+	whole := map[string]bool{}
+	for _, t := range all { // the newest first: layers before what they lie on
+		whole[t.ID] = true
+		if err := ctx.Err(); err != nil {
+			return freed, err
+		}
+		used := inUse(t.ID)
+		switch {
+		case keep(t):
+		case used && t.Warm():
+			n := blocks(t.Memory())
+			if err := s.Distrust(t); err != nil {
+				return freed, err
+			}
+			freed += n
+		case !used:
+			n := t.Used()
+			if err := s.remove(t); err != nil {
+				return freed, err
+			}
+			freed += n
+		}
+	}
+	entries, err := os.ReadDir(s.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return freed, fmt.Errorf("list templates: %w", err)
+	}
+	for _, e := range entries {
+		if whole[e.Name()] || !e.IsDir() || inUse(e.Name()) {
+			continue
+		}
+		dir := filepath.Join(s.dir, e.Name())
+		freed += blocks(filepath.Join(dir, diskName)) + blocks(filepath.Join(dir, memoryName))
+		if err := os.RemoveAll(dir); err != nil {
+			return freed, fmt.Errorf("remove what is left of a template: %w", err)
+		}
+	}
+	return freed, nil
+}
+
+// blocks is what a file takes on this host, in bytes; 0 if there is none.
+func blocks(path string) int64 {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512 // stat(2): st_blocks counts 512-byte units
+	}
+	return info.Size()
+}

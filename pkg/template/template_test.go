@@ -1,0 +1,178 @@
+package template
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"testing"
+)
+
+// add puts a template of the shape into the store.
+func add(t *testing.T, s *Store, shape Shape, parent string) Template {
+	t.Helper()
+	dir := t.TempDir()
+	disk, memory := filepath.Join(dir, "d"), filepath.Join(dir, "m")
+	for _, path := range []string{disk, memory} {
+		if err := os.WriteFile(path, []byte("content of "+path), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tpl, err := s.Add(shape, parent, disk, memory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tpl
+}
+
+func store(t *testing.T) *Store {
+	return NewStore(filepath.Join(t.TempDir(), "templates"), slog.New(slog.NewTextHandler(t.Output(), nil)))
+}
+
+func nobody(string) bool { return false }
+
+// Everything in the shape counts.
+func TestKey(t *testing.T) {
+	seen := map[string]string{Shape{}.Key(): "nothing"}
+	for i := range reflect.TypeFor[Shape]().NumField() {
+		var s Shape
+		f := reflect.ValueOf(&s).Elem().Field(i)
+		name := reflect.TypeFor[Shape]().Field(i).Name
+		switch f.Kind() {
+		case reflect.String:
+			f.SetString("x")
+		default:
+			f.SetInt(7)
+		}
+		if other := seen[s.Key()]; (other != "") != (name == "Version") { // Key sets it
+			t.Errorf("%s: the key is that of %s", name, other)
+		}
+		seen[s.Key()] = name
+	}
+}
+
+func TestFind(t *testing.T) {
+	s := store(t)
+	if _, err := s.Find(Shape{CPUs: 1}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("in an empty store: %v", err)
+	}
+	one := add(t, s, Shape{CPUs: 1}, "")
+	add(t, s, Shape{CPUs: 2}, "")
+	newer := add(t, s, Shape{CPUs: 1}, "")
+	if got, err := s.Find(Shape{CPUs: 1}); err != nil || got.ID != newer.ID {
+		t.Errorf("got %s, %v, want %s", got.ID, err, newer.ID)
+	}
+	if _, err := s.Find(Shape{CPUs: 3}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("another shape: %v", err)
+	}
+	if err := s.Distrust(newer); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Find(Shape{CPUs: 1}); err != nil || got.ID != one.ID {
+		t.Errorf("got %s, %v, want the older one, %s", got.ID, err, one.ID)
+	}
+}
+
+// What is not as it was made is not used.
+func TestFindDamaged(t *testing.T) {
+	for name, damage := range map[string]func(Template) error{
+		"memory longer":  func(t Template) error { return appendTo(t.Memory()) },
+		"memory shorter": func(t Template) error { return os.Truncate(t.Memory(), 3) },
+		"memory flipped": func(t Template) error { return os.WriteFile(t.Memory(), flipped(t.Memory()), 0o600) },
+		"memory gone":    func(t Template) error { return os.Remove(t.Memory()) },
+		"disk longer":    func(t Template) error { return appendTo(t.Disk()) },
+		"disk gone":      func(t Template) error { return os.Remove(t.Disk()) },
+		"manifest gone":  func(t Template) error { return os.Remove(filepath.Join(t.Dir, manifestName)) },
+		"manifest empty": func(t Template) error { return os.WriteFile(filepath.Join(t.Dir, manifestName), nil, 0o600) },
+		"manifest of another shape": func(t Template) error {
+			return os.WriteFile(filepath.Join(t.Dir, manifestName), []byte(`{"key":"`+t.Key+`","cpus":4}`), 0o600)
+		},
+	} {
+		s := store(t)
+		tpl := add(t, s, Shape{CPUs: 1}, "")
+		for _, path := range []string{tpl.Memory(), tpl.Disk(), filepath.Join(tpl.Dir, manifestName)} {
+			if err := os.Chmod(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := damage(tpl); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Find(Shape{CPUs: 1}); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%s: found %s, %v", name, got.ID, err)
+		}
+	}
+}
+
+func appendTo(path string) error {
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString("more")
+	return errors.Join(err, f.Close())
+}
+
+func flipped(path string) []byte {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		panic(err)
+	}
+	b[len(b)/2] ^= 1
+	return b
+}
+
+func TestRemove(t *testing.T) {
+	s := store(t)
+	tpl := add(t, s, Shape{CPUs: 1}, "")
+	if _, err := s.Remove(tpl.ID, func(id string) bool { return id == tpl.ID }); !errors.Is(err, ErrInUse) {
+		t.Errorf("in use: %v", err)
+	}
+	for _, ref := range []string{"", "nosuch"} {
+		if _, err := s.Remove(ref, nobody); !errors.Is(err, ErrNotFound) {
+			t.Errorf("%q: %v", ref, err)
+		}
+	}
+	if _, err := s.Remove(tpl.ID[:5], nobody); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(tpl.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v", err)
+	}
+}
+
+func TestPrune(t *testing.T) {
+	s := store(t)
+	base := add(t, s, Shape{CPUs: 1}, "")
+	layer := add(t, s, Shape{CPUs: 1, Provision: "p"}, base.ID)
+	idle := add(t, s, Shape{CPUs: 2}, "")
+	if err := os.MkdirAll(filepath.Join(s.Dir(), ".making-x"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{base.ID: true}
+	freed, err := s.Prune(t.Context(), func(id string) bool { return used[id] }, func(t Template) bool { return t.ID == layer.ID })
+	if err != nil || freed == 0 {
+		t.Errorf("freed %d, %v", freed, err)
+	}
+	left, err := os.ReadDir(s.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, e := range left {
+		got[e.Name()] = true
+	}
+	if want := map[string]bool{base.ID: true, layer.ID: true}; !reflect.DeepEqual(got, want) {
+		t.Errorf("left %v, want %v without %s", got, want, idle.ID)
+	}
+	all, err := s.List()
+	if err != nil || len(all) != 2 {
+		t.Fatalf("%v, %v", all, err)
+	}
+	for _, tpl := range all {
+		if warm := tpl.ID == layer.ID; tpl.Warm() != warm {
+			t.Errorf("%s: warm %v, want %v", tpl.ID, tpl.Warm(), warm)
+		}
+	}
+}
