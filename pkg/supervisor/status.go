@@ -23,6 +23,7 @@ const (
 	StateReady      State = "ready"      // the engine answers
 	StateLost       State = "lost"       // it was ready; the link broke and is being made anew
 	StateStopped    State = "stopped"    // the VM is gone
+	StateSuspended  State = "suspended"  // the VM was asked to rest: no link is made until Resume
 )
 
 // Status is what the supervisor knows. It is served as JSON on control.sock;
@@ -81,6 +82,24 @@ func (c *Client) Stop(ctx context.Context) error {
 	// The connection ends with the process, by EOF or reset: that is the proof.
 	_, _ = io.Copy(io.Discard, resp.Body)
 	return ctx.Err()
+}
+
+// Suspend makes the supervisor close its link and make none until Resume; clients
+// of docker.sock are told. ErrNone if there is no supervisor.
+func (c *Client) Suspend(ctx context.Context) error { return c.post(ctx, "/suspend") }
+
+// Resume ends what Suspend began; it is no error if nothing did.
+func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume") }
+
+// Sync makes the guest write its caches to its disk, over the link that is up.
+func (c *Client) Sync(ctx context.Context) error { return c.post(ctx, "/sync") }
+
+func (c *Client) post(ctx context.Context, path string) error {
+	resp, err := c.do(ctx, http.MethodPost, path)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
 
 // Watch calls f with the current status and then with each change, until f

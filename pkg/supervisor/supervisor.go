@@ -33,11 +33,11 @@ const (
 	keepaliveEvery   = 5 * time.Second
 	keepaliveTimeout = 8 * time.Second
 	handshakeTimeout = 60 * time.Second // a cold guest under emulation is slow
-	firstRedial      = 100 * time.Millisecond
+	firstRedial      = 30 * time.Millisecond
 	lastRedial       = 5 * time.Second
 	waitReady        = 10 * time.Second // a client's patience while the link is down
 	clockEvery       = time.Minute
-	clockTolerance   = 250 * time.Millisecond
+	clockTolerance   = 50 * time.Millisecond
 )
 
 // engineSocket is Docker's socket inside the guest.
@@ -53,8 +53,10 @@ type Options struct {
 	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
 	Version string           // of this program
 	Ready   func()           // called once both sockets listen
-	Log     *slog.Logger
-	Ping    func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
+	// ClockSet says that the VM sets its own clock before it takes the first link.
+	ClockSet bool
+	Log      *slog.Logger
+	Ping     func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -68,6 +70,7 @@ type supervisor struct {
 	status  Status
 	link    *guest.Client // nil while down
 	links   int           // made so far
+	rest    bool          // no link until resumed
 	changed chan struct{} // closed and replaced at each change
 	proxy   *dockerproxy.Proxy
 }
@@ -166,6 +169,19 @@ func (s *supervisor) handler(stop func()) http.Handler {
 			}
 		}
 	})
+	mux.HandleFunc("POST /suspend", func(w http.ResponseWriter, _ *http.Request) {
+		s.suspend(true)
+		w.WriteHeader(http.StatusOK)
+	})
+	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) {
+		s.suspend(false)
+		w.WriteHeader(http.StatusOK)
+	})
+	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
+		if err := s.sync(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+		}
+	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusOK)
 		stop()
@@ -186,6 +202,9 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 func (s *supervisor) set(state State, link *guest.Client, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.rest && state != StateSuspended {
+		return
+	}
 	reason := ""
 	if why != nil {
 		reason = why.Error()
@@ -203,12 +222,69 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	s.changed = make(chan struct{})
 }
 
+// suspend ends the link and keeps it down, or lets it come up again.
+func (s *supervisor) suspend(rest bool) {
+	s.mu.Lock()
+	link := s.link
+	changed := s.rest != rest
+	s.rest = rest
+	s.mu.Unlock()
+	switch {
+	case rest:
+		s.set(StateSuspended, nil, nil)
+		if link != nil {
+			_ = link.Close()
+		}
+	case changed:
+		s.set(StateConnecting, nil, nil)
+	}
+}
+
+// sync makes the guest write its caches.
+func (s *supervisor) sync(ctx context.Context) error {
+	s.mu.Lock()
+	link := s.link
+	s.mu.Unlock()
+	if link == nil {
+		return errors.New("the VM does not answer")
+	}
+	code, err := link.Run(ctx, guest.Command{Argv: []string{"sync"}})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("sync: exit code %d", code)
+	}
+	return err
+}
+
+// resting tells whether no link must be made now.
+func (s *supervisor) resting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rest
+}
+
+// awaitResume blocks while the VM rests.
+func (s *supervisor) awaitResume(ctx context.Context) {
+	for {
+		_, changed := s.current()
+		if !s.resting() {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // unavailable is what a client is told that waited in vain.
 func (s *supervisor) unavailable() string {
 	status, _ := s.current()
 	switch status.State {
 	case StateStopped:
 		return fmt.Sprintf("devvm: the VM of project %q is not running; start it with: devvm up", s.Name)
+	case StateSuspended:
+		return fmt.Sprintf("devvm: the VM of project %q is suspended; its containers go on after: devvm up", s.Name)
 	case StateLost:
 		return fmt.Sprintf("devvm: the VM of project %q does not answer (%s); see: devvm status", s.Name, status.Error)
 	default:
@@ -226,7 +302,7 @@ func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
 		if link != nil {
 			return link.DialUnix(ctx, engineSocket)
 		}
-		if state == StateStopped {
+		if state == StateStopped || state == StateSuspended {
 			return nil, dockerproxy.ErrDown
 		}
 		select {
@@ -242,10 +318,14 @@ func (s *supervisor) keepLink(ctx context.Context) {
 	wait := firstRedial
 	wasReady := false
 	for ctx.Err() == nil {
+		s.awaitResume(ctx)
 		err := s.connect(ctx, func() { wasReady, wait = true, firstRedial })
 		switch {
 		case ctx.Err() != nil:
 			return
+		case s.resting():
+			wait = firstRedial
+			continue
 		case s.Gone(err):
 			s.set(StateStopped, nil, errors.New("the VM is not running"))
 		case wasReady:
@@ -288,8 +368,16 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	})
 
 	s.set(StateSSH, link, nil)
+	clock := make(chan struct{})
+	owned.Go(func() {
+		defer close(clock)
+		s.setClock(ctx, link)
+	})
 	if err := s.Ping(ctx); err != nil {
 		return fmt.Errorf("ask the engine: %w", err)
+	}
+	if !s.ClockSet || s.links > 0 { // a VM that was resumed has the time of its saving
+		<-clock
 	}
 	ready()
 	s.mu.Lock()
@@ -302,24 +390,29 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	return dead
 }
 
-// keepClock sets the guest's clock when it strays, until ctx ends: a guest's
-// clock stands still while the host sleeps.
+// keepClock looks after the guest's clock until ctx ends: it stands still while the
+// host sleeps.
 func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
 	tick := time.NewTicker(clockEvery)
 	defer tick.Stop()
 	for {
-		offset, roundtrip, err := link.Clock(ctx)
-		if err == nil && offset.Abs() > clockTolerance+roundtrip/2 { // half of it bounds the error
-			s.Log.Info("guest's clock was off", "offset", offset)
-			_, _, err = link.SetClock(ctx)
-		}
-		if err != nil && ctx.Err() == nil {
-			s.Log.Warn("guest's clock", "err", err)
-		}
 		select {
 		case <-tick.C:
+			s.setClock(ctx, link)
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// setClock sets the guest's clock if it has strayed.
+func (s *supervisor) setClock(ctx context.Context, link *guest.Client) {
+	offset, roundtrip, err := link.Clock(ctx)
+	if err == nil && offset.Abs() > clockTolerance+roundtrip/2 { // half of it bounds the error
+		s.Log.Info("guest's clock was off", "offset", offset)
+		_, _, err = link.SetClock(ctx)
+	}
+	if err != nil && ctx.Err() == nil {
+		s.Log.Warn("guest's clock", "err", err)
 	}
 }
