@@ -16,6 +16,7 @@ import (
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -93,10 +94,10 @@ Docker changes the VM's firewall, never this host's.
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.AddCommand(
-		a.newUpCmd(), a.newDownCmd(), a.newNukeCmd(), a.newRmCmd(),
+		a.newUpCmd(), a.newDownCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
 		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(),
 		a.newSSHCmd(), a.newExecCmd(), a.newDockerCmd(), a.newLogsCmd(),
-		a.newImageCmd(), a.newDoctorCmd(), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
+		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(),
 	)
 	return root
@@ -139,8 +140,9 @@ func (a *app) service() (*project.Service, error) {
 		return config.Load(dir, config.HostEnv(dirs.Config, a.getenv))
 	}
 	return &project.Service{
-		Dirs:   dirs,
-		Images: image.NewStore(filepath.Join(dirs.Data, "images"), log),
+		Dirs:      dirs,
+		Images:    image.NewStore(filepath.Join(dirs.Data, "images"), log),
+		Templates: template.NewStore(filepath.Join(dirs.Data, "templates"), log),
 		Open: func(ctx context.Context) (vm.Hypervisor, error) {
 			cfg, err := loadConfig("") // which libvirt: no project has a say in it
 			if err != nil {

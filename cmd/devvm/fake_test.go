@@ -100,7 +100,16 @@ func bootFakeVM(specPath string) error {
 		Sockets:        map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: engine.Dial},
 		OnPoweroff:     stop,
 		// What runs in the fake guest runs on this host, whose clock is right.
-		Intercept: func(line string) (int, bool) { return 1, strings.Contains(line, "date -u -s") },
+		Intercept: func(line string) (int, bool) {
+			switch {
+			case strings.Contains(line, "date -u -s"):
+				return 1, true
+			case strings.Contains(line, "/usr/lib/devvm/seal"):
+				_, err := fmt.Fprintln(console, "devvm: sealed")
+				return 0, err == nil
+			}
+			return 0, false
+		},
 	})
 	if err != nil {
 		return err
@@ -118,8 +127,8 @@ func bootFakeVM(specPath string) error {
 }
 
 // fakeImage puts an image into a store that no VM could boot from, but whose
-// files are what they say they are.
-func fakeImage(ctx context.Context, store string) error {
+// files are what they say they are. Its VMs can be forked or not.
+func fakeImage(ctx context.Context, store string, forks bool) error {
 	if err := os.MkdirAll(store, 0o755); err != nil {
 		return err
 	}
@@ -129,7 +138,7 @@ func fakeImage(ctx context.Context, store string) error {
 	}
 	m := image.Manifest{
 		Name: "debian-13", Created: time.Now(), Arch: "amd64", Engine: "26.1.5", Cmdline: "root=/dev/vda",
-		Recipe: image.RecipeDigest("debian-13"), DiskSize: 1 << 30,
+		Recipe: image.RecipeDigest("debian-13"), DiskSize: 1 << 30, Forks: forks,
 		Files: map[string]image.File{},
 	}
 	if err := disk.Create(ctx, filepath.Join(scratch, "disk.qcow2"), m.DiskSize); err != nil {

@@ -18,18 +18,23 @@ import (
 )
 
 // TestKills kills one of devvm's processes, or the fake VM, at a random moment
-// of an up, nuke or down, again and again. The next up must converge each
-// time, and nothing may be left after rm.
+// of a verb, again and again. The next up must converge each time, and nothing
+// may be left after rm.
 func TestKills(t *testing.T) {
-	rounds := 60
+	verbs := [][]string{{"up"}, {"up"}, {"nuke", "--yes"}, {"down"}, {"nuke", "--undo", "--yes"}, {"rm", "--yes"}}
+	t.Run("boot", func(t *testing.T) { testKills(t, false, 60, verbs) })
+	verbs = append(verbs, []string{"suspend"}, []string{"snapshot", "create"}, []string{"template", "build"})
+	t.Run("fork", func(t *testing.T) { testKills(t, true, 200, verbs) })
+}
+
+func testKills(t *testing.T, forks bool, rounds int, verbs [][]string) {
 	if testing.Short() {
 		rounds = 8
 	}
-	h := newHost(t)
+	h := newHost(t, forks)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	verbs := [][]string{{"up"}, {"up"}, {"nuke", "--yes"}, {"down"}, {"nuke", "--undo", "--yes"}, {"rm", "--yes"}}
 	victims := []string{"self", "devvm supervisor", "devvm net", "fakevm"}
 	for round := range rounds {
 		verb := verbs[random.IntN(len(verbs))]
@@ -61,6 +66,12 @@ func TestKills(t *testing.T) {
 			t.Fatalf("%s: hangs: %s", what, cmd.Stderr)
 		}
 
+		if forks && random.IntN(20) == 0 { // the next fork needs a template first
+			_, _ = h.run("rm", "--yes")
+			if out, err := h.run("prune"); err != nil {
+				t.Fatalf("%s: prune: %v\n%s", what, err, out)
+			}
+		}
 		if out, err := h.run("up"); err != nil {
 			t.Fatalf("%s: up: %v\n%s", what, err, out)
 		}
@@ -85,7 +96,7 @@ type host struct {
 	dir, runtime string
 }
 
-func newHost(t *testing.T) *host {
+func newHost(t *testing.T, forks bool) *host {
 	t.Helper()
 	h := &host{T: t, dir: t.TempDir()}
 	run, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
@@ -107,7 +118,7 @@ func newHost(t *testing.T) *host {
 	if err := os.Mkdir(filepath.Join(h.dir, "app"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := fakeImage(t.Context(), filepath.Join(h.dir, "data", "devvm", "images")); err != nil {
+	if err := fakeImage(t.Context(), filepath.Join(h.dir, "data", "devvm", "images"), forks); err != nil {
 		t.Fatal(err)
 	}
 	return h

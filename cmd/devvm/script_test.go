@@ -46,7 +46,8 @@ func TestScript(t *testing.T) {
 	})
 }
 
-// setUpScript gives a script a home of its own and ends, when it is done, all
+// setUpScript gives a script a home of its own, where VMs are booted but for the script
+// named fork, and ends, when it is done, all
 // processes that it started.
 func setUpScript(e *testscript.Env) error {
 	// Unix sockets have short paths; a test's work directory need not.
@@ -69,7 +70,7 @@ func setUpScript(e *testscript.Env) error {
 			return err
 		}
 	}
-	if err := fakeImage(context.Background(), filepath.Join(data, "devvm", "images")); err != nil {
+	if err := fakeImage(context.Background(), filepath.Join(data, "devvm", "images"), strings.HasSuffix(e.WorkDir, "-fork")); err != nil {
 		return err
 	}
 	e.Cd = filepath.Join(e.WorkDir, "app")

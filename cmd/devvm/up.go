@@ -13,6 +13,7 @@ import (
 type upOptions struct {
 	context bool
 	yes     bool
+	cold    bool
 }
 
 func (a *app) newUpCmd() *cobra.Command {
@@ -25,11 +26,13 @@ Engine answers. It can be run again at any time: what an interrupted run left
 half done is completed, and a VM that runs already is left alone.`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			s.Cold = o.cold
 			return a.runUp(ctx, s, p, o)
 		}),
 	}
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
 	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask, even in the home directory")
+	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
 }

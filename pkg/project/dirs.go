@@ -137,6 +137,7 @@ func (f paths) disk() string          { return filepath.Join(f.vm, "disk.qcow2")
 func (f paths) console() string       { return filepath.Join(f.vm, "console.log") }
 func (f paths) keys() string          { return filepath.Join(f.vm, "keys") }
 func (f paths) credentials() string   { return filepath.Join(f.vm, "credentials") }
+func (f paths) forking() string       { return filepath.Join(f.vm, "forking") }
 func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
 func (f paths) netLock() string       { return filepath.Join(f.run, "net.lock") }
 func (f paths) dialSocket() string    { return filepath.Join(f.run, "dial.sock") }

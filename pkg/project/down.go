@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -92,6 +93,18 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	return nil
 }
 
+// syncGuest makes the guest write its caches: by the supervisor's connection, which
+// is there already, or else by one of its own.
+func (s *Service) syncGuest(ctx context.Context, p Project, dom vm.Domain) error {
+	short, cancel := context.WithTimeout(ctx, patienceSync)
+	defer cancel()
+	err := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket()).Sync(short)
+	if err == nil || short.Err() != nil {
+		return err
+	}
+	return s.inGuest(ctx, p, dom, patienceSync, "sync")
+}
+
 // inGuest runs a command in the guest within the time given.
 func (s *Service) inGuest(ctx context.Context, p Project, dom vm.Domain, patience time.Duration, argv ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
@@ -120,7 +133,7 @@ func (s *Service) stopHelpers(ctx context.Context, p Project) error {
 // caches first: its disk may be wanted again.
 func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain) error {
 	if dom.State == vm.StateRunning {
-		if err := s.inGuest(ctx, p, dom, patienceSync, "sync"); err != nil {
+		if err := s.syncGuest(ctx, p, dom); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -34,17 +35,19 @@ import (
 
 // Service carries out the verbs.
 type Service struct {
-	Dirs    Dirs
-	Images  *image.Store
-	Open    func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
-	Config  func(dir string) (config.Config, error)
-	Accel   *vm.AccelStore
-	Exe     string        // this program, for its background processes
-	Version string        // of this program
-	Home    string        // the user's
-	Zone    string        // time zone for the guests, e.g. "Europe/Berlin"
-	Timeout time.Duration // for the engine to answer after the start; 0: by the accelerator
-	Log     *slog.Logger
+	Dirs      Dirs
+	Images    *image.Store
+	Templates *template.Store
+	Cold      bool                                             // boot new VMs, do not fork them from templates
+	Open      func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
+	Config    func(dir string) (config.Config, error)
+	Accel     *vm.AccelStore
+	Exe       string        // this program, for its background processes
+	Version   string        // of this program
+	Home      string        // the user's
+	Zone      string        // time zone for the guests, e.g. "Europe/Berlin"
+	Timeout   time.Duration // for the engine to answer after the start; 0: by the accelerator
+	Log       *slog.Logger
 }
 
 // Patience with a VM whose engine does not answer yet.
@@ -261,12 +264,14 @@ func (s *Service) stopNet(ctx context.Context, p Project) error {
 	return nil
 }
 
-// startSupervisor starts the project's supervisor, unless it runs.
-func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool) error {
+// startSupervisor starts the project's supervisor, unless it runs. More arguments
+// are for the new one.
+func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool, more ...string) error {
 	f := s.Dirs.paths(p.Name)
-	status, err := supervisor.NewClient(f.controlSocket()).Status(ctx)
+	client := supervisor.NewClient(f.controlSocket())
+	status, err := client.Status(ctx)
 	if err == nil && (status.Version == s.Version || status.Connections > 0) {
-		return nil
+		return client.Resume(ctx)
 	}
 	if err == nil { // of another version, and nobody uses it
 		if err := s.stopSupervisor(ctx, p); err != nil {
@@ -277,6 +282,7 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool)
 	if emulated {
 		args = append(args, "--emulated")
 	}
+	args = append(args, more...)
 	err = background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.supervisorLog()})
 	if err != nil {
 		return fmt.Errorf("start the supervisor: %w", err)

@@ -125,6 +125,9 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 	known := map[string]bool{}
 	for _, dom := range doms {
 		known[dom.Name] = true
+		if s.isTemplate(dom.Project) {
+			continue
+		}
 		out = append(out, s.summary(dom))
 	}
 	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
@@ -137,6 +140,9 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 			continue
 		}
 		dir := f.readRecord()
+		if s.isTemplate(dir) {
+			continue
+		}
 		out = append(out, Status{
 			Project: e.Name(), Dir: dir, DirGone: !exists(dir), State: StateAbsent,
 			DiskUsed: used(f.vm), UndoUsed: used(f.undo),
@@ -150,19 +156,33 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 // undo, is based on. The result is nil with an error, never partial: what is
 // in use must not be removed.
 func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
-	disks, err := filepath.Glob(filepath.Join(s.Dirs.Data, "projects", "*", "*", "disk.qcow2"))
+	in := map[string]bool{}
+	err := s.eachDisk(ctx, func(backing []string) { in[imageOf(backing)] = true })
 	if err != nil {
 		return nil, err
 	}
-	in := map[string]bool{}
-	for _, d := range disks {
-		digest, err := backingImage(ctx, d)
-		if err != nil {
-			return nil, err
-		}
-		in[digest] = true
-	}
 	return in, nil
+}
+
+// eachDisk calls f with what each disk of a project, undo or template lies on.
+func (s *Service) eachDisk(ctx context.Context, f func(backing []string)) error {
+	for _, pattern := range []string{
+		filepath.Join(s.Dirs.Data, "projects", "*", "*", "disk.qcow2"),
+		filepath.Join(s.Templates.Dir(), "*", "disk.qcow2"),
+	} {
+		disks, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		for _, d := range disks {
+			backing, err := below(ctx, d)
+			if err != nil {
+				return err
+			}
+			f(backing)
+		}
+	}
+	return nil
 }
 
 // used sums the blocks that the files below a directory really take, in bytes.

@@ -3,6 +3,8 @@ package project
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -75,8 +77,20 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if err != nil {
 		return fmt.Errorf("ask libvirt about the host: %w", err)
 	}
-	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel}
+	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
+	if exists(f.forking()) && dom.State != vm.StateRunning { // a fork that never ran
+		if err := b.discard(ctx); err != nil {
+			return err
+		}
+		if err := s.makeDirs(f); err != nil {
+			return err
+		}
+		dom = vm.Domain{}
+	}
 	switch dom.State {
+	case vm.StateSaved:
+		b.noteChanges(dom)
+		err = b.start(ctx, true)
 	case vm.StateRunning:
 		err = b.attend(ctx, dom)
 		if errors.Is(err, vm.ErrNotRunning) { // it ended a moment ago, which libvirt knows only now
@@ -85,7 +99,7 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	case vm.StatePaused:
 		err = b.unpause(ctx, dom)
 	default:
-		err = b.start(ctx, dom.State == vm.StateSaved)
+		err = b.start(ctx, false)
 	}
 	if err != nil {
 		return err
@@ -131,13 +145,15 @@ type boot struct {
 	files    paths
 	progress *steps
 	accel    vm.Accel
+	cold     bool     // boot, do not fork a template
+	backing  []string // what the disk lies on, the uppermost first
 }
+
+func (b *boot) offline() bool { return b.cfg.NetworkMode == config.NetworkOffline }
 
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
-	if dom.Config != b.cfg.StartHash() {
-		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", b.changes(dom))
-	}
+	b.noteChanges(dom)
 	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
 		if err := b.rewire(ctx); err != nil {
 			return err
@@ -163,6 +179,13 @@ func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
 	return b.attend(ctx, dom)
 }
 
+// noteChanges says which settings a VM that goes on as it is does not have yet.
+func (b *boot) noteChanges(dom vm.Domain) {
+	if dom.Config != b.cfg.StartHash() {
+		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", b.changes(dom))
+	}
+}
+
 // changes names the settings in which a VM differs from devvm.toml.
 func (b *boot) changes(dom vm.Domain) string {
 	var out []string
@@ -182,7 +205,7 @@ func (b *boot) changes(dom vm.Domain) string {
 // back to the socket by itself; an older one must be saved and restored.
 func (b *boot) rewire(ctx context.Context) error {
 	b.progress.Start("network", "the VM's network process is gone: starting another")
-	if err := b.startNet(ctx, b.project, b.cfg.NetworkMode == config.NetworkOffline, b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
 		return err
 	}
 	if vm.Reconnects(b.host) {
@@ -195,7 +218,7 @@ func (b *boot) rewire(ctx context.Context) error {
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
 	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
-		if err := b.startNet(ctx, b.project, b.cfg.NetworkMode == config.NetworkOffline, b.host); err != nil {
+		if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
 			return err
 		}
 	}
@@ -205,9 +228,13 @@ func (b *boot) rewire(ctx context.Context) error {
 	return nil
 }
 
-// start boots the project's VM, making what is missing of it first.
+// start gives the project a running VM: it forks a new one, and boots or resumes
+// one that is there.
 func (b *boot) start(ctx context.Context, saved bool) error {
-	img, err := b.prepare(ctx)
+	if err := b.files.writeRecord(b.project.Dir); err != nil {
+		return err
+	}
+	img, err := b.image(ctx)
 	if err != nil {
 		return err
 	}
@@ -215,19 +242,43 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err := b.stopNet(ctx, b.project); err != nil {
 		return err
 	}
+	if saved {
+		err := b.resume(ctx)
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		b.progress.Warn("the VM's saved memory cannot be resumed (%v): booting it afresh", err)
+		if err := errors.Join(b.hv.Destroy(ctx, b.project.Name), b.hv.Undefine(ctx, b.project.Name)); err != nil {
+			return fmt.Errorf("drop the saved memory: %w", err)
+		}
+	}
+	if !exists(b.files.disk()) {
+		if err := b.checkRoom(); err != nil {
+			return err
+		}
+	}
 	verdict := b.Accel.Choose(b.host)
 	if verdict.Note != "" {
 		b.progress.Note("%s", verdict.Note)
 	}
 	b.accel = verdict.Accel
-	err = b.launch(ctx, img)
-	if err != nil && ctx.Err() == nil && saved {
-		b.progress.Warn("the VM's saved memory cannot be resumed (%v): booting it afresh", err)
-		if err := errors.Join(b.hv.Destroy(ctx, b.project.Name), b.hv.Undefine(ctx, b.project.Name)); err != nil {
-			return fmt.Errorf("drop the saved memory: %w", err)
+	if !exists(b.files.disk()) && !b.cold && img.Forks {
+		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
+			return err
 		}
-		err = b.launch(ctx, img)
+		err := b.fork(ctx, img)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) {
+			return err
+		}
+		b.progress.Warn("%v: booting instead, which takes longer", err)
+		if err := errors.Join(b.discard(ctx), b.makeDirs(b.files)); err != nil {
+			return err
+		}
 	}
+	if err := b.prepare(ctx, img); err != nil {
+		return err
+	}
+	err = b.launch(ctx, img)
 	if errors.Is(err, vm.ErrAccel) && b.accel == vm.AccelKVM {
 		if rerr := b.Accel.Record(b.host, false, err.Error()); rerr != nil {
 			b.Log.Warn("remember that KVM does not work", "err", rerr)
@@ -250,55 +301,51 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	return nil
 }
 
-// prepare makes sure that the VM's files are there: image, disk, keys.
-func (b *boot) prepare(ctx context.Context) (image.Image, error) {
-	if err := b.files.writeRecord(b.project.Dir); err != nil {
-		return image.Image{}, err
-	}
-	img, err := b.image(ctx)
-	if err != nil {
-		return img, err
-	}
+// prepare makes sure that the VM's files are there: disk, keys, credentials.
+func (b *boot) prepare(ctx context.Context, img image.Image) error {
 	size := b.cfg.Disk
 	if exists(b.files.disk()) {
 		info, err := disk.Stat(ctx, b.files.disk())
 		if err != nil {
-			return img, err
+			return err
 		}
 		switch {
 		case size > info.VirtualSize:
 			b.progress.Note("growing the disk from %s to %s", ui.Size(info.VirtualSize), ui.Size(size))
 			if err := disk.Grow(ctx, b.files.disk(), size); err != nil {
-				return img, err
+				return err
 			}
 		case size < info.VirtualSize:
 			b.progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(info.VirtualSize))
 		}
 	} else {
 		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
-			return img, err
+			return err
 		}
 		b.progress.Start("disk", "making a disk of "+ui.Size(size))
+		b.backing = []string{img.Disk()}
 		if err := disk.CreateOverlay(ctx, b.files.disk(), img.Disk(), size); err != nil {
-			return img, err
+			return err
 		}
 	}
 	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
 		if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
-			return img, fmt.Errorf("make keys: %w", err)
+			return fmt.Errorf("make keys: %w", err)
 		}
 	}
-	return img, b.writeCredentials(img)
+	return b.writeCredentials(img)
 }
 
 // image finds the image of the VM: the one that its disk was made from, else
 // the one of the configuration, which is built when it is not there yet.
 func (b *boot) image(ctx context.Context) (image.Image, error) {
 	if exists(b.files.disk()) {
-		digest, err := backingImage(ctx, b.files.disk())
+		backing, err := below(ctx, b.files.disk())
 		if err != nil {
 			return image.Image{}, err
 		}
+		b.backing = backing
+		digest := imageOf(backing)
 		img, err := b.Images.Resolve(ctx, digest)
 		if errors.Is(err, image.ErrNotFound) {
 			return img, &ui.Error{
@@ -348,14 +395,13 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 	return img, nil
 }
 
-// backingImage returns the digest of the image that a disk is based on: images
-// stand in directories named by their digests.
-func backingImage(ctx context.Context, path string) (string, error) {
-	info, err := disk.Stat(ctx, path)
-	if err != nil {
-		return "", err
+// imageOf returns the digest of the image below a disk: images stand in
+// directories named by their digests.
+func imageOf(backing []string) string {
+	if len(backing) == 0 {
+		return ""
 	}
-	return filepath.Base(filepath.Dir(info.Backing)), nil
+	return filepath.Base(filepath.Dir(backing[len(backing)-1]))
 }
 
 // Names of the guest's system credentials; images/debian-13 reads them.
@@ -365,7 +411,16 @@ const (
 	credentialHostname = "devvm.hostname"
 	credentialTimezone = "devvm.timezone"
 	credentialDaemon   = "devvm.daemon.json"
+	// credentialMachine is also how a fork knows that it is one: its template's
+	// was another.
+	credentialMachine = "system.machine_id"
 )
+
+// credentialSizes are the sizes, in bytes, to which credentials are padded with line
+// ends. A fork's kernel knows its template's sizes and reads its own with them.
+var credentialSizes = map[string]int{
+	credentialKeys: 512, credentialHostKey: 1024, credentialHostname: 128, credentialTimezone: 128,
+}
 
 // seed is the path of the seed that sets up a cloud image; "" for our own
 // images, which read credentials.
@@ -397,13 +452,21 @@ func (b *boot) writeCredentials(img image.Image) error {
 		}
 		return image.WriteSeed(b.seed(img), seed)
 	}
+	machine, err := b.machineID()
+	if err != nil {
+		return err
+	}
 	for name, content := range map[string][]byte{
+		credentialMachine:  machine,
 		credentialKeys:     []byte(keys.AuthorizedKey()),
 		credentialHostKey:  keys.HostKeyPEM(),
 		credentialHostname: []byte(b.project.Name),
 		credentialTimezone: []byte(b.Zone),
 		credentialDaemon:   b.cfg.DaemonJSON(),
 	} {
+		for len(content) < credentialSizes[name] {
+			content = append(content, '\n')
+		}
 		if err := writeFile(filepath.Join(b.files.credentials(), name), content, 0o600); err != nil {
 			return err
 		}
@@ -411,11 +474,25 @@ func (b *boot) writeCredentials(img image.Image) error {
 	return nil
 }
 
+// machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
+func (b *boot) machineID() ([]byte, error) {
+	id, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialMachine))
+	if err == nil {
+		return id, nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("read machine id: %w", err)
+	}
+	var random [16]byte
+	_, _ = rand.Read(random[:]) // never fails
+	return hex.AppendEncode(nil, random[:]), nil
+}
+
 // spec is the VM as the configuration wants it.
 func (b *boot) spec(img image.Image) vm.Spec {
 	credentials := map[string]string{}
 	if !img.CloudInit {
-		for _, name := range []string{credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
+		for _, name := range []string{credentialMachine, credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
 			credentials[name] = filepath.Join(b.files.credentials(), name)
 		}
 	}
@@ -429,7 +506,7 @@ func (b *boot) spec(img image.Image) vm.Spec {
 		Memory:      b.cfg.Memory,
 		Accel:       b.accel,
 		Disk:        b.files.disk(),
-		Backing:     []string{img.Disk()},
+		Backing:     b.backing,
 		Seed:        b.seed(img),
 		Kernel:      img.Kernel(),
 		Initrd:      img.Initrd(),
@@ -450,10 +527,10 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 		return fmt.Errorf("define the VM: %w", err)
 	}
 	b.progress.Start("start", "start the VM")
-	if err := b.startNet(ctx, b.project, b.cfg.NetworkMode == config.NetworkOffline, b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
 		return err
 	}
-	console, err := follow(b.files.console())
+	console, err := follow(b.files.console(), kernelMarker)
 	if err != nil {
 		return err
 	}
@@ -468,14 +545,31 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 	return b.await(ctx, console)
 }
 
-// console reads what a file gains from now on.
+// resume lets a suspended VM go on and waits for its engine.
+func (b *boot) resume(ctx context.Context) error {
+	b.progress.Start("resume", "resume the suspended VM")
+	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+		return err
+	}
+	if err := b.hv.Start(ctx, b.project.Name); err != nil {
+		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
+		return fmt.Errorf("resume the VM: %w", err)
+	}
+	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	return b.await(ctx, nil)
+}
+
+// console waits for a line in what a file gains from now on.
 type console struct {
 	*os.File
-	seen []byte
+	marker string
+	seen   []byte
 }
 
 // follow opens the console's log at its end; the file is made if need be.
-func follow(path string) (*console, error) {
+func follow(path, marker string) (*console, error) {
 	// QEMU appends to the file as its own user; it makes it if there is none.
 	f, err := os.OpenFile(path, os.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -488,22 +582,35 @@ func follow(path string) (*console, error) {
 		f.Close()
 		return nil, fmt.Errorf("open console log: %w", err)
 	}
-	return &console{File: f}, nil
+	return &console{File: f, marker: marker}, nil
 }
 
-// kernelUp tells whether the guest's kernel has shown itself.
-func (c *console) kernelUp() bool {
+// shows tells whether the line has come.
+func (c *console) shows() bool {
 	fresh, err := io.ReadAll(c)
 	if err != nil {
 		return false
 	}
 	c.seen = append(c.seen, fresh...)
-	return bytes.Contains(c.seen, []byte(kernelMarker))
+	return bytes.Contains(c.seen, []byte(c.marker))
 }
 
 // await waits until the engine answers. It gives up when the VM stops or
 // patience ends. A nil console means that the kernel is up already.
 func (b *boot) await(ctx context.Context, con *console) error {
+	err := b.watch(ctx, con)
+	if !errors.Is(err, usernet.ErrNoNetwork) {
+		return err
+	}
+	if err := b.rewire(ctx); err != nil {
+		return err
+	}
+	return b.watch(ctx, nil)
+}
+
+// watch is await, but for a VM whose network process ends meanwhile: that is
+// usernet.ErrNoNetwork.
+func (b *boot) watch(ctx context.Context, con *console) error {
 	patience := b.Timeout
 	if patience == 0 {
 		patience = patienceKVM
@@ -553,8 +660,14 @@ func (b *boot) await(ctx context.Context, con *console) error {
 			if last.State == supervisor.StateReady {
 				return nil
 			}
+			if last.State == supervisor.StateStopped { // by what it knows, which may be old
+				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
+				if errors.Is(err, usernet.ErrNoNetwork) {
+					return err
+				}
+			}
 		case <-look.C:
-			if !kernelUp && con.kernelUp() {
+			if !kernelUp && con.shows() {
 				kernelUp = true
 				phase = "ssh"
 				b.progress.Start(phase, phaseText[phase])

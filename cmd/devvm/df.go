@@ -1,0 +1,47 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+func (a *app) newDfCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "df",
+		Short: "Show what takes room on this host's disk",
+		Long: `Show what devvm keeps on this host's disk, by the blocks that the files really
+take. A VM's disk holds only what differs from the template and image that it lies
+on; those are counted once, and USERS says how many disks lie on them.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.service()
+			if err != nil {
+				return err
+			}
+			all, err := s.Ledger(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.JSON(all)
+			}
+			var total int64
+			t := a.Table("KIND", "NAME", "USED", "USERS", "DIRECTORY")
+			for _, e := range all {
+				users := ""
+				if e.Users > 0 {
+					users = fmt.Sprint(e.Users)
+				}
+				t.Row(e.Kind, e.Name, ui.Size(e.Used), users, e.Dir)
+				total += e.Used
+			}
+			t.Row("total", "", ui.Size(total), "", "")
+			return t.Flush()
+		},
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}

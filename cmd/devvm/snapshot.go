@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+func (a *app) newSnapshotCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Keep states of the project's VM and go back to them",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.newSnapshotCreateCmd(), a.newSnapshotLsCmd(), a.newSnapshotRestoreCmd(), a.newSnapshotRmCmd())
+	return cmd
+}
+
+// withSnapshot runs f for the project at hand and the snapshot that is named.
+func (a *app) withSnapshot(f func(ctx context.Context, s *project.Service, p project.Project, name string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		name := ""
+		if len(args) > 0 {
+			name = args[0]
+		}
+		return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return f(ctx, s, p, name)
+		})(cmd, args)
+	}
+}
+
+func (a *app) newSnapshotCreateCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "create [NAME]",
+		Short: "Keep the disk of the VM and, if it runs, its memory",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
+			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
+				name, err = s.CreateSnapshot(ctx, p, name, pr)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.JSONLine(struct {
+					Type     string `json:"type"`
+					Snapshot string `json:"snapshot"`
+				}{"result", name})
+			}
+			fmt.Fprintln(a.Out, name)
+			return nil
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}
+
+func (a *app) newSnapshotLsCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the snapshots of the VM",
+		Args:    cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			all, err := s.Snapshots(ctx, p)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				type row struct {
+					Name    string `json:"name"`
+					Created string `json:"created"`
+					Memory  bool   `json:"memory"`
+				}
+				rows := []row{}
+				for _, one := range all {
+					rows = append(rows, row{one.Name, one.Created.UTC().Format("2006-01-02T15:04:05Z"), one.Memory})
+				}
+				return a.JSON(rows)
+			}
+			t := a.Table("NAME", "CREATED", "OF")
+			for _, one := range all {
+				t.Row(one.Name, one.Created.Local().Format("2006-01-02 15:04:05"), snapshotOf(one))
+			}
+			return t.Flush()
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+func snapshotOf(s vm.Snapshot) string {
+	if s.Memory {
+		return "disk and memory"
+	}
+	return "disk"
+}
+
+func (a *app) newSnapshotRestoreCmd() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "restore NAME",
+		Short: "Put the VM back into the state of a snapshot",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
+			if !yes {
+				loss, err := s.Loss(ctx, p)
+				if err != nil {
+					return err
+				}
+				if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nIn its place comes what was there at snapshot "+name+". Go ahead?"); err != nil {
+					return err
+				}
+			}
+			return a.withProgress(ctx, func(pr *ui.Progress) error { return s.RestoreSnapshot(ctx, p, name, pr) })
+		}),
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}
+
+func (a *app) newSnapshotRmCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm NAME",
+		Short: "Remove a snapshot; the VM stays as it is",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
+			return s.DeleteSnapshot(ctx, p, name)
+		}),
+	}
+}

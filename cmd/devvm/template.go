@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+func (a *app) newTemplateCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "template",
+		Short: "Manage the saved VMs that new VMs are forked from",
+		Long: `Manage templates: VMs that were booted once and saved. The VM of a project is
+forked from the template of its shape (image, size, engine settings, provisioning;
+versions of QEMU, libvirt and the kernel), which takes seconds. devvm up makes a
+template when there is none.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(a.newTemplateBuildCmd(), a.newTemplateLsCmd(), a.newTemplateRmCmd(), a.newTemplatePruneCmd())
+	return cmd
+}
+
+func (a *app) newTemplateBuildCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "build",
+		Short: "Make the template of the project's shape ahead of its first up",
+		Args:  cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			var id string
+			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
+				id, err = s.BuildTemplate(ctx, p, pr)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.JSONLine(struct {
+					Type     string `json:"type"`
+					Template string `json:"template"`
+				}{"result", id})
+			}
+			fmt.Fprintln(a.Out, id)
+			return nil
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return cmd
+}
+
+func (a *app) newTemplateLsCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the templates",
+		Args:    cobra.NoArgs,
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			all, err := s.Templates.List()
+			if err != nil {
+				return err
+			}
+			used, err := s.TemplatesInUse(ctx)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				type row struct {
+					template.Manifest
+					ID    string `json:"id"`
+					Used  int64  `json:"used"`
+					InUse bool   `json:"in_use"`
+					Warm  bool   `json:"warm"`
+				}
+				rows := []row{}
+				for _, t := range all {
+					rows = append(rows, row{t.Manifest, t.ID, t.Used(), used[t.ID], t.Warm()})
+				}
+				return a.JSON(rows)
+			}
+			table := a.Table("ID", "IMAGE", "CPUS", "MEMORY", "CREATED", "USED", "STATE")
+			for _, t := range all {
+				state := "ready"
+				if !t.Warm() {
+					state = "only its disk"
+				}
+				if used[t.ID] {
+					state += ", in use"
+				}
+				table.Row(t.ID, t.Image[:12], fmt.Sprint(t.CPUs), ui.Size(t.Shape.Memory), t.Created.Local().Format("2006-01-02 15:04"), ui.Size(t.Used()), state)
+			}
+			return table.Flush()
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+func (a *app) newTemplateRmCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "rm ID",
+		Short: "Remove a template that no disk lies on",
+		Args:  cobra.ExactArgs(1),
+		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+			used, err := s.TemplatesInUse(ctx)
+			if err != nil {
+				return err
+			}
+			t, err := s.Templates.Remove(args[0], func(id string) bool { return used[id] })
+			switch {
+			case errors.Is(err, template.ErrInUse):
+				return &ui.Error{
+					Msg:  fmt.Sprintf("the disk of a VM lies on template %s", t.ID),
+					Hint: "see whose with: devvm df; its memory alone goes with: devvm template prune",
+					Err:  err,
+				}
+			case errors.Is(err, template.ErrNotFound):
+				return &ui.Error{Hint: "list them with: devvm template ls", Err: err}
+			}
+			return err
+		}),
+	}
+}
+
+func (a *app) newTemplatePruneCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "prune",
+		Short: "Remove the templates that no new VM of this host can be forked from",
+		Args:  cobra.NoArgs,
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			freed, err := s.Prune(ctx, true)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.JSON(freed)
+			}
+			fmt.Fprintf(a.Out, "%s given back\n", ui.Size(freed.Templates))
+			return nil
+		}),
+	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}

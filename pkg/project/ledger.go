@@ -1,0 +1,214 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Kinds of an [Entry].
+const (
+	KindImage    = "image"
+	KindTemplate = "template"
+	KindProject  = "project"
+	KindUndo     = "undo"
+)
+
+// Entry is a line of the disk ledger: something that takes room on this host.
+// Fields are only ever added.
+type Entry struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+	Used int64  `json:"used"` // bytes that its own files take, what it lies on not counted
+	// Users is how many disks lie on this one; nobody's is given back by prune.
+	Users     int       `json:"users"`
+	Snapshots int       `json:"snapshots,omitempty"` // kept within it
+	Saved     bool      `json:"saved,omitempty"`     // it is suspended
+	Created   time.Time `json:"created,omitzero"`
+	Dir       string    `json:"dir,omitempty"` // of a project
+}
+
+// Ledger lists what devvm keeps on this host's disk.
+func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
+	users := map[string]int{}
+	err := s.eachDisk(ctx, func(backing []string) {
+		for _, d := range backing {
+			users[filepath.Base(filepath.Dir(d))]++
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out []Entry
+	images, err := s.Images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range images {
+		out = append(out, Entry{Kind: KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Users: users[i.Digest], Created: i.Created})
+	}
+	templates, err := s.Templates.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, t := range templates {
+		out = append(out, Entry{Kind: KindTemplate, Name: t.ID, Used: t.Used(), Users: users[t.ID], Created: t.Created})
+	}
+	projects, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer hv.Close()
+	for _, p := range projects {
+		e := Entry{Kind: KindProject, Name: p.Project, Used: p.DiskUsed, Dir: p.Dir, Saved: p.State == vm.StateSaved}
+		if all, err := hv.Snapshots(ctx, p.Project); err == nil {
+			e.Snapshots = len(all)
+		}
+		out = append(out, e)
+		if p.UndoUsed > 0 {
+			out = append(out, Entry{Kind: KindUndo, Name: p.Project, Used: p.UndoUsed, Dir: p.Dir})
+		}
+	}
+	return out, nil
+}
+
+// Pruned is what [Service.Prune] has given back, in bytes.
+type Pruned struct {
+	Templates int64 `json:"templates"`
+	Images    int64 `json:"images"`
+}
+
+// Prune removes every image and template that no disk lies on, but with keepWarm
+// those that the next up can use.
+func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
+	var out Pruned
+	used, err := s.TemplatesInUse(ctx)
+	if err != nil {
+		return out, err
+	}
+	host, err := s.Host(ctx)
+	if err != nil {
+		return out, err
+	}
+	images, err := s.Images.List(ctx)
+	if err != nil {
+		return out, err
+	}
+	keep := func(t template.Template) bool { return keepWarm && s.usable(t, host, images) }
+	out.Templates, err = s.Templates.Prune(ctx, func(id string) bool { return used[id] }, keep)
+	if err != nil {
+		return out, err
+	}
+	if keepWarm {
+		return out, nil
+	}
+	based, err := s.ImagesInUse(ctx)
+	if err != nil {
+		return out, err
+	}
+	out.Images, err = s.Images.Prune(ctx, func(digest string) bool { return based[digest] })
+	return out, err
+}
+
+// usable tells whether a VM of this host could still be forked from a template.
+func (s *Service) usable(t template.Template, host vm.Host, images []image.Image) bool {
+	newest := map[string]string{}
+	for _, i := range images {
+		if newest[i.Name] == "" {
+			newest[i.Name] = i.Digest
+		}
+	}
+	for _, digest := range newest {
+		if digest == t.Image {
+			return t.Warm() && t.QEMU == host.QEMU && t.Libvirt == host.Libvirt && t.Kernel == host.Kernel && t.Version == template.Version
+		}
+	}
+	return false
+}
+
+// BuildTemplate makes the template that the project's next new VM is forked from,
+// unless there is one. It returns the ID.
+func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress) (string, error) {
+	if err := s.checkConfig(p, true); err != nil {
+		return "", err
+	}
+	f := s.Dirs.paths(p.Name)
+	lock, err := f.acquire(ctx, "template", nil)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer hv.Close()
+	host, err := hv.Host(ctx)
+	if err != nil {
+		return "", fmt.Errorf("ask libvirt about the host: %w", err)
+	}
+	cfg, err := s.Config(p.Dir)
+	if err != nil {
+		return "", err
+	}
+	if err := s.makeDirs(f); err != nil {
+		return "", err
+	}
+	show := &steps{Progress: pr}
+	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
+	id, err := b.buildTemplate(ctx)
+	if !exists(f.disk()) && !exists(f.undo) { // there is no VM: leave nothing of one
+		err = errors.Join(err, removeAll(f.run), removeAll(f.root))
+	}
+	show.Done()
+	return id, err
+}
+
+func (b *boot) buildTemplate(ctx context.Context) (string, error) {
+	img, err := b.image(ctx)
+	if err != nil {
+		return "", err
+	}
+	if !img.Forks {
+		return "", &ui.Error{
+			Msg:  fmt.Sprintf("VMs of image %s cannot be forked", img.Name),
+			Hint: "build the image anew if it is an old one of devvm's: devvm image build",
+		}
+	}
+	t, err := b.template(ctx, img)
+	return t.ID, err
+}
+
+// roomNeeded is what must be free for a new VM: its disk's first growth and, for a
+// fork, the copy of its memory.
+const roomNeeded = 2 << 30
+
+// checkRoom refuses to make a VM where the next write could fail.
+func (b *boot) checkRoom() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(b.Dirs.Data, &st); err != nil {
+		return nil //nolint:nilerr // what fails next says why
+	}
+	free := int64(st.Bavail) * st.Bsize
+	if free >= roomNeeded {
+		return nil
+	}
+	return &ui.Error{
+		Msg:  fmt.Sprintf("only %s are free in %s; a new VM needs %s", ui.Size(free), b.Dirs.Data, ui.Size(roomNeeded)),
+		Hint: "see what takes the room with: devvm df, and give back what nothing uses with: devvm prune",
+		Err:  unix.ENOSPC,
+	}
+}

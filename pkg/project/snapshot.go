@@ -1,0 +1,154 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// snapshotName is what a snapshot can be called: libvirt's and QEMU's names of it, and
+// words on a command line.
+var snapshotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// CreateSnapshot keeps the state of the project's VM under the name; "" makes one
+// from the time. It returns the name.
+func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr *ui.Progress) (string, error) {
+	if name == "" {
+		name = time.Now().Format("2006-01-02.150405")
+	}
+	if !snapshotName.MatchString(name) {
+		return "", &ui.Error{
+			Code: ui.ExitUsage,
+			Msg:  fmt.Sprintf("%q is no name for a snapshot", name),
+			Hint: "use up to 64 letters, digits, dots, dashes and underscores",
+		}
+	}
+	err := s.locked(ctx, p, "snapshot", func(hv vm.Hypervisor, dom vm.Domain) error {
+		if dom.State != vm.StateRunning && dom.State != vm.StateStopped {
+			return &ui.Error{
+				Code: ui.ExitNotRunning,
+				Msg:  fmt.Sprintf("a VM that is %s cannot be snapshotted", dom.State),
+				Hint: "let it run (devvm up) or stop it (devvm down)",
+			}
+		}
+		all, err := hv.Snapshots(ctx, p.Name)
+		if err != nil {
+			return err
+		}
+		if slices.ContainsFunc(all, func(o vm.Snapshot) bool { return o.Name == name }) {
+			return &ui.Error{
+				Msg:  fmt.Sprintf("there is a snapshot named %s already", name),
+				Hint: "choose another name, or remove it with: devvm snapshot rm " + name,
+			}
+		}
+		what := "keep the VM's disk"
+		if dom.State == vm.StateRunning {
+			what = "keep the VM's disk and memory"
+			// libvirt stops the guest meanwhile; what it has not written yet is in
+			// its memory, and stays there.
+		}
+		phase := pr.Start("snapshot", what)
+		if err := hv.Snapshot(ctx, p.Name, name); err != nil {
+			return err
+		}
+		phase.Done()
+		return nil
+	})
+	return name, err
+}
+
+// Snapshots lists the snapshots of the project's VM, the oldest first.
+func (s *Service) Snapshots(ctx context.Context, p Project) ([]vm.Snapshot, error) {
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer hv.Close()
+	if _, err := s.find(ctx, hv, p); err != nil {
+		return nil, err
+	}
+	return hv.Snapshots(ctx, p.Name)
+}
+
+// RestoreSnapshot puts the project's VM back into the state that a snapshot has kept
+// and, if it ran then, waits for its engine. What the VM is now is lost.
+func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, pr *ui.Progress) error {
+	return s.locked(ctx, p, "restore", func(hv vm.Hypervisor, dom vm.Domain) error {
+		all, err := hv.Snapshots(ctx, p.Name)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(all, func(o vm.Snapshot) bool { return o.Name == name })
+		if i < 0 {
+			return errNoSnapshot(name)
+		}
+		cfg, err := s.Config(p.Dir)
+		if err != nil {
+			return err
+		}
+		host, err := hv.Host(ctx)
+		if err != nil {
+			return fmt.Errorf("ask libvirt about the host: %w", err)
+		}
+		show := &steps{Progress: pr}
+		b := boot{
+			Service: s, hv: hv, host: host, project: p, cfg: cfg,
+			files: s.Dirs.paths(p.Name), progress: show, accel: dom.Accel,
+		}
+		show.Start("stop", "stop the VM")
+		if err := hv.Destroy(ctx, p.Name); err != nil {
+			return fmt.Errorf("stop the VM: %w", err)
+		}
+		if err := s.stopHelpers(ctx, p); err != nil {
+			return err
+		}
+		if err := s.makeDirs(b.files); err != nil {
+			return err
+		}
+		show.Start("restore", "go back to snapshot "+name)
+		if all[i].Memory {
+			if err := s.startNet(ctx, p, b.offline(), host); err != nil {
+				return err
+			}
+		}
+		if err := hv.Revert(ctx, p.Name, name); err != nil {
+			_ = s.stopNet(context.WithoutCancel(ctx), p)
+			return err
+		}
+		if all[i].Memory {
+			if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
+				return err
+			}
+			if err := b.await(ctx, nil); err != nil {
+				return err
+			}
+		}
+		show.Done()
+		return nil
+	})
+}
+
+// DeleteSnapshot removes a snapshot of the project's VM.
+func (s *Service) DeleteSnapshot(ctx context.Context, p Project, name string) error {
+	return s.locked(ctx, p, "snapshot", func(hv vm.Hypervisor, _ vm.Domain) error {
+		err := hv.DeleteSnapshot(ctx, p.Name, name)
+		if errors.Is(err, vm.ErrNoSnapshot) {
+			return errNoSnapshot(name)
+		}
+		return err
+	})
+}
+
+func errNoSnapshot(name string) error {
+	return &ui.Error{
+		Msg:  fmt.Sprintf("the VM has no snapshot named %s", name),
+		Hint: "list them with: devvm snapshot ls",
+		Err:  vm.ErrNoSnapshot,
+	}
+}

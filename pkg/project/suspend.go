@@ -1,0 +1,39 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Suspend saves the memory of the project's running VM and stops it; the next up
+// lets it go on where it stood. The supervisor stays, to tell clients so. A VM that
+// is suspended already is no error.
+func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error {
+	return s.locked(ctx, p, "suspend", func(hv vm.Hypervisor, dom vm.Domain) error {
+		switch dom.State {
+		case vm.StateSaved:
+			return nil
+		case vm.StateRunning:
+		default:
+			return errNotRunning(p, dom.State)
+		}
+		phase := pr.Start("suspend", "save the VM's memory")
+		// A connection that lives on in the saved guest would have nobody at its
+		// other end.
+		sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
+		if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
+			return err
+		}
+		if err := hv.Save(ctx, p.Name); err != nil {
+			_ = sup.Resume(context.WithoutCancel(ctx)) // the VM runs on
+			return fmt.Errorf("suspend the VM: %w", err)
+		}
+		phase.Done()
+		return nil
+	})
+}

@@ -1,0 +1,296 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// A template is made in a project of its own, whose directory is one in the
+// template store that need not exist. It is an ordinary VM up to the moment when it
+// is sealed and its memory saved.
+
+// sealedMarker is what a guest prints on its console when it can be saved.
+const sealedMarker = "devvm: sealed"
+
+// patienceSeal is how long a guest may take to seal itself: it trims its disk.
+const patienceSeal = 2 * time.Minute
+
+// errNoTemplate says that the VM of a template booted but could not be saved: a
+// project's VM can boot, too.
+var errNoTemplate = errors.New("no template could be made")
+
+// shape is what the memory of the project's VM will depend on.
+func (b *boot) shape(img image.Image) template.Shape {
+	s := template.Shape{
+		Image:   img.Digest,
+		CPUs:    b.cfg.CPUs,
+		Memory:  b.cfg.Memory,
+		Disk:    b.cfg.Disk,
+		Accel:   string(b.accel),
+		Kernel:  b.host.Kernel,
+		QEMU:    b.host.QEMU,
+		Libvirt: b.host.Libvirt,
+		URI:     b.host.URI,
+		Daemon:  string(b.cfg.DaemonJSON()),
+		Zone:    b.Zone,
+		MTU:     usernet.DefaultMTU,
+	}
+	if b.accel == vm.AccelKVM {
+		s.CPU = b.host.CPU
+	}
+	if len(provisionSteps(b.cfg.Packages, b.cfg.Script)) > 0 {
+		s.Provision = b.cfg.ProvisionHash()
+	}
+	return s
+}
+
+// template finds the template of the VM's shape, or makes it. Of several that need
+// it at once one makes it.
+func (b *boot) template(ctx context.Context, img image.Image) (template.Template, error) {
+	shape := b.shape(img)
+	t, err := b.Templates.Find(shape)
+	if !errors.Is(err, template.ErrNotFound) {
+		return t, err
+	}
+	p := identify(filepath.Join(b.Templates.Dir(), shape.Key()))
+	m := boot{
+		Service: b.Service, hv: b.hv, host: b.host, project: p, cfg: b.cfg,
+		files: b.Dirs.paths(p.Name), progress: b.progress, accel: b.accel, cold: true,
+	}
+	lock, err := m.files.acquire(ctx, "template", func(who string) {
+		b.progress.Note("waiting for another devvm (%s) that makes the template of this VM", who)
+	})
+	if err != nil {
+		return t, err
+	}
+	defer lock.Close()
+	t, err = b.Templates.Find(shape)
+	if !errors.Is(err, template.ErrNotFound) {
+		return t, errors.Join(err, removeAll(m.files.root))
+	}
+	if err := m.discard(ctx); err != nil { // what a killed run left
+		return t, err
+	}
+	if err := b.makeDirs(m.files); err != nil {
+		return t, err
+	}
+	t, err = m.make(ctx, img, shape, b.files.logs)
+	b.accel = m.accel // KVM may have shown not to work
+	if ctx.Err() != nil {
+		return t, err // the next run clears up
+	}
+	if derr := m.discard(ctx); err == nil {
+		err = derr
+	}
+	return t, errors.Join(err, removeAll(m.files.run), removeAll(m.files.netSocket()), removeAll(m.files.root))
+}
+
+// make boots or forks the template's VM, does to it what the shape says, and saves
+// it. What provisioning prints goes into logs.
+func (b *boot) make(ctx context.Context, img image.Image, shape template.Shape, logs string) (template.Template, error) {
+	var none template.Template
+	parent := ""
+	if shape.Provision == "" {
+		b.progress.Note("first VM of this shape: booting it once to make a template; the next ones take seconds")
+		if err := b.start(ctx, false); err != nil {
+			return none, err
+		}
+		shape = b.shape(img) // with the accelerator that it runs with
+	} else {
+		bare := *b
+		bare.cfg.Packages, bare.cfg.Script = nil, ""
+		t, err := bare.template(ctx, img)
+		if err != nil {
+			return none, err
+		}
+		parent, b.accel = t.ID, bare.accel
+		shape.Accel = string(b.accel)
+		if err := bare.forkFrom(ctx, img, t); err != nil {
+			return none, fmt.Errorf("%w: %w", errNoTemplate, err)
+		}
+		files := b.files
+		b.files.logs = logs
+		err = b.provision(ctx)
+		b.files = files
+		if err != nil {
+			return none, err
+		}
+	}
+	memory := filepath.Join(b.files.vm, "memory")
+	if err := b.freeze(ctx, memory); err != nil {
+		return none, fmt.Errorf("%w: %w", errNoTemplate, err)
+	}
+	t, err := b.Templates.Add(shape, parent, b.files.disk(), memory)
+	if err != nil {
+		return none, fmt.Errorf("%w: %w", errNoTemplate, err)
+	}
+	return t, nil
+}
+
+// freeze seals the running VM and saves its memory.
+func (b *boot) freeze(ctx context.Context, memory string) error {
+	b.progress.Start("seal", "save the template")
+	console, err := follow(b.files.console(), sealedMarker)
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	// Nothing may hold a connection when the memory is saved.
+	if err := b.stopSupervisor(ctx, b.project); err != nil {
+		return err
+	}
+	dom := vm.Domain{Name: b.project.Name, Accel: b.accel}
+	if err := b.inGuest(ctx, b.project, dom, patienceSSH, "/usr/lib/devvm/seal"); err != nil {
+		return fmt.Errorf("seal the VM: %w", err)
+	}
+	patient, cancel := context.WithTimeout(ctx, patienceSeal)
+	defer cancel()
+	for tick := time.NewTicker(50 * time.Millisecond); !console.shows(); {
+		select {
+		case <-tick.C:
+		case <-patient.Done():
+			tick.Stop()
+			return fmt.Errorf("wait for the guest to seal itself: %w", context.Cause(patient))
+		}
+	}
+	return b.hv.Freeze(ctx, b.project.Name, memory)
+}
+
+// fork gives the project a VM that goes on from a template.
+func (b *boot) fork(ctx context.Context, img image.Image) error {
+	t, err := b.template(ctx, img)
+	if err != nil {
+		return err
+	}
+	if err := b.forkFrom(ctx, img, t); err != nil {
+		return fmt.Errorf("%w: %w", errNoTemplate, err)
+	}
+	if t.Provision == "" {
+		return nil
+	}
+	return writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+}
+
+// forkFrom makes the project's VM from a template and waits for its engine.
+func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) (err error) {
+	b.progress.Start("fork", "fork the template "+t.ID)
+	defer func() {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ENOSPC) {
+			b.Log.Warn("template is not used again", "id", t.ID, "err", err)
+			err = errors.Join(err, b.Templates.Distrust(t))
+		}
+	}()
+	// Until the VM runs, its files are nobody's: the next run starts over.
+	if err := writeFile(b.files.forking(), []byte(t.ID), 0o600); err != nil {
+		return err
+	}
+	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
+	var group errgroup.Group
+	group.Go(func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
+	group.Go(func() error { return b.startNet(ctx, b.project, b.offline(), b.host) })
+	defer group.Wait() //nolint:errcheck // it was asked below, unless something else failed first
+	if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
+		return fmt.Errorf("make keys: %w", err)
+	}
+	if err := b.writeCredentials(img); err != nil {
+		return err
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := b.hv.Fork(ctx, b.spec(img), t.Memory(), filepath.Join(b.files.vm, "memory")); err != nil {
+		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
+		return err
+	}
+	if err := os.Remove(b.files.forking()); err != nil {
+		return fmt.Errorf("fork: %w", err)
+	}
+	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--clock-set"); err != nil {
+		return err
+	}
+	return b.await(ctx, nil)
+}
+
+// parents are the disks that a template's own lies on.
+func (b *boot) parents(t template.Template, img image.Image) []string {
+	if t.Parent == "" {
+		return []string{img.Disk()}
+	}
+	return []string{template.Template{Dir: filepath.Join(b.Templates.Dir(), t.Parent)}.Disk(), img.Disk()}
+}
+
+// discard removes the VM of a fork or template that did not come to be, for another
+// try.
+func (b *boot) discard(ctx context.Context) error {
+	_, err := b.find(ctx, b.hv, b.project)
+	switch {
+	case err == nil:
+		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
+			return fmt.Errorf("stop the VM: %w", err)
+		}
+		if err := b.hv.Undefine(ctx, b.project.Name); err != nil {
+			return fmt.Errorf("forget the VM: %w", err)
+		}
+	case !errors.Is(err, vm.ErrNotFound):
+		return err
+	}
+	if err := b.stopHelpers(ctx, b.project); err != nil {
+		return err
+	}
+	return removeAll(b.files.vm)
+}
+
+// isTemplate tells whether a directory is not a project's but a template's.
+func (s *Service) isTemplate(dir string) bool {
+	return strings.HasPrefix(dir, s.Templates.Dir()+string(filepath.Separator))
+}
+
+// below returns the disks that a disk lies on, the uppermost first: templates' and,
+// as the last, an image's.
+func below(ctx context.Context, path string) ([]string, error) {
+	var all []string
+	for {
+		info, err := disk.Stat(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		if info.Backing == "" {
+			return all, nil
+		}
+		all = append(all, info.Backing)
+		path = info.Backing
+		if filepath.Base(filepath.Dir(filepath.Dir(path))) == "images" {
+			return all, nil
+		}
+	}
+}
+
+// TemplatesInUse returns the IDs of the templates that a disk of any project, or
+// another template, lies on. The result is nil with an error, never partial.
+func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
+	in := map[string]bool{}
+	err := s.eachDisk(ctx, func(backing []string) {
+		for _, d := range backing[:max(0, len(backing)-1)] {
+			in[filepath.Base(filepath.Dir(d))] = true
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return in, nil
+}
