@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -27,11 +28,12 @@ import (
 
 // report is what the bench prints as JSON, and before that as tables.
 type report struct {
-	// Cold is the phases of a cold up, by image ("trimmed", "stock"), medians
-	// in seconds; "total" is from the command's start to an answering engine.
-	Cold map[string]map[string]float64 `json:"cold_up_seconds"`
-	// ColdRatio is trimmed to stock, of the totals.
-	ColdRatio float64 `json:"cold_up_trimmed_to_stock"`
+	// Boot is the phases of a way to a running VM (a cold up with the image
+	// "trimmed" or "stock", the up of a "fork", a "nuke"), medians in seconds;
+	// "total" is from the command's start to an answering engine.
+	Boot map[string]map[string]float64 `json:"boot_seconds"`
+	// Ratio is one total to another.
+	Ratio map[string]float64 `json:"boot_ratios"`
 	// Ping is the median time of GET /_ping on a new connection.
 	Ping map[string]float64 `json:"ping_ms"`
 	// Client is the median time of a whole docker command.
@@ -50,10 +52,10 @@ type report struct {
 func BenchmarkReport(b *testing.B) {
 	h := newBench(b)
 	r := report{
-		Cold: map[string]map[string]float64{}, Ping: map[string]float64{}, Client: map[string]float64{},
+		Boot: map[string]map[string]float64{}, Ping: map[string]float64{}, Client: map[string]float64{},
 		Upload: map[string]float64{}, Resident: map[string]float64{}, Many: map[string]float64{},
 	}
-	h.cold(&r)
+	h.boots(&r)
 	h.socket(&r)
 	h.many(&r)
 	r.print(os.Stdout)
@@ -114,20 +116,39 @@ func (h *bench) must(cmd *exec.Cmd) []byte {
 	return out
 }
 
-// cold measures cold ups with the trimmed and the untrimmed image in turn.
-func (h *bench) cold(r *report) {
-	const rounds = 3
-	samples := map[string]map[string][]float64{"trimmed": {}, "stock": {}}
+// boots measures, in turn, a cold up with the untrimmed and the trimmed image, the up
+// of a new project that is forked from a template, and a nuke.
+func (h *bench) boots(r *report) {
+	const rounds = 5
+	samples := map[string]map[string][]float64{}
+	image := func(name string) {
+		if err := os.WriteFile(filepath.Join(h.dir, "devvm.toml"), []byte("image = \""+name+"\"\ncpus = 2\nmemory = \"2GiB\"\n"), 0o600); err != nil {
+			h.Fatal(err)
+		}
+	}
+	image("debian-13")
+	h.must(h.devvm("template", "build"))
 	for range rounds {
-		for _, kind := range []string{"stock", "trimmed"} { // trimmed last: its VM stays
-			image := map[string]string{"trimmed": "debian-13", "stock": "debian-13-stock"}[kind]
-			if err := os.WriteFile(filepath.Join(h.dir, "devvm.toml"), []byte("image = \""+image+"\"\ncpus = 2\nmemory = \"2GiB\"\n"), 0o600); err != nil {
-				h.Fatal(err)
+		for _, way := range []struct {
+			kind, image string
+			args        []string
+		}{
+			{"stock", "debian-13-stock", []string{"up", "--cold", "--json"}},
+			{"trimmed", "debian-13", []string{"up", "--cold", "--json"}},
+			{"fork", "debian-13", []string{"up", "--json"}},
+			{"nuke", "debian-13", []string{"nuke", "--yes", "--json"}},
+		} {
+			if way.kind != "nuke" {
+				_ = h.devvm("rm", "--yes").Run()
 			}
-			_ = h.devvm("rm", "--yes").Run()
+			image(way.image)
 			start := time.Now()
-			out := h.must(h.devvm("up", "--json"))
-			phases := samples[kind]
+			out := h.must(h.devvm(way.args...))
+			phases := samples[way.kind]
+			if phases == nil {
+				phases = map[string][]float64{}
+				samples[way.kind] = phases
+			}
 			phases["total"] = append(phases["total"], time.Since(start).Seconds())
 			for line := range bytes.Lines(out) {
 				var e struct {
@@ -141,12 +162,18 @@ func (h *bench) cold(r *report) {
 		}
 	}
 	for kind, phases := range samples {
-		r.Cold[kind] = map[string]float64{}
+		r.Boot[kind] = map[string]float64{}
 		for phase, s := range phases {
-			r.Cold[kind][phase] = median(s)
+			r.Boot[kind][phase] = median(s)
 		}
 	}
-	r.ColdRatio = r.Cold["trimmed"]["total"] / r.Cold["stock"]["total"]
+	total := func(kind string) float64 { return r.Boot[kind]["total"] }
+	r.Ratio = map[string]float64{
+		"trimmed to stock": total("trimmed") / total("stock"),
+		"trimmed to fork":  total("trimmed") / total("fork"),
+		"stock to fork":    total("stock") / total("fork"),
+		"nuke to fork":     total("nuke") / total("fork"),
+	}
 }
 
 // socket compares docker.sock with OpenSSH's forward of the same guest socket
@@ -348,10 +375,21 @@ func median(s []float64) float64 {
 // print writes tables for people, then one JSON document.
 func (r report) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "\ncold up, seconds (medians)\ttrimmed\tstock\tratio")
-	for _, phase := range []string{"disk", "define", "start", "kernel", "ssh", "engine", "total"} {
-		a, b := r.Cold["trimmed"][phase], r.Cold["stock"][phase]
-		fmt.Fprintf(t, "  %s\t%.2f\t%.2f\t%.2f\n", phase, a, b, a/b)
+	kinds := []string{"stock", "trimmed", "fork", "nuke"}
+	fmt.Fprintf(t, "\nto a running VM, seconds (medians)\t%s\n", strings.Join(kinds, "\t"))
+	for _, phase := range []string{"destroy", "disk", "define", "start", "fork", "kernel", "ssh", "engine", "total"} {
+		row := "  " + phase
+		for _, kind := range kinds {
+			cell := ""
+			if v := r.Boot[kind][phase]; v > 0 {
+				cell = fmt.Sprintf("%.2f", v)
+			}
+			row += "\t" + cell
+		}
+		fmt.Fprintln(t, row)
+	}
+	for _, what := range slices.Sorted(maps.Keys(r.Ratio)) {
+		fmt.Fprintf(t, "  %s\t%.2f\t\t\t\n", what, r.Ratio[what])
 	}
 	fmt.Fprintln(t, "\nthe engine's socket\tdocker.sock\tssh -L\tssh://")
 	fmt.Fprintf(t, "  GET /_ping, ms (median)\t%.1f\t%.1f\t\n", r.Ping["docker.sock"], r.Ping["ssh -L"])

@@ -123,6 +123,37 @@ func TestLink(t *testing.T) {
 	f.until(t, supervisor.StateReady, 2)
 }
 
+// A suspended VM is not connected to, and clients are told so at once.
+func TestSuspend(t *testing.T) {
+	f := start(t)
+	if err := f.client.Resume(t.Context()); err != nil {
+		t.Errorf("resume of what was not suspended: %v", err)
+	}
+	f.until(t, supervisor.StateReady, 0)
+	if err := f.client.Sync(t.Context()); err != nil {
+		t.Errorf("sync: %v", err)
+	}
+	for range 2 { // twice is once
+		if err := f.client.Suspend(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.until(t, supervisor.StateSuspended, 0)
+	if err := engine.Ping(t.Context(), f.docker); err == nil || !strings.Contains(err.Error(), "suspended") {
+		t.Fatalf("a client is told: %v", err)
+	}
+	if err := f.client.Sync(t.Context()); err == nil {
+		t.Error("a suspended VM was synced")
+	}
+	if err := f.client.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, supervisor.StateReady, 1)
+	if err := engine.Ping(t.Context(), f.docker); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestStop(t *testing.T) {
 	f := start(t)
 	f.until(t, supervisor.StateReady, 0)
