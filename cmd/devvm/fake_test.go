@@ -107,6 +107,13 @@ func bootFakeVM(specPath string) error {
 			case strings.Contains(line, "/usr/lib/devvm/seal"):
 				_, err := fmt.Fprintln(console, "devvm: sealed")
 				return 0, err == nil
+			case strings.Contains(line, "cat >/var/lib/devvm/provision"):
+				return 0, true // its file system is this host's, too
+			case strings.Contains(line, "/var/lib/devvm/provision"):
+				if _, err := os.Stat(filepath.Join(fake, "badprovision")); err == nil {
+					return 7, true
+				}
+				return 0, true
 			}
 			return 0, false
 		},
