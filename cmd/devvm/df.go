@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +15,8 @@ func (a *app) newDfCmd() *cobra.Command {
 		Short: "Show what takes room on this host's disk",
 		Long: `Show what devvm keeps on this host's disk, by the blocks that the files really
 take. A VM's disk holds only what differs from the template and image that it lies
-on; those are counted once, and USERS says how many disks lie on them.`,
+on; those are counted once, and USERS says how many disks lie on them. The memory of
+a suspended VM is in libvirt's own directory and is not counted.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.service()
@@ -29,16 +31,23 @@ on; those are counted once, and USERS says how many disks lie on them.`,
 				return a.JSON(all)
 			}
 			var total int64
-			t := a.Table("KIND", "NAME", "USED", "USERS", "DIRECTORY")
+			t := a.Table("KIND", "NAME", "USED", "USERS", "NOTE", "DIRECTORY")
 			for _, e := range all {
 				users := ""
 				if e.Users > 0 {
 					users = fmt.Sprint(e.Users)
 				}
-				t.Row(e.Kind, e.Name, ui.Size(e.Used), users, e.Dir)
+				note := ""
+				if e.Snapshots > 0 {
+					note = fmt.Sprintf("%d snapshots", e.Snapshots)
+				}
+				if e.Saved {
+					note = strings.TrimPrefix(note+", suspended", ", ")
+				}
+				t.Row(e.Kind, e.Name, ui.Size(e.Used), users, note, e.Dir)
 				total += e.Used
 			}
-			t.Row("total", "", ui.Size(total), "", "")
+			t.Row("total", "", ui.Size(total), "", "", "")
 			return t.Flush()
 		},
 	}

@@ -39,7 +39,10 @@ func (a *app) newSnapshotCreateCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create [NAME]",
 		Short: "Keep the disk of the VM and, if it runs, its memory",
-		Args:  cobra.MaximumNArgs(1),
+		Long: `Keep the disk of the project's VM and, if it runs, its memory, inside its disk. A
+running VM stands still meanwhile, and connections into it end. Snapshots belong to
+the VM: they go with it when it is nuked, and nuke --undo does not list them again.`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
 			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
 				name, err = s.CreateSnapshot(ctx, p, name, pr)

@@ -105,21 +105,14 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 func (a *app) newTemplateRmCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm ID",
-		Short: "Remove a template that no disk lies on",
+		Short: "Remove a template; its disk stays as long as disks of VMs lie on it",
 		Args:  cobra.ExactArgs(1),
 		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
-			used, err := s.TemplatesInUse(ctx)
-			if err != nil {
-				return err
-			}
-			t, err := s.Templates.Remove(args[0], func(id string) bool { return used[id] })
+			t, err := s.Templates.Remove(ctx, args[0], s.TemplatesInUse)
 			switch {
 			case errors.Is(err, template.ErrInUse):
-				return &ui.Error{
-					Msg:  fmt.Sprintf("the disk of a VM lies on template %s", t.ID),
-					Hint: "see whose with: devvm df; its memory alone goes with: devvm template prune",
-					Err:  err,
-				}
+				fmt.Fprintf(a.Err, "note: no VM is forked from %s any more; its disk stays, because disks of VMs lie on it\n", t.ID)
+				return nil
 			case errors.Is(err, template.ErrNotFound):
 				return &ui.Error{Hint: "list them with: devvm template ls", Err: err}
 			}

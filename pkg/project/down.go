@@ -15,7 +15,7 @@ import (
 // Patience of the verbs that stop a VM.
 const (
 	patienceOff  = 90 * time.Second // for the guest to stop its containers and power off
-	patienceSSH  = 10 * time.Second // for an SSH connection to a guest that may be ill
+	patienceSSH  = 15 * time.Second // for an SSH connection to a guest that may be ill
 	patienceSync = 20 * time.Second // for the guest to write its caches to the disk
 )
 
@@ -47,11 +47,21 @@ func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.
 	if err != nil {
 		return err
 	}
+	if _, err := files.stillborn(dom); err != nil {
+		return err
+	}
 	return f(hv, dom)
 }
 
 // down stops the VM and its helpers, under the lock.
 func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+	if dom.State == vm.StateSaved {
+		return &ui.Error{
+			Code: ui.ExitNotRunning,
+			Msg:  "the VM is suspended: a clean stop needs it to run",
+			Hint: "let it go on and stop it (devvm up && devvm down), or leave it as it is",
+		}
+	}
 	phase := pr.Start("stop", "stop the containers and the VM")
 	if dom.State == vm.StateRunning {
 		if err := s.powerOff(ctx, hv, p, dom, pr); err != nil {
@@ -69,7 +79,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 
 // powerOff asks the guest to power off and pulls the plug if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
-	if err := s.inGuest(ctx, p, dom, patienceSSH, "systemctl", "--no-block", "poweroff"); err != nil {
+	if err := s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff"); err != nil {
 		s.Log.Info("power off over SSH", "err", err)
 		if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
 			s.Log.Info("power off by ACPI", "err", err)

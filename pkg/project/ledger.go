@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -95,8 +97,7 @@ type Pruned struct {
 // those that the next up can use.
 func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	var out Pruned
-	used, err := s.TemplatesInUse(ctx)
-	if err != nil {
+	if err := s.clearBuilders(ctx); err != nil {
 		return out, err
 	}
 	host, err := s.Host(ctx)
@@ -108,7 +109,7 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 		return out, err
 	}
 	keep := func(t template.Template) bool { return keepWarm && s.usable(t, host, images) }
-	out.Templates, err = s.Templates.Prune(ctx, func(id string) bool { return used[id] }, keep)
+	out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
 	if err != nil {
 		return out, err
 	}
@@ -121,6 +122,44 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	}
 	out.Images, err = s.Images.Prune(ctx, func(digest string) bool { return based[digest] })
 	return out, err
+}
+
+// clearBuilders removes the VMs of templates whose making was killed.
+func (s *Service) clearBuilders(ctx context.Context) error {
+	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		dir := s.Dirs.paths(e.Name()).readRecord()
+		if !s.isTemplate(dir) {
+			continue
+		}
+		if err := s.clearBuilder(ctx, identify(dir)); err != nil {
+			return fmt.Errorf("clear up an interrupted template: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Service) clearBuilder(ctx context.Context, p Project) error {
+	b := boot{Service: s, project: p, files: s.Dirs.paths(p.Name)}
+	lock, err := b.files.acquire(ctx, "prune", nil)
+	if ui.ExitCode(err) == ui.ExitBusy {
+		return nil // it is being made
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if b.hv, err = s.Open(ctx); err != nil {
+		return err
+	}
+	defer b.hv.Close()
+	if err := b.discard(ctx); err != nil {
+		return err
+	}
+	return errors.Join(removeAll(b.files.run), removeAll(b.files.netSocket()), removeAll(b.files.root))
 }
 
 // usable tells whether a VM of this host could still be forked from a template.
@@ -178,8 +217,11 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 }
 
 func (b *boot) buildTemplate(ctx context.Context) (string, error) {
-	img, err := b.image(ctx)
+	img, err := b.newImage(ctx)
 	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(b.checkRoom(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
 		return "", err
 	}
 	if !img.Forks {

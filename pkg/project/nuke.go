@@ -76,6 +76,10 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	}
 	show := &steps{Progress: pr}
 	dom, err := s.find(ctx, hv, p)
+	stillborn, serr := f.stillborn(dom)
+	if serr != nil {
+		return serr
+	}
 	switch {
 	case err == nil:
 		show.Start("destroy", "destroy the VM")
@@ -84,6 +88,11 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
+	}
+	if stillborn { // no disk that is worth keeping, least of all instead of the undo
+		if err := removeAll(f.vm); err != nil {
+			return err
+		}
 	}
 	if o.Undo {
 		err = f.swap()

@@ -271,7 +271,10 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 	client := supervisor.NewClient(f.controlSocket())
 	status, err := client.Status(ctx)
 	if err == nil && (status.Version == s.Version || status.Connections > 0) {
-		return client.Resume(ctx)
+		if err := client.Resume(ctx); err != nil && status.Version == s.Version {
+			return err
+		}
+		return nil
 	}
 	if err == nil { // of another version, and nobody uses it
 		if err := s.stopSupervisor(ctx, p); err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -50,8 +51,13 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
-			// libvirt stops the guest meanwhile; what it has not written yet is in
-			// its memory, and stays there.
+			// A connection that is in the snapshot would have nobody at its other
+			// end when that is restored.
+			sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
+			if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
+				return err
+			}
+			defer func() { _ = sup.Resume(context.WithoutCancel(ctx)) }()
 		}
 		phase := pr.Start("snapshot", what)
 		if err := hv.Snapshot(ctx, p.Name, name); err != nil {
@@ -104,6 +110,9 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		show.Start("stop", "stop the VM")
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return fmt.Errorf("stop the VM: %w", err)
+		}
+		if err := hv.DropSaved(ctx, p.Name); err != nil { // it would be resumed onto another disk
+			return fmt.Errorf("drop the saved memory: %w", err)
 		}
 		if err := s.stopHelpers(ctx, p); err != nil {
 			return err

@@ -176,6 +176,9 @@ func (s *Service) eachDisk(ctx context.Context, f func(backing []string)) error 
 		}
 		for _, d := range disks {
 			backing, err := below(ctx, d)
+			if !exists(d) { // a nuke or rm was quicker
+				continue
+			}
 			if err != nil {
 				return err
 			}

@@ -25,6 +25,9 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		phase := pr.Start("suspend", "save the VM's memory")
 		// A connection that lives on in the saved guest would have nobody at its
 		// other end.
+		if err := s.syncGuest(ctx, p, dom); err != nil {
+			s.Log.Info("sync the guest's disk", "err", err)
+		}
 		sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
 		if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
 			return err

@@ -91,10 +91,10 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	}
 	t, err = m.make(ctx, img, shape, b.files.logs)
 	b.accel = m.accel // KVM may have shown not to work
-	if ctx.Err() != nil {
-		return t, err // the next run clears up
-	}
-	if derr := m.discard(ctx); err == nil {
+	// Also after Ctrl-C: nobody sees this VM in a list.
+	clear, cancel := context.WithTimeout(context.WithoutCancel(ctx), patienceOff)
+	defer cancel()
+	if derr := m.discard(clear); err == nil {
 		err = derr
 	}
 	return t, errors.Join(err, removeAll(m.files.run), removeAll(m.files.netSocket()), removeAll(m.files.root))
@@ -135,7 +135,7 @@ func (b *boot) make(ctx context.Context, img image.Image, shape template.Shape, 
 	if err := b.freeze(ctx, memory); err != nil {
 		return none, fmt.Errorf("%w: %w", errNoTemplate, err)
 	}
-	t, err := b.Templates.Add(shape, parent, b.files.disk(), memory)
+	t, err := b.Templates.Add(ctx, shape, parent, b.files.disk(), memory)
 	if err != nil {
 		return none, fmt.Errorf("%w: %w", errNoTemplate, err)
 	}
@@ -177,31 +177,25 @@ func (b *boot) fork(ctx context.Context, img image.Image) error {
 	if err != nil {
 		return err
 	}
-	if err := b.forkFrom(ctx, img, t); err != nil {
+	err = b.forkFrom(ctx, img, t)
+	if err != nil && !errors.Is(err, syscall.ENOSPC) { // a full disk fails a boot, too
 		return fmt.Errorf("%w: %w", errNoTemplate, err)
 	}
-	if t.Provision == "" {
-		return nil
-	}
-	return writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+	return err
 }
 
 // forkFrom makes the project's VM from a template and waits for its engine.
 func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) (err error) {
 	b.progress.Start("fork", "fork the template "+t.ID)
-	defer func() {
-		if err != nil && ctx.Err() == nil && !errors.Is(err, syscall.ENOSPC) {
-			b.Log.Warn("template is not used again", "id", t.ID, "err", err)
-			err = errors.Join(err, b.Templates.Distrust(t))
-		}
-	}()
 	// Until the VM runs, its files are nobody's: the next run starts over.
 	if err := writeFile(b.files.forking(), []byte(t.ID), 0o600); err != nil {
 		return err
 	}
 	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
 	var group errgroup.Group
-	group.Go(func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
+	group.Go(func() error {
+		return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
+	})
 	group.Go(func() error { return b.startNet(ctx, b.project, b.offline(), b.host) })
 	defer group.Wait() //nolint:errcheck // it was asked below, unless something else failed first
 	if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
@@ -215,7 +209,12 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	}
 	if err := b.hv.Fork(ctx, b.spec(img), t.Memory(), filepath.Join(b.files.vm, "memory")); err != nil {
 		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		return err
+		return b.blame(ctx, t, err)
+	}
+	if t.Provision != "" {
+		if err := writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {
+			return err
+		}
 	}
 	if err := os.Remove(b.files.forking()); err != nil {
 		return fmt.Errorf("fork: %w", err)
@@ -226,12 +225,42 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	return b.await(ctx, nil)
 }
 
+// blame sees to it that a template which cannot be restored is made anew. What the
+// host lacked, or a connection that broke, is not the template's fault.
+func (b *boot) blame(ctx context.Context, t template.Template, err error) error {
+	for _, other := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.ENOMEM, vm.ErrConnectionLost, vm.ErrRunning, vm.ErrDiskInUse} {
+		if errors.Is(err, other) {
+			return err
+		}
+	}
+	if ctx.Err() != nil {
+		return err
+	}
+	b.Log.Warn("template is not used again", "id", t.ID, "err", err)
+	return errors.Join(err, b.Templates.Distrust(t))
+}
+
 // parents are the disks that a template's own lies on.
 func (b *boot) parents(t template.Template, img image.Image) []string {
 	if t.Parent == "" {
 		return []string{img.Disk()}
 	}
 	return []string{template.Template{Dir: filepath.Join(b.Templates.Dir(), t.Parent)}.Disk(), img.Disk()}
+}
+
+// stillborn settles what an interrupted fork has left: one whose VM runs is as good
+// as any from then on; of any other the files are nobody's, and it is true.
+func (f paths) stillborn(dom vm.Domain) (bool, error) {
+	if !exists(f.forking()) {
+		return false, nil
+	}
+	if dom.State != vm.StateRunning && dom.State != vm.StatePaused {
+		return true, nil
+	}
+	if err := os.Remove(f.forking()); err != nil {
+		return false, fmt.Errorf("settle an interrupted fork: %w", err)
+	}
+	return false, nil
 }
 
 // discard removes the VM of a fork or template that did not come to be, for another

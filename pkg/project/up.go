@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -78,7 +79,11 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 		return fmt.Errorf("ask libvirt about the host: %w", err)
 	}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
-	if exists(f.forking()) && dom.State != vm.StateRunning { // a fork that never ran
+	stillborn, err := f.stillborn(dom)
+	if err != nil {
+		return err
+	}
+	if stillborn {
 		if err := b.discard(ctx); err != nil {
 			return err
 		}
@@ -244,11 +249,11 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	}
 	if saved {
 		err := b.resume(ctx)
-		if err == nil || ctx.Err() != nil {
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
 			return err
 		}
-		b.progress.Warn("the VM's saved memory cannot be resumed (%v): booting it afresh", err)
-		if err := errors.Join(b.hv.Destroy(ctx, b.project.Name), b.hv.Undefine(ctx, b.project.Name)); err != nil {
+		b.progress.Warn("%v: booting it afresh", err)
+		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
 			return fmt.Errorf("drop the saved memory: %w", err)
 		}
 	}
@@ -359,6 +364,12 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 		}
 		return img, err
 	}
+	return b.newImage(ctx)
+}
+
+// newImage finds the image of the configuration, which is built when it is not
+// there yet.
+func (b *boot) newImage(ctx context.Context) (image.Image, error) {
 	recipe := image.RecipeDigest(b.cfg.Image)
 	img, err := b.Images.Resolve(ctx, b.cfg.Image)
 	if err == nil && img.Recipe != "" && recipe != "" && img.Recipe != recipe {
@@ -553,13 +564,21 @@ func (b *boot) resume(ctx context.Context) error {
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
 		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		return fmt.Errorf("resume the VM: %w", err)
+		for _, other := range []error{syscall.ENOSPC, syscall.ENOMEM, vm.ErrConnectionLost, vm.ErrDiskInUse} {
+			if errors.Is(err, other) { // the memory is good, another try may be
+				return fmt.Errorf("resume the VM: %w", err)
+			}
+		}
+		return fmt.Errorf("%w: %w", errNoResume, err)
 	}
 	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
 		return err
 	}
 	return b.await(ctx, nil)
 }
+
+// errNoResume says that a suspended VM's memory is of no use any more.
+var errNoResume = errors.New("the VM's saved memory cannot be resumed")
 
 // console waits for a line in what a file gains from now on.
 type console struct {

@@ -30,6 +30,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/gofrs/flock"
 )
 
 // Errors that callers tell apart.
@@ -186,6 +188,48 @@ func (s *Store) Find(shape Shape) (Template, error) {
 	return Template{}, fmt.Errorf("%w for shape %s", ErrNotFound, key)
 }
 
+// lock takes the store's lock: shared to use a template or add one, exclusive to
+// remove any.
+func (s *Store) lock(ctx context.Context, exclusive bool) (*flock.Flock, error) {
+	if err := s.makeDir(s.dir); err != nil {
+		return nil, err
+	}
+	l := flock.New(filepath.Join(s.dir, ".lock"), flock.SetPermissions(0o600))
+	const retry = 50 * time.Millisecond
+	var err error
+	if exclusive {
+		_, err = l.TryLockContext(ctx, retry)
+	} else {
+		_, err = l.TryRLockContext(ctx, retry)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock the templates: %w", err)
+	}
+	return l, nil
+}
+
+// makeDir makes a directory that QEMU, as another user, can pass and nobody list.
+func (s *Store) makeDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	return os.Chmod(dir, 0o711) // MkdirAll is subject to umask
+}
+
+// Use calls f, which makes a disk that lies on the template's, while nobody can
+// remove that. ErrNotFound says that it is gone.
+func (s *Store) Use(ctx context.Context, t Template, f func() error) error {
+	l, err := s.lock(ctx, false)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if _, err := s.read(t.ID); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return f()
+}
+
 // check compares the files with the manifest.
 func (t Template) check() error {
 	disk, err := os.Stat(t.Disk())
@@ -225,7 +269,12 @@ func examine(path string) (size int64, head string, err error) {
 
 // Add moves a disk and a memory, which must be on the store's file system, into the
 // store as a template. Parent is the template that it was forked from, if any.
-func (s *Store) Add(shape Shape, parent, disk, memory string) (Template, error) {
+func (s *Store) Add(ctx context.Context, shape Shape, parent, disk, memory string) (Template, error) {
+	l, err := s.lock(ctx, false)
+	if err != nil {
+		return Template{}, err
+	}
+	defer l.Close()
 	t, err := s.add(shape, parent, disk, memory)
 	if err != nil {
 		return t, fmt.Errorf("keep template: %w", err)
@@ -256,23 +305,51 @@ func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) 
 	// The disk's name must not change once others lie on it; a provisioned
 	// template's disk lies on one that has its name already.
 	making := filepath.Join(s.dir, ".making-"+t.ID)
-	if err := os.MkdirAll(making, 0o755); err != nil {
+	if err := s.makeDir(making); err != nil {
 		return t, err
 	}
 	defer os.RemoveAll(making)
-	for _, move := range []struct{ from, name string }{{disk, diskName}, {memory, memoryName}} {
-		to := filepath.Join(making, move.name)
-		if err := os.Rename(move.from, to); err != nil {
-			return t, err
-		}
-		if err := os.Chmod(to, 0o444); err != nil {
-			return t, err
-		}
-	}
 	if err := os.WriteFile(filepath.Join(making, manifestName), append(b, '\n'), 0o444); err != nil {
 		return t, err
 	}
-	return t, os.Rename(making, t.Dir)
+	for _, file := range []struct {
+		from, name string
+		mode       fs.FileMode
+	}{
+		{disk, diskName, 0o444},
+		{memory, memoryName, 0o400}, // nobody reads it but who copies it
+		{"", manifestName, 0o444},
+	} {
+		to := filepath.Join(making, file.name)
+		if file.from != "" {
+			if err := os.Rename(file.from, to); err != nil {
+				return t, err
+			}
+		}
+		if err := settle(to, file.mode); err != nil {
+			return t, err
+		}
+	}
+	if err := settle(making, 0o711); err != nil {
+		return t, err
+	}
+	if err := os.Rename(making, t.Dir); err != nil {
+		return t, err
+	}
+	return t, settle(s.dir, 0o711)
+}
+
+// settle sets a mode and waits until the file is on the disk: what a power cut leaves
+// must not look like a template.
+func settle(path string, mode fs.FileMode) error {
+	if err := os.Chmod(path, mode); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // Distrust keeps a template from being forked again; disks that lie on its own stay
@@ -285,9 +362,18 @@ func (s *Store) Distrust(t Template) error {
 	return nil
 }
 
-// Remove removes the template with the ID, or the beginning of one. One whose disk
-// another lies on is ErrInUse.
-func (s *Store) Remove(ref string, inUse func(id string) bool) (Template, error) {
+// Remove removes the template with the ID, or the beginning of one. Of one whose disk
+// another lies on, as inUse says, only the memory goes, and it returns ErrInUse.
+func (s *Store) Remove(ctx context.Context, ref string, inUse Users) (Template, error) {
+	l, err := s.lock(ctx, true)
+	if err != nil {
+		return Template{}, err
+	}
+	defer l.Close()
+	used, err := inUse(ctx)
+	if err != nil {
+		return Template{}, err
+	}
 	all, err := s.List()
 	if err != nil {
 		return Template{}, err
@@ -304,8 +390,8 @@ func (s *Store) Remove(ref string, inUse func(id string) bool) (Template, error)
 	case len(found) > 1:
 		return Template{}, fmt.Errorf("%d templates begin with %s", len(found), ref)
 	}
-	if inUse(found[0].ID) {
-		return found[0], ErrInUse
+	if used[found[0].ID] {
+		return found[0], errors.Join(ErrInUse, s.Distrust(found[0]))
 	}
 	return found[0], s.remove(found[0])
 }
@@ -320,52 +406,71 @@ func (s *Store) remove(t Template) error {
 	return nil
 }
 
+// Users finds the IDs of the templates that a disk lies on. It is asked under the
+// store's lock.
+type Users func(context.Context) (map[string]bool, error)
+
 // Prune removes every template that no disk lies on and that keep says no to, and
 // what interrupted runs have left; the memory of one that must stay for its disk is
 // dropped. It returns how many bytes that freed.
-func (s *Store) Prune(ctx context.Context, inUse func(id string) bool, keep func(Template) bool) (freed int64, err error) {
-	all, err := s.List()
+func (s *Store) Prune(ctx context.Context, inUse Users, keep func(Template) bool) (freed int64, err error) {
+	l, err := s.lock(ctx, true)
 	if err != nil {
 		return 0, err
 	}
-	whole := map[string]bool{}
-	for _, t := range all { // the newest first: layers before what they lie on
-		whole[t.ID] = true
-		if err := ctx.Err(); err != nil {
+	defer l.Close()
+	for { // what a removed template lay on may be free now
+		n, removed, err := s.prune(ctx, inUse, keep)
+		freed += n
+		if err != nil || !removed {
 			return freed, err
 		}
-		used := inUse(t.ID)
+	}
+}
+
+func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool) (freed int64, removed bool, err error) {
+	used, err := inUse(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	all, err := s.List()
+	if err != nil {
+		return 0, false, err
+	}
+	whole := map[string]bool{}
+	for _, t := range all {
+		whole[t.ID] = true
 		switch {
 		case keep(t):
-		case used && t.Warm():
+		case used[t.ID] && t.Warm():
 			n := blocks(t.Memory())
 			if err := s.Distrust(t); err != nil {
-				return freed, err
+				return freed, removed, err
 			}
 			freed += n
-		case !used:
+		case !used[t.ID]:
 			n := t.Used()
 			if err := s.remove(t); err != nil {
-				return freed, err
+				return freed, removed, err
 			}
-			freed += n
+			freed, removed = freed+n, true
 		}
 	}
 	entries, err := os.ReadDir(s.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return freed, fmt.Errorf("list templates: %w", err)
+	if err != nil {
+		return freed, removed, fmt.Errorf("list templates: %w", err)
 	}
-	for _, e := range entries {
-		if whole[e.Name()] || !e.IsDir() || inUse(e.Name()) {
+	for _, e := range entries { // what interrupted runs have left
+		if whole[e.Name()] || !e.IsDir() || used[e.Name()] {
 			continue
 		}
 		dir := filepath.Join(s.dir, e.Name())
 		freed += blocks(filepath.Join(dir, diskName)) + blocks(filepath.Join(dir, memoryName))
 		if err := os.RemoveAll(dir); err != nil {
-			return freed, fmt.Errorf("remove what is left of a template: %w", err)
+			return freed, removed, fmt.Errorf("remove what is left of a template: %w", err)
 		}
 	}
-	return freed, nil
+	return freed, removed, nil
 }
 
 // blocks is what a file takes on this host, in bytes; 0 if there is none.

@@ -1,6 +1,7 @@
 package template
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -19,7 +20,7 @@ func add(t *testing.T, s *Store, shape Shape, parent string) Template {
 			t.Fatal(err)
 		}
 	}
-	tpl, err := s.Add(shape, parent, disk, memory)
+	tpl, err := s.Add(t.Context(), shape, parent, disk, memory)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -30,7 +31,7 @@ func store(t *testing.T) *Store {
 	return NewStore(filepath.Join(t.TempDir(), "templates"), slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
-func nobody(string) bool { return false }
+func nobody(context.Context) (map[string]bool, error) { return nil, nil }
 
 // Everything in the shape counts.
 func TestKey(t *testing.T) {
@@ -126,53 +127,61 @@ func flipped(path string) []byte {
 func TestRemove(t *testing.T) {
 	s := store(t)
 	tpl := add(t, s, Shape{CPUs: 1}, "")
-	if _, err := s.Remove(tpl.ID, func(id string) bool { return id == tpl.ID }); !errors.Is(err, ErrInUse) {
+	if err := s.Use(t.Context(), tpl, func() error { return nil }); err != nil {
+		t.Error(err)
+	}
+	used := func(context.Context) (map[string]bool, error) { return map[string]bool{tpl.ID: true}, nil }
+	if _, err := s.Remove(t.Context(), tpl.ID, used); !errors.Is(err, ErrInUse) {
 		t.Errorf("in use: %v", err)
 	}
+	if left, err := s.List(); err != nil || len(left) != 1 || left[0].Warm() {
+		t.Errorf("in use: its disk alone must stay: %+v, %v", left, err)
+	}
 	for _, ref := range []string{"", "nosuch"} {
-		if _, err := s.Remove(ref, nobody); !errors.Is(err, ErrNotFound) {
+		if _, err := s.Remove(t.Context(), ref, nobody); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%q: %v", ref, err)
 		}
 	}
-	if _, err := s.Remove(tpl.ID[:5], nobody); err != nil {
+	if _, err := s.Remove(t.Context(), tpl.ID[:5], nobody); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(tpl.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left: %v", err)
+	}
+	if err := s.Use(t.Context(), tpl, func() error { return nil }); !errors.Is(err, ErrNotFound) {
+		t.Errorf("use of a template that is gone: %v", err)
 	}
 }
 
 func TestPrune(t *testing.T) {
 	s := store(t)
 	base := add(t, s, Shape{CPUs: 1}, "")
-	layer := add(t, s, Shape{CPUs: 1, Provision: "p"}, base.ID)
-	idle := add(t, s, Shape{CPUs: 2}, "")
+	kept := add(t, s, Shape{CPUs: 3}, "")
+	parent := add(t, s, Shape{CPUs: 2}, "")
+	layer := add(t, s, Shape{CPUs: 2, Provision: "p"}, parent.ID)
 	if err := os.MkdirAll(filepath.Join(s.Dir(), ".making-x"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	used := map[string]bool{base.ID: true}
-	freed, err := s.Prune(t.Context(), func(id string) bool { return used[id] }, func(t Template) bool { return t.ID == layer.ID })
+	used := func(context.Context) (map[string]bool, error) {
+		_, err := os.Stat(layer.Dir)
+		return map[string]bool{base.ID: true, parent.ID: err == nil}, nil
+	}
+	freed, err := s.Prune(t.Context(), used, func(t Template) bool { return t.ID == kept.ID })
 	if err != nil || freed == 0 {
 		t.Errorf("freed %d, %v", freed, err)
 	}
-	left, err := os.ReadDir(s.Dir())
+	all, err := s.List()
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]bool{}
-	for _, e := range left {
-		got[e.Name()] = true
-	}
-	if want := map[string]bool{base.ID: true, layer.ID: true}; !reflect.DeepEqual(got, want) {
-		t.Errorf("left %v, want %v without %s", got, want, idle.ID)
-	}
-	all, err := s.List()
-	if err != nil || len(all) != 2 {
-		t.Fatalf("%v, %v", all, err)
-	}
 	for _, tpl := range all {
-		if warm := tpl.ID == layer.ID; tpl.Warm() != warm {
-			t.Errorf("%s: warm %v, want %v", tpl.ID, tpl.Warm(), warm)
-		}
+		got[tpl.ID] = tpl.Warm()
+	}
+	if want := map[string]bool{base.ID: false, kept.ID: true}; !reflect.DeepEqual(got, want) {
+		t.Errorf("left, and warm: %v, want %v", got, want)
+	}
+	if _, err := os.Stat(filepath.Join(s.Dir(), ".making-x")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v", err)
 	}
 }

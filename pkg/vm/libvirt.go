@@ -547,6 +547,16 @@ func (h *hypervisor) Save(ctx context.Context, name string) error {
 	})
 }
 
+// DropSaved implements Hypervisor.
+func (h *hypervisor) DropSaved(ctx context.Context, name string) error {
+	return h.act(ctx, "drop the saved memory of", name, func(l *link, v view) error {
+		if v.State != StateSaved {
+			return nil
+		}
+		return l.DomainManagedSaveRemove(v.dom, 0)
+	})
+}
+
 // Freeze implements Hypervisor.
 func (h *hypervisor) Freeze(ctx context.Context, name, path string) error {
 	err := h.act(ctx, "freeze", name, func(l *link, v view) error {

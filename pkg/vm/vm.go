@@ -172,6 +172,8 @@ type Hypervisor interface {
 	// Save stops a running VM and keeps its memory; the next Start resumes it.
 	// For a stopped VM it returns ErrNotRunning.
 	Save(ctx context.Context, name string) error
+	// DropSaved forgets the memory that Save has kept, if any: the next Start boots.
+	DropSaved(ctx context.Context, name string) error
 	// Freeze stops a running VM and leaves its memory in the file at path, which
 	// must not exist. For a stopped VM it returns ErrNotRunning.
 	Freeze(ctx context.Context, name, path string) error

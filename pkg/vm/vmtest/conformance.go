@@ -451,6 +451,22 @@ func (s *suite) save(t *testing.T) {
 	if err := s.h.Save(ctx, spec.Name); err != nil {
 		t.Fatal(err)
 	}
+	for range 2 { // the second time there is none
+		if err := s.h.DropSaved(ctx, spec.Name); err != nil {
+			t.Fatal(err)
+		}
+		s.expect(ctx, t, spec, vm.StateStopped)
+	}
+	if err := s.h.Start(ctx, spec.Name); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.DropSaved(ctx, spec.Name); err != nil {
+		t.Errorf("DropSaved of a running VM: %v", err)
+	}
+	s.expect(ctx, t, spec, vm.StateRunning)
+	if err := s.h.Save(ctx, spec.Name); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.h.Undefine(ctx, spec.Name); err != nil {
 		t.Fatal(err)
 	}

@@ -435,6 +435,16 @@ func (f *Fake) Save(ctx context.Context, name string) error {
 	})
 }
 
+// DropSaved implements vm.Hypervisor.
+func (f *Fake) DropSaved(ctx context.Context, name string) error {
+	return f.operate(ctx, OpSave, name, func(r *record) error {
+		if r.State == vm.StateSaved {
+			r.off(vm.StateStopped, "its saved memory was dropped")
+		}
+		return nil
+	})
+}
+
 // Freeze implements vm.Hypervisor. The memory of a fake VM is its spec.
 func (f *Fake) Freeze(ctx context.Context, name, path string) error {
 	return f.operate(ctx, OpFreeze, name, func(r *record) error {
