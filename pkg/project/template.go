@@ -92,9 +92,9 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	t, err = m.make(ctx, img, shape, b.files.logs)
 	b.accel = m.accel // KVM may have shown not to work
 	// Also after Ctrl-C: nobody sees this VM in a list.
-	clear, cancel := context.WithTimeout(context.WithoutCancel(ctx), patienceOff)
+	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), patienceOff)
 	defer cancel()
-	if derr := m.discard(clear); err == nil {
+	if derr := m.discard(after); err == nil {
 		err = derr
 	}
 	return t, errors.Join(err, removeAll(m.files.run), removeAll(m.files.netSocket()), removeAll(m.files.root))
