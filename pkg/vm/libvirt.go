@@ -289,7 +289,7 @@ func (h *hypervisor) look(l *link, dom libvirt.Domain, p *power) (v view, agree 
 	if h.uri == uriTest {
 		return v, true, nil // no processes
 	}
-	qemu, noted, known := findProcess(h.pidFile(l.dir, v.Name), v.Name)
+	qemu, known := findProcess(h.pidFile(l.dir, v.Name), v.Name)
 	switch {
 	case !known:
 		return v, true, nil
@@ -298,7 +298,7 @@ func (h *hypervisor) look(l *link, dom libvirt.Domain, p *power) (v view, agree 
 		return v, qemu.pid == 0, nil
 	default:
 		v.PID = qemu.pid
-		return v, qemu.pid != 0 || !noted, nil
+		return v, qemu.pid != 0, nil
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -21,24 +22,28 @@ type process struct {
 }
 
 // findProcess reads the file in which libvirt notes the pid of a domain's QEMU
-// and removes it when that has ended. exists says that there is such a file;
-// known is false if this user may not look.
-func findProcess(pidFile, name string) (p process, exists, known bool) {
+// and removes it when that has ended. known is false if this user may not look,
+// or libvirt keeps such files elsewhere.
+func findProcess(pidFile, name string) (p process, known bool) {
 	b, err := os.ReadFile(pidFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err := os.Stat(filepath.Dir(pidFile))
+		return process{}, err == nil
+	}
 	if err != nil {
-		return process{}, false, errors.Is(err, fs.ErrNotExist)
+		return process{}, false
 	}
 	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
 	if err != nil || pid <= 0 {
-		return process{}, true, true
+		return process{}, true
 	}
 	p = process{pid: pid, name: name}
 	if p.alive() {
-		return p, true, true
+		return p, true
 	}
 	// The number may be somebody else's by now, or a process that this user
 	// may not see (proc's hidepid).
-	return process{}, true, !errors.Is(unix.Kill(pid, 0), unix.EPERM)
+	return process{}, !errors.Is(unix.Kill(pid, 0), unix.EPERM)
 }
 
 // alive reports whether the pid still is that of the VM's QEMU. A zombie has no
