@@ -263,7 +263,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 	}
 	verdict := b.Accel.Choose(b.host)
-	if verdict.Note != "" {
+	if verdict.Note != "" && !b.isTemplate(b.project.Dir) { // said already
 		b.progress.Note("%s", verdict.Note)
 	}
 	b.accel = verdict.Accel
