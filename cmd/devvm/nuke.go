@@ -104,6 +104,9 @@ func describeLoss(p project.Project, loss project.Loss) string {
 	} else {
 		b.WriteString("  its containers, images and volumes (the engine does not answer, so they cannot be listed)\n")
 	}
+	if loss.Snapshots > 0 {
+		fmt.Fprintf(&b, "  %d snapshots, which an undo does not bring back\n", loss.Snapshots)
+	}
 	fmt.Fprintf(&b, "  disk: %s", ui.Size(loss.Disk))
 	if loss.Undo > 0 {
 		fmt.Fprintf(&b, "\nAn older disk (%s), kept by an earlier nuke, is affected too.", ui.Size(loss.Undo))

@@ -118,6 +118,7 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				loss.Snapshots = 0 // they stay
 				if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nIn its place comes what was there at snapshot "+name+". Go ahead?"); err != nil {
 					return err
 				}

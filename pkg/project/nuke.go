@@ -19,7 +19,9 @@ type Loss struct {
 	Known bool // the engine was asked and answered
 	Usage engine.Usage
 	Disk  int64 // bytes that the VM's disk takes on this host
-	Undo  int64 // bytes of an older disk, kept as the undo, that goes for good
+	// Snapshots is how many there are; they belong to the VM and go with it.
+	Snapshots int
+	Undo      int64 // bytes of an older disk, kept as the undo, that goes for good
 }
 
 // Loss asks the engine what the project's VM holds.
@@ -29,6 +31,9 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 		return Loss{}, errNoVM(p)
 	}
 	loss := Loss{Disk: used(f.vm), Undo: used(f.undo)}
+	if all, err := s.Snapshots(ctx, p); err == nil {
+		loss.Snapshots = len(all)
+	}
 	ctx, cancel := context.WithTimeout(ctx, patienceSSH)
 	defer cancel()
 	usage, err := engine.GetUsage(ctx, f.dockerSocket())
