@@ -111,7 +111,7 @@ func (h *bench) must(cmd *exec.Cmd) []byte {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		h.Fatalf("%v: %v\n%s", cmd.Args, err, stderr.String())
+		h.Fatalf("%v: %v\n%s%s", cmd.Args, err, out, stderr.String())
 	}
 	return out
 }
@@ -119,7 +119,7 @@ func (h *bench) must(cmd *exec.Cmd) []byte {
 // boots measures, in turn, a cold up with the untrimmed and the trimmed image, the up
 // of a new project that is forked from a template, and a nuke.
 func (h *bench) boots(r *report) {
-	const rounds = 5
+	const rounds = 3
 	samples := map[string]map[string][]float64{}
 	image := func(name string) {
 		if err := os.WriteFile(filepath.Join(h.dir, "devvm.toml"), []byte("image = \""+name+"\"\ncpus = 2\nmemory = \"2GiB\"\n"), 0o600); err != nil {
