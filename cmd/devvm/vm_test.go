@@ -22,8 +22,25 @@ import (
 // TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
 // a home, an image store and the program: see there.
 func TestVM(t *testing.T) {
+	scripts := []string{"fork", "host", "nuke"}
+	if !testing.Short() { // the second pass: Docker's client is no other one as root
+		scripts = append(scripts, "docker")
+	}
+	runVMScripts(t, scripts...)
+}
+
+// TestVMKilled kills libvirt's daemon, which all scripts of a pass share: it runs
+// alone.
+func TestVMKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("as root it is the system's daemon")
+	}
+	runVMScripts(t, "killed")
+}
+
+func runVMScripts(t *testing.T, scripts ...string) {
+	t.Helper()
 	params := testscript.Params{
-		Dir:                 "testdata/vm",
 		RequireExplicitExec: true,
 		Setup:               setUpVM,
 		Condition: func(cond string) (bool, error) {
@@ -46,8 +63,8 @@ func TestVM(t *testing.T) {
 			"traceless":   cmdTraceless,
 		},
 	}
-	if testing.Short() { // the second pass: Docker's client is no other one as root
-		params.Dir, params.Files = "", []string{"testdata/vm/fork.txtar", "testdata/vm/host.txtar", "testdata/vm/killed.txtar", "testdata/vm/nuke.txtar"}
+	for _, name := range scripts {
+		params.Files = append(params.Files, filepath.Join("testdata", "vm", name+".txtar"))
 	}
 	testscript.Run(t, params)
 }
