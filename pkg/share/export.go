@@ -1,0 +1,548 @@
+package share
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
+)
+
+const (
+	manyNodes  = 256 << 10 // objects of an export whose places are remembered
+	manyOwners = 256 << 10 // objects whose owners in the VM are remembered
+)
+
+// export is an Export at work.
+type export struct {
+	Export
+	tag    uint32 // in handles
+	fsid   uint64
+	fileid uint64        // of the root: the same whatever directory is there
+	dev    atomic.Uint64 // of the root
+	files  *files
+	// ageless: the file system's times of birth are of no use.
+	ageless bool
+
+	mu       sync.Mutex // guards the nodes' places, and what follows
+	root     *node
+	nodes    recent[key, *node]
+	owners   recent[key, owner]
+	listings []*listing
+	streams  []*stream
+
+	locks [64]sync.Mutex // of objects that are being changed, by their keys
+	modes sync.Mutex     // of modes that are being changed; taken last
+
+	finding  sync.Mutex    // one search at a time
+	searched time.Time     // when the last search of much of the tree ended
+	owed     time.Duration // by then, of the time that searches may take
+}
+
+// node is an object and the place where it was last seen.
+type node struct {
+	key
+	born   uint32
+	trail  string // as in its handle
+	below  string // the trail of what is in it; made when needed
+	parent *node  // nil: the root
+	name   string
+	others []place // of a file with several links
+}
+
+// place is a name in a directory.
+type place struct {
+	dir  *node
+	name string
+}
+
+// maxDepth is how many directories deep a tree may be.
+const maxDepth = 1024
+
+// manyOthers is how many more links of a file are remembered.
+const manyOthers = 3
+
+// owner is whose an object is in the VM.
+type owner struct {
+	born     uint32
+	uid, gid uint32
+}
+
+// object is an object that is there: pinned by a descriptor, with its state when it
+// was opened.
+type object struct {
+	e  *export
+	n  *node
+	fd int   // O_PATH, unless it is file's
+	f  *file // whose the descriptor is, if not the object's own
+	st unix.Statx_t
+}
+
+func newExport(e Export, f *files) (*export, error) {
+	if !path.IsAbs(e.Source) || !path.IsAbs(e.Target) {
+		return nil, fmt.Errorf("share %s at %s: both paths must be absolute", e.Source, e.Target)
+	}
+	e.Source, e.Target = path.Clean(e.Source), path.Clean(e.Target)
+	id := hash64(e.Target)
+	x := &export{
+		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f,
+		root:  &node{},
+		nodes: newRecent[key, *node](manyNodes), owners: newRecent[key, owner](manyOwners),
+	}
+	o, err := x.openRoot()
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return nil, errors.New("share files: this needs Linux 5.8 or later (openat2, faccessat2)")
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("share %s: it is not a directory, or a part of its path is a symbolic link; name the directory itself", e.Source)
+	case err != nil:
+		return nil, fmt.Errorf("share %s: %w", e.Source, err)
+	}
+	defer o.close()
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(o.fd, &fs); err != nil {
+		return nil, fmt.Errorf("share %s: %w", e.Source, err)
+	}
+	x.ageless = !dated[int64(uint32(fs.Type))]
+	return x, nil
+}
+
+func (e *export) close() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.streams {
+		_ = unix.Close(s.fd)
+	}
+	e.streams = nil
+}
+
+// close gives the object up.
+func (o *object) close() {
+	if o.f != nil {
+		o.e.files.put(o.f)
+	} else {
+		_ = unix.Close(o.fd)
+	}
+}
+
+const (
+	resolveFlags = unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
+	statMask     = unix.STATX_BASIC_STATS | unix.STATX_BTIME
+	// longPath is what one call takes; longer ones are walked in steps.
+	longPath = unix.PathMax - 256
+)
+
+// openAt opens a path without following a symbolic link anywhere.
+func openAt(dir int, name string, flags, resolve uint64) (int, error) {
+	how := &unix.OpenHow{Flags: flags | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: resolveFlags | resolve}
+	for {
+		fd, err := unix.Openat2(dir, name, how)
+		if !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return fd, err
+		}
+	}
+}
+
+// openRoot opens the export's directory as it is now.
+func (e *export) openRoot() (*object, error) {
+	fd, err := openAt(unix.AT_FDCWD, e.Source, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	o := &object{e: e, n: e.root, fd: fd}
+	if err := o.stat(); err != nil {
+		o.close()
+		return nil, err
+	}
+	e.dev.Store(device(&o.st))
+	return o, nil
+}
+
+// stat reads the object's state anew.
+func (o *object) stat() error {
+	return unix.Statx(o.fd, "", unix.AT_EMPTY_PATH, statMask, &o.st)
+}
+
+func device(st *unix.Statx_t) uint64 { return unix.Mkdev(st.Dev_major, st.Dev_minor) }
+
+func isDir(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
+
+func isRegular(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFREG }
+
+// own tells whether an object is the host user's, who may do with it what he likes.
+func own(st *unix.Statx_t) bool { return st.Uid == self }
+
+// keyOf tells what object a state is of, below the root.
+func (e *export) keyOf(st *unix.Statx_t) key {
+	dev := device(st)
+	if dev == e.dev.Load() {
+		return key{ino: st.Ino}
+	}
+	return key{dev: uint16(hash64(dev)) | 1, ino: st.Ino}
+}
+
+// storage is what keeps files. Other file systems below an export (proc, say) are not
+// for the VM: what is read and written there is not data.
+var storage = map[int64]bool{
+	unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true,
+	unix.F2FS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true, unix.OVERLAYFS_SUPER_MAGIC: true,
+	unix.NFS_SUPER_MAGIC: true, unix.CIFS_SUPER_MAGIC: true, unix.SMB2_SUPER_MAGIC: true,
+	unix.FUSE_SUPER_MAGIC: true, unix.V9FS_MAGIC: true, unix.ECRYPTFS_SUPER_MAGIC: true,
+	unix.REISERFS_SUPER_MAGIC: true, unix.MSDOS_SUPER_MAGIC: true, unix.EXFAT_SUPER_MAGIC: true,
+	unix.ISOFS_SUPER_MAGIC: true, unix.UDF_SUPER_MAGIC: true, unix.SQUASHFS_MAGIC: true,
+	unix.EROFS_SUPER_MAGIC_V1: true, unix.CEPH_SUPER_MAGIC: true, unix.AFS_FS_MAGIC: true,
+	0x2fc12fc1: true, // ZFS
+	0xca451a4e: true, // bcachefs
+	0x3153464a: true, // JFS
+	0x7366746e: true, // NTFS
+	0x5346544e: true, // NTFS-3G's older name
+}
+
+// permitted tells whether what an object is on is for the VM.
+func (o *object) permitted() bool {
+	if device(&o.st) == o.e.dev.Load() {
+		return true
+	}
+	var fs unix.Statfs_t
+	return unix.Fstatfs(o.fd, &fs) == nil && storage[int64(uint32(fs.Type))]
+}
+
+// path returns a node's path below the root.
+func (e *export) path(n *node) (string, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	depth := 0
+	for p := n; p.parent != nil; p = p.parent {
+		depth++
+	}
+	if depth > maxDepth {
+		return "", unix.ENAMETOOLONG
+	}
+	names := make([]string, depth)
+	for p := n; p.parent != nil; p = p.parent {
+		depth--
+		names[depth] = p.name
+	}
+	return strings.Join(names, "/"), nil
+}
+
+// put notes an object's place, unless it would then be above itself: such a place is
+// out of date. The caller holds the lock.
+func (n *node) put(at place) {
+	for p := at.dir; p != nil; p = p.parent {
+		if p == n {
+			return
+		}
+	}
+	n.parent, n.name = at.dir, at.name
+}
+
+// open opens what is at a path below a directory.
+func (e *export) open(dir int, name string) (*object, error) {
+	o := &object{e: e, fd: -1}
+	for {
+		step, rest := name, ""
+		if len(name) > longPath {
+			i := strings.LastIndexByte(name[:longPath], '/')
+			step, rest = name[:i], name[i+1:]
+		}
+		fd, err := openAt(dir, step, unix.O_PATH, unix.RESOLVE_BENEATH)
+		if o.fd >= 0 {
+			_ = unix.Close(o.fd)
+		}
+		if err != nil {
+			return nil, err
+		}
+		o.fd, dir, name = fd, fd, rest
+		if rest == "" {
+			break
+		}
+	}
+	err := o.stat()
+	if err == nil && !o.permitted() {
+		err = unix.EACCES
+	}
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+// openAs opens what is at a path if it is the object that is meant.
+func (e *export) openAs(dir int, name string, n *node) (*object, error) {
+	o, err := e.open(dir, name)
+	if err != nil {
+		return nil, err
+	}
+	if e.keyOf(&o.st) != n.key || e.born(&o.st) != n.born {
+		o.close()
+		return nil, unix.ESTALE
+	}
+	o.n = n
+	return o, nil
+}
+
+// dated are the file systems whose objects' times of birth never change and are always
+// told, or never. On an overlay, say, they change with the first write.
+var dated = map[int64]bool{
+	unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true,
+	unix.F2FS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true,
+}
+
+// born is a handle's born.
+func (e *export) born(st *unix.Statx_t) uint32 {
+	if e.ageless || device(st) != e.dev.Load() {
+		return 0
+	}
+	return bornOf(st)
+}
+
+// object opens what a handle is of.
+func (s *Server) object(data []byte) (*object, error) {
+	h, ok := decodeHandle(data)
+	if !ok {
+		return nil, nfs3error(nfs3.ERR_BADHANDLE)
+	}
+	for _, e := range s.exports {
+		if e.tag == h.export {
+			return e.object(h)
+		}
+	}
+	return nil, unix.ESTALE
+}
+
+// directory opens what a handle is of for a change to what it has.
+func (s *Server) directory(data []byte) (*object, error) {
+	o, err := s.object(data)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case !isDir(&o.st):
+		err = unix.ENOTDIR
+	case !o.e.Writable:
+		err = unix.EROFS
+	}
+	if err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
+
+func (e *export) object(h handle) (*object, error) {
+	if h.key == (key{}) {
+		o, err := e.openRoot()
+		if err != nil {
+			return nil, unix.ESTALE
+		}
+		return o, nil
+	}
+	n := e.known(h.key)
+	switch {
+	case n == nil:
+		return e.find(h)
+	case n.born != h.born:
+		return nil, unix.ESTALE
+	}
+	return e.reopen(n)
+}
+
+// reopen opens an object that was seen before.
+func (e *export) reopen(n *node) (*object, error) {
+	if f := e.files.get(n, false); f != nil {
+		o := &object{e: e, n: n, fd: f.fd, f: f}
+		if err := o.stat(); err != nil {
+			o.close()
+			return nil, err
+		}
+		return o, nil
+	}
+	o, err := e.openNode(n)
+	switch {
+	case err == nil, errors.Is(err, unix.EACCES), errors.Is(err, unix.ENAMETOOLONG), busy(err):
+		return o, err
+	}
+	e.mu.Lock()
+	if now, ok := e.nodes.get(n.key); ok && now == n {
+		e.nodes.delete(n.key)
+	}
+	e.mu.Unlock()
+	return nil, unix.ESTALE
+}
+
+// busy tells whether an error is of the moment.
+func busy(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
+// known returns the node of a key, and keeps it and those above it in memory.
+func (e *export) known(k key) *node {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n, _ := e.nodes.get(k)
+	if n != nil {
+		for p := n.parent; p != nil && p.parent != nil; p = p.parent {
+			if _, ok := e.nodes.get(p.key); !ok {
+				e.nodes.put(p.key, p)
+			}
+		}
+	}
+	return n
+}
+
+// openNode opens an object where it is known to be, or where the host has put it
+// since: elsewhere in its directory, or with the directory.
+func (e *export) openNode(n *node) (*object, error) {
+	root, err := e.openRoot()
+	if err != nil || n == e.root {
+		return root, err
+	}
+	defer root.close()
+	name, err := e.path(n)
+	if err != nil {
+		return nil, err
+	}
+	o, err := e.openAs(root.fd, name, n)
+	if err == nil || errors.Is(err, unix.EACCES) {
+		return o, err
+	}
+	e.mu.Lock()
+	here, others := place{n.parent, n.name}, n.others
+	e.mu.Unlock()
+	for _, p := range append([]place{here}, others...) {
+		dir, err := e.openNode(p.dir)
+		if err != nil {
+			continue
+		}
+		o, err := e.openAs(dir.fd, p.name, n)
+		if err != nil {
+			o, err = e.searchIn(dir, n)
+		}
+		dir.close()
+		if err == nil {
+			return o, nil
+		}
+	}
+	return nil, unix.ESTALE
+}
+
+// searchIn looks for an object under any name in a directory.
+func (e *export) searchIn(dir *object, n *node) (*object, error) {
+	names, err := e.list(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names.of(n.ino) {
+		if o, err := e.openAs(dir.fd, name, n); err == nil {
+			e.move(n, place{dir.n, name})
+			return o, nil
+		}
+	}
+	return nil, unix.ESTALE
+}
+
+// move notes an object's new place.
+func (e *export) move(n *node, to place) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n.put(to)
+}
+
+// child returns the state of what a directory has under a name.
+func (o *object) child(name string) (*unix.Statx_t, error) {
+	st := &unix.Statx_t{}
+	if err := unix.Statx(o.fd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, st); err != nil {
+		return nil, err
+	}
+	if device(st) == device(&o.st) {
+		return st, nil
+	}
+	c, err := o.e.open(o.fd, name) // asks whether that device is permitted
+	if err != nil {
+		return nil, err
+	}
+	defer c.close()
+	return &c.st, nil
+}
+
+// openChild opens what a directory has under a name.
+func (o *object) openChild(name string) (*object, error) {
+	c, err := o.e.open(o.fd, name)
+	if err != nil {
+		return nil, err
+	}
+	c.n = o.e.adopt(place{o.n, name}, &c.st, "")
+	return c, nil
+}
+
+// adopt returns the node of an object that was seen at a place; a trail is that of a
+// handle that the VM has of it.
+func (e *export) adopt(at place, st *unix.Statx_t, trail string) *node {
+	k, born := e.keyOf(st), e.born(st)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n, ok := e.nodes.get(k)
+	if !ok || n.born != born {
+		if trail == "" {
+			trail = at.dir.trailBelow()
+		}
+		n = &node{key: k, born: born, trail: trail, parent: at.dir, name: at.name}
+		e.nodes.put(k, n)
+		return n
+	}
+	was := place{n.parent, n.name}
+	if was == at {
+		return n
+	}
+	if st.Nlink > 1 && !isDir(st) {
+		n.others = append([]place{was}, n.others...)
+		n.others = n.others[:min(len(n.others), manyOthers)]
+	}
+	n.put(at)
+	return n
+}
+
+// trailBelow is the trail of what is in a directory.
+func (n *node) trailBelow() string {
+	if n.parent != nil && n.below == "" {
+		n.below = extend(n.trail, n.ino)
+	}
+	return n.below
+}
+
+// handle is what the VM knows a node by.
+func (e *export) handle(n *node) nfs3.NfsFh3 {
+	return nfs3.NfsFh3{Data: handle{export: e.tag, key: n.key, born: n.born, trail: n.trail}.encode()}
+}
+
+// lock keeps others from changing one or two objects.
+func (e *export) lock(a, b *node) (unlock func()) {
+	i, j := e.stripe(a), e.stripe(b)
+	if i > j {
+		i, j = j, i
+	}
+	e.locks[i].Lock()
+	if i != j {
+		e.locks[j].Lock()
+	}
+	return func() {
+		e.locks[i].Unlock()
+		if i != j {
+			e.locks[j].Unlock()
+		}
+	}
+}
+
+func (e *export) stripe(n *node) int { return int(n.ino^n.ino>>6) & (len(e.locks) - 1) }
+
+// again is a path that opens what a descriptor is of, whatever its name is by now.
+func again(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

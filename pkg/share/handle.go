@@ -1,0 +1,92 @@
+package share
+
+import (
+	"encoding/binary"
+	"hash/fnv"
+
+	"golang.org/x/sys/unix"
+)
+
+// key tells the objects of one export apart, for as long as they exist.
+type key struct {
+	dev uint16 // 0 for the device of the export's root, else a hash of the device
+	ino uint64 // 0 for the root itself, whatever directory that is by now
+}
+
+// handle is what the VM knows an object by. It must say all that a new server needs
+// to find the object again, and must stay the same for as long as the object exists,
+// because the VM takes another handle for another object.
+type handle struct {
+	export uint32
+	key
+	// born is a hash of when the object was made: another object may get the same
+	// inode number later.
+	born uint32
+	// trail has one byte for each directory between the root and the object, outermost
+	// first: a hash of its inode number, as it was when the handle was made.
+	trail string
+}
+
+const (
+	handleVersion = 1
+	handleHead    = 20
+	maxTrail      = 64 - handleHead // of a deeper object: the beginning
+)
+
+func (h handle) encode() []byte {
+	b := make([]byte, 0, handleHead+len(h.trail))
+	b = append(b, handleVersion, 0)
+	b = binary.BigEndian.AppendUint32(b, h.export)
+	b = binary.BigEndian.AppendUint16(b, h.dev)
+	b = binary.BigEndian.AppendUint64(b, h.ino)
+	b = binary.BigEndian.AppendUint32(b, h.born)
+	return append(b, h.trail...)
+}
+
+func decodeHandle(b []byte) (handle, bool) {
+	if len(b) < handleHead || len(b) > handleHead+maxTrail || b[0] != handleVersion || b[1] != 0 {
+		return handle{}, false
+	}
+	return handle{
+		export: binary.BigEndian.Uint32(b[2:]),
+		key:    key{dev: binary.BigEndian.Uint16(b[6:]), ino: binary.BigEndian.Uint64(b[8:])},
+		born:   binary.BigEndian.Uint32(b[16:]),
+		trail:  string(b[handleHead:]),
+	}, true
+}
+
+// crumb is a directory's part of a trail.
+func crumb(ino uint64) byte {
+	ino ^= ino >> 32
+	ino ^= ino >> 16
+	return byte(ino ^ ino>>8)
+}
+
+// extend returns the trail of what is in a directory with that trail.
+func extend(trail string, ino uint64) string {
+	if len(trail) == maxTrail {
+		return trail
+	}
+	return trail + string([]byte{crumb(ino)})
+}
+
+// hash64 is a number for a string or for several numbers, the same in each run.
+func hash64(parts ...any) uint64 {
+	h := fnv.New64a()
+	for _, p := range parts {
+		if s, ok := p.(string); ok {
+			p = []byte(s)
+		}
+		_ = binary.Write(h, binary.BigEndian, p) // a hash does not fail
+	}
+	return h.Sum64()
+}
+
+// bornOf is a handle's born: 0 where the file system does not know.
+func bornOf(st *unix.Statx_t) uint32 {
+	if st.Mask&unix.STATX_BTIME == 0 {
+		return 0
+	}
+	n := uint64(st.Btime.Sec)*1_000_000_007 + uint64(st.Btime.Nsec)
+	return uint32(n ^ n>>32)
+}

@@ -1,0 +1,138 @@
+package share
+
+import (
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// entry is one of a directory's, as getdents64(2) gives it.
+type entry struct {
+	ino    uint64
+	cookie uint64 // where the next one is
+	kind   byte   // DT_…
+	name   string
+}
+
+// direntHead is the size of linux_dirent64 without the name.
+const direntHead = 19
+
+// readEntries calls f for each entry from an open directory's position on, until f
+// returns false or there are no more: then end is true.
+func readEntries(fd int, buf []byte, f func(entry) bool) (end bool, err error) {
+	for {
+		n, err := unix.Getdents(fd, buf)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil || n == 0 {
+			return err == nil, err
+		}
+		for b := buf[:n]; len(b) > direntHead; {
+			size := int(binary.NativeEndian.Uint16(b[16:]))
+			if size <= direntHead || size > len(b) {
+				return false, unix.EIO
+			}
+			name := b[direntHead:size]
+			if i := slices.Index(name, 0); i >= 0 {
+				name = name[:i]
+			}
+			more := f(entry{
+				ino: binary.NativeEndian.Uint64(b), cookie: binary.NativeEndian.Uint64(b[8:]),
+				kind: b[18], name: string(name),
+			})
+			if !more {
+				return false, nil
+			}
+			b = b[size:]
+		}
+	}
+}
+
+// openList opens a directory for reading its entries.
+func (o *object) openList() (int, error) {
+	return openAt(o.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_BENEATH)
+}
+
+// listing is what a directory had in it, by inode number.
+type listing struct {
+	dir     key
+	mtime   unix.StatxTimestamp
+	read    time.Time
+	entries []entry
+}
+
+const (
+	// listingAge is how long a listing is kept for the next search, and
+	// manyListings how many.
+	listingAge   = 10 * time.Second
+	manyListings = 16
+	// tick is more than the grain of a file system's times: what was read within a
+	// tick after a change may lack another change.
+	tick = 20 * time.Millisecond
+)
+
+// of returns the names that an inode has.
+func (l *listing) of(ino uint64) []string {
+	i, _ := slices.BinarySearchFunc(l.entries, ino, func(e entry, ino uint64) int { return cmp.Compare(e.ino, ino) })
+	var names []string
+	for ; i < len(l.entries) && l.entries[i].ino == ino; i++ {
+		names = append(names, l.entries[i].name)
+	}
+	return names
+}
+
+// list returns what a directory has in it now.
+func (e *export) list(dir *object) (*listing, error) {
+	k := dir.n.key
+	e.mu.Lock()
+	for _, l := range e.listings {
+		if l.dir == k && l.mtime == dir.st.Mtime && l.read.Sub(time.Unix(l.mtime.Sec, int64(l.mtime.Nsec))) > tick {
+			e.mu.Unlock()
+			return l, nil
+		}
+	}
+	e.mu.Unlock()
+	l := &listing{dir: k, mtime: dir.st.Mtime, read: time.Now()}
+	fd, err := dir.openList()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	_, err = readEntries(fd, make([]byte, 64<<10), func(x entry) bool {
+		if x.name != "." && x.name != ".." {
+			l.entries = append(l.entries, x)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(l.entries, func(a, b entry) int { return cmp.Compare(a.ino, b.ino) })
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.listings = slices.DeleteFunc(e.listings, func(old *listing) bool { return old.dir == k })
+	if len(e.listings) >= manyListings {
+		e.listings = e.listings[1:]
+	}
+	e.listings = append(e.listings, l)
+	return l, nil
+}
+
+// sweep forgets listings and streams that nobody has asked for.
+func (e *export) sweep(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.listings = slices.DeleteFunc(e.listings, func(l *listing) bool { return now.Sub(l.read) > listingAge })
+	e.streams = slices.DeleteFunc(e.streams, func(s *stream) bool {
+		old := now.Sub(s.used) > listingAge
+		if old {
+			_ = unix.Close(s.fd)
+		}
+		return old
+	})
+}

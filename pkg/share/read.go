@@ -1,0 +1,465 @@
+package share
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
+)
+
+// What only reads.
+
+func (s *Server) getattr(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) {
+	o, err := s.object(a.Data)
+	if err != nil {
+		w.put(statusOf(err))
+		return
+	}
+	defer o.close()
+	w.put(nfs3.OK, o.e.attributes(o.n, &o.st))
+}
+
+// nameError tells what is wrong with a name in a directory.
+func nameError(name []byte) error {
+	switch {
+	case len(name) > unix.NAME_MAX:
+		return unix.ENAMETOOLONG
+	case len(name) == 0 || slices.Contains(name, '/') || slices.Contains(name, 0):
+		return unix.EINVAL
+	case string(name) == "." || string(name) == "..":
+		return unix.EEXIST
+	}
+	return nil
+}
+
+func (s *Server) lookup(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
+	dir, err := s.object(a.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer dir.close()
+	n, st, err := dir.find(a.Name)
+	if err != nil {
+		w.put(statusOf(err), optional{dir.e.attributes(dir.n, &dir.st)})
+		return
+	}
+	w.put(nfs3.OK, &nfs3.Lookup3resok{
+		Object: dir.e.handle(n), ObjAttributes: dir.e.attributes(n, st),
+		DirAttributes: dir.e.attributes(dir.n, &dir.st),
+	})
+}
+
+// find returns what a directory has under a name.
+func (o *object) find(name []byte) (*node, *unix.Statx_t, error) {
+	if !isDir(&o.st) {
+		return nil, nil, unix.ENOTDIR
+	}
+	switch string(name) {
+	case ".":
+		return o.n, &o.st, nil
+	case "..":
+		if o.n.parent == nil {
+			return o.n, &o.st, nil
+		}
+		up, err := o.e.reopen(o.e.parent(o.n))
+		if err != nil {
+			return nil, nil, err
+		}
+		defer up.close()
+		return up.n, &up.st, nil
+	}
+	if err := nameError(name); err != nil {
+		return nil, nil, err
+	}
+	st, err := o.child(string(name))
+	if err != nil {
+		return nil, nil, err
+	}
+	return o.e.adopt(place{o.n, string(name)}, st, ""), st, nil
+}
+
+func (e *export) parent(n *node) *node {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return n.parent
+}
+
+// access tells what the host's user may do; the mode is not asked about the user's own
+// files, as they can be given any.
+func (s *Server) access(_ context.Context, _ *call, a *nfs3.Access3args, w *reply) {
+	o, err := s.object(a.Object.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer o.close()
+	may := func(mode uint32) bool {
+		return unix.Faccessat(o.fd, "", mode, unix.AT_EMPTY_PATH|unix.AT_EACCESS) == nil
+	}
+	var granted uint32
+	switch {
+	case isDir(&o.st):
+		if may(unix.R_OK) {
+			granted |= nfs3.ACCESS3_READ
+		}
+		if may(unix.X_OK) {
+			granted |= nfs3.ACCESS3_LOOKUP | nfs3.ACCESS3_EXECUTE
+			if may(unix.W_OK) {
+				granted |= nfs3.ACCESS3_MODIFY | nfs3.ACCESS3_EXTEND | nfs3.ACCESS3_DELETE
+			}
+		}
+	case own(&o.st):
+		granted = nfs3.ACCESS3_READ | nfs3.ACCESS3_MODIFY | nfs3.ACCESS3_EXTEND
+		if o.st.Mode&0o111 != 0 {
+			granted |= nfs3.ACCESS3_EXECUTE
+		}
+	default:
+		for mode, bits := range map[uint32]uint32{
+			unix.R_OK: nfs3.ACCESS3_READ,
+			unix.W_OK: nfs3.ACCESS3_MODIFY | nfs3.ACCESS3_EXTEND,
+			unix.X_OK: nfs3.ACCESS3_EXECUTE,
+		} {
+			if may(mode) {
+				granted |= bits
+			}
+		}
+	}
+	if !o.e.Writable {
+		granted &^= nfs3.ACCESS3_MODIFY | nfs3.ACCESS3_EXTEND | nfs3.ACCESS3_DELETE
+	}
+	w.put(nfs3.OK, &nfs3.Access3resok{ObjAttributes: o.e.attributes(o.n, &o.st), Access: granted & a.Access})
+}
+
+func (s *Server) readlink(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) {
+	o, err := s.object(a.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer o.close()
+	attributes := o.e.attributes(o.n, &o.st)
+	if o.st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		w.put(nfs3.ERR_INVAL, optional{attributes})
+		return
+	}
+	to := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(o.fd, "", to)
+	if err != nil {
+		w.put(statusOf(err), optional{attributes})
+		return
+	}
+	w.put(nfs3.OK, &nfs3.Readlink3resok{SymlinkAttributes: attributes, Data: to[:n]})
+}
+
+// notData tells why an object cannot be opened for data.
+func notData(st *unix.Statx_t) error {
+	switch {
+	case isRegular(st):
+		return nil
+	case isDir(st):
+		return unix.EISDIR
+	}
+	return unix.EINVAL
+}
+
+// open opens a regular file for its data.
+func (o *object) open(write bool) (*file, error) {
+	if err := notData(&o.st); err != nil {
+		return nil, err
+	}
+	files := o.e.files
+	if f := files.get(o.n, write); f != nil {
+		return f, nil
+	}
+	name, flags, keep := again(o.fd), unix.O_RDONLY, idleRead
+	if write {
+		flags, keep = unix.O_RDWR, idleWrite
+		if o.st.Mode&0o200 == 0 {
+			keep = idleLocked
+		}
+	}
+	flags |= unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+	fd, err := unix.Open(name, flags, 0)
+	if errors.Is(err, unix.EACCES) && own(&o.st) {
+		// Who makes a file without a right to write, and writes, has it open from its
+		// making. So has the VM; here it is open no more.
+		o.e.modes.Lock()
+		mode := uint32(o.st.Mode & 0o7777)
+		if err = unix.Chmod(name, mode|0o600); err == nil {
+			fd, err = unix.Open(name, flags, 0)
+			if back := unix.Chmod(name, mode); err == nil && back != nil {
+				_ = unix.Close(fd)
+				err = back
+			}
+		}
+		o.e.modes.Unlock()
+	}
+	if write && errors.Is(err, unix.EACCES) {
+		fd, err = unix.Open(name, flags&^unix.O_RDWR|unix.O_WRONLY, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return files.add(o.n, write, fd, keep), nil
+}
+
+func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply) {
+	o, err := s.object(a.File.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer o.close()
+	f, err := o.open(false)
+	if err != nil {
+		w.put(statusOf(err), optional{o.e.attributes(o.n, &o.st)})
+		return
+	}
+	defer o.e.files.put(f)
+	size := uint64(0)
+	if a.Offset < o.st.Size {
+		size = min(uint64(a.Count), maxIO, o.st.Size-a.Offset)
+	}
+	if err := s.pending.Acquire(ctx, int64(size)); err != nil {
+		w.put(nfs3.ERR_JUKEBOX, optional{})
+		return
+	}
+	w.done = func() { s.pending.Release(int64(size)) }
+	data := make([]byte, size)
+	n := 0
+	for n < len(data) {
+		more, err := unix.Pread(f.fd, data[n:], int64(a.Offset)+int64(n))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			w.put(statusOf(err), optional{o.e.attributes(o.n, &o.st)})
+			return
+		}
+		if more == 0 {
+			break
+		}
+		n += more
+	}
+	attributes := o.attributes()
+	w.tail = data[:n]
+	w.put(nfs3.OK, &nfs3.Read3resok{
+		FileAttributes: attributes, Count: uint32(n), Length: uint32(n),
+		Eof: attributes != nil && a.Offset+uint64(n) >= attributes.Size,
+	})
+}
+
+// stream is an open directory at the position after an answer, for the next call.
+type stream struct {
+	of     key
+	cookie uint64
+	fd     int
+	used   time.Time
+}
+
+const manyStreams = 16
+
+// openAfter opens a directory for reading its entries after a cookie.
+func (o *object) openAfter(cookie uint64) (int, error) {
+	e := o.e
+	e.mu.Lock()
+	for i, s := range e.streams {
+		if s.of == o.n.key && s.cookie == cookie && cookie != 0 {
+			e.streams = slices.Delete(e.streams, i, i+1)
+			e.mu.Unlock()
+			return s.fd, nil
+		}
+	}
+	e.mu.Unlock()
+	fd, err := o.openList()
+	if err != nil {
+		return -1, err
+	}
+	if cookie != 0 {
+		if _, err := unix.Seek(fd, int64(cookie), unix.SEEK_SET); err != nil {
+			_ = unix.Close(fd)
+			return -1, nfs3error(nfs3.ERR_BAD_COOKIE)
+		}
+	}
+	return fd, nil
+}
+
+// closeAfter keeps a directory open for the next call.
+func (o *object) closeAfter(fd int, cookie uint64) {
+	// The kernel has been read on to the end of a buffer.
+	if _, err := unix.Seek(fd, int64(cookie), unix.SEEK_SET); err != nil {
+		_ = unix.Close(fd)
+		return
+	}
+	e := o.e
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.streams) >= manyStreams {
+		_ = unix.Close(e.streams[0].fd)
+		e.streams = e.streams[1:]
+	}
+	e.streams = append(e.streams, &stream{of: o.n.key, cookie: cookie, fd: fd, used: time.Now()})
+}
+
+// Sizes of directories' answers, in bytes.
+const (
+	maxList   = 256 << 10
+	listBatch = 32 << 10 // of the kernel's entries at a time
+)
+
+func (s *Server) readdir(_ context.Context, _ *call, a *nfs3.Readdir3args, w *reply) {
+	s.entries(a.Dir.Data, a.Cookie, a.Count, w, func(_ *object, x entry, id uint64) sized {
+		return &nfs3.Entry3{Fileid: id, Name: []byte(x.name), Cookie: x.cookie}
+	})
+}
+
+func (s *Server) readdirplus(_ context.Context, _ *call, a *nfs3.Readdirplus3args, w *reply) {
+	s.entries(a.Dir.Data, a.Cookie, a.Maxcount, w, func(dir *object, x entry, id uint64) sized {
+		plus := &nfs3.Entryplus3{Fileid: id, Name: []byte(x.name), Cookie: x.cookie}
+		if x.name == "." || x.name == ".." {
+			return plus
+		}
+		var st unix.Statx_t
+		err := unix.Statx(dir.fd, x.name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, &st)
+		if err != nil || device(&st) != device(&dir.st) {
+			return plus // the VM will ask
+		}
+		n := dir.e.adopt(place{dir.n, x.name}, &st, "")
+		h := dir.e.handle(n)
+		plus.Fileid, plus.NameAttributes, plus.NameHandle = dir.e.fileID(n.key), dir.e.attributes(n, &st), &h
+		return plus
+	})
+}
+
+// sized is a value whose encoded size is known.
+type sized interface {
+	io.WriterTo
+	GetEncodedSizeBytes() int
+}
+
+// entries answers with entries of a directory, as many as fit.
+func (s *Server) entries(data []byte, cookie uint64, limit uint32, w *reply, encode func(*object, entry, uint64) sized) {
+	dir, err := s.object(data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer dir.close()
+	attributes := dir.e.attributes(dir.n, &dir.st)
+	if !isDir(&dir.st) {
+		w.put(nfs3.ERR_NOTDIR, optional{attributes})
+		return
+	}
+	fd, err := dir.openAfter(cookie)
+	if err != nil {
+		w.put(statusOf(err), optional{attributes})
+		return
+	}
+	start := w.Len()
+	w.put(nfs3.OK, &nfs3.Readdir3resok{DirAttributes: attributes})
+	const around = 4 + 8 // TRUE before an entry; FALSE and the end of file after the last
+	last, none := cookie, true
+	end, err := readEntries(fd, make([]byte, listBatch), func(x entry) bool {
+		e := encode(dir, x, dir.entryID(x))
+		if w.Len()-start+e.GetEncodedSizeBytes()+around > int(min(limit, maxList)) {
+			return false
+		}
+		w.uint32(1)
+		w.put(e)
+		last, none = x.cookie, false
+		return true
+	})
+	switch {
+	case err != nil:
+		w.Truncate(start)
+		w.put(statusOf(err), optional{attributes})
+	case none && !end:
+		w.Truncate(start)
+		w.put(nfs3.ERR_TOOSMALL, optional{attributes})
+	default:
+		w.uint32(0)
+		if end {
+			w.uint32(1)
+		} else {
+			w.uint32(0)
+			dir.closeAfter(fd, last)
+			return
+		}
+	}
+	_ = unix.Close(fd)
+}
+
+// entryID is the inode number that the VM sees of an entry.
+func (o *object) entryID(x entry) uint64 {
+	k := o.n.key
+	switch x.name {
+	case ".":
+	case "..":
+		if up := o.e.parent(o.n); up != nil {
+			k = up.key
+		}
+	default:
+		k = key{dev: o.e.keyOf(&o.st).dev, ino: x.ino}
+	}
+	return o.e.fileID(k)
+}
+
+func (s *Server) fsstat(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) {
+	o, err := s.object(a.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer o.close()
+	attributes := o.e.attributes(o.n, &o.st)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(o.fd, &fs); err != nil {
+		w.put(statusOf(err), optional{attributes})
+		return
+	}
+	block := uint64(fs.Bsize)
+	w.put(nfs3.OK, &nfs3.Fsstat3resok{
+		ObjAttributes: attributes,
+		Tbytes:        fs.Blocks * block, Fbytes: fs.Bfree * block, Abytes: fs.Bavail * block,
+		Tfiles: fs.Files, Ffiles: fs.Ffree, Afiles: fs.Ffree,
+	})
+}
+
+func (s *Server) fsinfo(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) {
+	o, err := s.object(a.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer o.close()
+	w.put(nfs3.OK, &nfs3.Fsinfo3resok{
+		ObjAttributes: o.e.attributes(o.n, &o.st),
+		Rtmax:         maxIO, Rtpref: maxIO, Rtmult: 4096,
+		Wtmax: maxIO, Wtpref: maxIO, Wtmult: 4096,
+		Dtpref:      64 << 10,
+		Maxfilesize: math.MaxInt64,
+		TimeDelta:   nfs3.Nfstime3{Nseconds: 1},
+		Properties:  nfs3.FSF3_LINK | nfs3.FSF3_SYMLINK | nfs3.FSF3_HOMOGENEOUS | nfs3.FSF3_CANSETTIME,
+	})
+}
+
+func (s *Server) pathconf(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) {
+	o, err := s.object(a.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer o.close()
+	w.put(nfs3.OK, &nfs3.Pathconf3resok{
+		ObjAttributes: o.e.attributes(o.n, &o.st),
+		Linkmax:       32000, NameMax: unix.NAME_MAX,
+		NoTrunc: true, ChownRestricted: true, CasePreserving: true,
+	})
+}

@@ -1,0 +1,218 @@
+package share
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/buildbarn/go-xdr/pkg/protocols/rpcv2"
+
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
+)
+
+// lastFragment marks the last fragment of a record (RFC 5531, section 11).
+const lastFragment = 1 << 31
+
+// errRecord says that a peer does not speak the protocol.
+var errRecord = errors.New("malformed RPC record")
+
+// call is one request.
+type call struct {
+	prog, vers, proc uint32
+	uid, gid         uint32 // of who asks, as the VM says
+	args             *bytes.Reader
+	body             []byte // what args reads, from its start
+}
+
+// rest returns what of the arguments has not been read.
+func (c *call) rest() []byte { return c.body[len(c.body)-c.args.Len():] }
+
+// reply is what a call gives: what is written to it, then the tail.
+type reply struct {
+	bytes.Buffer
+	tail []byte // bulk data, sent without a copy
+	done func() // called when the tail is not needed any more
+}
+
+// put encodes values.
+func (w *reply) put(values ...io.WriterTo) {
+	for _, v := range values {
+		_, _ = v.WriteTo(w) // a bytes.Buffer does not fail
+	}
+}
+
+// uint32 encodes a number, or a truth.
+func (w *reply) uint32(n uint32) { w.Write(binary.BigEndian.AppendUint32(nil, n)) }
+
+// serveConn answers the calls of one connection, many at a time, in any order.
+func (s *Server) serveConn(ctx context.Context, conn net.Conn) error {
+	defer conn.Close()
+	var owned sync.WaitGroup
+	defer owned.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	slots := make(chan struct{}, maxCalls)
+	var writing sync.Mutex
+	for {
+		record, err := s.readRecord(ctx, conn)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		slots <- struct{}{}
+		owned.Go(func() {
+			defer func() { <-slots }()
+			err := s.serveCall(ctx, record, func(w *reply) error {
+				writing.Lock()
+				defer writing.Unlock()
+				return writeReply(conn, w)
+			})
+			if err != nil {
+				_ = conn.Close() // ends the reader, too
+			}
+		})
+	}
+}
+
+// readRecord reads one record and counts its bytes as pending.
+func (s *Server) readRecord(ctx context.Context, conn net.Conn) (record []byte, err error) {
+	defer func() {
+		if err != nil {
+			s.pending.Release(int64(len(record)))
+			record = nil
+		}
+	}()
+	if err := conn.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	for first, last := true, false; !last; first = false {
+		var mark [4]byte
+		if _, err := io.ReadFull(conn, mark[:]); err != nil {
+			if !first {
+				err = io.ErrUnexpectedEOF
+			}
+			return record, err
+		}
+		size := int64(binary.BigEndian.Uint32(mark[:]))
+		last = size&lastFragment != 0
+		size &^= lastFragment
+		if size == 0 && !last || int64(len(record))+size > maxRecord {
+			return record, fmt.Errorf("%w: a fragment of %d bytes", errRecord, size)
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(recordTime)); err != nil {
+			return record, err
+		}
+		if err := s.pending.Acquire(ctx, size); err != nil {
+			return record, err
+		}
+		have := len(record)
+		record = append(record, make([]byte, size)...)
+		if _, err := io.ReadFull(conn, record[have:]); err != nil {
+			return record, err
+		}
+	}
+	return record, nil
+}
+
+// writeReply sends a reply as one record.
+func writeReply(conn net.Conn, w *reply) error {
+	var pad [3]byte
+	padding := pad[:-len(w.tail)&3]
+	mark := binary.BigEndian.AppendUint32(nil, uint32(w.Len()+len(w.tail)+len(padding))|lastFragment) //nolint:gosec // at most maxRecord
+	if err := conn.SetWriteDeadline(time.Now().Add(recordTime)); err != nil {
+		return err
+	}
+	_, err := (&net.Buffers{mark, w.Bytes(), w.tail, padding}).WriteTo(conn)
+	return err
+}
+
+// serveCall answers one record. An error means that the connection is of no use.
+func (s *Server) serveCall(ctx context.Context, record []byte, send func(*reply) error) error {
+	size := int64(len(record))
+	defer func() { s.pending.Release(size) }()
+	args := bytes.NewReader(record)
+	var message rpcv2.RpcMsg
+	if _, err := message.ReadFrom(args); err != nil {
+		return fmt.Errorf("%w: %w", errRecord, err)
+	}
+	body, ok := message.Body.(*rpcv2.RpcMsgBody_CALL)
+	if !ok {
+		return fmt.Errorf("%w: not a call", errRecord)
+	}
+	head := body.Cbody
+	c := &call{prog: head.Prog, vers: head.Vers, proc: head.Proc, args: args, body: record}
+	if len(record) > maxCall && (c.prog != nfs3.PROGRAM || c.proc != uint32(nfs3.PROC_WRITE)) {
+		return fmt.Errorf("%w: %d bytes for procedure %d", errRecord, len(record), c.proc)
+	}
+	w := &reply{}
+	defer func() {
+		if w.done != nil {
+			w.done()
+		}
+	}()
+	switch {
+	case head.Rpcvers != 2:
+		denied := &rpcv2.RejectedReply_RPC_MISMATCH{}
+		denied.MismatchInfo.Low, denied.MismatchInfo.High = 2, 2
+		w.put(answer(message.Xid, &rpcv2.ReplyBody_MSG_DENIED{Rreply: denied}))
+	case !c.authenticate(&head.Cred):
+		w.put(answer(message.Xid, &rpcv2.ReplyBody_MSG_DENIED{Rreply: &rpcv2.RejectedReply_AUTH_ERROR{Stat: rpcv2.AUTH_BADCRED}}))
+	default:
+		p, failure := s.procedure(c)
+		if failure != nil {
+			w.put(accept(message.Xid, failure))
+			break
+		}
+		again := s.replays.do(ctx, message.Xid, c, p.once, func() []byte {
+			w.put(accept(message.Xid, &rpcv2.AcceptedReplyData_SUCCESS{}))
+			if err := p.do(s, ctx, c, w); err != nil {
+				w.Reset()
+				w.put(accept(message.Xid, &rpcv2.AcceptedReplyData_default{Stat: rpcv2.GARBAGE_ARGS}))
+			}
+			return w.Bytes()
+		})
+		if again != nil {
+			w.Write(again)
+		}
+	}
+	return send(w)
+}
+
+// answer is a message with a reply.
+func answer(xid uint32, body rpcv2.ReplyBody) *rpcv2.RpcMsg {
+	return &rpcv2.RpcMsg{Xid: xid, Body: &rpcv2.RpcMsgBody_REPLY{Rbody: body}}
+}
+
+// accept is the head of an answer to a call that was understood so far.
+func accept(xid uint32, data rpcv2.AcceptedReplyData) *rpcv2.RpcMsg {
+	return answer(xid, &rpcv2.ReplyBody_MSG_ACCEPTED{Areply: rpcv2.AcceptedReply{ReplyData: data}})
+}
+
+// nobody is who asks without saying who, and whose the files of others are.
+const nobody = 65534
+
+// authenticate takes down who the VM says that is asking; false if that is not to be
+// read.
+func (c *call) authenticate(cred *rpcv2.OpaqueAuth) bool {
+	switch cred.Flavor {
+	case rpcv2.AUTH_NONE:
+		c.uid, c.gid = nobody, nobody
+		return true
+	case rpcv2.AUTH_SYS:
+		var who nfs3.AuthsysParms
+		if _, err := who.ReadFrom(bytes.NewReader(cred.Body)); err != nil {
+			return false
+		}
+		c.uid, c.gid = who.Uid, who.Gid
+		return true
+	}
+	return false
+}

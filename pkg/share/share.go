@@ -1,0 +1,180 @@
+// Package share serves directories of the host to one VM: a server of NFS version 3
+// (RFC 1813) with its mount protocol, over ONC RPC (RFC 5531), on a listener that it
+// is given.
+//
+// All access is the host user's own, whoever asks in the VM: what that user may do
+// with a file, each user of the VM may, and files made in the VM belong to the host's
+// user. What root in the VM says about owners is kept in memory and shown again, and
+// reaches no file of the host.
+//
+// The VM is not trusted. Each object is opened by a path below the export's root that
+// the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic
+// link; its inode number and birth time must then be those that the handle names. So
+// no link, "..", race or forged handle leads out of an export. Nothing but regular
+// files and directories is ever opened for data. Set-user-ID bits and device nodes
+// are not made. Records, calls under way, their bytes, connections and open files are
+// bounded.
+//
+// The server keeps nothing that it cannot lose. A handle holds the inode number and a
+// hash of each directory above it: a new server finds the object again. Data that
+// were written are the host kernel's before the VM hears of it.
+//
+// NFS has no authentication to speak of: whoever reaches the listener has the exports.
+// It must not import other packages of devvm.
+package share
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
+)
+
+// Export is one directory that the VM may mount.
+type Export struct {
+	// Source is an absolute path on the host without a symbolic link in it: one that
+	// appears later, at any place of the path, is not followed.
+	Source string
+	// Target is the absolute path in the VM, and the name to mount by.
+	Target   string
+	Writable bool
+}
+
+// Options of a Server.
+type Options struct {
+	Exports []Export
+	// Durable has data reach the host's disk, not its kernel only, before the VM hears
+	// that they are stable: what a container has fsynced then survives the host's
+	// power failing, and small files take many times longer.
+	Durable bool
+	Log     *slog.Logger // nil: nothing is logged
+}
+
+// Bounds on what a VM may ask for.
+const (
+	maxIO      = 1 << 20       // bytes of one READ or WRITE
+	maxRecord  = maxIO + 4<<10 // bytes of one WRITE call
+	maxCall    = 16 << 10      // bytes of any other call
+	maxConns   = 32
+	maxCalls   = 64          // under way, of one connection
+	maxPending = 64 << 20    // bytes of calls and data under way
+	recordTime = time.Minute // for a record to come or a reply to go
+)
+
+// Server serves its exports to one VM.
+type Server struct {
+	log      *slog.Logger
+	durable  bool
+	exports  []*export
+	verifier [8]byte // of this run: the VM sends again what it has not committed
+	pending  *semaphore.Weighted
+	replays  *replays
+	files    *files
+}
+
+// New opens the exports.
+func New(o Options) (*Server, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		log: o.Log, durable: o.Durable,
+		pending: semaphore.NewWeighted(maxPending),
+		replays: newReplays(),
+		files:   newFiles(maxFiles()),
+	}
+	if _, err := rand.Read(s.verifier[:]); err != nil {
+		return nil, fmt.Errorf("write verifier: %w", err)
+	}
+	for _, e := range o.Exports {
+		x, err := newExport(e, s.files)
+		if err != nil {
+			_ = s.Close()
+			return nil, err
+		}
+		s.exports = append(s.exports, x)
+	}
+	return s, nil
+}
+
+// Close gives up all that is open. Serve must have returned.
+func (s *Server) Close() error {
+	s.files.close()
+	for _, e := range s.exports {
+		e.close()
+	}
+	return nil
+}
+
+// Serve answers connections until ctx ends or the listener fails; it closes the
+// listener and waits for what is under way.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var owned sync.WaitGroup
+	defer owned.Wait()
+	defer cancel()
+	context.AfterFunc(ctx, func() { _ = l.Close() })
+	owned.Go(func() { s.sweep(ctx) })
+	places := make(chan struct{}, maxConns)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept a connection for files: %w", err)
+		}
+		select {
+		case places <- struct{}{}:
+		default:
+			s.log.Warn("the VM has too many connections for files", "limit", maxConns)
+			_ = conn.Close()
+			continue
+		}
+		owned.Go(func() {
+			defer func() { <-places }()
+			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+			defer stop()
+			if err := s.serveConn(ctx, conn); err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				s.log.Debug("a connection for files ended", "err", err)
+			}
+		})
+	}
+}
+
+// sweep closes files that have not been used for a while.
+func (s *Server) sweep(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			s.files.sweep(now)
+			for _, e := range s.exports {
+				e.sweep(now)
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// maxFiles is how many files may stay open: a share of what the process may have.
+func maxFiles() int {
+	var limit unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
+		return 128
+	}
+	return int(max(64, min(4096, limit.Cur/4)))
+}
+
+// self is whose access all access is.
+var self = uint32(os.Geteuid())
