@@ -17,6 +17,12 @@ import (
 // own: the world outside is dialled first, and only if it answers does the
 // guest's handshake complete.
 func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
+	if path := o.service(r); path != "" {
+		o.s.wg.Add(1)
+		defer o.s.wg.Done()
+		o.handleService(r, path)
+		return
+	}
 	id := r.ID()
 	to := destinationOf(id)
 	select {

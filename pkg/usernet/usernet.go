@@ -51,8 +51,8 @@ import (
 // it, so no LAN or VPN of the host has it and none ever clashes with it.
 var (
 	Network = netip.MustParsePrefix("192.0.2.0/24")
-	// Gateway is the VM's router; it serves DNS (port 53), DHCP
-	// and the time (port 13), nothing else.
+	// Gateway is the VM's router; it serves DNS (port 53), DHCP,
+	// the time (port 13) and what Config.Services says, nothing else.
 	Gateway = netip.MustParseAddr("192.0.2.1")
 	// Guest is the VM's own address.
 	Guest = netip.MustParseAddr("192.0.2.2")
@@ -87,6 +87,11 @@ type Config struct {
 	Offline bool         // refuse everything outbound; DNS knows internal names only
 	MTU     int          // largest IP packet, 1280 to 65521; 0: DefaultMTU
 	Log     *slog.Logger // nil: nothing is logged
+
+	// Services are more TCP ports of the gateway, and the unix sockets of the host
+	// that serve them, to the VM's root and kernel: connections from ports below
+	// 1024. Neither policy nor Offline is their matter.
+	Services map[uint16]string
 
 	// MaxFlows bounds the outbound TCP connections, and apart from them the
 	// UDP flows, that exist at a time; 0: as many as the open-file limit has
