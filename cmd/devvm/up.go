@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,7 +32,7 @@ half done is completed, and a VM that runs already is left alone.`,
 		}),
 	}
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
-	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask, even in the home directory")
+	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask: neither in the home directory nor about directories outside the project")
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
@@ -47,6 +48,9 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 			return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done", Hint: "run devvm up in a project's directory"}
 		}
 	}
+	if err := a.grantMounts(ctx, s, p, o.yes); err != nil {
+		return err
+	}
 	err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Up(ctx, p, pr) })
 	if err != nil {
 		return err
@@ -57,6 +61,28 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 		}
 	}
 	return a.showUp(s, p, o)
+}
+
+// grantMounts asks the user to agree to the directories outside the project's own that
+// devvm.toml asks for, if they are new.
+func (a *app) grantMounts(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
+	asked, err := s.UngrantedMounts(p)
+	if err != nil || len(asked) == 0 {
+		return err
+	}
+	lines := ui.Escape("  " + strings.Join(asked, ", "))
+	if !yes {
+		ok, err := a.Confirm(ctx, fmt.Sprintf("devvm.toml of %s gives the VM directories outside the project:\n%s\nGrant them?", ui.Escape(p.Dir), lines))
+		if err != nil {
+			return err
+		}
+		if !ok {
+			return &ui.Error{Code: ui.ExitCancelled, Msg: "not granted; nothing was done", Hint: "take them out of devvm.toml, or run devvm up again"}
+		}
+	} else {
+		fmt.Fprintf(a.Err, "granted to this project:\n%s\n", lines)
+	}
+	return s.GrantMounts(ctx, p, asked)
 }
 
 // showUp ends a successful up by saying how to use the VM.

@@ -62,6 +62,10 @@ type Config struct {
 
 	NetworkMode string // NetworkUser or NetworkOffline
 
+	Mount        bool    // the VM has the project's directory
+	Mounts       []Mount // and these
+	ShareDurable bool    // what is fsynced in it is on the host's disk
+
 	Packages []string // Debian packages for a new VM
 	Script   string   // shell script for a new VM
 
@@ -136,6 +140,7 @@ func Default(env Env) Config {
 		Disk:        40 * GiB,
 		Daemon:      map[string]any{},
 		NetworkMode: NetworkUser,
+		Mount:       true,
 		origins:     map[string]origin{},
 	}
 }
@@ -158,12 +163,16 @@ func (c Config) Hash() string {
 }
 
 // StartHash identifies what a VM takes on at its next start: size, network
-// mode and the engine's settings.
+// mode, the engine's settings and the directories that it has.
 func (c Config) StartHash() string {
-	return hash("start", map[string]any{
+	start := map[string]any{
 		"cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
 		"daemon": c.Daemon, "network": c.NetworkMode,
-	})
+	}
+	if !c.Mount || len(c.Mounts) > 0 || c.ShareDurable { // else as it was before there were these keys
+		start["share"] = []any{c.Mount, c.mountTables(), c.ShareDurable}
+	}
+	return hash("start", start)
 }
 
 // ProvisionHash identifies what is done once on a new VM.

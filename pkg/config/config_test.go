@@ -235,6 +235,18 @@ func TestMessages(t *testing.T) {
 		{"daemon list", "docker.daemon = [1]\n"},
 		{"docker string", "docker = \"yes\"\n"},
 
+		{"mount string", "mount = \"no\"\n"},
+		{"mounts string", "mounts = \"../data\"\n"},
+		{"mounts of strings", "mounts = [\"../data\"]\n"},
+		{"mount without source", "[[mounts]]\ntarget = \"/data\"\n"},
+		{"mount key near", "[[mounts]]\nsource = \"a\"\nwriteable = true\n"},
+		{"mount key unknown", "[[mounts]]\nsource = \"a\"\nowner = \"me\"\n"},
+		{"mount writable string", "[[mounts]]\nsource = \"a\"\nwritable = \"yes\"\n"},
+		{"mount target relative", "[[mounts]]\nsource = \"a\"\ntarget = \"data\"\n"},
+		{"mount target with dots", "[[mounts]]\nsource = \"a\"\ntarget = \"/data/../etc\"\n"},
+		{"mount of another's home", "mounts = [{source = \"~bob/x\"}]\n"},
+		{"mounts, too many", strings.Repeat("[[mounts]]\nsource = \"a\"\n", 33)},
+
 		{"host uri in a project", "[host]\nuri = \"qemu:///system\"\n"},
 
 		{"no equals sign", "cpus 4\n"},

@@ -161,6 +161,30 @@ var schema = []field{
 	},
 	{
 		Key: Key{
+			Name: "mount", Type: "true or false", Default: "true", Applies: appliesStart,
+			Brief:   "Whether the VM has the project's directory, at the same path.",
+			Doc:     "Whether the VM has the project's directory: at the same absolute path, for reading and writing. [What that means for files](files-in-the-vm.md).",
+			Example: "mount = true",
+		},
+		get: func(c Config) any { return c.Mount },
+		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.Mount, v) },
+	},
+	{
+		Key: Key{
+			Name: "mounts", Type: "list of tables", Default: "empty", Applies: appliesStart,
+			Brief: "More directories of the host for the VM: source, target (same path if left out), writable.",
+			Doc: "More directories of the host that the VM has, beside the project's own, 32 at most; also written as `[[mounts]]` with the keys below it, at the end of the file.\n\n" +
+				"- `source`: a directory; absolute, below `~/`, or relative to the project's directory. No part of the path may be a symbolic link.\n" +
+				"- `target`: an absolute path in the VM. The same as on the host, if it is left out.\n" +
+				"- `writable`: `false`, if it is left out.\n\n" +
+				"A source outside the project's directory is asked about once, at `devvm up`: devvm.toml may have come with a cloned repository.",
+			Example: `mounts = [{ source = "../shared", target = "/srv/shared", writable = true }]`,
+		},
+		get: func(c Config) any { return c.mountTables() },
+		set: setMounts,
+	},
+	{
+		Key: Key{
 			Name: "docker.daemon", Type: "table", Default: "empty", Applies: appliesStart,
 			Brief: "Settings of the Docker Engine, as in daemon.json.",
 			Doc: "Settings of the VM's Docker Engine, merged into its `/etc/docker/daemon.json`; " +
@@ -272,6 +296,17 @@ var schema = []field{
 	},
 	{
 		Key: Key{
+			Name: "share.durable", Type: "true or false", Default: "false", Applies: appliesStart,
+			Brief: "Whether what a container has fsynced is on the host's disk, not only in its memory.",
+			Doc: "What a container writes to a shared directory is the host kernel's as soon as the container hears that it is written, and survives the end of the VM and of devvm. " +
+				"`true`: what it has fsynced, or closed, is also on the host's disk, and survives the host's power failing. Small files then take many times longer.",
+			Example: "durable = true",
+		},
+		get: func(c Config) any { return c.ShareDurable },
+		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.ShareDurable, v) },
+	},
+	{
+		Key: Key{
 			Name: "host.uri", Type: "string", Default: "`qemu:///session`, for root `qemu:///system`", Applies: "to new commands; existing VMs stay with the libvirt that has them", UserOnly: true,
 			Brief: "The libvirt that runs the VMs.",
 			Doc: "The libvirt that runs the VMs. Only in your own file: a project that you have cloned must not choose it. " +
@@ -297,6 +332,15 @@ var (
 	imageName   = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$`)
 	packageName = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]{1,127}$`) // Debian Policy 5.6.1
 )
+
+func setBool(to *bool, v any) *problem {
+	b, ok := v.(bool)
+	if !ok {
+		return wrongType("true or false, without quotes", v)
+	}
+	*to = b
+	return nil
+}
 
 // vmNetwork is the network between a VM and devvm.
 var vmNetwork = netip.MustParsePrefix("192.0.2.0/24")

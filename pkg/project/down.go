@@ -79,6 +79,12 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 
 // powerOff asks the guest to power off and pulls the plug if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+	// The guest unmounts what it has of the host, which takes a server.
+	if has, err := s.Dirs.paths(p.Name).readShares(); err == nil && len(has.Exports) > 0 {
+		if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
+			s.Log.Info("start the supervisor", "err", err)
+		}
+	}
 	if err := s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff"); err != nil {
 		s.Log.Info("power off over SSH", "err", err)
 		if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/usernet"
 )
@@ -18,6 +19,7 @@ func (d Dirs) NetOptions(name string) usernet.Options {
 		NetSocket:  f.netSocket(),
 		DialSocket: f.dialSocket(),
 		Lock:       f.netLock(),
+		Config:     usernet.Config{Services: map[uint16]string{share.Port: f.shareSocket()}},
 	}
 }
 
@@ -30,6 +32,10 @@ const dialTimeout = time.Second
 func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Options, error) {
 	f := s.Dirs.paths(name)
 	target, err := s.Target(Project{Name: name}, emulated)
+	if err != nil {
+		return supervisor.Options{}, err
+	}
+	shares, err := f.readShares()
 	if err != nil {
 		return supervisor.Options{}, err
 	}
@@ -47,6 +53,13 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		Target:  target,
 		Gone:    func(err error) bool { return errors.Is(err, usernet.ErrNoNetwork) },
 		Version: s.Version,
-		Ping:    func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
+		Share: supervisor.Share{
+			Socket:  f.shareSocket(),
+			Address: usernet.Gateway,
+			Exports: shares.Exports,
+			Durable: shares.Durable,
+			Had:     shares.Had,
+		},
+		Ping: func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
 	}, nil
 }

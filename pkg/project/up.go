@@ -239,6 +239,9 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err := b.files.writeRecord(b.project.Dir); err != nil {
 		return err
 	}
+	if err := b.settleShares(); err != nil {
+		return err
+	}
 	img, err := b.image(ctx)
 	if err != nil {
 		return err

@@ -231,8 +231,11 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 		w.put(nfs3.ERR_JUKEBOX, optional{})
 		return
 	}
-	w.done = func() { s.pending.Release(int64(size)) }
-	data := make([]byte, size)
+	data, free := buffer(int(size))
+	w.done = func() {
+		free()
+		s.pending.Release(int64(size))
+	}
 	n := 0
 	for n < len(data) {
 		more, err := unix.Pread(f.fd, data[n:], int64(a.Offset)+int64(n))

@@ -1,6 +1,7 @@
 package share
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -59,8 +60,9 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) error {
 	defer cancel()
 	slots := make(chan struct{}, maxCalls)
 	var writing sync.Mutex
+	from := bufio.NewReaderSize(conn, 32<<10)
 	for {
-		record, err := s.readRecord(ctx, conn)
+		r, err := s.readRecord(ctx, conn, from)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -70,7 +72,8 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) error {
 		slots <- struct{}{}
 		owned.Go(func() {
 			defer func() { <-slots }()
-			err := s.serveCall(ctx, record, func(w *reply) error {
+			defer r.release()
+			err := s.serveCall(ctx, r.data, func(w *reply) error {
 				writing.Lock()
 				defer writing.Unlock()
 				return writeReply(conn, w)
@@ -82,44 +85,59 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) error {
 	}
 }
 
+// record is one message as it came.
+type record struct {
+	data    []byte
+	release func() // it is not needed any more
+}
+
 // readRecord reads one record and counts its bytes as pending.
-func (s *Server) readRecord(ctx context.Context, conn net.Conn) (record []byte, err error) {
+func (s *Server) readRecord(ctx context.Context, conn net.Conn, from *bufio.Reader) (r record, err error) {
+	pending := int64(0)
+	free := func() {}
+	r.release = func() {
+		free()
+		s.pending.Release(pending)
+	}
 	defer func() {
 		if err != nil {
-			s.pending.Release(int64(len(record)))
-			record = nil
+			r.release()
 		}
 	}()
 	if err := conn.SetReadDeadline(time.Time{}); err != nil {
-		return nil, err
+		return r, err
 	}
 	for first, last := true, false; !last; first = false {
 		var mark [4]byte
-		if _, err := io.ReadFull(conn, mark[:]); err != nil {
+		if _, err := io.ReadFull(from, mark[:]); err != nil {
 			if !first {
 				err = io.ErrUnexpectedEOF
 			}
-			return record, err
+			return r, err
 		}
-		size := int64(binary.BigEndian.Uint32(mark[:]))
+		size := int(binary.BigEndian.Uint32(mark[:]))
 		last = size&lastFragment != 0
 		size &^= lastFragment
-		if size == 0 && !last || int64(len(record))+size > maxRecord {
-			return record, fmt.Errorf("%w: a fragment of %d bytes", errRecord, size)
+		have := len(r.data)
+		if size == 0 && !last || have+size > maxRecord {
+			return r, fmt.Errorf("%w: a fragment of %d bytes", errRecord, size)
 		}
 		if err := conn.SetReadDeadline(time.Now().Add(recordTime)); err != nil {
-			return record, err
+			return r, err
 		}
-		if err := s.pending.Acquire(ctx, size); err != nil {
-			return record, err
+		if err := s.pending.Acquire(ctx, int64(size)); err != nil {
+			return r, err
 		}
-		have := len(record)
-		record = append(record, make([]byte, size)...)
-		if _, err := io.ReadFull(conn, record[have:]); err != nil {
-			return record, err
+		pending += int64(size)
+		data, next := buffer(have + size)
+		copy(data, r.data)
+		free()
+		r.data, free = data, next
+		if _, err := io.ReadFull(from, r.data[have:]); err != nil {
+			return r, err
 		}
 	}
-	return record, nil
+	return r, nil
 }
 
 // writeReply sends a reply as one record.
@@ -136,8 +154,6 @@ func writeReply(conn net.Conn, w *reply) error {
 
 // serveCall answers one record. An error means that the connection is of no use.
 func (s *Server) serveCall(ctx context.Context, record []byte, send func(*reply) error) error {
-	size := int64(len(record))
-	defer func() { s.pending.Release(size) }()
 	args := bytes.NewReader(record)
 	var message rpcv2.RpcMsg
 	if _, err := message.ReadFrom(args); err != nil {

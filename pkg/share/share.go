@@ -38,6 +38,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Port is NFS's, and here also that of its mount protocol.
+const Port = 2049
+
 // Export is one directory that the VM may mount.
 type Export struct {
 	// Source is an absolute path on the host without a symbolic link in it: one that

@@ -1,7 +1,8 @@
 // Package supervisor is the background process of one running project.
 //
 // It owns the SSH connection to the guest (keepalive, redial) and the
-// project's docker.sock, and serves its state on control.sock. It never holds
+// project's docker.sock, serves the VM's directories (pkg/share) and its own
+// state on control.sock. It never holds
 // the only copy of anything: after kill -9 the next devvm command starts
 // another, which finds all it needs by the project's name. It knows nothing
 // about libvirt: that the VM is gone shows by its network process being gone,
@@ -57,6 +58,7 @@ type Options struct {
 	ClockSet bool
 	Log      *slog.Logger
 	Ping     func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
+	Share    Share                           // directories for the VM
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -115,6 +117,12 @@ func Run(ctx context.Context, o Options) error {
 
 	var owned sync.WaitGroup
 	defer owned.Wait()
+	if err := s.serveShare(ctx, &owned, stop); err != nil {
+		stop()
+		docker.Close()
+		control.Close()
+		return err
+	}
 	owned.Go(func() { s.keepLink(ctx) })
 	owned.Go(func() {
 		if err := s.proxy.Serve(ctx, docker); err != nil && ctx.Err() == nil {
@@ -218,6 +226,18 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		s.status.Since = time.Now()
 	}
 	s.status.State, s.status.Error = state, reason
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// use lets clients have the link: the VM has all that they expect of it.
+func (s *supervisor) use(link *guest.Client) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rest {
+		return
+	}
+	s.link = link
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -367,12 +387,16 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		cancel()
 	})
 
-	s.set(StateSSH, link, nil)
+	s.set(StateSSH, nil, nil)
 	clock := make(chan struct{})
 	owned.Go(func() {
 		defer close(clock)
 		s.setClock(ctx, link)
 	})
+	if err := s.mountShares(ctx, link); err != nil {
+		return err
+	}
+	s.use(link)
 	if err := s.Ping(ctx); err != nil {
 		return fmt.Errorf("ask the engine: %w", err)
 	}

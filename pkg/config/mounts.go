@@ -1,0 +1,110 @@
+package config
+
+import (
+	"fmt"
+	"path"
+	"strings"
+)
+
+// Mount is a directory of the host that the VM has, beside the project's own.
+type Mount struct {
+	// Source is the path on the host as it was written: absolute, below "~/", or
+	// relative to the file that it stands in.
+	Source   string
+	Target   string // absolute path in the VM; empty: the same as on the host
+	Writable bool
+}
+
+// maxMounts is how many directories a VM has.
+const maxMounts = 32
+
+// setMounts checks the key mounts.
+func setMounts(c *Config, _ Env, v any) *problem {
+	const want = "a list of tables: [[mounts]]"
+	var tables []map[string]any
+	switch v := v.(type) {
+	case []map[string]any:
+		tables = v
+	case []any:
+		for _, e := range v {
+			t, ok := e.(map[string]any)
+			if !ok {
+				return wrongType(want, v)
+			}
+			tables = append(tables, t)
+		}
+	default:
+		return wrongType(want, v)
+	}
+	if len(tables) > maxMounts {
+		return &problem{msg: fmt.Sprintf("%d mounts are more than a VM has: %d", len(tables), maxMounts), hint: "share a directory above them", full: true}
+	}
+	mounts := []Mount{}
+	for _, t := range tables {
+		m, p := mountOf(t)
+		if p != nil {
+			return p
+		}
+		mounts = append(mounts, m)
+	}
+	c.Mounts = mounts
+	return nil
+}
+
+func mountOf(t map[string]any) (Mount, *problem) {
+	var m Mount
+	fail := func(msg, hint string) (Mount, *problem) { return m, &problem{msg: msg, hint: hint, full: true} }
+	const example = `write source = "../shared", target = "/srv/shared", writable = true`
+	for _, k := range sortedKeys(t) {
+		ok := false
+		switch k {
+		case "source":
+			m.Source, ok = t[k].(string)
+		case "target":
+			m.Target, ok = t[k].(string)
+		case "writable":
+			m.Writable, ok = t[k].(bool)
+		default:
+			hint := example
+			if near := nearest(k, []string{"source", "target", "writable"}); near != "" {
+				hint = fmt.Sprintf("did you mean %q?", near)
+			}
+			return fail("unknown key "+briefKey("mounts."+quoteKey(k)), hint)
+		}
+		if !ok {
+			return fail(fmt.Sprintf("mounts.%s = %s is %s", k, brief(t[k]), typeName(t[k])), example)
+		}
+	}
+	switch {
+	case m.Source == "":
+		return fail("a mount has no source: the directory of the host", example)
+	case strings.ContainsRune(m.Source+m.Target, 0):
+		return fail("a path of a mount holds a NUL character", "remove \\u0000")
+	case strings.HasPrefix(m.Source, "~") && m.Source != "~" && !strings.HasPrefix(m.Source, "~/"):
+		return fail(fmt.Sprintf("mounts.source = %s: only your own home has a short form", brief(m.Source)), `write "~/directory" or an absolute path`)
+	case m.Target != "" && (!path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target):
+		return fail(fmt.Sprintf("mounts.target = %s is not a plain absolute path", brief(m.Target)), `write a path like "/srv/shared", or leave it out: the path on the host`)
+	}
+	return m, nil
+}
+
+// table is a mount as TOML has it.
+func (m Mount) table() map[string]any {
+	t := map[string]any{"source": m.Source}
+	if m.Target != "" {
+		t["target"] = m.Target
+	}
+	if m.Writable {
+		t["writable"] = true
+	}
+	return t
+}
+
+// mountTables are all mounts as TOML has them.
+func (c Config) mountTables() []map[string]any {
+	tables := []map[string]any{}
+	for _, m := range c.Mounts {
+		tables = append(tables, m.table())
+	}
+	return tables
+}

@@ -1,0 +1,260 @@
+package project
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// Which directories a VM has stands in devvm.toml, and devvm.toml is in the first of
+// them: the VM can write it. So each up settles what the VM has from then on, after
+// the user has agreed to what is outside the project's directory, and writes it where
+// the VM cannot; the supervisor reads it there.
+
+// shared is what a project's VM has of the host, as kept in shares.json.
+type shared struct {
+	Exports []share.Export `json:"exports"`
+	Durable bool           `json:"durable,omitempty"`
+	Had     bool           `json:"had,omitempty"` // there were exports once
+}
+
+// shares works out what devvm.toml asks for, and a note if the project's directory is
+// not to be had.
+func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
+	all := shared{Exports: []share.Export{}, Durable: cfg.ShareDurable}
+	note := ""
+	if s.isTemplate(p.Dir) {
+		return all, note, nil
+	}
+	if cfg.Mount {
+		e := share.Export{Source: p.Dir, Target: p.Dir, Writable: true}
+		if why := s.unfit(e); why == "" {
+			all.Exports = append(all.Exports, e)
+		} else {
+			note = fmt.Sprintf("the VM does not have the project's directory: %s (mount = false in %s says that you know)", why, config.FileName)
+		}
+	}
+	for _, m := range cfg.Mounts {
+		e, err := s.export(p, m)
+		if err != nil {
+			return shared{}, "", &ui.Error{
+				Code: ui.ExitUsage,
+				Msg:  fmt.Sprintf("%s: the mount of %s: %v", cfg.Origin("mounts"), m.Source, err),
+				Hint: "correct or remove it there",
+			}
+		}
+		all.Exports = append(all.Exports, e)
+	}
+	// One below another comes after it, or it would be hidden.
+	slices.SortStableFunc(all.Exports, func(a, b share.Export) int { return strings.Compare(a.Target, b.Target) })
+	for i, e := range all.Exports[min(1, len(all.Exports)):] {
+		if e.Target == all.Exports[i].Target {
+			return shared{}, "", &ui.Error{
+				Code: ui.ExitUsage,
+				Msg:  fmt.Sprintf("%s: two directories would be at %s in the VM", cfg.Origin("mounts"), e.Target),
+				Hint: "give one of them another target",
+			}
+		}
+	}
+	return all, note, nil
+}
+
+// export resolves one mount.
+func (s *Service) export(p Project, m config.Mount) (share.Export, error) {
+	e := share.Export{Source: m.Source, Target: m.Target, Writable: m.Writable}
+	switch {
+	case m.Source == "~", strings.HasPrefix(m.Source, "~/"):
+		e.Source = filepath.Join(s.Home, m.Source[1:])
+	case !filepath.IsAbs(m.Source):
+		e.Source = filepath.Join(p.Dir, m.Source)
+	}
+	e.Source = filepath.Clean(e.Source)
+	if !within(p.Dir, e.Source) {
+		// What is in the project's directory is the VM's to change: there, a link is
+		// not followed, now or later. Elsewhere it is the user's, who is asked about
+		// where it leads.
+		resolved, err := filepath.EvalSymlinks(e.Source)
+		if err != nil {
+			return e, err
+		}
+		e.Source = resolved
+	}
+	if e.Target == "" {
+		e.Target = e.Source
+	}
+	if why := s.unfit(e); why != "" {
+		return e, errors.New(why)
+	}
+	return e, nil
+}
+
+// systemPaths are the VM's own: nothing is mounted on them or above them, and in those
+// that are marked nothing is mounted below them either.
+var systemPaths = map[string]bool{
+	"/bin": true, "/boot": true, "/dev": true, "/etc": true, "/lib": true, "/lib64": true,
+	"/proc": true, "/sbin": true, "/sys": true, "/usr/bin": true, "/usr/lib": true, "/usr/sbin": true,
+	"/run/devvm": true, "/run/systemd": true, "/run/containerd": true, "/run/docker": true,
+	"/var/lib/docker": true, "/var/lib/containerd": true, "/var/lib/devvm": true,
+	"/root": false, "/run": false, "/tmp": false, "/usr": false, "/var": false, "/var/log": false,
+}
+
+// unfit tells why a directory cannot be had; "" if it can.
+func (s *Service) unfit(e share.Export) string {
+	if strings.ContainsFunc(e.Target, unicode.IsControl) {
+		return "its path holds a control character"
+	}
+	for path, all := range systemPaths {
+		if within(e.Target, path) || all && within(path, e.Target) {
+			return fmt.Sprintf("%s is in the way of the VM's own %s", e.Target, path)
+		}
+	}
+	for _, dir := range []string{s.Dirs.Data, s.Dirs.Runtime, s.Dirs.Config, s.Dirs.Cache} {
+		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
+			dir = resolved
+		}
+		if within(e.Source, dir) || within(dir, e.Source) {
+			return fmt.Sprintf("%s holds devvm's own files (%s), keys of other VMs among them", e.Source, dir)
+		}
+	}
+	return ""
+}
+
+// within tells whether a path is a directory or below it.
+func within(dir, path string) bool {
+	rel, err := filepath.Rel(dir, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// outside are the exports that are not in the project's directory, in words that are
+// the same each time.
+func (a shared) outside(p Project) []string {
+	var lines []string
+	for _, e := range a.Exports {
+		if within(p.Dir, e.Source) {
+			continue
+		}
+		access := "read-only"
+		if e.Writable {
+			access = "writable"
+		}
+		lines = append(lines, fmt.Sprintf("%s (%s)", e.Source, access))
+	}
+	slices.Sort(lines)
+	return slices.Compact(lines)
+}
+
+// UngrantedMounts are the directories outside the project's own that devvm.toml asks
+// for and that the user has not agreed to.
+func (s *Service) UngrantedMounts(p Project) ([]string, error) {
+	cfg, err := s.Config(p.Dir)
+	if err != nil {
+		return nil, err
+	}
+	all, _, err := s.shares(p, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return s.ungranted(p, all)
+}
+
+func (s *Service) ungranted(p Project, all shared) ([]string, error) {
+	granted, err := s.Dirs.paths(p.Name).grantedMounts()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(all.outside(p), func(line string) bool { return slices.Contains(granted, line) }), nil
+}
+
+// GrantMounts notes that the user agrees to directories outside the project's own, as
+// UngrantedMounts has given them.
+func (s *Service) GrantMounts(ctx context.Context, p Project, lines []string) error {
+	f := s.Dirs.paths(p.Name)
+	lock, err := f.acquire(ctx, "up", nil)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	granted, err := f.grantedMounts()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(append(granted, lines...))
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.mounts(), err)
+	}
+	return writeFile(f.mounts(), b, 0o600)
+}
+
+// grantedMounts are those of GrantMounts.
+func (f paths) grantedMounts() ([]string, error) {
+	b, err := os.ReadFile(f.mounts())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what was granted: %w", err)
+	}
+	var lines []string
+	if json.Unmarshal(b, &lines) != nil {
+		return nil, nil // what cannot be understood grants nothing
+	}
+	return lines, nil
+}
+
+// settleShares writes down what the VM has from now on.
+func (b *boot) settleShares() error {
+	all, note, err := b.shares(b.project, b.cfg)
+	if err != nil {
+		return err
+	}
+	ungranted, err := b.ungranted(b.project, all)
+	if err != nil {
+		return err
+	}
+	if len(ungranted) > 0 {
+		return &ui.Error{
+			Msg:  fmt.Sprintf("%s asks for directories outside the project that were not granted to it: %s", config.FileName, strings.Join(ungranted, ", ")),
+			Hint: "look at it, and grant them with: devvm up",
+		}
+	}
+	if note != "" {
+		b.progress.Note("%s", note)
+	}
+	before, err := b.files.readShares()
+	if err != nil {
+		return err
+	}
+	all.Had = before.Had || len(all.Exports) > 0
+	text, err := json.Marshal(all)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", b.files.shares(), err)
+	}
+	return writeFile(b.files.shares(), text, 0o600)
+}
+
+// readShares returns what settleShares has written last.
+func (f paths) readShares() (shared, error) {
+	var all shared
+	b, err := os.ReadFile(f.shares())
+	if errors.Is(err, fs.ErrNotExist) { // a VM of an older devvm
+		return all, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &all)
+	}
+	if err != nil {
+		return all, fmt.Errorf("read what the VM has of the host: %w", err)
+	}
+	return all, nil
+}

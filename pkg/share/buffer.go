@@ -1,0 +1,21 @@
+package share
+
+import "sync"
+
+// bigBuffer is the size from which a buffer is used again.
+const bigBuffer = 64 << 10
+
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, maxRecord)
+	return &b
+}}
+
+// buffer returns size bytes, at most maxRecord, with anything in them, and what gives
+// them back.
+func buffer(size int) ([]byte, func()) {
+	if size < bigBuffer {
+		return make([]byte, size), func() {}
+	}
+	b := buffers.Get().(*[]byte)
+	return (*b)[:size], func() { buffers.Put(b) }
+}

@@ -1,0 +1,138 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/devvm/devvm/pkg/dockerproxy"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/share"
+)
+
+// Share is what the VM has of the host's files.
+type Share struct {
+	Socket  string     // unix socket to serve them on; the VM's network leads to it
+	Address netip.Addr // where that is in the VM's network
+	Exports []share.Export
+	Durable bool // see share.Options
+	Had     bool // the VM may have been told of exports that are not there any more
+}
+
+// serveShare serves the VM's directories until ctx ends.
+func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop func()) error {
+	if len(s.Share.Exports) == 0 {
+		return nil
+	}
+	server, err := share.New(share.Options{Exports: s.Share.Exports, Durable: s.Share.Durable, Log: s.Log})
+	if err != nil {
+		return err
+	}
+	l, err := dockerproxy.Listen(s.Share.Socket)
+	if err != nil {
+		_ = server.Close()
+		return fmt.Errorf("share.sock: %w", err)
+	}
+	owned.Go(func() {
+		defer server.Close()
+		if err := server.Serve(ctx, l); err != nil {
+			s.Log.Error("share.sock ended", "err", err)
+			stop()
+		}
+	})
+	return nil
+}
+
+// patienceMount is for all mounts of a VM: it is under emulation, perhaps.
+const patienceMount = 30 * time.Second
+
+// The VM mounts by a script that is kept in it, because it must have its directories
+// before its engine starts containers again, and so before there is a link.
+const mountCommand = `set -eu
+mkdir -p /var/lib/devvm
+cat >/var/lib/devvm/share.new
+if ! cmp -s /var/lib/devvm/share.new /var/lib/devvm/share; then
+	mv /var/lib/devvm/share.new /var/lib/devvm/share
+	cat >/etc/systemd/system/devvm-share.service <<'END'
+[Unit]
+Description=Directories of the host
+DefaultDependencies=no
+After=devvm-setup.service network-online.target
+Before=docker.service shutdown.target
+Conflicts=shutdown.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+TimeoutStartSec=60
+ExecStart=/bin/sh -c 'until sh /var/lib/devvm/share; do sleep 0.2; done'
+END
+	mkdir -p /etc/systemd/system/docker.service.wants
+	ln -sf ../devvm-share.service /etc/systemd/system/docker.service.wants/
+fi
+exec sh /var/lib/devvm/share`
+
+// unmountCommand takes back what mountCommand has written.
+const unmountCommand = `rm -f /var/lib/devvm/share /etc/systemd/system/devvm-share.service /etc/systemd/system/docker.service.wants/devvm-share.service`
+
+// mountScript begins the script. Debian's mount needs no helper for it. Containers'
+// own packets to the server are dropped: they pass PREROUTING, which the kernel's own
+// do not, and the socket of any process, one with the VM's own network among them, has
+// an owner, which the kernel's has not. The kernel finds all that it needs in the
+// options, without rpcbind; it waits for a server that is gone for ever; and it sees
+// what the host has changed after a second.
+const mountScript = `# Written by devvm: what this VM has of its host.
+set -eu
+if [ ! -e /run/devvm-share ]; then
+	iptables-restore -w -n <<-END
+		*raw
+		-A PREROUTING -d %[1]s -p tcp --dport %[2]d -j DROP
+		-A OUTPUT -d %[1]s -p tcp --dport %[2]d -m owner --uid-owner 0-4294967294 -j DROP
+		COMMIT
+	END
+	: >/run/devvm-share
+fi
+options=vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,actimeo=1,port=%[2]d,mountport=%[2]d,mountproto=tcp,mountvers=3,addr=%[1]s
+share() {
+	mountpoint -q -- "$2" || { mkdir -p -- "$2" && mount -i -t nfs -o "$options,$1" -- "%[1]s:$2" "$2"; }
+}
+`
+
+// script is what mounts in the VM.
+func (h Share) script() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, mountScript, h.Address, share.Port)
+	for _, e := range h.Exports {
+		mode := "ro"
+		if e.Writable {
+			mode = "rw"
+		}
+		fmt.Fprintf(&b, "share %s '%s'\n", mode, strings.ReplaceAll(e.Target, "'", `'\''`))
+	}
+	return b.String()
+}
+
+// mountShares sees to it that the VM has its directories.
+func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error {
+	var said strings.Builder
+	command := guest.Command{Argv: []string{"sh", "-c", mountCommand}, Stdin: strings.NewReader(s.Share.script()), Stdout: &said, Stderr: &said}
+	if len(s.Share.Exports) == 0 {
+		if !s.Share.Had {
+			return nil
+		}
+		command.Argv[2] = unmountCommand
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceMount)
+	defer cancel()
+	code, err := link.Run(ctx, command)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("exit code %d: %s", code, strings.TrimSpace(said.String()))
+	}
+	if err != nil {
+		return fmt.Errorf("mount the host's directories in the VM: %w", err)
+	}
+	return nil
+}
