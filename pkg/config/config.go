@@ -65,6 +65,9 @@ type Config struct {
 	Mount        bool    // the VM has the project's directory
 	Mounts       []Mount // and these
 	ShareDurable bool    // what is fsynced in it is on the host's disk
+	// ShareIgnore are names, patterns and paths whose changes are not told to the VM's
+	// watchers.
+	ShareIgnore []string
 
 	Packages []string // Debian packages for a new VM
 	Script   string   // shell script for a new VM
@@ -126,6 +129,9 @@ func (o origin) String() string {
 // has the origin "default".
 func (c Config) Origin(key string) string { return c.origins[key].String() }
 
+// defaultIgnore is large, changes often, and nobody watches it.
+var defaultIgnore = []string{".git", "node_modules"}
+
 // Default returns the configuration of a project without any file.
 func Default(env Env) Config {
 	cpus := max(env.CPUs, 1)
@@ -141,6 +147,7 @@ func Default(env Env) Config {
 		Daemon:      map[string]any{},
 		NetworkMode: NetworkUser,
 		Mount:       true,
+		ShareIgnore: slices.Clone(defaultIgnore),
 		origins:     map[string]origin{},
 	}
 }
@@ -169,8 +176,8 @@ func (c Config) StartHash() string {
 		"cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
 		"daemon": c.Daemon, "network": c.NetworkMode,
 	}
-	if !c.Mount || len(c.Mounts) > 0 || c.ShareDurable { // else as it was before there were these keys
-		start["share"] = []any{c.Mount, c.mountTables(), c.ShareDurable}
+	if !c.Mount || len(c.Mounts) > 0 || c.ShareDurable || !slices.Equal(c.ShareIgnore, defaultIgnore) { // else as it was before there were these keys
+		start["share"] = []any{c.Mount, c.mountTables(), c.ShareDurable, c.ShareIgnore}
 	}
 	return hash("start", start)
 }

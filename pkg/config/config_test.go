@@ -247,6 +247,9 @@ func TestMessages(t *testing.T) {
 		{"mount of another's home", "mounts = [{source = \"~bob/x\"}]\n"},
 		{"mounts, too many", strings.Repeat("[[mounts]]\nsource = \"a\"\n", 33)},
 
+		{"ignore string", "share.ignore = \".git\"\n"},
+		{"ignore pattern", "share.ignore = [\"[a\"]\n"},
+
 		{"host uri in a project", "[host]\nuri = \"qemu:///system\"\n"},
 
 		{"no equals sign", "cpus 4\n"},

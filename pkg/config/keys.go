@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"net/url"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -304,6 +305,32 @@ var schema = []field{
 		},
 		get: func(c Config) any { return c.ShareDurable },
 		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.ShareDurable, v) },
+	},
+	{
+		Key: Key{
+			Name: "share.ignore", Type: "list of strings", Default: "`.git` and `node_modules`", Applies: appliesStart,
+			Brief: "Names of files and directories whose changes on the host the VM's watchers do not hear of.",
+			Doc: "Changes that the host makes in a shared directory reach those in the VM who watch it (inotify, live reload), but not below these: names, patterns with `*`, `?` and `[a-z]`, " +
+				"or, with a slash in them, paths below the directory. The VM has these files like any other; what is watched costs the host a watch for each directory.",
+			Example: `ignore = [".git", "node_modules", "target", "*.log"]`,
+		},
+		get: func(c Config) any { return append([]string{}, c.ShareIgnore...) },
+		set: func(c *Config, _ Env, v any) *problem {
+			list, ok := v.([]any)
+			if !ok {
+				return wrongType("a list", v)
+			}
+			ignore := []string{}
+			for _, v := range list {
+				s, ok := v.(string)
+				if _, err := path.Match(s, ""); !ok || s == "" || err != nil {
+					return &problem{msg: fmt.Sprintf("share.ignore holds %s, which is not a name or pattern", brief(v)), hint: `write ignore = [".git", "node_modules", "*.log"]`, full: true}
+				}
+				ignore = append(ignore, s)
+			}
+			c.ShareIgnore = ignore
+			return nil
+		},
 	},
 	{
 		Key: Key{

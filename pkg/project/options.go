@@ -58,6 +58,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Address: usernet.Gateway,
 			Exports: shares.Exports,
 			Durable: shares.Durable,
+			Ignore:  shares.Ignore,
 			Had:     shares.Had,
 		},
 		Ping: func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },

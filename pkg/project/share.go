@@ -26,13 +26,14 @@ import (
 type shared struct {
 	Exports []share.Export `json:"exports"`
 	Durable bool           `json:"durable,omitempty"`
+	Ignore  []string       `json:"ignore,omitempty"`
 	Had     bool           `json:"had,omitempty"` // there were exports once
 }
 
 // shares works out what devvm.toml asks for, and a note if the project's directory is
 // not to be had.
 func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
-	all := shared{Exports: []share.Export{}, Durable: cfg.ShareDurable}
+	all := shared{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
 	note := ""
 	if s.isTemplate(p.Dir) {
 		return all, note, nil

@@ -53,10 +53,21 @@ func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.mirror != nil {
+		n.sight = sight{st.Size, st.Blocks, st.Mtime, st.Ctime, st.Mode}
+	}
 	if o, ok := e.owners.get(n.key); ok && o.born == n.born {
 		return o
 	}
 	return owner{born: n.born}
+}
+
+// sight is an object's state as the VM was told last.
+func (e *export) sight(n *node) *unix.Statx_t {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := n.sight
+	return &unix.Statx_t{Mode: x.mode, Nlink: 1, Uid: self, Size: x.size, Blocks: x.blocks, Atime: x.mtime, Mtime: x.mtime, Ctime: x.ctime}
 }
 
 // setOwner remembers whose an object is in the VM.

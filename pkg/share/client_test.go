@@ -34,6 +34,7 @@ type server struct {
 	t      testing.TB
 	socket string
 	opts   share.Options
+	share  *share.Server
 	stop   func()
 }
 
@@ -51,6 +52,7 @@ func (s *server) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	s.share = x
 	l, err := net.Listen("unix", s.socket)
 	if err != nil {
 		s.t.Fatal(err)

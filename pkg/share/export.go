@@ -28,6 +28,7 @@ type export struct {
 	fileid uint64        // of the root: the same whatever directory is there
 	dev    atomic.Uint64 // of the root
 	files  *files
+	mirror *mirror // nil: changes of the host are not told
 	// ageless: the file system's times of birth are of no use.
 	ageless bool
 
@@ -55,6 +56,15 @@ type node struct {
 	parent *node  // nil: the root
 	name   string
 	others []place // of a file with several links
+	sight  sight
+}
+
+// sight is what the VM was told of an object last. It is noted only where the host's
+// changes are told.
+type sight struct {
+	size, blocks uint64
+	mtime, ctime unix.StatxTimestamp
+	mode         uint16
 }
 
 // place is a name in a directory.
@@ -85,14 +95,14 @@ type object struct {
 	st unix.Statx_t
 }
 
-func newExport(e Export, f *files) (*export, error) {
+func newExport(e Export, f *files, m *mirror) (*export, error) {
 	if !path.IsAbs(e.Source) || !path.IsAbs(e.Target) {
 		return nil, fmt.Errorf("share %s at %s: both paths must be absolute", e.Source, e.Target)
 	}
 	e.Source, e.Target = path.Clean(e.Source), path.Clean(e.Target)
 	id := hash64(e.Target)
 	x := &export{
-		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f,
+		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f, mirror: m,
 		root:  &node{},
 		nodes: newRecent[key, *node](manyNodes), owners: newRecent[key, owner](manyOwners),
 	}

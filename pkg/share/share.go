@@ -58,7 +58,12 @@ type Options struct {
 	// that they are stable: what a container has fsynced then survives the host's
 	// power failing, and small files take many times longer.
 	Durable bool
-	Log     *slog.Logger // nil: nothing is logged
+	// Events has changes that the host makes told to watchers in the VM: see Mirror.
+	Events bool
+	// Ignore are names, patterns (path.Match), or, with a slash in them, paths below the
+	// exports, of which Events does not hold.
+	Ignore []string
+	Log    *slog.Logger // nil: nothing is logged
 }
 
 // Bounds on what a VM may ask for.
@@ -81,6 +86,7 @@ type Server struct {
 	pending  *semaphore.Weighted
 	replays  *replays
 	files    *files
+	ignore   []string
 }
 
 // New opens the exports.
@@ -93,12 +99,17 @@ func New(o Options) (*Server, error) {
 		pending: semaphore.NewWeighted(maxPending),
 		replays: newReplays(),
 		files:   newFiles(maxFiles()),
+		ignore:  o.Ignore,
 	}
 	if _, err := rand.Read(s.verifier[:]); err != nil {
 		return nil, fmt.Errorf("write verifier: %w", err)
 	}
 	for _, e := range o.Exports {
-		x, err := newExport(e, s.files)
+		var m *mirror
+		if o.Events {
+			m = newMirror()
+		}
+		x, err := newExport(e, s.files, m)
 		if err != nil {
 			_ = s.Close()
 			return nil, err
@@ -126,6 +137,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer cancel()
 	context.AfterFunc(ctx, func() { _ = l.Close() })
 	owned.Go(func() { s.sweep(ctx) })
+	for _, e := range s.exports {
+		if e.mirror != nil {
+			owned.Go(func() { e.watch(ctx, s) })
+		}
+	}
 	places := make(chan struct{}, maxConns)
 	for {
 		conn, err := l.Accept()

@@ -42,7 +42,9 @@ func (s *Server) setattr(_ context.Context, c *call, a *nfs3.Setattr3args, w *re
 			err = o.set(c, &a.NewAttributes)
 		}
 	}
-	w.put(statusOf(err), o.after(before))
+	after := o.after(before)
+	o.changed()
+	w.put(statusOf(err), after)
 }
 
 func truncate(fd int, size uint64) error {
@@ -119,7 +121,9 @@ func (s *Server) write(_ context.Context, c *call, a *nfs3.Write3args, w *reply)
 		w.put(statusOf(err), o.after(nil))
 		return
 	}
-	w.put(nfs3.OK, &nfs3.Write3resok{FileWcc: *o.after(nil), Count: a.Count, Committed: committed, Verf: s.verifier})
+	after := o.after(nil)
+	o.changed()
+	w.put(nfs3.OK, &nfs3.Write3resok{FileWcc: *after, Count: a.Count, Committed: committed, Verf: s.verifier})
 }
 
 func writeAll(fd int, data []byte, at uint64) error {
@@ -207,8 +211,9 @@ func (x *creation) end(o *object, err error, w *reply) {
 		w.put(statusOf(err), dir)
 		return
 	}
-	h := o.e.handle(o.n)
-	w.put(nfs3.OK, &nfs3.Create3resok{Obj: &h, ObjAttributes: o.attributes(), DirWcc: *dir})
+	h, attributes := o.e.handle(o.n), o.attributes()
+	o.e.did(x.dir.n.key, x.name, &o.st)
+	w.put(nfs3.OK, &nfs3.Create3resok{Obj: &h, ObjAttributes: attributes, DirWcc: *dir})
 }
 
 // made opens what was just made, gives it its attributes and its owner in the VM: who
@@ -439,6 +444,7 @@ func (s *Server) unlink(a *nfs3.Diropargs3, flags int, w *reply) {
 		gone := dir.peek(name)
 		if err = unix.Unlinkat(dir.fd, name, flags); err == nil {
 			dir.removed(gone, name)
+			dir.e.did(dir.n.key, name, nil)
 		}
 	}
 	w.put(statusOf(err), dir.after(before))
@@ -516,6 +522,10 @@ func rename(from, to *object, old, name string) error {
 		return nil // two links of one file: nothing happens
 	}
 	to.removed(gone, name)
+	e.did(from.n.key, old, nil)
+	if e.mirror != nil {
+		e.did(to.n.key, name, to.peek(name))
+	}
 	if moved != nil {
 		n := e.adopt(place{to.n, name}, moved, "")
 		e.mu.Lock()
@@ -566,6 +576,7 @@ func (s *Server) link(_ context.Context, _ *call, a *nfs3.Link3args, w *reply) {
 	attributes := o.attributes()
 	if err == nil {
 		o.e.adopt(place{dir.n, string(a.Link.Name)}, &o.st, "")
+		o.e.did(dir.n.key, string(a.Link.Name), &o.st)
 	}
 	w.put(statusOf(err), &nfs3.Link3res{FileAttributes: attributes, LinkdirWcc: *dir.after(before)})
 }

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 	"sync"
@@ -18,8 +19,9 @@ type Share struct {
 	Socket  string     // unix socket to serve them on; the VM's network leads to it
 	Address netip.Addr // where that is in the VM's network
 	Exports []share.Export
-	Durable bool // see share.Options
-	Had     bool // the VM may have been told of exports that are not there any more
+	Durable bool     // see share.Options
+	Ignore  []string // see share.Options
+	Had     bool     // the VM may have been told of exports that are not there any more
 }
 
 // serveShare serves the VM's directories until ctx ends.
@@ -27,7 +29,10 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 	if len(s.Share.Exports) == 0 {
 		return nil
 	}
-	server, err := share.New(share.Options{Exports: s.Share.Exports, Durable: s.Share.Durable, Log: s.Log})
+	server, err := share.New(share.Options{
+		Exports: s.Share.Exports, Durable: s.Share.Durable,
+		Events: true, Ignore: s.Share.Ignore, Log: s.Log,
+	})
 	if err != nil {
 		return err
 	}
@@ -36,6 +41,7 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 		_ = server.Close()
 		return fmt.Errorf("share.sock: %w", err)
 	}
+	s.files = server
 	owned.Go(func() {
 		defer server.Close()
 		if err := server.Serve(ctx, l); err != nil {
@@ -135,4 +141,33 @@ func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error 
 		return fmt.Errorf("mount the host's directories in the VM: %w", err)
 	}
 	return nil
+}
+
+// mirrorAgain is how long after the end of an agent the next one is tried.
+const mirrorAgain = 30 * time.Second
+
+// mirror tells watchers in the VM what the host changes, until ctx ends.
+func (s *supervisor) mirror(ctx context.Context, link *guest.Client) {
+	if s.files == nil {
+		return
+	}
+	for ctx.Err() == nil {
+		err := s.files.Mirror(ctx, func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Writer) error {
+			var said strings.Builder
+			code, err := link.Run(ctx, guest.Command{Argv: argv, Stdin: stdin, Stdout: stdout, Stderr: &said})
+			if err == nil {
+				err = fmt.Errorf("exit code %d: %s", code, strings.TrimSpace(said.String()))
+			}
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			s.Log.Warn("watchers in the VM do not hear of the host's changes", "err", err)
+		}
+		timer := time.NewTimer(mirrorAgain)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
+	}
 }

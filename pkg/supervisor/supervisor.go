@@ -27,6 +27,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/share"
 )
 
 // Times that shape the link. A dead link must be noticed within 15 s.
@@ -75,6 +76,7 @@ type supervisor struct {
 	rest    bool          // no link until resumed
 	changed chan struct{} // closed and replaced at each change
 	proxy   *dockerproxy.Proxy
+	files   *share.Server // nil: the VM has nothing of the host's
 }
 
 // Run supervises until ctx ends or a client asks for the stop.
@@ -409,6 +411,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	s.links++
 	s.mu.Unlock()
 	s.set(StateReady, link, nil)
+	owned.Go(func() { s.mirror(ctx, link) })
 	s.keepClock(ctx, link) // until the link dies
 	owned.Wait()
 	return dead

@@ -1,0 +1,389 @@
+// Package watch tells what changes in a directory and all below it, by inotify(7).
+//
+// Each directory is watched by its own descriptor, opened without following a symbolic
+// link, so that a directory that is replaced by a link meanwhile shows nothing of where
+// that leads. Changes are put together over a few hundredths of a second: what was made
+// and removed again never was. Directories whose names are ignored are not watched, and
+// what there is beyond the kernel's limits is not, either.
+//
+// It changes nothing, and imports no other package of devvm.
+package watch
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Op is what happened to a path.
+type Op byte
+
+// The operations.
+const (
+	Create Op = iota + 1
+	Modify    // the content of a file, or what the name stands for
+	Attrib    // mode or times
+	Remove
+	Rename // from Path to To
+)
+
+// Event is one change.
+type Event struct {
+	Op   Op
+	Dir  bool // of a directory
+	Path string
+	To   string
+}
+
+// Options of Watch.
+type Options struct {
+	Root string // a path without symbolic links
+	// Ignore are names or patterns (path.Match) of files and directories, or, with a
+	// slash in them, paths below Root.
+	Ignore []string
+	// Open opens a directory below Root, "" for Root itself, for reading, without
+	// following a link.
+	Open func(dir string) (*os.File, error)
+	Log  *slog.Logger
+	// Ready, if any, is called when all that is there is watched.
+	Ready func()
+}
+
+const (
+	mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB |
+		unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
+	// quiet ends a batch of changes when nothing has come for so long, and longest in
+	// any case.
+	quiet   = 15 * time.Millisecond
+	longest = 60 * time.Millisecond
+	// manyFound is how many things in directories that are new are told one by one.
+	manyFound = 10_000
+)
+
+// dir is a directory that is watched.
+type dir struct {
+	parent *dir // nil: the root
+	name   string
+	wd     int
+	subs   map[string]*dir
+}
+
+func (d *dir) path() string {
+	if d.parent == nil {
+		return ""
+	}
+	return path.Join(d.parent.path(), d.name)
+}
+
+// watcher is the state of Watch.
+type watcher struct {
+	Options
+	fd    int
+	dirs  map[int]*dir // by watch descriptor
+	limit int
+	full  bool // the limit was met
+	batch batch
+	found int
+	moved map[uint32]origin // by cookie: what was moved from where, so far to nowhere
+}
+
+type origin struct {
+	path string
+	isd  bool
+	dir  *dir
+}
+
+// Watch calls use with the changes below Root until ctx ends. It does not hold the
+// kernel up: what comes while use runs is put together afterwards.
+func Watch(ctx context.Context, o Options, use func([]Event)) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch %s: %w (see: sysctl fs.inotify.max_user_instances)", o.Root, err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	defer f.Close()
+	defer context.AfterFunc(ctx, func() { _ = f.Close() })()
+	w := &watcher{Options: o, fd: fd, dirs: map[int]*dir{}, limit: watchLimit(), moved: map[uint32]origin{}}
+	if err := w.add(&dir{}, false); err != nil {
+		return fmt.Errorf("watch %s: %w", o.Root, err)
+	}
+	if o.Ready != nil {
+		o.Ready()
+	}
+	buf := make([]byte, 64<<10)
+	for {
+		// A batch begins with whatever comes, and ends when it is quiet.
+		_ = f.SetReadDeadline(time.Time{})
+		n, err := f.Read(buf)
+		for end := time.Now().Add(longest); err == nil; {
+			w.take(buf[:n])
+			_ = f.SetReadDeadline(earlier(time.Now().Add(quiet), end))
+			n, err = f.Read(buf)
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("watch %s: %w", o.Root, err)
+		}
+		w.settle()
+		if events := w.batch.drain(w.exists); len(events) > 0 {
+			use(events)
+		}
+		w.found = 0
+	}
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
+}
+
+// watchLimit leaves half of the user's watches to other programs.
+func watchLimit() int {
+	b, err := os.ReadFile("/proc/sys/fs/inotify/max_user_watches")
+	if err != nil {
+		return 4096
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 4096
+	}
+	return n / 2
+}
+
+// ignored tells whether a path is not for anybody.
+func (w *watcher) ignored(p string) bool {
+	name := path.Base(p)
+	if strings.HasPrefix(name, ".nfs0") { // what a client of NFS makes of open files that are removed
+		return true
+	}
+	for _, pattern := range w.Ignore {
+		subject := name
+		if strings.Contains(pattern, "/") {
+			pattern, subject = path.Clean(strings.TrimPrefix(pattern, "/")), p
+		}
+		if ok, err := path.Match(pattern, subject); ok || err != nil && pattern == subject {
+			return true
+		}
+	}
+	return false
+}
+
+// add watches a directory and all below it. What it finds is new if told is set.
+func (w *watcher) add(d *dir, told bool) error {
+	p := d.path()
+	f, err := w.Open(p)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if len(w.dirs) >= w.limit {
+		return w.overrun()
+	}
+	// The descriptor, not the path, says which directory is meant.
+	wd, err := unix.InotifyAddWatch(w.fd, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), mask)
+	if errors.Is(err, unix.ENOSPC) {
+		return w.overrun()
+	}
+	if err != nil {
+		return err
+	}
+	old := w.dirs[wd]
+	d.wd = wd
+	w.dirs[wd] = d
+	if old != nil && old != d { // it was moved, and the news of that is still to come
+		w.forget(old)
+	}
+	if d.parent != nil {
+		if d.parent.subs == nil {
+			d.parent.subs = map[string]*dir{}
+		}
+		d.parent.subs[d.name] = d
+	}
+	for {
+		names, err := f.ReadDir(256)
+		for _, x := range names {
+			p := path.Join(p, x.Name())
+			if w.ignored(p) {
+				continue
+			}
+			if w.found++; told && w.found <= manyFound {
+				w.batch.add(Event{Op: Create, Dir: x.IsDir(), Path: p})
+			}
+			if x.IsDir() {
+				if err := w.add(&dir{parent: d, name: x.Name()}, told); err != nil && !gone(err) {
+					return err
+				}
+			}
+		}
+		if err != nil || len(names) == 0 {
+			return nil
+		}
+	}
+}
+
+// overrun says once that there are more directories than can be watched.
+func (w *watcher) overrun() error {
+	if !w.full {
+		w.full = true
+		w.Log.Warn("not all directories are watched: changes of some do not reach the VM's watchers", "dir", w.Root, "watched", len(w.dirs), "more", "sysctl fs.inotify.max_user_watches")
+	}
+	return nil
+}
+
+// gone tells whether a directory could not be watched because it is no more one, or
+// not the user's.
+func gone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
+		errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV)
+}
+
+// forget stops watching a directory and all below it.
+func (w *watcher) forget(d *dir) {
+	for _, sub := range d.subs {
+		w.forget(sub)
+	}
+	if w.dirs[d.wd] == d {
+		delete(w.dirs, d.wd)
+		_, _ = unix.InotifyRmWatch(w.fd, uint32(d.wd))
+	}
+	if d.parent != nil && d.parent.subs[d.name] == d {
+		delete(d.parent.subs, d.name)
+	}
+}
+
+// take notes the kernel's events.
+func (w *watcher) take(b []byte) {
+	for len(b) >= unix.SizeofInotifyEvent {
+		wd := int(int32(binary.NativeEndian.Uint32(b)))
+		bits := binary.NativeEndian.Uint32(b[4:])
+		cookie := binary.NativeEndian.Uint32(b[8:])
+		size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(b[12:]))
+		if size > len(b) {
+			return
+		}
+		name, _, _ := strings.Cut(string(b[unix.SizeofInotifyEvent:size]), "\x00")
+		b = b[size:]
+		if bits&unix.IN_Q_OVERFLOW != 0 {
+			w.Log.Warn("changes came faster than they could be read: some do not reach the VM's watchers", "dir", w.Root)
+			w.rescan()
+			continue
+		}
+		d := w.dirs[wd]
+		if d == nil {
+			continue
+		}
+		if bits&unix.IN_IGNORED != 0 {
+			w.forget(d)
+			continue
+		}
+		if name != "" {
+			w.note(d, name, bits, cookie)
+		}
+	}
+}
+
+// rescan watches what it has not heard of.
+func (w *watcher) rescan() {
+	root := &dir{}
+	if err := w.add(root, false); err != nil {
+		w.Log.Warn("watch again", "dir", w.Root, "err", err)
+	}
+}
+
+// note takes one event down.
+func (w *watcher) note(d *dir, name string, bits, cookie uint32) {
+	p := path.Join(d.path(), name)
+	if w.ignored(p) {
+		// It may have come from, or gone to, a name that is not ignored.
+		if bits&(unix.IN_MOVED_FROM|unix.IN_MOVED_TO) == 0 {
+			return
+		}
+	}
+	isDir := bits&unix.IN_ISDIR != 0
+	switch {
+	case bits&unix.IN_CREATE != 0:
+		w.appear(d, name, p, isDir)
+	case bits&unix.IN_MOVED_FROM != 0:
+		w.moved[cookie] = origin{path: p, isd: isDir, dir: d.subs[name]}
+	case bits&unix.IN_MOVED_TO != 0:
+		from, ok := w.moved[cookie]
+		delete(w.moved, cookie)
+		switch {
+		case !ok || w.ignored(from.path):
+			w.appear(d, name, p, isDir)
+		case w.ignored(p):
+			w.vanish(from)
+		default:
+			if old := d.subs[name]; old != nil && old != from.dir {
+				w.forget(old)
+			}
+			if x := from.dir; x != nil {
+				delete(x.parent.subs, x.name)
+				x.parent, x.name = d, name
+				if d.subs == nil {
+					d.subs = map[string]*dir{}
+				}
+				d.subs[name] = x
+			} else if isDir {
+				_ = w.add(&dir{parent: d, name: name}, false)
+			}
+			w.batch.add(Event{Op: Rename, Dir: isDir, Path: from.path, To: p})
+		}
+	case bits&unix.IN_DELETE != 0:
+		w.vanish(origin{path: p, isd: isDir, dir: d.subs[name]})
+	case bits&(unix.IN_MODIFY|unix.IN_CLOSE_WRITE) != 0:
+		w.batch.add(Event{Op: Modify, Path: p})
+	case bits&unix.IN_ATTRIB != 0:
+		w.batch.add(Event{Op: Attrib, Dir: isDir, Path: p})
+	}
+}
+
+// appear notes something new.
+func (w *watcher) appear(d *dir, name, p string, isDir bool) {
+	w.batch.add(Event{Op: Create, Dir: isDir, Path: p})
+	if !isDir {
+		return
+	}
+	if err := w.add(&dir{parent: d, name: name}, true); err != nil && !gone(err) {
+		w.Log.Warn("a new directory is not watched", "dir", p, "err", err)
+	}
+}
+
+// vanish notes that something is gone from where it was.
+func (w *watcher) vanish(from origin) {
+	if from.dir != nil {
+		w.forget(from.dir)
+	}
+	w.batch.add(Event{Op: Remove, Dir: from.isd, Path: from.path})
+}
+
+// settle ends a batch: what was moved, and did not arrive below the root, is gone.
+func (w *watcher) settle() {
+	for cookie, from := range w.moved {
+		delete(w.moved, cookie)
+		if !w.ignored(from.path) {
+			w.vanish(from)
+		}
+	}
+}
+
+// exists tells whether there is something at a path, which need not be exact: it only
+// saves needless work.
+func (w *watcher) exists(p string) bool {
+	_, err := os.Lstat(path.Join(w.Root, p))
+	return err == nil
+}

@@ -1,0 +1,169 @@
+package watch_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/devvm/devvm/pkg/share/internal/watch"
+)
+
+// watched starts watching a directory and returns what it tells.
+func watched(t *testing.T, dir string) <-chan []watch.Event {
+	t.Helper()
+	events := make(chan []watch.Event, 100)
+	ready := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- watch.Watch(ctx, watch.Options{
+			Root: dir, Ignore: []string{".git", "*.swp", "/build/out"},
+			Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Ready: func() { close(ready) },
+			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
+		}, func(e []watch.Event) { events <- e })
+	}()
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Watch: %v", err)
+		}
+	})
+	return events
+}
+
+// text is an event in words.
+func text(e watch.Event) string {
+	name := map[watch.Op]string{watch.Create: "create", watch.Modify: "modify", watch.Attrib: "attrib", watch.Remove: "remove", watch.Rename: "rename"}[e.Op]
+	s := name + " " + e.Path
+	if e.Op == watch.Rename {
+		s += " " + e.To
+	}
+	if e.Dir {
+		s += "/"
+	}
+	return s
+}
+
+func TestWatch(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, content string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mkdir := func(name string) { os.MkdirAll(filepath.Join(dir, name), 0o755) }
+	rename := func(a, b string) {
+		t.Helper()
+		if err := os.Rename(filepath.Join(dir, a), filepath.Join(dir, b)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mkdir("a/b")
+	mkdir(".git/x")
+	mkdir("build/out")
+	mkdir("../outside")
+	write("a/old", "1")
+	events := watched(t, dir)
+	for _, step := range []struct {
+		name string
+		do   func()
+		want []string
+	}{
+		{"a file is made", func() { write("f", "x") }, []string{"create f"}},
+		{"it is written", func() { write("f", "y") }, []string{"modify f"}},
+		{"below", func() { write("a/b/g", "x") }, []string{"create a/b/g"}},
+		{"its mode", func() { os.Chmod(filepath.Join(dir, "f"), 0o600) }, []string{"attrib f"}},
+		{"an atomic save", func() { write("f~", "new"); rename("f~", "f") }, []string{"create f~", "rename f~ f"}},
+		{"a save that removes first", func() { os.Remove(filepath.Join(dir, "f")); write("f", "z") }, []string{"modify f"}},
+		{"what never was", func() { write("t", "x"); os.Remove(filepath.Join(dir, "t")) }, nil},
+		{"ignored", func() {
+			write(".git/HEAD", "x")
+			write("a/.x.swp", "x")
+			write("build/out/o", "x")
+			mkdir("a/.git")
+			write("a/.git/y", "")
+		}, nil},
+		{"renamed from what is ignored", func() { write("a/.f.swp", "x"); rename("a/.f.swp", "a/f") }, []string{"create a/f"}},
+		{"a directory with things in it", func() { mkdir("d/e"); write("d/e/f", "x") }, []string{"create d/", "create d/e/", "create d/e/f"}},
+		{"a directory moves", func() { rename("a", "c") }, []string{"rename a c/"}},
+		{"and what is in it", func() { write("c/b/g", "2") }, []string{"modify c/b/g"}},
+		{"out of the tree", func() { rename("c", "../outside/c") }, []string{"remove c/"}},
+		{"where nobody looks", func() { write("../outside/c/b/g", "3") }, nil},
+		{"and back", func() { rename("../outside/c", "c") }, []string{"create c/", "create c/b/", "create c/b/g", "create c/f", "create c/old"}},
+		{"removed", func() { os.RemoveAll(filepath.Join(dir, "c")) }, []string{"remove c/", "remove c/b/", "remove c/b/g", "remove c/f", "remove c/old"}},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			begin := time.Now()
+			step.do()
+			write("mark", fmt.Sprint(begin)) // the last change
+			var got []string
+			for done := false; !done; {
+				select {
+				case batch := <-events:
+					for _, e := range batch {
+						if e.Path == "mark" {
+							done = true
+						} else {
+							got = append(got, text(e))
+						}
+					}
+				case <-time.After(10 * time.Second):
+					t.Fatalf("nothing more came after %q", got)
+				}
+			}
+			slices.Sort(got)
+			// A batch may end anywhere: making what is renamed, or attributes of what
+			// is made, may be told apart or not at all.
+			got = slices.DeleteFunc(got, func(s string) bool {
+				return !slices.Contains(step.want, s) && (strings.HasPrefix(s, "modify ") || strings.HasPrefix(s, "attrib "))
+			})
+			if step.name == "an atomic save" {
+				got = slices.DeleteFunc(got, func(s string) bool { return s == "create f~" })
+				step.want = step.want[1:]
+			}
+			if !slices.Equal(got, step.want) {
+				t.Errorf("got %q, want %q", got, step.want)
+			}
+			if took := time.Since(begin); took > time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
+// Many directories are watched quickly, and a burst is told whole.
+func TestMany(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 500 {
+		os.MkdirAll(filepath.Join(dir, fmt.Sprint(i%20), fmt.Sprint(i)), 0o755)
+	}
+	events := watched(t, dir)
+	go func() {
+		for i := range 500 {
+			os.WriteFile(filepath.Join(dir, fmt.Sprint(i%20), fmt.Sprint(i), "f"), nil, 0o644)
+		}
+	}()
+	seen := map[string]bool{}
+	for len(seen) < 500 {
+		select {
+		case batch := <-events:
+			for _, e := range batch {
+				seen[e.Path] = true
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatalf("%d of 500 came", len(seen))
+		}
+	}
+}

@@ -1,0 +1,422 @@
+package share
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	_ "embed" // for agent.pl
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
+	"github.com/devvm/devvm/pkg/share/internal/watch"
+)
+
+// No file system of the network tells watchers (inotify) in the VM what the host has
+// changed: the VM's kernel tells of what is done through itself. So a small program in
+// the VM, the agent, does what the host has done: makes the file that the host has
+// made, removes the one that the host has removed. The kernel asks the server to do
+// it; the server knows the agent by its user, does nothing, and answers as if it had. The VM's kernel tells all who watch, and what it
+// then believes of the directory is what is so. See phantom.go for the answers.
+
+// Run runs a command in the VM, as root.
+type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Writer) error
+
+//go:embed agent.pl
+var agentScript string
+
+// agentCommand finds the number of utimensat and runs the agent.
+const agentCommand = `case $(uname -m) in x86_64) n=280 ;; *) n=88 ;; esac; exec perl -e "$1" "$2" "$n" "$3"`
+
+// agentUID is the agent's user in the VM, which nobody else is. Whether there is an
+// agent or not, nothing that this user asks for is ever carried out.
+const agentUID = 0xdeaf0e57
+
+// manyPending is how many changes wait for an agent while there is none; of more, the
+// later ones are not told.
+const manyPending = 20_000
+
+// mirror is what an export has to tell its VM.
+type mirror struct {
+	mu      sync.Mutex
+	pending []watch.Event
+	news    chan struct{} // has room for one: there is something pending
+	ghosts  map[ghostKey]ghost
+	done    recent[ghostKey, deed]
+}
+
+func newMirror() *mirror {
+	return &mirror{news: make(chan struct{}, 1), done: newRecent[ghostKey, deed](manyDeeds)}
+}
+
+// ghostKey is a name in a directory.
+type ghostKey struct {
+	dir  key
+	name string
+}
+
+// ghost is something that is gone, and that the agent will find nevertheless.
+type ghost struct {
+	kind nfs3.Ftype3
+	n    *node // by which the VM knew it; nil: it did not
+}
+
+// deed is a change that the server made for the VM, which has heard of it.
+type deed struct {
+	at    time.Time
+	ino   uint64 // of what the name then stood for; 0: it was removed
+	ctime unix.StatxTimestamp
+}
+
+const (
+	manyDeeds = 32 << 10
+	// deedAge is how long after a deed its echo may come.
+	deedAge = 2 * time.Second
+)
+
+// changed notes a change that the server made to an object.
+func (o *object) changed() {
+	o.e.mu.Lock()
+	dir, name := o.n.parent, o.n.name
+	o.e.mu.Unlock()
+	if dir != nil {
+		o.e.did(dir.key, name, &o.st)
+	}
+}
+
+// did notes a change that the server made: its echo is not news to the VM.
+func (e *export) did(dir key, name string, st *unix.Statx_t) {
+	if e.mirror == nil {
+		return
+	}
+	d := deed{at: time.Now()}
+	if st != nil {
+		d.ino, d.ctime = st.Ino, st.Ctime
+	}
+	e.mirror.mu.Lock()
+	e.mirror.done.put(ghostKey{dir, name}, d)
+	e.mirror.mu.Unlock()
+}
+
+// echo tells whether an event is of the server's own making.
+func (e *export) echo(x watch.Event) bool {
+	name := x.Path
+	if x.Op == watch.Rename {
+		name = x.To
+	}
+	dir, err := e.openPath(path.Dir(name))
+	if err != nil {
+		return false
+	}
+	defer dir.close()
+	e.mirror.mu.Lock()
+	d, ok := e.mirror.done.get(ghostKey{dir.n.key, path.Base(name)})
+	e.mirror.mu.Unlock()
+	if !ok || time.Since(d.at) > deedAge {
+		return false
+	}
+	st, err := dir.child(path.Base(name))
+	if err != nil {
+		return d.ino == 0
+	}
+	return d.ino == st.Ino && (isDir(st) || d.ctime == st.Ctime)
+}
+
+// openPath opens a directory below the root and knows it from then on.
+func (e *export) openPath(name string) (*object, error) {
+	o, err := e.openRoot()
+	if err != nil || name == "." {
+		return o, err
+	}
+	for len(name) > 0 {
+		first, rest := name, ""
+		for i := range len(name) {
+			if name[i] == '/' {
+				first, rest = name[:i], name[i+1:]
+				break
+			}
+		}
+		next, err := o.openChild(first)
+		o.close()
+		if err != nil {
+			return nil, err
+		}
+		o, name = next, rest
+	}
+	return o, nil
+}
+
+// watch notes what the host changes until ctx ends.
+func (e *export) watch(ctx context.Context, s *Server) {
+	err := watch.Watch(ctx, watch.Options{
+		Root: e.Source, Ignore: s.ignore, Log: s.log,
+		Open: func(dir string) (*os.File, error) {
+			o, err := e.openRoot()
+			if err != nil {
+				return nil, err
+			}
+			defer o.close()
+			if dir == "" {
+				dir = "."
+			}
+			fd, err := openAt(o.fd, dir, unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV)
+			if err != nil {
+				return nil, err
+			}
+			return os.NewFile(uintptr(fd), dir), nil
+		},
+	}, func(events []watch.Event) {
+		var news []watch.Event
+		for _, x := range events {
+			if !e.echo(x) {
+				news = append(news, x)
+			}
+		}
+		e.mirror.tell(news)
+	})
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("the VM's watchers do not hear of changes on the host", "err", err)
+	}
+}
+
+// tell adds news for the agent.
+func (m *mirror) tell(events []watch.Event) {
+	m.mu.Lock()
+	room := max(0, manyPending-len(m.pending))
+	m.pending = append(m.pending, events[:min(room, len(events))]...)
+	m.mu.Unlock()
+	select {
+	case m.news <- struct{}{}:
+	default:
+	}
+}
+
+// take returns the news, some at a time.
+func (m *mirror) take(most int) []watch.Event {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := min(most, len(m.pending))
+	events := m.pending[:n:n]
+	m.pending = m.pending[n:]
+	return events
+}
+
+// Mirror tells the VM's watchers what the host changes, until ctx ends or an agent
+// does: what has changed since the last one ended, too. One Mirror runs at a time.
+func (s *Server) Mirror(ctx context.Context, run Run) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	failed := make(chan error, len(s.exports))
+	running := 0
+	for _, e := range s.exports {
+		if e.mirror == nil {
+			continue
+		}
+		running++
+		go func() { failed <- e.repeat(ctx, run) }()
+	}
+	var first error
+	for range running {
+		if err := <-failed; err != nil && first == nil {
+			first = err
+		}
+		cancel()
+	}
+	return first
+}
+
+// agentGrace is how long an agent may take to end by itself.
+const agentGrace = time.Second
+
+// batchSize is how many events an agent gets before it must say that they are done.
+const batchSize = 500
+
+// repeat runs one agent.
+func (e *export) repeat(ctx context.Context, run Run) error {
+	m := e.mirror
+	defer func() {
+		m.mu.Lock()
+		m.ghosts = nil
+		m.mu.Unlock()
+	}()
+	// The agent ends with its input; to kill it takes longer.
+	running, kill := context.WithCancel(context.WithoutCancel(ctx))
+	in, toAgent := io.Pipe()
+	fromAgent, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		argv := []string{"sh", "-c", agentCommand, "agent", agentScript, strconv.FormatUint(agentUID, 10), e.Target}
+		err := run(running, argv, in, out)
+		if err == nil {
+			err = errors.New("it ended")
+		}
+		err = fmt.Errorf("the agent for %s in the VM: %w", e.Target, err)
+		_ = in.CloseWithError(err)
+		_ = out.CloseWithError(err)
+		ended <- err
+	}()
+	defer func() {
+		_ = toAgent.Close()
+		_ = fromAgent.Close()
+		late := time.AfterFunc(agentGrace, kill)
+		<-ended
+		late.Stop()
+		kill()
+	}()
+	defer context.AfterFunc(ctx, func() { _ = fromAgent.Close() })() // ends a wait for its answer
+	answers := bufio.NewReader(fromAgent)
+	for {
+		events := m.take(batchSize)
+		if len(events) == 0 {
+			select {
+			case <-m.news:
+				continue
+			case err := <-ended:
+				ended <- err
+				return err
+			case <-ctx.Done():
+				return nil
+			}
+		}
+		if err := e.send(toAgent, answers, events); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// send has the agent repeat a batch, and waits until it has.
+func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
+	ghosts := e.ghostsOf(events)
+	e.mirror.mu.Lock()
+	e.mirror.ghosts = ghosts
+	e.mirror.mu.Unlock()
+	var b bytes.Buffer
+	for _, x := range events {
+		for _, word := range e.words(x) {
+			b.WriteString(word)
+			b.WriteByte(0)
+		}
+	}
+	b.WriteString("sync\x00")
+	if _, err := w.Write(b.Bytes()); err != nil {
+		return err
+	}
+	_, err := answers.ReadString('\n')
+	e.mirror.mu.Lock()
+	e.mirror.ghosts = nil
+	e.mirror.mu.Unlock()
+	return err
+}
+
+// words are what the agent is told of an event.
+func (e *export) words(x watch.Event) []string {
+	switch x.Op {
+	case watch.Create:
+		if x.Dir {
+			return []string{"mkdir", x.Path}
+		}
+		if to, ok := e.linkAt(x.Path); ok {
+			return []string{"symlink", x.Path, to}
+		}
+		return []string{"create", x.Path}
+	case watch.Modify:
+		if x.Dir {
+			return nil
+		}
+		return []string{"modify", x.Path}
+	case watch.Attrib:
+		return []string{"attrib", x.Path}
+	case watch.Remove:
+		if x.Dir {
+			return []string{"rmdir", x.Path}
+		}
+		return []string{"remove", x.Path}
+	case watch.Rename:
+		return []string{"rename", x.Path, x.To}
+	}
+	return nil
+}
+
+// linkAt returns what a symbolic link holds.
+func (e *export) linkAt(name string) (string, bool) {
+	root, err := e.openRoot()
+	if err != nil {
+		return "", false
+	}
+	defer root.close()
+	o, err := e.open(root.fd, name)
+	if err != nil {
+		return "", false
+	}
+	defer o.close()
+	if o.st.Mode&unix.S_IFMT != unix.S_IFLNK {
+		return "", false
+	}
+	to := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(o.fd, "", to)
+	return string(to[:max(n, 0)]), err == nil
+}
+
+// ghostsOf are the things that are gone and that the agent must find, so that it can
+// remove or rename them.
+func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
+	ghosts := map[ghostKey]ghost{}
+	unknown := map[ghostKey]bool{}
+	for _, x := range events {
+		if x.Op != watch.Remove && x.Op != watch.Rename {
+			continue
+		}
+		dir, err := e.openPath(path.Dir(x.Path))
+		if err != nil {
+			continue
+		}
+		at := ghostKey{dir.n.key, path.Base(x.Path)}
+		dir.close()
+		g := ghost{kind: nfs3.NF3REG}
+		if x.Dir {
+			g.kind = nfs3.NF3DIR
+		}
+		if x.Op == watch.Rename { // it is there, under its new name
+			if to, err := e.openPath(path.Dir(x.To)); err == nil {
+				if n, st, err := to.find([]byte(path.Base(x.To))); err == nil {
+					g.kind, g.n = types[st.Mode&unix.S_IFMT], n
+				}
+				to.close()
+			}
+		} else {
+			unknown[at] = true
+		}
+		ghosts[at] = g
+	}
+	if len(unknown) == 0 {
+		return ghosts
+	}
+	// What the VM knew by these names, it must find again by its handles.
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, half := range []map[key]*node{e.nodes.young, e.nodes.old} {
+		for _, n := range half {
+			if n.parent == nil {
+				continue
+			}
+			at := ghostKey{n.parent.key, n.name}
+			if unknown[at] {
+				g := ghosts[at]
+				g.n = n
+				ghosts[at] = g
+			}
+		}
+	}
+	return ghosts
+}

@@ -1,0 +1,358 @@
+package share_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
+)
+
+// agentUID is the user whose calls are never carried out.
+const agentUID = 0xdeaf0e57
+
+// mirrored starts a server that tells what the host changes.
+func mirrored(t *testing.T, dir string) (*server, *client) {
+	t.Helper()
+	s := &server{t: t, socket: filepath.Join(t.TempDir(), "s"), opts: share.Options{
+		Exports: []share.Export{{Source: dir, Target: target, Writable: true}},
+		Events:  true, Ignore: []string{".git"},
+	}}
+	s.start()
+	t.Cleanup(func() { s.stop() })
+	return s, s.client(target)
+}
+
+// agent answers for the agent in the VM: what is done with each batch of words, before
+// it is said to be done.
+func (s *server) agent(t *testing.T, do func(words []string)) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- s.share.Mirror(ctx, func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Writer) error {
+			if len(argv) != 7 || argv[6] != target || argv[5] != fmt.Sprint(uint32(agentUID)) {
+				t.Errorf("the agent is run by %q", argv)
+			}
+			r := bufio.NewReader(stdin)
+			var words []string
+			for {
+				w, err := r.ReadString(0)
+				if err != nil {
+					return err
+				}
+				if w = strings.TrimSuffix(w, "\x00"); w != "sync" {
+					words = append(words, w)
+					continue
+				}
+				do(words)
+				words = nil
+				if _, err := io.WriteString(stdout, ".\n"); err != nil {
+					return err
+				}
+			}
+		})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Mirror: %v", err)
+		}
+	})
+}
+
+// What the host changes reaches the agent within 300 ms, and what the VM itself does,
+// does not.
+func TestMirror(t *testing.T) {
+	dir := realTemp(t)
+	put(t, filepath.Join(dir, "a/f"), "1")
+	put(t, filepath.Join(dir, "a/g"), "1")
+	put(t, filepath.Join(dir, ".git/HEAD"), "1")
+	s, c := mirrored(t, dir)
+	a := c.must("a")
+	f, g := c.must("a/f"), c.must("a/g")
+	batches := make(chan []string, 100)
+	during := make(chan func(words []string), 100)
+	s.agent(t, func(words []string) {
+		select {
+		case do := <-during:
+			do(words)
+		default:
+		}
+		batches <- words
+	})
+	until := func(want ...string) {
+		t.Helper()
+		begin := time.Now()
+		var got []string
+		for {
+			select {
+			case w := <-batches:
+				got = append(got, w...)
+			case <-time.After(10 * time.Second):
+				t.Fatalf("got %q, want %q", got, want)
+			}
+			if strings.Contains(strings.Join(got, " "), strings.Join(want, " ")) {
+				break
+			}
+		}
+		if took := time.Since(begin); took > 300*time.Millisecond {
+			t.Errorf("%q took %v", want, took)
+		}
+	}
+	// The watch begins when it likes.
+	for ok := false; !ok; {
+		put(t, filepath.Join(dir, "begin"), fmt.Sprint(time.Now()))
+		select {
+		case <-batches:
+			ok = true
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	agent := &client{t: t, conn: s.dial(), uid: agentUID, root: c.root}
+
+	// What the VM does is not told.
+	h, _ := c.create(a, "own", guarded(0o644))
+	c.write(h, 0, []byte("x"), nfs3.FILE_SYNC)
+	c.setattr(h, attrs(0o600))
+	c.rename(a, "own", a, "own2")
+	c.remove(a, "own2")
+	c.mkdir(a, "owndir", 0o755)
+	put(t, filepath.Join(dir, "mark"), "")
+	select {
+	case words := <-batches:
+		if strings.Contains(strings.Join(words, " "), "own") {
+			t.Errorf("the VM is told what it has done: %q", words)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("the mark did not come")
+	}
+
+	put(t, filepath.Join(dir, "a/f"), "22")
+	until("modify", "a/f")
+
+	// While it is told, a file that is gone is there for the agent, as it was, and can
+	// be removed; for others it is gone.
+	before, _ := c.getattr(g)
+	during <- func([]string) {
+		h, attr, st := agent.lookup(a, "g")
+		if st != nfs3.OK || !bytes.Equal(h, g) || attr.Size != 1 || attr.Mtime != before.Mtime {
+			t.Errorf("the agent looks up what is gone: %v, %+v", st, attr)
+		}
+		if _, _, st := c.lookup(a, "g"); st != nfs3.ERR_NOENT {
+			t.Errorf("another looks it up: %v", st)
+		}
+		if st := agent.remove(a, "g"); st != nfs3.OK {
+			t.Errorf("the agent removes it: %v", st)
+		}
+		if _, _, st := agent.lookup(a, "nothing"); st != nfs3.ERR_NOENT {
+			t.Errorf("the agent looks up what never was: %v", st)
+		}
+	}
+	os.Remove(filepath.Join(dir, "a/g"))
+	until("remove", "a/g")
+	if _, _, st := agent.lookup(a, "g"); st != nfs3.ERR_NOENT {
+		t.Errorf("the agent looks it up afterwards: %v", st)
+	}
+
+	// The same for what the VM never knew.
+	put(t, filepath.Join(dir, "a/unknown"), "1")
+	until("create", "a/unknown")
+	during <- func([]string) {
+		h, attr, st := agent.lookup(a, "unknown")
+		if st != nfs3.OK || attr.Type != nfs3.NF3REG {
+			t.Errorf("the agent looks up what is gone: %v", st)
+			return
+		}
+		if again, st := agent.getattr(h); st != nfs3.OK || again.Fileid != attr.Fileid {
+			t.Errorf("getattr: %v", st)
+		}
+		if _, st := c.getattr(h); st == nfs3.OK {
+			t.Error("others know its handle")
+		}
+		if st := agent.remove(a, "unknown"); st != nfs3.OK {
+			t.Errorf("the agent removes it: %v", st)
+		}
+	}
+	os.Remove(filepath.Join(dir, "a/unknown"))
+	until("remove", "a/unknown")
+
+	// A rename: the old name stands for what is under the new one.
+	during <- func([]string) {
+		h, attr, st := agent.lookup(a, "f")
+		if st != nfs3.OK || !bytes.Equal(h, f) || attr.Size != 2 {
+			t.Errorf("the agent looks up the old name: %v", st)
+		}
+		if st := agent.rename(a, "f", a, "f2"); st != nfs3.OK {
+			t.Errorf("the agent renames: %v", st)
+		}
+	}
+	os.Rename(filepath.Join(dir, "a/f"), filepath.Join(dir, "a/f2"))
+	until("rename", "a/f", "a/f2")
+	s.files(c, f, "22")
+
+	os.Mkdir(filepath.Join(dir, "a/d"), 0o755)
+	until("mkdir", "a/d")
+	os.Symlink("to where", filepath.Join(dir, "a/l"))
+	until("symlink", "a/l", "to where")
+	os.Chmod(filepath.Join(dir, "a/f2"), 0o600)
+	until("attrib", "a/f2")
+	os.Remove(filepath.Join(dir, "a/d"))
+	until("rmdir", "a/d")
+	put(t, filepath.Join(dir, ".git/HEAD"), "2")
+	put(t, filepath.Join(dir, "end"), "2")
+	for done := false; !done; {
+		words := <-batches
+		done = slices.Contains(words, "end")
+		if strings.Contains(strings.Join(words, " "), "HEAD") {
+			t.Errorf("what is ignored is told: %q", words)
+		}
+	}
+}
+
+// Nothing that the agent asks for is carried out, whether there is one or not.
+func TestPhantom(t *testing.T) {
+	for _, events := range []bool{true, false} {
+		dir := realTemp(t)
+		put(t, filepath.Join(dir, "a/f"), "content")
+		os.Symlink("f", filepath.Join(dir, "a/l"))
+		s := &server{t: t, socket: filepath.Join(t.TempDir(), "s"), opts: share.Options{
+			Exports: []share.Export{{Source: dir, Target: target, Writable: true}}, Events: events,
+		}}
+		s.start()
+		t.Cleanup(func() { s.stop() })
+		c := s.client(target)
+		a, f := c.must("a"), c.must("a/f")
+		before, stat := onDisk(t, dir), func() unix.Stat_t {
+			var st unix.Stat_t
+			unix.Stat(filepath.Join(dir, "a/f"), &st)
+			return st
+		}
+		was := stat()
+		c.uid = agentUID
+		want(t, "truncate", c.setattr(f, func() nfs3.Sattr3 {
+			x, size := attrs(0o600), uint64(0)
+			x.Size, x.Mtime = &size, &nfs3.SetTime_SET_TO_CLIENT_TIME{Time: nfs3.Nfstime3{Seconds: 1}}
+			return x
+		}()), nfs3.OK)
+		_, st := c.write(f, 0, []byte("x"), nfs3.FILE_SYNC)
+		want(t, "write", st, nfs3.ERR_ROFS)
+		made, st := c.create(a, "f", guarded(0o600))
+		want(t, "create what is there", st, nfs3.OK)
+		if !bytes.Equal(made, f) {
+			t.Error("another handle")
+		}
+		_, st = c.create(a, "f", &nfs3.Createhow3_EXCLUSIVE{})
+		want(t, "create what is there, exclusively", st, nfs3.OK)
+		_, st = c.create(a, "new", guarded(0o600))
+		want(t, "create", st, nfs3.ERR_NOENT)
+		_, st = c.create(a, "l", guarded(0o600))
+		want(t, "create a link", st, nfs3.ERR_EXIST)
+		_, st = c.mkdir(c.root, "a", 0o700)
+		want(t, "mkdir what is there", st, nfs3.OK)
+		_, st = c.mkdir(c.root, "b", 0o700)
+		want(t, "mkdir", st, nfs3.ERR_NOENT)
+		_, st = c.symlink(a, "l", "f")
+		want(t, "symlink what is there", st, nfs3.OK)
+		_, st = c.symlink(a, "m", "f")
+		want(t, "symlink", st, nfs3.ERR_NOENT)
+		want(t, "remove what is there", c.remove(a, "f"), nfs3.ERR_ACCES)
+		want(t, "remove what is gone", c.remove(a, "gone"), nfs3.OK)
+		want(t, "rmdir what is there", c.rmdir(c.root, "a"), nfs3.ERR_ACCES)
+		want(t, "rename what is there", c.rename(a, "f", a, "g"), nfs3.ERR_ACCES)
+		want(t, "rename what is gone", c.rename(a, "g", a, "f"), nfs3.OK)
+		want(t, "link", c.link(f, a, "g"), nfs3.ERR_ROFS)
+		want(t, "mknod", c.nfs(nfs3.PROC_MKNOD, &nfs3.Mknod3args{Where: at(a, "n"), What: &nfs3.Mknoddata3_NF3FIFO{Fifo: attrs(0o600)}}, nil), nfs3.ERR_ROFS)
+		if after := onDisk(t, dir); !slices.Equal(before, after) || stat().Mtim != was.Mtim || stat().Ctim != was.Ctim {
+			t.Errorf("something has changed:\n%q\n%q", before, after)
+		}
+	}
+}
+
+// The agent's script does what it is told; here, to a plain directory, for real.
+func TestAgent(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become the agent's user")
+	}
+	if _, err := exec.LookPath("perl"); err != nil {
+		t.Skip(err)
+	}
+	dir := realTemp(t)
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if fi, _ := os.Stat(d); fi.Mode().Perm()&1 == 0 {
+			os.Chmod(d, fi.Mode().Perm()|1)
+		}
+	}
+	os.Chmod(dir, 0o777)
+	os.WriteFile(filepath.Join(dir, "old"), []byte("old"), 0o666)
+	os.Chown(filepath.Join(dir, "old"), agentUID, agentUID) // NFS does not ask for that
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_ALL_EVENTS); err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile("agent.pl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nr := "280"
+	if out, _ := exec.Command("uname", "-m").Output(); strings.TrimSpace(string(out)) != "x86_64" {
+		nr = "88"
+	}
+	cmd := exec.Command("perl", "-e", string(script), fmt.Sprint(uint32(agentUID)), nr, dir)
+	words := []string{
+		"create", "new", "modify", "old", "attrib", "old", "mkdir", "dir", "symlink", "link", "to where",
+		"rename", "new", "neu", "remove", "neu", "rmdir", "dir", "modify", "nothing", "rename", "no", "old", "sync",
+	}
+	cmd.Stdin = strings.NewReader(strings.Join(words, "\x00") + "\x00")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil || out.String() != ".\n" {
+		t.Fatalf("%v, %q, %s", err, out.String(), errs.String())
+	}
+	buf := make([]byte, 64<<10)
+	n, err := unix.Read(fd, buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for b := buf[:n]; len(b) > 0; {
+		mask := uint32(b[4]) | uint32(b[5])<<8 | uint32(b[6])<<16 | uint32(b[7])<<24
+		size := 16 + int(b[12])
+		name := strings.TrimRight(string(b[16:size]), "\x00")
+		for bit, s := range map[uint32]string{
+			unix.IN_CREATE: "create", unix.IN_MODIFY: "modify", unix.IN_ATTRIB: "attrib", unix.IN_CLOSE_WRITE: "close",
+			unix.IN_MOVED_FROM: "from", unix.IN_MOVED_TO: "to", unix.IN_DELETE: "delete",
+		} {
+			if mask&bit != 0 {
+				got = append(got, s+" "+name)
+			}
+		}
+		b = b[size:]
+	}
+	wants := []string{
+		"create new", "modify new", "close new", "modify old", "close old", "attrib old", "create dir", "create link",
+		"from new", "to neu", "delete neu", "delete dir", "modify old", "close old",
+	}
+	if !slices.Equal(got, wants) {
+		t.Errorf("got  %q\nwant %q", got, wants)
+	}
+	if have(t, filepath.Join(dir, "old")) != "old" {
+		t.Error("content changed")
+	}
+}

@@ -1,0 +1,250 @@
+package share
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
+)
+
+// What the agent asks for is not carried out, whatever it is. The answer is the one
+// that the VM's kernel would have had if it had done what the host has done: a file
+// "is made" that is there, and one "is removed" that is gone. Where the host's files
+// are otherwise, the agent is refused, and its kernel tells nobody.
+
+// phantomProcedures answer the agent in place of those that change something, and of
+// those that must know of ghosts.
+var phantomProcedures = map[nfs3.Nfsproc3]procedure{
+	nfs3.PROC_GETATTR: {do: with((*Server).phantomGetattr)},
+	nfs3.PROC_SETATTR: {do: with((*Server).phantomSetattr)},
+	nfs3.PROC_LOOKUP:  {do: with((*Server).phantomLookup)},
+	nfs3.PROC_ACCESS:  {do: with((*Server).phantomAccess)},
+	nfs3.PROC_WRITE:   {do: with((*Server).refuseWrite)},
+	nfs3.PROC_CREATE:  {do: with((*Server).phantomCreate)},
+	nfs3.PROC_MKDIR:   {do: with((*Server).phantomMkdir)},
+	nfs3.PROC_SYMLINK: {do: with((*Server).phantomSymlink)},
+	nfs3.PROC_MKNOD:   {do: with((*Server).refuseMknod)},
+	nfs3.PROC_REMOVE:  {do: with((*Server).phantomRemove)},
+	nfs3.PROC_RMDIR:   {do: with((*Server).phantomRemove)},
+	nfs3.PROC_RENAME:  {do: with((*Server).phantomRename)},
+	nfs3.PROC_LINK:    {do: with((*Server).refuseLink)},
+	nfs3.PROC_COMMIT:  {do: with((*Server).refuseCommit)},
+}
+
+// ghostMark is in the handles of things that the VM did not know when they went.
+const ghostMark = 1
+
+// ghostHandle is a handle for a thing that is gone.
+func (e *export) ghostHandle(at ghostKey, g ghost) []byte {
+	if g.n != nil {
+		return e.handle(g.n).Data
+	}
+	h := handle{export: e.tag, key: key{ino: hash64(at.dir.ino, at.name) | 1<<63}, born: uint32(g.kind)}.encode()
+	h[1] = ghostMark
+	return h
+}
+
+// ghostAttributes are those of a handle whose object is gone: as the VM knew them, so
+// that it does not take the object, which a program may still run from, for changed.
+func (s *Server) ghostAttributes(data []byte) *nfs3.Fattr3 {
+	synthetic := len(data) >= handleHead && data[1] == ghostMark
+	if synthetic {
+		data = append([]byte{}, data...)
+		data[1] = 0
+	}
+	h, ok := decodeHandle(data)
+	if !ok {
+		return nil
+	}
+	for _, e := range s.exports {
+		if e.tag != h.export || e.mirror == nil {
+			continue
+		}
+		if synthetic {
+			now := nfs3.Nfstime3{Seconds: uint32(time.Now().Unix())}
+			return &nfs3.Fattr3{
+				Type: nfs3.Ftype3(h.born), Mode: 0o755, Nlink: 1, Fsid: e.fsid, Fileid: h.ino,
+				Atime: now, Mtime: now, Ctime: now,
+			}
+		}
+		if n := e.mirror.ghost(h); n != nil {
+			return e.attributes(n, e.sight(n))
+		}
+	}
+	return nil
+}
+
+// ghost returns the node of a handle whose object is gone, or nil.
+func (m *mirror) ghost(h handle) *node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, g := range m.ghosts {
+		if g.n != nil && g.n.key == h.key && g.n.born == h.born {
+			return g.n
+		}
+	}
+	return nil
+}
+
+func (s *Server) phantomGetattr(ctx context.Context, c *call, a *nfs3.NfsFh3, w *reply) {
+	if o, err := s.object(a.Data); err == nil {
+		o.close()
+	} else if ghost := s.ghostAttributes(a.Data); ghost != nil {
+		w.put(nfs3.OK, ghost)
+		return
+	}
+	s.getattr(ctx, c, a, w)
+}
+
+func (s *Server) phantomAccess(ctx context.Context, c *call, a *nfs3.Access3args, w *reply) {
+	if o, err := s.object(a.Object.Data); err == nil {
+		o.close()
+	} else if ghost := s.ghostAttributes(a.Object.Data); ghost != nil {
+		w.put(nfs3.OK, &nfs3.Access3resok{ObjAttributes: ghost, Access: a.Access})
+		return
+	}
+	s.access(ctx, c, a, w)
+}
+
+func (s *Server) phantomSetattr(_ context.Context, _ *call, a *nfs3.Setattr3args, w *reply) {
+	o, err := s.object(a.Object.Data)
+	if err != nil {
+		if ghost := s.ghostAttributes(a.Object.Data); ghost != nil {
+			w.put(nfs3.OK, &nfs3.WccData{After: ghost})
+			return
+		}
+		w.put(statusOf(err), &nfs3.WccData{})
+		return
+	}
+	defer o.close()
+	w.put(nfs3.OK, o.after(nil))
+}
+
+func (s *Server) phantomLookup(ctx context.Context, c *call, a *nfs3.Diropargs3, w *reply) {
+	dir, err := s.object(a.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), optional{})
+		return
+	}
+	defer dir.close()
+	at := ghostKey{dir.n.key, string(a.Name)}
+	var g ghost
+	found := false
+	if m := dir.e.mirror; m != nil {
+		m.mu.Lock()
+		g, found = m.ghosts[at]
+		m.mu.Unlock()
+	}
+	if !found || dir.has(a.Name) {
+		s.lookup(ctx, c, a, w)
+		return
+	}
+	h := dir.e.ghostHandle(at, g)
+	var attributes *nfs3.Fattr3
+	if o, err := s.object(h); err == nil { // it was moved, or is still open
+		attributes = o.attributes()
+		o.close()
+	} else {
+		attributes = s.ghostAttributes(h)
+	}
+	w.put(nfs3.OK, &nfs3.Lookup3resok{
+		Object: nfs3.NfsFh3{Data: h}, ObjAttributes: attributes,
+		DirAttributes: dir.e.attributes(dir.n, &dir.st),
+	})
+}
+
+// has tells whether a directory has something under a name, or cannot say.
+func (o *object) has(name []byte) bool {
+	if nameError(name) != nil || !isDir(&o.st) {
+		return true
+	}
+	var st unix.Statx_t
+	err := unix.Statx(o.fd, string(name), unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE, &st)
+	return statusOf(err) != nfs3.ERR_NOENT
+}
+
+// appear answers that what is there was made.
+func (s *Server) appear(where *nfs3.Diropargs3, kind uint16, w *reply) {
+	dir, err := s.object(where.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), &nfs3.WccData{})
+		return
+	}
+	defer dir.close()
+	n, st, err := dir.find(where.Name)
+	if err == nil && st.Mode&unix.S_IFMT != kind {
+		err = unix.EEXIST
+	}
+	if err != nil {
+		w.put(statusOf(err), dir.after(nil))
+		return
+	}
+	h := dir.e.handle(n)
+	w.put(nfs3.OK, &nfs3.Create3resok{Obj: &h, ObjAttributes: dir.e.attributes(n, st), DirWcc: *dir.after(nil)})
+}
+
+func (s *Server) phantomCreate(_ context.Context, _ *call, a *nfs3.Create3args, w *reply) {
+	s.appear(&a.Where, unix.S_IFREG, w)
+}
+
+func (s *Server) phantomMkdir(_ context.Context, _ *call, a *nfs3.Mkdir3args, w *reply) {
+	s.appear(&a.Where, unix.S_IFDIR, w)
+}
+
+func (s *Server) phantomSymlink(_ context.Context, _ *call, a *nfs3.Symlink3args, w *reply) {
+	s.appear(&a.Where, unix.S_IFLNK, w)
+}
+
+// phantomRemove answers that what is gone was removed.
+func (s *Server) phantomRemove(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
+	dir, err := s.object(a.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), &nfs3.WccData{})
+		return
+	}
+	defer dir.close()
+	if dir.has(a.Name) {
+		err = unix.EACCES
+	}
+	w.put(statusOf(err), dir.after(nil))
+}
+
+// phantomRename answers that what is gone from its old name has got its new one. The
+// VM's kernel may choose a name of its own, if the thing is open there.
+func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, w *reply) {
+	none := &nfs3.Rename3res{}
+	from, err := s.object(a.From.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), none)
+		return
+	}
+	defer from.close()
+	to, err := s.object(a.To.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), none)
+		return
+	}
+	defer to.close()
+	if from.has(a.From.Name) {
+		err = unix.EACCES
+	}
+	w.put(statusOf(err), &nfs3.Rename3res{FromdirWcc: *from.after(nil), TodirWcc: *to.after(nil)})
+}
+
+func (s *Server) refuseWrite(_ context.Context, _ *call, _ *nfs3.Write3args, w *reply) {
+	w.put(nfs3.ERR_ROFS, &nfs3.WccData{})
+}
+
+func (s *Server) refuseCommit(_ context.Context, _ *call, _ *nfs3.Commit3args, w *reply) {
+	w.put(nfs3.ERR_ROFS, &nfs3.WccData{})
+}
+
+func (s *Server) refuseMknod(_ context.Context, _ *call, _ *nfs3.Mknod3args, w *reply) {
+	w.put(nfs3.ERR_ROFS, &nfs3.WccData{})
+}
+
+func (s *Server) refuseLink(_ context.Context, _ *call, _ *nfs3.Link3args, w *reply) {
+	w.put(nfs3.ERR_ROFS, &nfs3.Link3res{})
+}
