@@ -116,6 +116,8 @@ var imports = []struct {
 // try them together.
 var noImports = map[string][]string{
 	"pkg/dockerproxy": {"pkg/guest", "pkg/vm"},
+	"pkg/share":       {"pkg/guest", "pkg/project", "pkg/supervisor", "pkg/usernet", "pkg/vm"},
+	"pkg/supervisor":  {"pkg/image", "pkg/project", "pkg/vm"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }
