@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -82,6 +83,15 @@ func showStatus(w io.Writer, st project.Status) {
 	line("disk", "%s used on this host", ui.Size(st.DiskUsed))
 	if st.UndoUsed > 0 {
 		line("undo", "%s kept for devvm nuke --undo", ui.Size(st.UndoUsed))
+	}
+	if st.Supervisor != nil {
+		for _, f := range st.Supervisor.Files {
+			mode := "read-only, "
+			if f.Writable {
+				mode = ""
+			}
+			line("files", "%s (%sby %s)", f.Path, mode, strings.ToUpper(f.Road))
+		}
 	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)

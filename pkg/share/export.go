@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -52,7 +53,6 @@ type node struct {
 	key
 	born   uint32
 	trail  string // as in its handle
-	below  string // the trail of what is in it; made when needed
 	parent *node  // nil: the root
 	name   string
 	others []place // of a file with several links
@@ -521,12 +521,14 @@ func (e *export) adopt(at place, st *unix.Statx_t, trail string) *node {
 	return n
 }
 
-// trailBelow is the trail of what is in a directory.
+// trailBelow is the trail of what is in a directory, where that is now.
 func (n *node) trailBelow() string {
-	if n.parent != nil && n.below == "" {
-		n.below = extend(n.trail, n.ino)
+	var crumbs []byte
+	for p := n; p.parent != nil; p = p.parent {
+		crumbs = append(crumbs, crumb(p.ino))
 	}
-	return n.below
+	slices.Reverse(crumbs)
+	return string(crumbs[:min(len(crumbs), maxTrail)])
 }
 
 // handle is what the VM knows a node by.

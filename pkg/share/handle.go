@@ -62,14 +62,6 @@ func crumb(ino uint64) byte {
 	return byte(ino ^ ino>>8)
 }
 
-// extend returns the trail of what is in a directory with that trail.
-func extend(trail string, ino uint64) string {
-	if len(trail) == maxTrail {
-		return trail
-	}
-	return trail + string([]byte{crumb(ino)})
-}
-
 // hash64 is a number for a string or for several numbers, the same in each run.
 func hash64(parts ...any) uint64 {
 	h := fnv.New64a()

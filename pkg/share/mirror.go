@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -154,37 +155,50 @@ func (e *export) openPath(name string) (*object, error) {
 	return o, nil
 }
 
+// watchAgain is how long after a failure the directory is watched again.
+const watchAgain = 5 * time.Second
+
 // watch notes what the host changes until ctx ends.
 func (e *export) watch(ctx context.Context, s *Server) {
-	err := watch.Watch(ctx, watch.Options{
-		Root: e.Source, Ignore: s.ignore, Log: s.log,
-		Open: func(dir string) (*os.File, error) {
-			o, err := e.openRoot()
-			if err != nil {
-				return nil, err
-			}
-			defer o.close()
-			if dir == "" {
-				dir = "."
-			}
-			fd, err := openAt(o.fd, dir, unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV)
-			if err != nil {
-				return nil, err
-			}
-			return os.NewFile(uintptr(fd), dir), nil
-		},
-	}, func(events []watch.Event) {
-		var news []watch.Event
-		for _, x := range events {
-			if !e.echo(x) {
-				news = append(news, x)
-			}
+	said := ""
+	for ctx.Err() == nil {
+		err := watch.Watch(ctx, watch.Options{Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch}, e.notice)
+		if err == nil {
+			return
 		}
-		e.mirror.tell(news)
-	})
-	if err != nil && ctx.Err() == nil {
-		s.log.Warn("the VM's watchers do not hear of changes on the host", "err", err)
+		if !errors.Is(err, watch.ErrGone) && err.Error() != said {
+			said = err.Error()
+			s.log.Warn("the VM's watchers do not hear of changes on the host", "err", err)
+		}
+		timer := time.NewTimer(watchAgain)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+		}
 	}
+}
+
+// openForWatch opens a directory for watching; what is mounted below is another's.
+func (e *export) openForWatch(dir string) (*os.File, error) {
+	root, err := e.openRoot()
+	if err != nil {
+		return nil, err
+	}
+	defer root.close()
+	if dir == "" {
+		dir = "."
+	}
+	fd, err := openAt(root.fd, dir, unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), dir), nil
+}
+
+// notice takes what has changed, and passes on what the VM has not done itself.
+func (e *export) notice(events []watch.Event) {
+	e.mirror.tell(slices.DeleteFunc(events, e.echo))
 }
 
 // tell adds news for the agent.

@@ -223,40 +223,63 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 		return
 	}
 	defer o.e.files.put(f)
-	size := uint64(0)
-	if a.Offset < o.st.Size {
-		size = min(uint64(a.Count), maxIO, o.st.Size-a.Offset)
-	}
-	if err := s.pending.Acquire(ctx, int64(size)); err != nil {
+	count := int64(min(a.Count, maxIO))
+	if err := s.pending.Acquire(ctx, count); err != nil {
 		w.put(nfs3.ERR_JUKEBOX, optional{})
 		return
 	}
-	data, free := buffer(int(size))
-	w.done = func() {
-		free()
-		s.pending.Release(int64(size))
+	w.done = func() { s.pending.Release(count) }
+	attributes := o.e.attributes(o.n, &o.st)
+	var data []byte
+	eof := false
+	// Nothing, and not the end, is an answer that the VM's kernel takes for an error:
+	// so, if the file has just become longer, once more.
+	for len(data) == 0 && !eof && count > 0 && attributes != nil {
+		size := int64(0)
+		if a.Offset < attributes.Size {
+			size = int64(min(uint64(count), attributes.Size-a.Offset))
+		}
+		buf, free := buffer(int(size))
+		n, err := readAt(f.fd, buf, int64(a.Offset))
+		if err != nil {
+			free()
+			w.put(statusOf(err), optional{o.attributes()})
+			return
+		}
+		data = buf[:n]
+		if attributes = o.attributes(); attributes != nil {
+			eof = a.Offset+uint64(n) >= attributes.Size
+		}
+		if n == 0 {
+			free()
+			continue
+		}
+		w.done = func() {
+			free()
+			s.pending.Release(count)
+		}
 	}
+	w.tail = data
+	w.put(nfs3.OK, &nfs3.Read3resok{FileAttributes: attributes, Count: uint32(len(data)), Length: uint32(len(data)), Eof: eof})
+}
+
+// readAt fills a buffer as far as the file goes.
+func readAt(fd int, b []byte, at int64) (int, error) {
 	n := 0
-	for n < len(data) {
-		more, err := unix.Pread(f.fd, data[n:], int64(a.Offset)+int64(n))
+	for n < len(b) {
+		more, err := unix.Pread(fd, b[n:], at+int64(n))
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
 		if err != nil {
-			w.put(statusOf(err), optional{o.e.attributes(o.n, &o.st)})
-			return
+			return n, err
 		}
 		if more == 0 {
 			break
 		}
 		n += more
 	}
-	attributes := o.attributes()
-	w.tail = data[:n]
-	w.put(nfs3.OK, &nfs3.Read3resok{
-		FileAttributes: attributes, Count: uint32(n), Length: uint32(n),
-		Eof: attributes != nil && a.Offset+uint64(n) >= attributes.Size,
-	})
+	return n, nil
 }
 
 // stream is an open directory at the position after an answer, for the next call.

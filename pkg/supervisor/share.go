@@ -86,17 +86,17 @@ const unmountCommand = `rm -f /var/lib/devvm/share /etc/systemd/system/devvm-sha
 
 // mountScript begins the script. Debian's mount needs no helper for it. Containers'
 // own packets to the server are dropped: they pass PREROUTING, which the kernel's own
-// do not, and the socket of any process, one with the VM's own network among them, has
-// an owner, which the kernel's has not. The kernel finds all that it needs in the
-// options, without rpcbind; it waits for a server that is gone for ever; and it sees
-// what the host has changed after a second.
+// do not. So are those of processes that are in the VM's own network and not root's;
+// the kernel's sockets are. The kernel finds all that it needs in the options, without
+// rpcbind; it waits for a server that is gone for ever; and it sees what the host has
+// changed after a second.
 const mountScript = `# Written by devvm: what this VM has of its host.
 set -eu
 if [ ! -e /run/devvm-share ]; then
 	iptables-restore -w -n <<-END
 		*raw
 		-A PREROUTING -d %[1]s -p tcp --dport %[2]d -j DROP
-		-A OUTPUT -d %[1]s -p tcp --dport %[2]d -m owner --uid-owner 0-4294967294 -j DROP
+		-A OUTPUT -d %[1]s -p tcp --dport %[2]d -m owner ! --uid-owner 0 -j DROP
 		COMMIT
 	END
 	: >/run/devvm-share

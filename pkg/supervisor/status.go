@@ -36,6 +36,14 @@ type Status struct {
 	Version     string    `json:"version"`
 	Connections int       `json:"connections"` // open on docker.sock now
 	Redials     int       `json:"redials"`     // times the link was made anew
+	Files       []Files   `json:"files,omitempty"`
+}
+
+// Files is a directory of the host that the VM has.
+type Files struct {
+	Path     string `json:"path"` // in the VM
+	Writable bool   `json:"writable"`
+	Road     string `json:"road"` // how: "nfs"
 }
 
 // ErrNone says that no supervisor listens on the control socket.

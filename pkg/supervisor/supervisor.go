@@ -98,6 +98,9 @@ func Run(ctx context.Context, o Options) error {
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
 	}
+	for _, e := range o.Share.Exports {
+		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs"})
+	}
 	s.proxy = dockerproxy.New(dockerproxy.Options{
 		Dial:        s.dialEngine,
 		Log:         o.Log,

@@ -5,15 +5,18 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
+	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 
@@ -28,7 +31,7 @@ type fixture struct {
 	ended  chan error
 }
 
-func start(t *testing.T) *fixture {
+func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)) *fixture {
 	t.Helper()
 	keys, err := guest.GenerateKeys(filepath.Join(t.TempDir(), "keys"))
 	if err != nil {
@@ -39,15 +42,12 @@ func start(t *testing.T) *fixture {
 		t.Fatal(err)
 	}
 	f := &fixture{ended: make(chan error, 1)}
-	f.server, err = guesttest.NewServer(guesttest.Options{
+	options := guesttest.Options{
 		HostKey:        keys.HostKeyPEM(),
 		AuthorizedKeys: []byte(keys.AuthorizedKey()),
 		Dir:            t.TempDir(),
 		Sockets:        map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: fake.Dial},
 		Intercept:      func(line string) (int, bool) { return 1, strings.Contains(line, "date -u -s") },
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 	run, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
 	if err != nil {
@@ -60,23 +60,28 @@ func start(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = f.server.Serve(ctx, ssh) }()
 	ready := make(chan struct{})
-	go func() {
-		f.ended <- supervisor.Run(ctx, supervisor.Options{
-			Name: "app", Version: "test", Log: slog.New(slog.DiscardHandler),
-			Lock: filepath.Join(run, "lock"), Control: filepath.Join(run, "control.sock"), Docker: f.docker,
-			Gone: func(err error) bool { return errors.Is(err, errGone) },
-			Ping: func(ctx context.Context) error { return engine.Ping(ctx, f.docker) },
-			Target: guest.Target{User: "root", Keys: keys, Dial: func(ctx context.Context) (net.Conn, error) {
-				if f.gone.Load() {
-					return nil, errGone
-				}
-				return (&net.Dialer{}).DialContext(ctx, "unix", ssh.Addr().String())
-			}},
-			Ready: func() { close(ready) },
-		})
-	}()
+	o := supervisor.Options{
+		Name: "app", Version: "test", Log: slog.New(slog.DiscardHandler),
+		Lock: filepath.Join(run, "lock"), Control: filepath.Join(run, "control.sock"), Docker: f.docker,
+		Gone: func(err error) bool { return errors.Is(err, errGone) },
+		Ping: func(ctx context.Context) error { return engine.Ping(ctx, f.docker) },
+		Target: guest.Target{User: "root", Keys: keys, Dial: func(ctx context.Context) (net.Conn, error) {
+			if f.gone.Load() {
+				return nil, errGone
+			}
+			return (&net.Dialer{}).DialContext(ctx, "unix", ssh.Addr().String())
+		}},
+		Ready: func() { close(ready) },
+	}
+	for _, c := range change {
+		c(&options, &o)
+	}
+	if f.server, err = guesttest.NewServer(options); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = f.server.Serve(ctx, ssh) }()
+	go func() { f.ended <- supervisor.Run(ctx, o) }()
 	select {
 	case <-ready:
 	case err := <-f.ended:
@@ -172,5 +177,55 @@ func TestStop(t *testing.T) {
 	}
 	if _, err := os.Stat(f.docker); !os.IsNotExist(err) {
 		t.Errorf("docker.sock stays: %v", err)
+	}
+}
+
+// No client of docker.sock gets through before the VM has its directories.
+func TestShare(t *testing.T) {
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounting, mounted := make(chan struct{}, 10), make(chan int)
+	socket := ""
+	f := start(t, func(g *guesttest.Options, o *supervisor.Options) {
+		socket = filepath.Join(filepath.Dir(o.Docker), "share.sock")
+		o.Share = supervisor.Share{
+			Socket: socket, Address: netip.MustParseAddr("192.0.2.1"),
+			Exports: []share.Export{{Source: dir, Target: "/home/me/app", Writable: true}},
+		}
+		g.Intercept = func(line string) (int, bool) {
+			switch {
+			case strings.Contains(line, "/var/lib/devvm/share"):
+				mounting <- struct{}{}
+				return <-mounted, true
+			case strings.Contains(line, "utimensat"):
+				return 0, true
+			}
+			return 1, strings.Contains(line, "date -u -s")
+		}
+	})
+	<-mounting
+	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("share.sock: %v, %v", info, err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := engine.Ping(short, f.docker); err == nil {
+		t.Error("a client got through before the mount")
+	}
+	mounted <- 32 // it fails: the link is made anew
+	<-mounting
+	if err := engine.Ping(short, f.docker); err == nil {
+		t.Error("a client got through after a mount that failed")
+	}
+	mounted <- 0
+	f.until(t, supervisor.StateReady, 0)
+	if err := engine.Ping(t.Context(), f.docker); err != nil {
+		t.Error(err)
+	}
+	status, err := f.client.Status(t.Context())
+	if err != nil || len(status.Files) != 1 || status.Files[0].Path != "/home/me/app" {
+		t.Errorf("%+v, %v", status, err)
 	}
 }

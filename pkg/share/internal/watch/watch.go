@@ -92,6 +92,7 @@ type watcher struct {
 	dirs  map[int]*dir // by watch descriptor
 	limit int
 	full  bool // the limit was met
+	lost  bool // the root is gone
 	batch batch
 	found int
 	moved map[uint32]origin // by cookie: what was moved from where, so far to nowhere
@@ -141,8 +142,14 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 			use(events)
 		}
 		w.found = 0
+		if w.lost {
+			return fmt.Errorf("watch %s: %w", o.Root, ErrGone)
+		}
 	}
 }
+
+// ErrGone says that the root is not there any more; there may be another one.
+var ErrGone = errors.New("the directory was removed")
 
 func earlier(a, b time.Time) time.Time {
 	if a.Before(b) {
@@ -287,6 +294,7 @@ func (w *watcher) take(b []byte) {
 			continue
 		}
 		if bits&unix.IN_IGNORED != 0 {
+			w.lost = w.lost || d.parent == nil
 			w.forget(d)
 			continue
 		}

@@ -2,6 +2,7 @@ package watch_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -165,5 +166,18 @@ func TestMany(t *testing.T) {
 		case <-time.After(20 * time.Second):
 			t.Fatalf("%d of 500 came", len(seen))
 		}
+	}
+}
+
+// When the directory itself goes, that is an error: there may be another one.
+func TestGone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "d")
+	os.Mkdir(dir, 0o755)
+	err := watch.Watch(t.Context(), watch.Options{
+		Root: dir, Log: slog.New(slog.DiscardHandler), Ready: func() { os.Remove(dir) },
+		Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
+	}, func([]watch.Event) {})
+	if !errors.Is(err, watch.ErrGone) {
+		t.Error(err)
 	}
 }
