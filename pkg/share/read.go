@@ -233,8 +233,8 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 	var data []byte
 	eof := false
 	// Nothing, and not the end, is an answer that the VM's kernel takes for an error:
-	// so, if the file has just become longer, once more.
-	for len(data) == 0 && !eof && count > 0 && attributes != nil {
+	// so, if the file has just become longer, again.
+	for tries := 3; len(data) == 0 && !eof && count > 0 && attributes != nil; tries-- {
 		size := int64(0)
 		if a.Offset < attributes.Size {
 			size = int64(min(uint64(count), attributes.Size-a.Offset))
@@ -248,7 +248,7 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 		}
 		data = buf[:n]
 		if attributes = o.attributes(); attributes != nil {
-			eof = a.Offset+uint64(n) >= attributes.Size
+			eof = a.Offset+uint64(n) >= attributes.Size || n == 0 && tries == 0
 		}
 		if n == 0 {
 			free()

@@ -777,3 +777,39 @@ func TestSourceIsALink(t *testing.T) {
 		}
 	}
 }
+
+// A process that may open few files serves many all the same.
+func TestFewFiles(t *testing.T) {
+	var before syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	few := before
+	few.Cur = 256
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Setrlimit(syscall.RLIMIT_NOFILE, &before)
+	dir, _, c := shared(t)
+	for i := range 1000 {
+		name := fmt.Sprint(i)
+		h, st := c.create(c.root, name, guarded(0o444))
+		want(t, "create", st, nfs3.OK)
+		_, st = c.write(h, 0, []byte(name), nfs3.UNSTABLE)
+		want(t, "write", st, nfs3.OK)
+		if got := c.content(h); got != name {
+			t.Fatalf("read %q", got)
+		}
+	}
+	for i := range 1000 {
+		if got := c.content(c.must(fmt.Sprint(i))); got != fmt.Sprint(i) {
+			t.Fatalf("read %q", got)
+		}
+	}
+	if open, err := os.ReadDir("/proc/self/fd"); err != nil || len(open) > 200 {
+		t.Errorf("%d files are open, %v", len(open), err)
+	}
+	if have(t, filepath.Join(dir, "7")) != "7" {
+		t.Error("wrong content")
+	}
+}

@@ -3,10 +3,12 @@ package supervisor_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -227,5 +229,53 @@ func TestShare(t *testing.T) {
 	status, err := f.client.Status(t.Context())
 	if err != nil || len(status.Files) != 1 || status.Files[0].Path != "/home/me/app" {
 		t.Errorf("%+v, %v", status, err)
+	}
+}
+
+// What the host changes is repeated in the VM, through the link. Here the VM's
+// directory is a plain one, so that it can be seen.
+func TestMirror(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become the agent's user")
+	}
+	if _, err := exec.LookPath("perl"); err != nil {
+		t.Skip(err)
+	}
+	top, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // t.TempDir is closed to the agent's user
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(top)
+	dir, inVM := filepath.Join(top, "host"), filepath.Join(top, "it's the VM's")
+	for _, d := range []string{top, dir, inVM} {
+		_ = os.Mkdir(d, 0o777)
+		if err := os.Chmod(d, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start(t, func(g *guesttest.Options, o *supervisor.Options) {
+		o.Share = supervisor.Share{
+			Socket: filepath.Join(filepath.Dir(o.Docker), "share.sock"), Address: netip.MustParseAddr("192.0.2.1"),
+			Exports: []share.Export{{Source: dir, Target: inVM, Writable: true}},
+		}
+		g.Intercept = func(line string) (int, bool) {
+			return 0, strings.Contains(line, "/var/lib/devvm/share") || strings.Contains(line, "date -u -s")
+		}
+	}).until(t, supervisor.StateReady, 0)
+	deadline := time.Now().Add(20 * time.Second)
+	for n := 0; ; n++ { // the watch begins when it likes
+		name := fmt.Sprintf("a \"new\" $file %d", n)
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			if _, err := os.Stat(filepath.Join(inVM, name)); err == nil {
+				return
+			}
+			<-time.After(20 * time.Millisecond)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was repeated")
+		}
 	}
 }
