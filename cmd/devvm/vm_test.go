@@ -24,7 +24,7 @@ import (
 func TestVM(t *testing.T) {
 	scripts := []string{"fork", "host", "nuke"}
 	if !testing.Short() { // the second pass: Docker's client is no other one as root
-		scripts = append(scripts, "docker")
+		scripts = append(scripts, "docker", "share")
 	}
 	runVMScripts(t, scripts...)
 }

@@ -81,8 +81,9 @@ END
 fi
 exec sh /var/lib/devvm/share`
 
-// unmountCommand takes back what mountCommand has written.
-const unmountCommand = `rm -f /var/lib/devvm/share /etc/systemd/system/devvm-share.service /etc/systemd/system/docker.service.wants/devvm-share.service`
+// unmountCommand takes back what mountCommand has written. A boot may be waiting for it.
+const unmountCommand = `systemctl stop devvm-share.service 2>/dev/null || :
+rm -f /var/lib/devvm/share /etc/systemd/system/devvm-share.service /etc/systemd/system/docker.service.wants/devvm-share.service`
 
 // mountScript begins the script. Debian's mount needs no helper for it. Containers'
 // own packets to the server are dropped: they pass PREROUTING, which the kernel's own
@@ -92,6 +93,8 @@ const unmountCommand = `rm -f /var/lib/devvm/share /etc/systemd/system/devvm-sha
 // changed after a second.
 const mountScript = `# Written by devvm: what this VM has of its host.
 set -eu
+exec 9>/run/devvm-share.lock
+flock 9
 if [ ! -e /run/devvm-share ]; then
 	iptables-restore -w -n <<-END
 		*raw
