@@ -8,10 +8,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -318,4 +321,87 @@ func (m *model) overWire() []string {
 	walk(m.c.root, "")
 	sort.Strings(lines)
 	return lines
+}
+
+// TestConcurrent does random things from many sides at once, the host's among them:
+// nothing hangs, nothing breaks, and in the end the VM sees what is there.
+func TestConcurrent(t *testing.T) {
+	dir := realTemp(t)
+	s, c := mirrored(t, dir)
+	names := []string{"a", "b", "c"}
+	stop := time.Now().Add(2 * time.Second)
+	var wg sync.WaitGroup
+	for side := range 8 {
+		wg.Go(func() {
+			r := rand.New(rand.NewPCG(7, uint64(side)))
+			path := func() string {
+				var p []string
+				for range 1 + r.IntN(3) {
+					p = append(p, names[r.IntN(len(names))])
+				}
+				return strings.Join(p, "/")
+			}
+			if side == 0 { // the host
+				for time.Now().Before(stop) {
+					a, b := filepath.Join(dir, path()), filepath.Join(dir, path())
+					switch r.IntN(4) {
+					case 0:
+						os.Rename(a, b)
+					case 1:
+						os.RemoveAll(a)
+					case 2:
+						os.MkdirAll(a, 0o755)
+					case 3:
+						os.WriteFile(a, []byte("host"), 0o644)
+					}
+				}
+				return
+			}
+			c := s.client(target)
+			if side == 1 {
+				c.uid = agentUID
+			}
+			for time.Now().Before(stop) {
+				p, q := path(), path()
+				from, st := c.walk(filepath.Dir(p))
+				if st != nfs3.OK {
+					continue
+				}
+				to, st := c.walk(filepath.Dir(q))
+				if st != nfs3.OK {
+					continue
+				}
+				old, name := filepath.Base(p), filepath.Base(q)
+				switch r.IntN(10) {
+				case 0, 1:
+					c.mkdir(from, old, 0o755)
+				case 2, 3, 4:
+					c.rename(from, old, to, name)
+				case 5:
+					c.remove(from, old)
+				case 6:
+					c.rmdir(from, old)
+				case 7:
+					if h, st := c.create(from, old, unchecked(0o644)); st == nfs3.OK {
+						c.write(h, 0, []byte("data"), nfs3.UNSTABLE)
+						c.read(h, 0, 10)
+						c.commit(h)
+					}
+				case 8:
+					if h, _, st := c.lookup(from, old); st == nfs3.OK {
+						c.link(h, to, name)
+						c.setattr(h, attrs(0o755))
+					}
+				case 9:
+					c.list(from, true, 4096, nil)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	m := &model{t: t, c: c}
+	want := slices.DeleteFunc(onDisk(t, dir), func(line string) bool { return strings.HasPrefix(line, ".nfs") })
+	if diff := cmp.Diff(want, m.overWire()); diff != "" {
+		t.Errorf("the VM does not see what is there (-want +got):\n%s", diff)
+	}
 }
