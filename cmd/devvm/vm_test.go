@@ -38,6 +38,14 @@ func TestVMKilled(t *testing.T) {
 	runVMScripts(t, "killed")
 }
 
+// TestVMEight keeps both cores and the memory busy: it runs alone.
+func TestVMEight(t *testing.T) {
+	if testing.Short() {
+		t.Skip("forks are no others as root")
+	}
+	runVMScripts(t, "eight")
+}
+
 func runVMScripts(t *testing.T, scripts ...string) {
 	t.Helper()
 	params := testscript.Params{
@@ -105,7 +113,8 @@ func setUpVM(e *testscript.Env) error {
 	}
 	e.Cd = dirs[0]
 	e.Defer(func() {
-		for _, dir := range dirs {
+		more, _ := filepath.Glob(filepath.Join(e.WorkDir, "p[0-9]"))
+		for _, dir := range append(dirs, more...) {
 			cmd := exec.Command(binary, "-C", dir, "rm", "--yes")
 			if out, err := cmd.CombinedOutput(); err != nil && !bytes.Contains(out, []byte("no VM")) {
 				fmt.Fprintf(os.Stderr, "remove %s: %v\n%s", dir, err, out)

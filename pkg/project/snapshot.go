@@ -51,6 +51,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
+			if err := checkRoomForMemory(s.Dirs.Data, dom); err != nil {
+				return err
+			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
 			sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())

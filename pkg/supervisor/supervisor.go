@@ -38,6 +38,8 @@ const (
 	waitReady        = 10 * time.Second // a client's patience while the link is down
 	clockEvery       = time.Minute
 	clockTolerance   = 50 * time.Millisecond
+	clockTimeout     = 20 * time.Second // for one look at the guest's clock
+	pingTimeout      = 5 * time.Minute  // for an engine that starts under emulation
 )
 
 // engineSocket is Docker's socket inside the guest.
@@ -373,7 +375,10 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		defer close(clock)
 		s.setClock(ctx, link)
 	})
-	if err := s.Ping(ctx); err != nil {
+	asking, done := context.WithTimeout(ctx, pingTimeout)
+	err = s.Ping(asking)
+	done()
+	if err != nil {
 		return fmt.Errorf("ask the engine: %w", err)
 	}
 	if !s.ClockSet || s.links > 0 { // a VM that was resumed has the time of its saving
@@ -407,12 +412,14 @@ func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
 
 // setClock sets the guest's clock if it has strayed.
 func (s *supervisor) setClock(ctx context.Context, link *guest.Client) {
+	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
+	defer cancel()
 	offset, roundtrip, err := link.Clock(ctx)
 	if err == nil && offset.Abs() > clockTolerance+roundtrip/2 { // half of it bounds the error
 		s.Log.Info("guest's clock was off", "offset", offset)
 		_, _, err = link.SetClock(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		s.Log.Warn("guest's clock", "err", err)
 	}
 }
