@@ -243,8 +243,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err != nil {
 		return err
 	}
-	// A former network process may still wait for a QEMU that is gone.
-	if err := b.stopNet(ctx, b.project); err != nil {
+	if err := b.detach(ctx, saved); err != nil {
 		return err
 	}
 	if saved {
@@ -304,6 +303,20 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 	}
 	return nil
+}
+
+// detach ends what served the VM's former run: a network process that waits for a QEMU
+// that is gone, and a supervisor that may not know yet that its link is dead. That of
+// a suspended VM stays, to tell clients so.
+func (b *boot) detach(ctx context.Context, saved bool) error {
+	if !saved {
+		return b.stopHelpers(ctx, b.project)
+	}
+	err := supervisor.NewClient(b.files.controlSocket()).Suspend(ctx)
+	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+		return err
+	}
+	return b.stopNet(ctx, b.project)
 }
 
 // prepare makes sure that the VM's files are there: disk, keys, credentials.
