@@ -198,8 +198,12 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	if err := b.writeCredentials(img); err != nil {
 		return err
 	}
+	scratch := filepath.Join(b.files.vm, "memory")
+	if err := b.Templates.Lend(t, scratch); err != nil {
+		return err
+	}
 	var unprepared error // what the template is not to blame for
-	err := b.hv.Fork(ctx, b.spec(img), t.Memory(), filepath.Join(b.files.vm, "memory"), func(ctx context.Context) error {
+	err := b.hv.Fork(ctx, b.spec(img), t.Memory(), scratch, func(ctx context.Context) error {
 		group, ctx := errgroup.WithContext(ctx)
 		group.Go(func() error {
 			return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
@@ -214,6 +218,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 		return unprepared
 	})
 	if err != nil {
+		_ = os.Remove(scratch)
 		if serr := b.stopHelpers(context.WithoutCancel(ctx), b.project); serr != nil {
 			b.Log.Warn("stop the helpers of a fork that failed", "err", serr)
 		}
@@ -221,6 +226,9 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 			return err
 		}
 		return b.blame(ctx, t, err)
+	}
+	if err := b.Templates.Keep(t, scratch); err != nil { // the next fork copies
+		b.Log.Warn("template", "err", err)
 	}
 	if t.Provision != "" {
 		if err := writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {

@@ -21,6 +21,7 @@ import (
 
 	libvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -542,11 +543,20 @@ func (h *hypervisor) Shutdown(ctx context.Context, name string) error {
 	})
 }
 
+// termTimeout is how long QEMU has to end when it is asked to.
+const termTimeout = 5 * time.Second
+
 // Destroy implements Hypervisor.
 func (h *hypervisor) Destroy(ctx context.Context, name string) error {
 	return h.act(ctx, "destroy", name, func(l *link, v view) error {
 		if !v.on() {
 			return h.reap(ctx, v)
+		}
+		// libvirt asks QEMU to end, too, but looks only every 200 ms whether it has.
+		asked, cancel := context.WithTimeout(ctx, termTimeout)
+		defer cancel()
+		if err := (process{v.PID, v.Name}).end(asked, unix.SIGTERM); err != nil && ctx.Err() == nil {
+			h.log.InfoContext(ctx, "QEMU does not end by itself", "vm", v.Name, "err", err)
 		}
 		return l.DomainDestroyFlags(v.dom, libvirt.DomainDestroyDefault)
 	})
@@ -596,18 +606,13 @@ func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(scratch); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
-	}
 	preparing, preparingCtx := errgroup.WithContext(ctx)
 	preparing.Go(func() error { return copyMemory(preparingCtx, scratch, memory, doc) })
 	preparing.Go(func() error { return meanwhile(preparingCtx) })
 	preparing.Go(func() error { return h.Define(preparingCtx, spec) })
 	if err := preparing.Wait(); err != nil {
-		_ = os.Remove(scratch)
 		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
 	}
-	defer os.Remove(scratch)
 	return h.act(ctx, "fork", spec.Name, func(l *link, v view) error {
 		if v.on() {
 			return ErrRunning
@@ -639,7 +644,7 @@ func (h *hypervisor) reap(ctx context.Context, v view) error {
 		return nil
 	}
 	h.log.WarnContext(ctx, "ending a QEMU that libvirt has lost", "vm", v.Name, "pid", v.orphan.pid)
-	return v.orphan.kill(ctx)
+	return v.orphan.end(ctx, unix.SIGKILL)
 }
 
 // undefineFlags make libvirt forget all that it keeps beside a definition; it

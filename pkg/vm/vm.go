@@ -180,11 +180,12 @@ type Hypervisor interface {
 	// must not exist. For a stopped VM it returns ErrNotRunning.
 	Freeze(ctx context.Context, name, path string) error
 	// Fork defines the VM and starts it from what Freeze has left of another one
-	// of the same shape, on a copy of that, which it makes at scratch and
-	// removes. The new VM goes on where the other one stood; its disk must lie
-	// on the other's as that was then. While the copy is made it runs meanwhile,
-	// which makes what the VM needs to start: its disk and its network. ErrMemory
-	// says that the memory does not fit.
+	// of the same shape, on a copy of that at scratch. It makes the copy, unless
+	// it finds that of an earlier Fork from the same memory there; the copy stays.
+	// The new VM goes on where the other one stood; its disk must lie on the
+	// other's as that was then. Beside copying it runs meanwhile, which makes what
+	// the VM needs to start: its disk and its network. ErrMemory says that the
+	// memory does not fit.
 	Fork(ctx context.Context, spec Spec, memory, scratch string, meanwhile func(context.Context) error) error
 	// Snapshot keeps the state of the VM under a name of its own, beside those that
 	// it has: of a running VM disk and memory, of a stopped one its disk.

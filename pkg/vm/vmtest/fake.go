@@ -501,7 +501,6 @@ func (f *Fake) Fork(ctx context.Context, spec vm.Spec, memory, scratch string, m
 		if err := os.WriteFile(scratch, b, 0o600); err != nil {
 			return err
 		}
-		defer os.Remove(scratch)
 		if err := f.startable(spec, host); err != nil {
 			return err
 		}
