@@ -21,7 +21,6 @@ import (
 
 	libvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -543,20 +542,11 @@ func (h *hypervisor) Shutdown(ctx context.Context, name string) error {
 	})
 }
 
-// termTimeout is how long QEMU has to end when it is asked to.
-const termTimeout = 5 * time.Second
-
 // Destroy implements Hypervisor.
 func (h *hypervisor) Destroy(ctx context.Context, name string) error {
 	return h.act(ctx, "destroy", name, func(l *link, v view) error {
 		if !v.on() {
 			return h.reap(ctx, v)
-		}
-		// libvirt asks QEMU to end, too, but looks only every 200 ms whether it has.
-		asked, cancel := context.WithTimeout(ctx, termTimeout)
-		defer cancel()
-		if err := (process{v.PID, v.Name}).end(asked, unix.SIGTERM); err != nil && ctx.Err() == nil {
-			h.log.InfoContext(ctx, "QEMU does not end by itself", "vm", v.Name, "err", err)
 		}
 		return l.DomainDestroyFlags(v.dom, libvirt.DomainDestroyDefault)
 	})
@@ -644,7 +634,7 @@ func (h *hypervisor) reap(ctx context.Context, v view) error {
 		return nil
 	}
 	h.log.WarnContext(ctx, "ending a QEMU that libvirt has lost", "vm", v.Name, "pid", v.orphan.pid)
-	return v.orphan.end(ctx, unix.SIGKILL)
+	return v.orphan.kill(ctx)
 }
 
 // undefineFlags make libvirt forget all that it keeps beside a definition; it
