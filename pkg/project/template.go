@@ -196,7 +196,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	group.Go(func() error {
 		return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
 	})
-	group.Go(func() error { return b.startNet(ctx, b.project, b.offline(), b.host) })
+	group.Go(func() error { return b.startNet(ctx, b.project, b.cfg.Policy(), b.host) })
 	defer group.Wait() //nolint:errcheck // it was asked below, unless something else failed first
 	if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
 		return fmt.Errorf("make keys: %w", err)
