@@ -21,14 +21,19 @@ const (
 	// an address and a name, and of them names of one address.
 	manyAnswers = 4096
 	namesEach   = 8
+	// askAgain is how long it takes at least until a name whose answer is too
+	// old is asked for once more.
+	askAgain = 10 * time.Second
 	// chainLength bounds the aliases that are followed, as resolvers do.
 	chainLength = 16
 )
 
 // answers remembers which names the VM has asked for led to which addresses.
 // A name is the one that was asked for, not one that it is an alias of: whoever
-// allows a name trusts its owner to say where it leads, and nobody else to have
-// the VM ask for more.
+// allows a name trusts its owner to say where it leads, and nobody else.
+//
+// A program may keep an address for longer than the answer lives: a proxy that
+// looks names up when it starts. When it connects, the name is asked for again.
 type answers struct {
 	now func() time.Time
 
@@ -43,6 +48,7 @@ type lease struct {
 	name  string
 	addr  netip.Addr
 	until time.Time
+	asked time.Time // when it was asked for again, last
 	place *list.Element
 }
 
@@ -138,18 +144,31 @@ func (a *answers) forget(l *lease) {
 	a.byAddr[l.addr] = rest
 }
 
-// names returns the names that lead to an address now, and those whose answer
-// is too old; of each the one answered last in front.
-func (a *answers) names(addr netip.Addr) (live, old []string) {
+// names returns the names that lead to an address now, the one answered last in
+// front.
+func (a *answers) names(addr netip.Addr) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var names []string
+	for _, l := range a.byAddr[addr.Unmap()] {
+		if a.now().Before(l.until) {
+			names = append(names, l.name)
+		}
+	}
+	return names
+}
+
+// stale returns a name that led to an address once, for which it is time to ask
+// again; want says which ones are wanted. It is empty if there is none.
+func (a *answers) stale(addr netip.Addr, want func(name string) bool) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := a.now()
 	for _, l := range a.byAddr[addr.Unmap()] {
-		if now.Before(l.until) {
-			live = append(live, l.name)
-		} else {
-			old = append(old, l.name)
+		if !now.Before(l.until) && now.Sub(l.asked) >= askAgain && want(l.name) {
+			l.asked = now
+			return l.name
 		}
 	}
-	return live, old
+	return ""
 }

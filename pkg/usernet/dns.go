@@ -147,6 +147,17 @@ func (r *resolver) answer(ctx context.Context, network string, query *dns.Msg) *
 	return m
 }
 
+// renew looks a name up on behalf of the policy.
+func (r *resolver) renew(ctx context.Context, name string) {
+	query := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA)
+	query.SetEdns0(dnsUpstreamSize, false)
+	m := r.lookUp(ctx, "udp", query)
+	if m.Truncated {
+		m = r.lookUp(ctx, "tcp", query)
+	}
+	r.s.policy.answers.note(name, m)
+}
+
 // lookUp answers as the host would.
 func (r *resolver) lookUp(ctx context.Context, network string, query *dns.Msg) *dns.Msg {
 	if m := r.hosts.answer(query); m != nil {

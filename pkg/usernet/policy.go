@@ -18,6 +18,7 @@ import (
 // ports of the host that it opens at the address that means the host.
 type policy struct {
 	look    func(context.Context, netip.Addr) (hostView, error)
+	ask     func(ctx context.Context, name string) // notes in answers what a name leads to
 	log     *slog.Logger
 	answers *answers
 	journal *journal
@@ -139,7 +140,7 @@ func (p *policy) judge(ctx context.Context, network string, to netip.AddrPort) d
 	if to.Addr() == HostAlias {
 		d.names, d.host = []string{hostName}, true
 	} else {
-		d.names, _ = p.answers.names(to.Addr())
+		d.names = p.answers.names(to.Addr())
 	}
 	switch {
 	case now.Offline:
@@ -148,11 +149,29 @@ func (p *policy) judge(ctx context.Context, network string, to netip.AddrPort) d
 		d.refusal = refuseHostPort
 	case d.host:
 	default:
-		if d.refusal = p.firstRule(ctx, to.Addr()); d.refusal == allowed && !d.under(now) {
-			d.refusal = refuseEgress
+		if d.refusal = p.firstRule(ctx, to.Addr()); d.refusal != allowed || d.under(now) {
+			return d
+		}
+		d.refusal = refuseEgress
+		if network == "tcp" && p.renew(ctx, now, to) {
+			if d.names = p.answers.names(to.Addr()); d.under(now) {
+				d.refusal = allowed
+			}
 		}
 	}
 	return d
+}
+
+// renew asks again for a name that led to a destination once and would allow it.
+// It says whether it did. It waits for a nameserver, which only a connection's
+// own goroutine may: a TCP connection's.
+func (p *policy) renew(ctx context.Context, now egress.Policy, to netip.AddrPort) bool {
+	name := p.answers.stale(to.Addr(), func(name string) bool { return now.Permits(to, name) })
+	if name == "" {
+		return false
+	}
+	p.ask(ctx, name)
+	return true
 }
 
 // firstRule says whether an address is the host's, now.
@@ -233,7 +252,7 @@ func (p *policy) set(next egress.Policy) int {
 // count notes a refusal that needed no decision.
 func (p *policy) count(r refusal, network string, to netip.AddrPort) {
 	d := decision{to: to, refusal: r}
-	d.names, _ = p.answers.names(to.Addr())
+	d.names = p.answers.names(to.Addr())
 	p.note(network, d)
 }
 

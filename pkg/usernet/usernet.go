@@ -177,6 +177,7 @@ func New(cfg Config) (*Stack, error) {
 	}
 	s.out = newOutbound(s)
 	s.dns = newResolver(s)
+	s.policy.ask = s.dns.renew
 	for _, serve := range []func() error{s.serveDHCP, s.serveDaytime, s.dns.serve} {
 		if err := serve(); err != nil {
 			s.Close()
