@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -17,6 +18,7 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
@@ -104,6 +106,9 @@ func bootFakeVM(specPath string) error {
 			switch {
 			case strings.Contains(line, "date -u -s"):
 				return 1, true
+			case strings.Contains(line, "exec reach "):
+				_, to, _ := strings.Cut(line, "exec reach ")
+				return reachFrom(ctx, guest, strings.Trim(to, "' ")), true
 			case strings.Contains(line, "/usr/lib/devvm/seal"):
 				_, err := fmt.Fprintln(console, "devvm: sealed")
 				return 0, err == nil
@@ -131,6 +136,34 @@ func bootFakeVM(specPath string) error {
 	<-ctx.Done()
 	<-served
 	return os.WriteFile(os.Getenv(vmtest.OffEnv), nil, 0o600)
+}
+
+// reachFrom is the command "reach HOST:PORT" of the fake guest: a connection to an
+// address, or to a name by the DNS that the guest has. The exit code is 0, 6 for a
+// name that is not found, 7 for a connection that is refused.
+func reachFrom(ctx context.Context, guest *usernettest.Guest, to string) int {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return guest.Dial(ctx, "tcp", usernettest.Address(usernet.Gateway, 53))
+	}}
+	host, port, err := net.SplitHostPort(to)
+	if err != nil {
+		return 2
+	}
+	addrs, err := resolver.LookupNetIP(ctx, "ip4", host)
+	if err != nil {
+		return 6
+	}
+	conn, err := guest.Dial(ctx, "tcp", net.JoinHostPort(addrs[0].Unmap().String(), port))
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return 7
+	}
+	if err != nil {
+		return 1
+	}
+	_ = conn.Close()
+	return 0
 }
 
 // fakeImage puts an image into a store that no VM could boot from, but whose

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,6 +43,7 @@ func TestScript(t *testing.T) {
 			"eventually":   cmdEventually,
 			"leftovers":    cmdLeftovers,
 			"foreign-twin": cmdForeignTwin,
+			"listen":       cmdListen,
 		},
 	})
 }
@@ -242,6 +244,26 @@ func cmdLeftovers(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Fatalf("%v", err)
 		}
 	}
+}
+
+// listen VARIABLE accepts connections on a port of the host's loopback until the
+// script ends, and sets the variable to its number.
+func cmdListen(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	ts.Defer(func() { _ = l.Close() })
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(err)
+	ts.Setenv(args[0], port)
 }
 
 // foreign-twin makes a domain that has the name of the current directory's

@@ -83,6 +83,9 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.UndoUsed > 0 {
 		line("undo", "%s kept for devvm nuke --undo", ui.Size(st.UndoUsed))
 	}
+	if st.Network != nil && st.Network.Policy != nil {
+		line("reaches", "%s", st.Network.Policy)
+	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)
 	}

@@ -22,7 +22,7 @@ import (
 // TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
 // a home, an image store and the program: see there.
 func TestVM(t *testing.T) {
-	scripts := []string{"fork", "host", "nuke"}
+	scripts := []string{"egress", "fork", "host", "nuke"}
 	if !testing.Short() { // the second pass: Docker's client is no other one as root
 		scripts = append(scripts, "docker")
 	}

@@ -139,6 +139,7 @@ func (f paths) keys() string          { return filepath.Join(f.vm, "keys") }
 func (f paths) credentials() string   { return filepath.Join(f.vm, "credentials") }
 func (f paths) forking() string       { return filepath.Join(f.vm, "forking") }
 func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
+func (f paths) egress() string        { return filepath.Join(f.root, "egress.json") }
 func (f paths) netLock() string       { return filepath.Join(f.run, "net.lock") }
 func (f paths) dialSocket() string    { return filepath.Join(f.run, "dial.sock") }
 func (f paths) controlSocket() string { return filepath.Join(f.run, "control.sock") }

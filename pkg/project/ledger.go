@@ -197,7 +197,7 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	if err != nil {
 		return "", fmt.Errorf("ask libvirt about the host: %w", err)
 	}
-	cfg, err := s.Config(p.Dir)
+	cfg, err := s.granted(p)
 	if err != nil {
 		return "", err
 	}

@@ -3,6 +3,7 @@ package project
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -11,14 +12,20 @@ import (
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
-// NetOptions are the paths of a project's network process.
-func (d Dirs) NetOptions(name string) usernet.Options {
+// NetOptions are the paths of a project's network process, and what was granted
+// to the project.
+func (d Dirs) NetOptions(name string) (usernet.Options, error) {
 	f := d.paths(name)
+	policy, err := f.readGranted()
+	if err != nil {
+		return usernet.Options{}, fmt.Errorf("read what the VM may reach: %w", err)
+	}
 	return usernet.Options{
+		Config:     usernet.Config{Policy: &policy},
 		NetSocket:  f.netSocket(),
 		DialSocket: f.dialSocket(),
 		Lock:       f.netLock(),
-	}
+	}, nil
 }
 
 // dialTimeout bounds one try of the supervisor to reach the guest's sshd. It is

@@ -97,7 +97,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if i < 0 {
 			return errNoSnapshot(name)
 		}
-		cfg, err := s.Config(p.Dir)
+		cfg, err := s.granted(p)
 		if err != nil {
 			return err
 		}
@@ -125,7 +125,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		}
 		show.Start("restore", "go back to snapshot "+name)
 		if all[i].Memory {
-			if err := s.startNet(ctx, p, b.offline(), host); err != nil {
+			if err := s.startNet(ctx, p, b.cfg.Policy(), host); err != nil {
 				return err
 			}
 		}

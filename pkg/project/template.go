@@ -209,7 +209,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 			return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
 		})
 		group.Go(func() error {
-			if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+			if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 				return err
 			}
 			return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--clock-set")

@@ -53,7 +53,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 // checkConfig finds what is wrong with the project's configuration, for a VM
 // that is yet to be provisioned or for any.
 func (s *Service) checkConfig(p Project, fresh bool) error {
-	cfg, err := s.Config(p.Dir)
+	cfg, err := s.granted(p)
 	if err != nil || !fresh {
 		return err
 	}
@@ -62,7 +62,7 @@ func (s *Service) checkConfig(p Project, fresh bool) error {
 
 // up is Up under the project's lock.
 func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
-	cfg, err := s.Config(p.Dir)
+	cfg, err := s.granted(p)
 	if err != nil {
 		return err
 	}
@@ -154,15 +154,17 @@ type boot struct {
 	backing  []string // what the disk lies on, the uppermost first
 }
 
-func (b *boot) offline() bool { return b.cfg.NetworkMode == config.NetworkOffline }
-
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(dom)
-	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
-		if err := b.rewire(ctx); err != nil {
-			return err
-		}
+	net, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
+	if err == nil {
+		err = b.enforce(ctx, net.Policy)
+	} else {
+		err = b.rewire(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
 		return err
@@ -201,7 +203,7 @@ func (b *boot) changes(dom vm.Domain) string {
 		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
 	}
 	if len(out) == 0 {
-		return "disk, network or docker settings"
+		return "disk or docker settings"
 	}
 	return strings.Join(out, ", ")
 }
@@ -210,7 +212,7 @@ func (b *boot) changes(dom vm.Domain) string {
 // back to the socket by itself; an older one must be saved and restored.
 func (b *boot) rewire(ctx context.Context) error {
 	b.progress.Start("network", "the VM's network process is gone: starting another")
-	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if vm.Reconnects(b.host) {
@@ -223,7 +225,7 @@ func (b *boot) rewire(ctx context.Context) error {
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
 	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
-		if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+		if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 			return err
 		}
 	}
@@ -551,7 +553,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 		return fmt.Errorf("define the VM: %w", err)
 	}
 	b.progress.Start("start", "start the VM")
-	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	console, err := follow(b.files.console(), kernelMarker)
@@ -572,7 +574,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 // resume lets a suspended VM go on and waits for its engine.
 func (b *boot) resume(ctx context.Context) error {
 	b.progress.Start("resume", "resume the suspended VM")
-	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
