@@ -123,14 +123,18 @@ func (d Dirs) paths(name string) paths {
 		net:    filepath.Join(d.Runtime, "net"),
 	}
 	if len(p.run)+longestSocket > sunPath {
-		// The kernel cannot bind a socket there. A short directory that is
-		// private by mode and checked by makeRuntime serves instead.
-		sum := sha256.Sum256([]byte(d.Runtime))
-		short := filepath.Join("/tmp", fmt.Sprintf("devvm-%d-%s", os.Getuid(), hex.EncodeToString(sum[:4])))
-		p.run = filepath.Join(short, name[max(0, len(name)-8):])
-		p.net = filepath.Join(short, "net")
+		// The kernel cannot bind a socket there.
+		p.run = filepath.Join(d.short(), name[max(0, len(name)-8):])
+		p.net = filepath.Join(d.short(), "net")
 	}
 	return p
+}
+
+// short is the directory that serves where Runtime's path is too long for sockets. It
+// is private by mode and checked by makeRuntime.
+func (d Dirs) short() string {
+	sum := sha256.Sum256([]byte(d.Runtime))
+	return filepath.Join("/tmp", fmt.Sprintf("devvm-%d-%s", os.Getuid(), hex.EncodeToString(sum[:4])))
 }
 
 func (f paths) disk() string          { return filepath.Join(f.vm, "disk.qcow2") }

@@ -35,6 +35,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	if err := s.checkConfig(p, !exists(f.provisioned())); err != nil { // before anything is made
 		return err
 	}
+	s.rememberHost(ctx)
 	lock, err := f.acquire(ctx, "up", func(who string) {
 		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
 	})
