@@ -15,12 +15,13 @@ package dockerproxy
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/devvm/devvm/pkg/relay"
 )
 
 // ErrDown in the chain of a [DialFunc]'s error says that waiting is pointless,
@@ -128,7 +129,7 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 		}
 		return
 	}
-	err = join(ctx, client, engine)
+	err = relay.Join(ctx, client, engine, nil)
 	if err != nil && ctx.Err() == nil {
 		p.log.Debug("connection ended early", "err", err)
 	}
@@ -149,136 +150,6 @@ func (p *Proxy) dial(ctx context.Context) (net.Conn, error) {
 			return nil, err
 		}
 	}
-}
-
-// join passes bytes between the two until both directions have ended, or one
-// has failed, and closes both.
-func join(ctx context.Context, client, engine net.Conn) error {
-	defer func() { _ = engine.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = engine.Close() })()
-
-	// The engine's reader has a goroutine that is not waited for: a Read from
-	// a link that is stuck cannot be interrupted, and the client is not to
-	// wait for it.
-	fromEngine := make(chan error, 1)
-	fromClient := make(chan error, 1)
-	go func() {
-		err := pass(client, engine)
-		if err == nil {
-			_ = closeWrite(client)
-		}
-		fromEngine <- err
-	}()
-	go func() {
-		err := pass(engine, client)
-		if err == nil {
-			if hungUp(client) {
-				// Nobody is left to read the answer.
-				err = errHungUp
-			} else {
-				_ = closeWrite(engine)
-			}
-		}
-		fromClient <- err
-	}()
-
-	down, up := fromEngine, fromClient // nil once ended
-	var done <-chan struct{}
-	if d, ok := engine.(interface{ Done() <-chan struct{} }); ok {
-		done = d.Done()
-	}
-	for up != nil || down != nil {
-		select {
-		case err := <-down:
-			if err != nil {
-				return err
-			}
-			down = nil
-		case err := <-up:
-			var write *writeError
-			if err != nil && !errors.As(err, &write) {
-				return err
-			}
-			// The engine does not read any more, but its answer may still be
-			// on the way: that direction ends by itself.
-			up = nil
-		case <-done:
-			if e, ok := engine.(interface{ Err() error }); ok && e.Err() != nil {
-				return e.Err()
-			}
-			// Closed in good order: deliver what has arrived, take no more.
-			done = nil
-			_ = client.SetReadDeadline(time.Unix(1, 0))
-			up = nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-var errHungUp = errors.New("client hung up")
-
-// writeError is an error of pass that came from the destination.
-type writeError struct{ err error }
-
-// Error implements error.
-func (e *writeError) Error() string { return e.err.Error() }
-
-// Unwrap gives the cause.
-func (e *writeError) Unwrap() error { return e.err }
-
-// Buffer sizes. A connection that is idle or chats holds the small one; a bulk
-// transfer borrows a large one.
-const (
-	smallBuffer = 4 << 10
-	largeBuffer = 64 << 10
-)
-
-var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
-
-// pass copies from src to dst until src ends (nil) or one of them fails. It
-// never holds more than one buffer: a slow reader stops the writer.
-func pass(dst io.Writer, src io.Reader) error {
-	small := make([]byte, smallBuffer)
-	var large *[largeBuffer]byte
-	defer func() {
-		if large != nil {
-			largeBuffers.Put(large)
-		}
-	}()
-	for {
-		buf := small
-		if large != nil {
-			buf = large[:]
-		}
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return &writeError{err}
-			}
-		}
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		}
-		switch {
-		case large == nil && n == len(small):
-			large = largeBuffers.Get().(*[largeBuffer]byte)
-		case large != nil && n <= len(small):
-			largeBuffers.Put(large)
-			large = nil
-		}
-	}
-}
-
-func closeWrite(c net.Conn) error {
-	if h, ok := c.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return errors.ErrUnsupported
 }
 
 // sleep waits for d and says whether ctx has left it undisturbed.
