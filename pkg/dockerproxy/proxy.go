@@ -2,10 +2,14 @@
 // passing each connection on, byte for byte, over a dial function that it is
 // given.
 //
-// It imports neither guest nor vm, and does not parse what passes: hijacked
+// It imports neither guest nor vm, and changes nothing of what passes: hijacked
 // streams, half-close in both directions and back-pressure work because the
 // bytes and the ends of the two streams are all there is to it. Memory per
-// connection is fixed.
+// connection is bounded.
+//
+// Where it is given a judge ([Options].Admit) it reads the calls that create and start
+// containers, and answers those that are refused in the engine's place; it follows the
+// other requests and answers only to see where they end.
 //
 // When the engine cannot be reached a client gets an HTTP answer that says so
 // in the Docker API's own form, after a bounded wait; it never hangs. Running
@@ -48,6 +52,9 @@ type Options struct {
 	// DialTimeout is how much longer than WaitReady a Dial that neither fails
 	// nor succeeds may take. Zero means 10 s.
 	DialTimeout time.Duration
+	// Admit judges the calls that create and start containers; nil: no request is
+	// looked at.
+	Admit AdmitFunc
 	// Unavailable gives the message for clients that cannot be served: what
 	// happened and what to do. Nil or an empty message leaves it to the proxy.
 	Unavailable func() string
@@ -129,7 +136,12 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 		}
 		return
 	}
-	err = relay.Join(ctx, client, engine, nil)
+	if p.opts.Admit == nil {
+		err = relay.Join(ctx, client, engine, nil)
+	} else {
+		x := newExchange(p.opts.Admit, client, engine)
+		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, x.down)
+	}
 	if err != nil && ctx.Err() == nil {
 		p.log.Debug("connection ended early", "err", err)
 	}

@@ -43,7 +43,8 @@ func Join(ctx context.Context, client, server net.Conn, count *Count) error {
 }
 
 // JoinBy is Join with the two directions carried by the caller: up returns when
-// the client has nothing more to send, down when the server has not.
+// the client has nothing more to send, or with a [*WriteError] when the server takes no
+// more; down when the server has nothing more to send.
 func JoinBy(ctx context.Context, client, server net.Conn, up, down func() error) error {
 	defer func() { _ = server.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
@@ -89,7 +90,7 @@ func watch(ctx context.Context, client, server net.Conn, up, down <-chan error) 
 			}
 			down = nil
 		case err := <-up:
-			var write *writeError
+			var write *WriteError
 			if err != nil && !errors.As(err, &write) {
 				return err
 			}
@@ -113,18 +114,15 @@ func watch(ctx context.Context, client, server net.Conn, up, down <-chan error) 
 
 var errHungUp = errors.New("client hung up")
 
-// writeError is an error of pass that came from the destination.
-type writeError struct{ err error }
-
-// WriteError marks an error of a direction of JoinBy as its destination's: the
-// other direction goes on.
-func WriteError(err error) error { return &writeError{err} }
+// WriteError is an error that came from the destination of a direction: the other
+// direction may go on.
+type WriteError struct{ Err error }
 
 // Error implements error.
-func (e *writeError) Error() string { return e.err.Error() }
+func (e *WriteError) Error() string { return e.Err.Error() }
 
 // Unwrap gives the cause.
-func (e *writeError) Unwrap() error { return e.err }
+func (e *WriteError) Unwrap() error { return e.Err }
 
 // Buffer sizes. A connection that is idle or chats holds the small one; a bulk
 // transfer borrows a large one.
@@ -159,7 +157,7 @@ func pass(dst io.Writer, src io.Reader, count *atomic.Int64) error {
 				count.Add(int64(m))
 			}
 			if err != nil {
-				return &writeError{err}
+				return &WriteError{err}
 			}
 		}
 		switch {
