@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -54,6 +55,7 @@ func Keys() []Key {
 const (
 	appliesNew   = "to a new VM: `devvm nuke`"
 	appliesStart = "at the next start: `devvm down`, `devvm up`"
+	appliesUp    = "at the next `devvm up`, to a running VM too"
 )
 
 // schema is the one table of all keys.
@@ -210,6 +212,72 @@ var schema = []field{
 				return &problem{msg: `the modes are "user" and "offline"`, hint: hint}
 			}
 			c.NetworkMode = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "ports.prefer", Type: "string", Default: `"shared"`, Applies: appliesUp,
+			Brief: `"shared": published ports need 127.0.0.1; "own": the project's own address is enough.`,
+			Doc: "A port that a container publishes is opened on 127.0.0.1 and ::1 of the host, which all projects share, and on the project's own address, which `devvm ports` shows.\n\n" +
+				"`\"shared\"`: if somebody else has the port on a shared address, the container does not start, and the error names who has it. " +
+				"`\"own\"`: it starts; the port is open on the project's own address, and `devvm ports` notes who has it on the shared ones. So two projects can both publish 5432.",
+			Example: `prefer = "shared"`,
+		},
+		get: func(c Config) any { return c.PortsPrefer },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType(`"shared" or "own"`, v)
+			}
+			if s != PortsShared && s != PortsOwn {
+				hint := `write prefer = "shared" or prefer = "own"`
+				if near := nearest(s, []string{PortsShared, PortsOwn}); near != "" {
+					hint = fmt.Sprintf("did you mean %q?", near)
+				}
+				return &problem{msg: `it is "shared" or "own"`, hint: hint}
+			}
+			c.PortsPrefer = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "ports.map", Type: "table of numbers", Default: "empty", Applies: appliesUp,
+			Brief: "Published ports that have another number on the host.",
+			Doc: "Published ports that have another number on the host, `published = host`. " +
+				"With the example, `docker run -p 80:8000` is http://localhost:8080: users other than root may not open ports below 1024.",
+			Example: `map = { 80 = 8080, 443 = 8443 }`,
+		},
+		get: func(c Config) any {
+			m := map[string]any{}
+			for k, v := range c.PortsMap {
+				m[strconv.Itoa(int(k))] = int64(v)
+			}
+			return m
+		},
+		set: func(c *Config, _ Env, v any) *problem {
+			t, ok := v.(map[string]any)
+			if !ok {
+				return wrongType("a table, such as { 80 = 8080 }", v)
+			}
+			m := map[uint16]uint16{}
+			hosts := map[uint16]string{}
+			for _, k := range sortedKeys(t) {
+				published, err := strconv.ParseUint(k, 10, 16)
+				if err != nil || published == 0 || strconv.FormatUint(published, 10) != k {
+					return &problem{msg: fmt.Sprintf("ports.map: %s is not a port", quoteKey(k)), hint: "ports are whole numbers from 1 to 65535", full: true, sub: k}
+				}
+				host, ok := t[k].(int64)
+				if !ok || host < 1 || host > math.MaxUint16 {
+					return &problem{msg: fmt.Sprintf("ports.map: %s = %s is not a port", k, brief(t[k])), hint: "ports are whole numbers from 1 to 65535, without quotes", full: true, sub: k}
+				}
+				if other := hosts[uint16(host)]; other != "" {
+					return &problem{msg: fmt.Sprintf("ports.map: %s and %s cannot both be %d on the host", other, k, host), hint: "choose another number for one of them", full: true, sub: k}
+				}
+				m[uint16(published)], hosts[uint16(host)] = uint16(host), k
+			}
+			c.PortsMap = m
 			return nil
 		},
 	},
