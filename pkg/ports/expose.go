@@ -107,6 +107,25 @@ func writeExposures(path string, all []Exposure) error {
 	return nil
 }
 
+// Forget removes exposures from the file, port 0: all, for a project without a Table. It
+// says how many there were.
+func Forget(path string, port uint16) (int, error) {
+	all, err := ReadExposures(path)
+	if err != nil && port != 0 {
+		return 0, err
+	}
+	left := without(all, port)
+	if len(left) == len(all) && err == nil {
+		return 0, nil
+	}
+	return len(all) - len(left), writeExposures(path, left)
+}
+
+// without leaves out the exposures of a port, 0: all.
+func without(all []Exposure, port uint16) []Exposure {
+	return slices.DeleteFunc(slices.Clone(all), func(e Exposure) bool { return port == 0 || e.Port == port })
+}
+
 // hostAddrs are the addresses of this host by which the range reaches it: those that
 // lie in it, and the one that the kernel would answer it from. They change with the
 // host's networks.

@@ -396,8 +396,7 @@ func (t *Table) Expose(e Exposure) error {
 	if err := e.Check(t.o.Now()); err != nil {
 		return err
 	}
-	all := slices.DeleteFunc(live(t.exposures, t.o.Now()), func(o Exposure) bool { return o.Port == e.Port })
-	all = append(all, e)
+	all := append(without(live(t.exposures, t.o.Now()), e.Port), e)
 	slices.SortFunc(all, func(a, b Exposure) int { return int(a.Port) - int(b.Port) })
 	if err := t.save(all); err != nil {
 		return err
@@ -415,7 +414,7 @@ func (t *Table) Expose(e Exposure) error {
 func (t *Table) Conceal(port uint16) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	all := slices.DeleteFunc(slices.Clone(t.exposures), func(e Exposure) bool { return port == 0 || e.Port == port })
+	all := without(t.exposures, port)
 	n := len(t.exposures) - len(all)
 	if n == 0 {
 		return 0, nil
@@ -528,6 +527,17 @@ func (e *TakenError) Error() string {
 		fmt.Fprintf(&b, "port %d cannot be opened: %v", port, e.Err)
 	}
 	return b.String()
+}
+
+// Reason is what the engine itself would call it.
+func (e *TakenError) Reason() string {
+	switch stateOf(e.Err) {
+	case StateTaken:
+		return "port is already allocated"
+	case StateDenied:
+		return "permission denied"
+	}
+	return "port cannot be opened"
 }
 
 // Unwrap returns the cause.
