@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -87,6 +89,10 @@ func bootFakeVM(specPath string) error {
 		return err
 	}
 	defer engine.Close()
+	if err := guest.AddAddress(usernet.GuestLoopback, 32); err != nil {
+		return err
+	}
+	engine.OnPublish(publishFake(guest))
 	hostKey, err := os.ReadFile(spec.Credentials["devvm.host_key"])
 	if err != nil {
 		return err
@@ -164,6 +170,49 @@ func reachFrom(ctx context.Context, guest *usernettest.Guest, to string) int {
 	}
 	_ = conn.Close()
 	return 0
+}
+
+// publishFake makes the ports of fake containers answer in the guest: HTTP on TCP with
+// the container's name, an echo on UDP.
+func publishFake(guest *usernettest.Guest) func(guesttest.Container, bool) {
+	open := map[string][]io.Closer{} // by container
+	return func(c guesttest.Container, running bool) {
+		if !running {
+			for _, l := range open[c.ID] {
+				_ = l.Close()
+			}
+			delete(open, c.ID)
+			return
+		}
+		for _, p := range c.Published() {
+			at := usernet.Guest
+			switch p.IP {
+			case "127.0.0.1":
+				at = usernet.GuestLoopback
+			case "::", "::1":
+				continue
+			}
+			if p.Type == "udp" {
+				if conn, err := guest.ListenPacket(p.PublicPort); err == nil {
+					open[c.ID] = append(open[c.ID], conn)
+					go func() {
+						b := make([]byte, 65535)
+						for n, from, err := conn.ReadFrom(b); err == nil; n, from, err = conn.ReadFrom(b) {
+							_, _ = conn.WriteTo(b[:n], from)
+						}
+					}()
+				}
+				continue
+			}
+			if l, err := guest.ListenOn(at, p.PublicPort); err == nil {
+				server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					fmt.Fprintln(w, "container", c.Name)
+				})}
+				open[c.ID] = append(open[c.ID], server)
+				go func() { _ = server.Serve(l) }()
+			}
+		}
+	}
 }
 
 // fakeImage puts an image into a store that no VM could boot from, but whose

@@ -89,6 +89,14 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)
 	}
+	if sup := st.Supervisor; sup != nil {
+		if sup.Ports > 0 {
+			line("ports", "%d published (devvm ports)", sup.Ports)
+		}
+		for _, e := range sup.Exposures {
+			line("exposed", "%s", exposed(e))
+		}
+	}
 	if st.Next != "" {
 		line("next", "%s", st.Next)
 	}

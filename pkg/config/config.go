@@ -51,6 +51,12 @@ const (
 	NetworkOffline = "offline" // nothing leaves the VM
 )
 
+// Who gets 127.0.0.1 and ::1 of the host for a published port.
+const (
+	PortsShared = "shared" // this project, or the container does not start
+	PortsOwn    = "own"    // whoever has it; the project's own address is enough
+)
+
 // Config is the effective configuration of one project.
 type Config struct {
 	Image  string // name or digest of the base image
@@ -65,7 +71,9 @@ type Config struct {
 	NetworkMode string // NetworkUser or NetworkOffline
 
 	// Network is what the keys egress and host_ports say; see Policy.
-	Network egress.Policy
+	Network     egress.Policy
+	PortsPrefer string            // PortsShared or PortsOwn
+	PortsMap    map[uint16]uint16 // published port → port on the host
 
 	Packages []string // Debian packages for a new VM
 	Script   string   // shell script for a new VM
@@ -142,6 +150,7 @@ func Default(env Env) Config {
 		Daemon:      map[string]any{},
 		NetworkMode: NetworkUser,
 		Network:     egress.Default(),
+		PortsPrefer: PortsShared,
 		origins:     map[string]origin{},
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -173,7 +174,7 @@ func TestMessages(t *testing.T) {
 		{"unknown key, swapped letters", "memroy = \"4GiB\"\n"},
 		{"unknown key, upper case", "CPUs = 4\n"},
 		{"unknown key, cut", "mem = \"4GiB\"\n"},
-		{"unknown key, nothing near", "ports = [80]\n"},
+		{"unknown key, nothing near", "volumes = [80]\n"},
 		{"unknown key in a table", "[network]\nmode = \"user\"\nmod = \"user\"\n"},
 		{"unknown table", "[provisioning]\nscript = \"x\"\n"},
 		{"unknown table, nothing near", "[kubernetes]\nenabled = true\n"},
@@ -217,6 +218,17 @@ func TestMessages(t *testing.T) {
 		{"mode unknown", "network.mode = \"bridge\"\n"},
 		{"mode near", "network.mode = \"ofline\"\n"},
 		{"mode bool", "network.mode = false\n"},
+		{"prefer unknown", "ports.prefer = \"lan\"\n"},
+		{"prefer near", "ports.prefer = \"share\"\n"},
+		{"prefer bool", "ports.prefer = true\n"},
+		{"ports list", "ports = [80]\n"},
+		{"map list", "ports.map = [80]\n"},
+		{"map name", "[ports.map]\n80 = 8080\nhttp = 8081\n"},
+		{"map zero", "ports.map = { 0 = 1 }\n"},
+		{"map odd number", "ports.map = { 080 = 1 }\n"},
+		{"map string", "ports.map = { 80 = \"8080\" }\n"},
+		{"map too large", "ports.map = { 80 = 65536 }\n"},
+		{"map twice", "[ports.map]\n80 = 8080\n81 = 8080\n"},
 
 		{"egress unknown string", "network.egress = \"some\"\n"},
 		{"egress near", "network.egress = \"nome\"\n"},
@@ -359,6 +371,10 @@ func TestValues(t *testing.T) {
 		`cpus = 0x10`:                    func(c Config) bool { return c.CPUs == 16 },
 		`image = "sha256:0123abcd"`:      func(c Config) bool { return c.Image == "sha256:0123abcd" },
 		`network = { mode = "offline" }`: func(c Config) bool { return c.NetworkMode == NetworkOffline },
+		`ports = { prefer = "own" }`:     func(c Config) bool { return c.PortsPrefer == PortsOwn },
+		"[ports.map]\n80 = 8080": func(c Config) bool {
+			return maps.Equal(c.PortsMap, map[uint16]uint16{80: 8080}) && c.StartHash() == Default(bigHost).StartHash()
+		},
 		`provision.packages = ["g++", "git", "libc6-dev", "git"]`: func(c Config) bool {
 			return cmp.Equal(c.Packages, []string{"g++", "git", "libc6-dev"})
 		},

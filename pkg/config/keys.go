@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -57,7 +58,8 @@ func Keys() []Key {
 const (
 	appliesNew   = "to a new VM: `devvm nuke`"
 	appliesStart = "at the next start: `devvm down`, `devvm up`"
-	appliesUp    = "at the next `devvm up`, to the running VM too; what allows more is asked about first"
+	appliesUp    = "at the next `devvm up`, to a running VM too"
+	appliesAsked = "at the next `devvm up`, to a running VM too; what allows more is asked about first"
 )
 
 // schema is the one table of all keys.
@@ -219,7 +221,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesUp,
+			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesAsked,
 			Brief: `Where connections may go: "all", "none", or names, addresses, ranges, with or without a port.`,
 			Doc: "Where connections of the VM may go, beside the host, which is `host_ports`'s matter. `\"all\"`: everywhere. `\"none\"`: nowhere. A list: only there.\n\n" +
 				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP.\n" +
@@ -244,7 +246,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: appliesUp,
+			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: appliesAsked,
 			Brief: "TCP ports of this host's loopback that the VM reaches as host.docker.internal.",
 			Doc: "TCP ports of this host that the VM and its containers reach as `host.docker.internal`: a connection there arrives on `127.0.0.1` of the host (or `::1`, if nobody listens there). " +
 				"All other ports of that name are refused, and the host's other addresses are, whatever is written here. " +
@@ -259,6 +261,72 @@ var schema = []field{
 			return ports
 		},
 		set: setHostPorts,
+	},
+	{
+		Key: Key{
+			Name: "ports.prefer", Type: "string", Default: `"shared"`, Applies: appliesUp,
+			Brief: `"shared": published ports need 127.0.0.1; "own": the project's own address is enough.`,
+			Doc: "A port that a container publishes is opened on 127.0.0.1 and ::1 of the host, which all projects share, and on the project's own address, which `devvm ports` shows.\n\n" +
+				"`\"shared\"`: if somebody else has the port on a shared address, the container does not start, and the error names who has it. " +
+				"`\"own\"`: it starts; the port is open on the project's own address, and `devvm ports` notes who has it on the shared ones. So two projects can both publish 5432.",
+			Example: `prefer = "shared"`,
+		},
+		get: func(c Config) any { return c.PortsPrefer },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType(`"shared" or "own"`, v)
+			}
+			if s != PortsShared && s != PortsOwn {
+				hint := `write prefer = "shared" or prefer = "own"`
+				if near := nearest(s, []string{PortsShared, PortsOwn}); near != "" {
+					hint = fmt.Sprintf("did you mean %q?", near)
+				}
+				return &problem{msg: `it is "shared" or "own"`, hint: hint}
+			}
+			c.PortsPrefer = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "ports.map", Type: "table of numbers", Default: "empty", Applies: appliesUp,
+			Brief: "Published ports that have another number on the host.",
+			Doc: "Published ports that have another number on the host, `published = host`. " +
+				"With the example, `docker run -p 80:8000` is http://localhost:8080: users other than root may not open ports below 1024.",
+			Example: `map = { 80 = 8080, 443 = 8443 }`,
+		},
+		get: func(c Config) any {
+			m := map[string]any{}
+			for k, v := range c.PortsMap {
+				m[strconv.Itoa(int(k))] = int64(v)
+			}
+			return m
+		},
+		set: func(c *Config, _ Env, v any) *problem {
+			t, ok := v.(map[string]any)
+			if !ok {
+				return wrongType("a table, such as { 80 = 8080 }", v)
+			}
+			m := map[uint16]uint16{}
+			hosts := map[uint16]string{}
+			for _, k := range sortedKeys(t) {
+				published, err := strconv.ParseUint(k, 10, 16)
+				if err != nil || published == 0 || strconv.FormatUint(published, 10) != k {
+					return &problem{msg: fmt.Sprintf("ports.map: %s is not a port", quoteKey(k)), hint: "ports are whole numbers from 1 to 65535", full: true, sub: k}
+				}
+				host, ok := t[k].(int64)
+				if !ok || host < 1 || host > math.MaxUint16 {
+					return &problem{msg: fmt.Sprintf("ports.map: %s = %s is not a port", k, brief(t[k])), hint: "ports are whole numbers from 1 to 65535, without quotes", full: true, sub: k}
+				}
+				if other := hosts[uint16(host)]; other != "" {
+					return &problem{msg: fmt.Sprintf("ports.map: %s and %s cannot both be %d on the host", other, k, host), hint: "choose another number for one of them", full: true, sub: k}
+				}
+				m[uint16(published)], hosts[uint16(host)] = uint16(host), k
+			}
+			c.PortsMap = m
+			return nil
+		},
 	},
 	{
 		Key: Key{

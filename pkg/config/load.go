@@ -379,7 +379,7 @@ func (l *layer) unknown(key string, line int) *Error {
 		}
 		return e
 	}
-	tables := []string{"docker", "network", "provision"}
+	tables := []string{"docker", "network", "ports", "provision"}
 	if near := nearest(key, append(names, tables...)); near != "" {
 		e.Hint = fmt.Sprintf("did you mean %q?", near)
 	} else {

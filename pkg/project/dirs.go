@@ -152,6 +152,7 @@ func (f paths) netSocket() string     { return filepath.Join(f.net, filepath.Bas
 func (f paths) supervisorLock() string {
 	return filepath.Join(f.run, "supervisor.lock")
 }
+func (f paths) exposures() string     { return filepath.Join(f.root, "exposures.json") }
 func (f paths) netLog() string        { return filepath.Join(f.logs, "net.log") }
 func (f paths) supervisorLog() string { return filepath.Join(f.logs, "supervisor.log") }
 func (f paths) provisionLog() string  { return filepath.Join(f.logs, "provision.log") }

@@ -55,5 +55,6 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		Gone:    func(err error) bool { return errors.Is(err, usernet.ErrNoNetwork) },
 		Version: s.Version,
 		Ping:    func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
+		Ports:   s.portOptions(f),
 	}, nil
 }

@@ -1,7 +1,8 @@
 // Package supervisor is the background process of one running project.
 //
 // It owns the SSH connection to the guest (keepalive, redial) and the
-// project's docker.sock, and serves its state on control.sock. It never holds
+// project's docker.sock and published ports, and serves its state on control.sock.
+// It never holds
 // the only copy of anything: after kill -9 the next devvm command starts
 // another, which finds all it needs by the project's name. It knows nothing
 // about libvirt: that the VM is gone shows by its network process being gone,
@@ -26,6 +27,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/ports"
 )
 
 // Times that shape the link. A dead link must be noticed within 15 s.
@@ -59,6 +61,7 @@ type Options struct {
 	ClockSet bool
 	Log      *slog.Logger
 	Ping     func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
+	Ports    PortOptions
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -75,6 +78,7 @@ type supervisor struct {
 	rest    bool          // no link until resumed
 	changed chan struct{} // closed and replaced at each change
 	proxy   *dockerproxy.Proxy
+	ports   *ports.Table
 }
 
 // Run supervises until ctx ends or a client asks for the stop.
@@ -96,10 +100,18 @@ func Run(ctx context.Context, o Options) error {
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
 	}
+	o.Ports.Log = o.Log
+	s.ports, err = ports.New(o.Ports.Options)
+	if err != nil {
+		return err
+	}
+	defer s.ports.Close()
+	s.configurePorts()
 	s.proxy = dockerproxy.New(dockerproxy.Options{
 		Dial:        s.dialEngine,
 		Log:         o.Log,
 		WaitReady:   waitReady,
+		Admit:       s.admit,
 		Unavailable: s.unavailable,
 	})
 
@@ -177,8 +189,10 @@ func (s *supervisor) handler(stop func()) http.Handler {
 	})
 	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) {
 		s.suspend(false)
+		s.configurePorts()
 		w.WriteHeader(http.StatusOK)
 	})
+	s.handlePorts(mux)
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.sync(r.Context()); err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
@@ -197,6 +211,8 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	defer s.mu.Unlock()
 	status := s.status
 	status.Connections = s.proxy.Active()
+	report := s.ports.Report()
+	status.Ports, status.Exposures = report.Open(), report.Exposures
 	return status, s.changed
 }
 
@@ -212,6 +228,11 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		reason = why.Error()
 	}
 	s.link = link
+	if state == StateStopped || state == StateSuspended {
+		// The VM's network process ends with the VM, and connections with it: a port
+		// that stayed open could only disappoint. Resume brings it back.
+		s.ports.Set(nil)
+	}
 	if s.status.State == state && s.status.Error == reason {
 		return
 	}
@@ -390,6 +411,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	s.links++
 	s.mu.Unlock()
 	s.set(StateReady, link, nil)
+	owned.Go(func() { s.followPorts(ctx, link) })
 	s.keepClock(ctx, link) // until the link dies
 	owned.Wait()
 	return dead

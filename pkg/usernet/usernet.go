@@ -63,6 +63,10 @@ var (
 	Gateway = netip.MustParseAddr("192.0.2.1")
 	// Guest is the VM's own address.
 	Guest = netip.MustParseAddr("192.0.2.2")
+	// GuestLoopback stands for 127.0.0.1 of the VM, towards the gateway alone: the
+	// VM's own rule (images/debian-13, nftables.conf) leads there what comes for it.
+	// It is on no network card, and nothing that the VM runs can use it.
+	GuestLoopback = netip.MustParseAddr("192.0.2.3")
 	// HostAlias is what host.docker.internal resolves to. It refuses all but
 	// the host's ports that the policy opens.
 	HostAlias = netip.MustParseAddr("192.0.2.254")
@@ -217,7 +221,14 @@ func (s *Stack) makeNet() error {
 	if err != nil {
 		return err
 	}
-	s.net.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nic}})
+	loopback, err := tcpip.NewSubnet(socket.Address(GuestLoopback), tcpip.MaskFromBytes(net.CIDRMask(32, 32)))
+	if err != nil {
+		return err
+	}
+	s.net.SetRouteTable([]tcpip.Route{
+		{Destination: loopback, Gateway: socket.Address(Guest), NIC: nic}, // no neighbour of that name
+		{Destination: subnet, NIC: nic},
+	})
 
 	// Every address but the gateway's is somebody else's: the stack takes the
 	// packets for all of them and answers in their names.
