@@ -71,21 +71,26 @@ const (
 type judge struct {
 	mu    sync.Mutex
 	calls []dockerproxy.Call
+	done  int
 }
 
-func (j *judge) admit(_ context.Context, c dockerproxy.Call) error {
+func (j *judge) admit(_ context.Context, c dockerproxy.Call) (func(), error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.calls = append(j.calls, c)
 	for _, b := range c.HostConfig.PortBindings["80/tcp"] {
 		if b.HostPort == "666" {
-			return &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
+			return nil, &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
 		}
 	}
 	if c.Container == "bad" {
-		return errors.New("bad container")
+		return nil, errors.New("bad container")
 	}
-	return nil
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.done++
+	}, nil
 }
 
 func (j *judge) asked() []dockerproxy.Call {
@@ -205,6 +210,15 @@ func TestAdmit(t *testing.T) {
 				if diff := cmp.Diff(c.calls, j.asked()); diff != "" {
 					t.Error(diff)
 				}
+				admitted := len(c.calls) - strings.Count(c.send, c.refused)
+				if c.refused == "" {
+					admitted = len(c.calls)
+				}
+				eventually(t, "calls are done", func() bool {
+					j.mu.Lock()
+					defer j.mu.Unlock()
+					return j.done == admitted
+				})
 			})
 		}
 	}
