@@ -141,7 +141,8 @@ func TestAdmit(t *testing.T) {
 		{
 			"one connection", request("GET", "/_ping", "") + request("POST", "/containers/bad/start", "") + request("POST", "/containers/create", good) + request("HEAD", "/_ping", "") + request("POST", "/containers/bad/start", "") + chunked("POST", "/build", "abc", "def") + request("POST", "/containers/x/start", ""),
 			[]dockerproxy.Call{{Kind: "start", Container: "bad"}, {Kind: "create", HostConfig: config}, {Kind: "start", Container: "bad"}, {Kind: "start", Container: "x"}},
-			request("POST", "/containers/bad/start", ""), []int{200, 500, 201, 200, 500, 200, 204},
+			request("POST", "/containers/bad/start", ""),
+			[]int{200, 500, 201, 200, 500, 200, 204},
 		},
 		{"not JSON", request("POST", "/containers/create", "{"), nil, "", []int{201}},
 		{"other types", request("POST", "/containers/create", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":666}]}}}`), nil, "", []int{201}},

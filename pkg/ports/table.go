@@ -64,7 +64,7 @@ const (
 type Table struct {
 	o   Options
 	log *slog.Logger
-	ctx context.Context //nolint:containedctx // the life of its connections
+	ctx context.Context // the life of its connections
 	end context.CancelFunc
 	run sync.WaitGroup
 

@@ -329,7 +329,7 @@ func TestTCPBroken(t *testing.T) {
 
 func TestUDP(t *testing.T) {
 	g := newGuest()
-	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: time.Second})
+	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: 300 * time.Millisecond})
 	port := freePort(t)
 	peers := g.echoUDP(t, inVM(port))
 	table.Set([]ports.Published{published(port, "udp")})

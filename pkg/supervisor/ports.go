@@ -101,7 +101,7 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done fun
 		known, list, err := engine.Bindings(ctx, s.dialEngine, call.Container)
 		if err != nil {
 			s.Log.Debug("ports of a container are not known", "container", name, "err", err)
-			return nil, nil //nolint:nilerr // the engine will say it better
+			return nil, nil
 		}
 		name = known
 		for port, wishes := range list {

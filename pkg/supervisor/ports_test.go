@@ -223,7 +223,7 @@ func TestPortsAtRandom(t *testing.T) {
 		behind(fmt.Sprintf("/containers/c%d/stop", i))
 	}
 	f.untilPorts(t, 0)
-	for deadline := time.Now().Add(5*time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		left := 0
 		for _, port := range free {
 			if listening(port) {
