@@ -55,8 +55,9 @@ type Mount struct {
 
 // AdmitFunc decides about a call: nil lets it pass, unchanged; an error is the answer
 // that the client gets in the engine's place, with the status of a [*Refusal], else
-// 500. It should let pass what it cannot judge.
-type AdmitFunc func(ctx context.Context, call Call) error
+// 500. It should let pass what it cannot judge. If it lets it pass, done, unless nil, is
+// called once: when the engine's answer has ended, or the connection has.
+type AdmitFunc func(ctx context.Context, call Call) (done func(), err error)
 
 // Refusal is an answer in place of the engine's.
 type Refusal struct {

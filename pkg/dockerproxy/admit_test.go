@@ -71,21 +71,26 @@ const (
 type judge struct {
 	mu    sync.Mutex
 	calls []dockerproxy.Call
+	done  int
 }
 
-func (j *judge) admit(_ context.Context, c dockerproxy.Call) error {
+func (j *judge) admit(_ context.Context, c dockerproxy.Call) (func(), error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.calls = append(j.calls, c)
 	for _, b := range c.HostConfig.PortBindings["80/tcp"] {
 		if b.HostPort == "666" {
-			return &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
+			return nil, &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
 		}
 	}
 	if c.Container == "bad" {
-		return errors.New("bad container")
+		return nil, errors.New("bad container")
 	}
-	return nil
+	return func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		j.done++
+	}, nil
 }
 
 func (j *judge) asked() []dockerproxy.Call {
@@ -136,7 +141,8 @@ func TestAdmit(t *testing.T) {
 		{
 			"one connection", request("GET", "/_ping", "") + request("POST", "/containers/bad/start", "") + request("POST", "/containers/create", good) + request("HEAD", "/_ping", "") + request("POST", "/containers/bad/start", "") + chunked("POST", "/build", "abc", "def") + request("POST", "/containers/x/start", ""),
 			[]dockerproxy.Call{{Kind: "start", Container: "bad"}, {Kind: "create", HostConfig: config}, {Kind: "start", Container: "bad"}, {Kind: "start", Container: "x"}},
-			request("POST", "/containers/bad/start", ""), []int{200, 500, 201, 200, 500, 200, 204},
+			request("POST", "/containers/bad/start", ""),
+			[]int{200, 500, 201, 200, 500, 200, 204},
 		},
 		{"not JSON", request("POST", "/containers/create", "{"), nil, "", []int{201}},
 		{"other types", request("POST", "/containers/create", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":666}]}}}`), nil, "", []int{201}},
@@ -205,6 +211,15 @@ func TestAdmit(t *testing.T) {
 				if diff := cmp.Diff(c.calls, j.asked()); diff != "" {
 					t.Error(diff)
 				}
+				admitted := len(c.calls) - strings.Count(c.send, c.refused)
+				if c.refused == "" {
+					admitted = len(c.calls)
+				}
+				eventually(t, "calls are done", func() bool {
+					j.mu.Lock()
+					defer j.mu.Unlock()
+					return j.done == admitted
+				})
 			})
 		}
 	}

@@ -161,6 +161,7 @@ func (x *exchange) up(ctx context.Context) error {
 		return nil
 	}}
 	s.r = bufio.NewReaderSize(s.tee, 4<<10)
+	defer s.finish()
 	for {
 		s.tee.left = maxHead
 		req, err := http.ReadRequest(s.r)
@@ -184,6 +185,7 @@ func (x *exchange) up(ctx context.Context) error {
 			return s.pass()
 		}
 		pipe, err := x.await(s.r.Buffered() > 0)
+		s.finish()
 		switch {
 		case errors.Is(err, io.EOF):
 			return s.all()
@@ -204,6 +206,15 @@ type sender struct {
 	tee  *tee
 	r    *bufio.Reader
 	held []byte // read from the client and not sent on
+	done func() // of the call under way; nil if there is none
+}
+
+// finish says that the answer to the call under way has ended.
+func (s *sender) finish() {
+	if s.done != nil {
+		s.done()
+		s.done = nil
+	}
 }
 
 // parsed is how much of what is held the parser has taken.
@@ -272,7 +283,7 @@ func (s *sender) request(ctx context.Context, req *http.Request) error {
 	}
 	if len(body) <= maxCall && call.readConfig(body) == nil {
 		judging, cancel := context.WithTimeout(ctx, admitTimeout)
-		err := s.x.admit(judging, call)
+		s.done, err = s.x.admit(judging, call)
 		cancel()
 		if err != nil {
 			return s.refuse(req, err, early)

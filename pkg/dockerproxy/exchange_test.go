@@ -34,12 +34,13 @@ func FuzzUp(f *testing.F) {
 		client := &scriptConn{in: bytes.NewReader(sent), piece: 1 + int(piece)*16}
 		engine := &scriptConn{}
 		calls := 0
-		x := newExchange(func(context.Context, Call) error {
+		done := 0
+		x := newExchange(func(context.Context, Call) (func(), error) {
 			calls++
 			if admit {
-				return nil
+				return func() { done++ }, nil
 			}
-			return errors.New("no")
+			return nil, errors.New("no")
 		}, client, engine)
 		ctx, cancel := context.WithCancel(t.Context())
 		answered := make(chan struct{})
@@ -59,7 +60,7 @@ func FuzzUp(f *testing.F) {
 		<-answered
 		got := engine.out.Bytes()
 		if calls == 0 || admit {
-			if err != nil || !bytes.Equal(got, sent) {
+			if err != nil || !bytes.Equal(got, sent) || done != calls {
 				t.Fatalf("%v\nsent %q\ngot  %q", err, sent, got)
 			}
 			return

@@ -116,6 +116,8 @@ var imports = []struct {
 // try them together.
 var noImports = map[string][]string{
 	"pkg/dockerproxy": {"pkg/guest", "pkg/vm"},
+	"pkg/ports":       {"pkg/dockerproxy", "pkg/guest", "pkg/usernet", "pkg/vm"},
+	"pkg/relay":       {"pkg"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }

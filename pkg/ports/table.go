@@ -42,7 +42,7 @@ type Options struct {
 
 // Times of a Table.
 const (
-	retryEvery   = 2 * time.Second  // to open what could not be opened
+	retryEvery   = time.Second      // to open what could not be opened
 	refreshEvery = 10 * time.Second // of the host's addresses, while something is exposed
 	dialTimeout  = 10 * time.Second
 	lookupTime   = 3 * time.Second // to find who has a port
@@ -64,7 +64,7 @@ const (
 type Table struct {
 	o   Options
 	log *slog.Logger
-	ctx context.Context //nolint:containedctx // the life of its connections
+	ctx context.Context // the life of its connections
 	end context.CancelFunc
 	run sync.WaitGroup
 
@@ -440,29 +440,34 @@ func (t *Table) admit(k Key, peer netip.Addr) bool {
 }
 
 // Reserve opens the sockets that a container will need and holds them until its ports
-// are Set or the time is over. If one is somebody else's, or this user may not have it,
-// none is held and the error is a [*TakenError].
-func (t *Table) Reserve(ctx context.Context, wants []Want, hold time.Duration) error {
-	k, err := t.reserve(wants, hold)
-	if err == nil {
-		return nil
+// are Set or the time is over; release gives them less or more time from then on. If one
+// is somebody else's, or this user may not have it, none is held and the error is a
+// [*TakenError].
+func (t *Table) Reserve(ctx context.Context, wants []Want, hold time.Duration) (release func(after time.Duration), err error) {
+	held, k, err := t.reserve(wants, t.o.Now().Add(hold))
+	if err != nil {
+		return nil, &TakenError{Key: k, Own: t.o.Own, Owner: t.owner(ctx, k, err), Err: err}
 	}
-	return &TakenError{Key: k, Own: t.o.Own, Owner: t.owner(ctx, k, err), Err: err}
+	return func(after time.Duration) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		for _, k := range held {
+			if s := t.sockets[k]; s != nil && s.held() {
+				s.until = t.o.Now().Add(after)
+			}
+		}
+		t.prod()
+	}, nil
 }
 
-func (t *Table) reserve(wants []Want, hold time.Duration) (Key, error) {
+// reserve opens sockets and returns those that are held, or the one that failed.
+func (t *Table) reserve(wants []Want, until time.Time) (held []Key, failed Key, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
-		return Key{}, nil
+		return nil, Key{}, nil
 	}
-	until := t.o.Now().Add(hold)
 	fresh := map[Key]*socket{}
-	giveUp := func() {
-		for _, s := range fresh {
-			s.close()
-		}
-	}
 	for _, w := range wants {
 		if w.Protocol != TCP && w.Protocol != UDP {
 			continue
@@ -470,8 +475,9 @@ func (t *Table) reserve(wants []Want, hold time.Duration) (Key, error) {
 		for _, k := range keys(w.Protocol, Mapped(w.HostPort, t.settings.Map), t.o.Own) {
 			if s := t.sockets[k]; s != nil {
 				// Ours already: which container gets it is the engine's matter.
-				if s.held() && s.until.Before(until) {
+				if s.held() {
 					s.until = until
+					held = append(held, k)
 				}
 				continue
 			}
@@ -480,10 +486,13 @@ func (t *Table) reserve(wants []Want, hold time.Duration) (Key, error) {
 			case err == nil:
 				s.until = until
 				fresh[k] = s
+				held = append(held, k)
 			case stateOf(err) == StateUnavailable:
 			case stateOf(err) == StateDenied, t.must(k):
-				giveUp()
-				return k, err
+				for _, s := range fresh {
+					s.close()
+				}
+				return nil, k, err
 			default:
 				t.log.Warn("published port stays without an address", "address", k.String(), "error", err)
 			}
@@ -491,7 +500,7 @@ func (t *Table) reserve(wants []Want, hold time.Duration) (Key, error) {
 	}
 	maps.Copy(t.sockets, fresh)
 	t.prod()
-	return Key{}, nil
+	return held, Key{}, nil
 }
 
 // must tells whether a container may not start without the socket.

@@ -26,10 +26,11 @@ type PortOptions struct {
 
 // Times that concern published ports.
 const (
-	holdCreated  = 5 * time.Second  // a port for a container that is not started yet
-	holdStarting = 20 * time.Second // one for a container that is about to run
-	firstRelist  = 100 * time.Millisecond
-	lastRelist   = 5 * time.Second
+	holdCall    = 2 * time.Minute // a port, for as long as the engine takes to answer
+	holdCreated = 5 * time.Second // then, for a container that is to be started
+	holdStarted = 2 * time.Second // then, until the list shows that the container runs
+	firstRelist = 100 * time.Millisecond
+	lastRelist  = 5 * time.Second
 )
 
 // configurePorts takes the settings anew. Bad ones leave those that there are.
@@ -85,7 +86,7 @@ func (s *supervisor) setPorts(link *guest.Client, list []ports.Published) {
 
 // admit refuses to create and start containers whose ports cannot be had. What it
 // cannot find out, the engine is to judge.
-func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) error {
+func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done func(), err error) {
 	name, hold := call.Container, holdCreated
 	bindings := map[string][]ports.Binding{}
 	switch call.Kind {
@@ -96,11 +97,11 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) error {
 			}
 		}
 	case dockerproxy.Start:
-		hold = holdStarting
+		hold = holdStarted
 		known, list, err := engine.Bindings(ctx, s.dialEngine, call.Container)
 		if err != nil {
 			s.Log.Debug("ports of a container are not known", "container", name, "err", err)
-			return nil
+			return nil, nil
 		}
 		name = known
 		for port, wishes := range list {
@@ -111,19 +112,22 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) error {
 	}
 	wants := ports.Wants(bindings, s.Ports.VM)
 	if len(wants) == 0 {
-		return nil
+		return nil, nil
 	}
-	err := s.ports.Reserve(ctx, wants, hold)
+	release, err := s.ports.Reserve(ctx, wants, holdCall)
+	if err == nil {
+		return func() { release(hold) }, nil
+	}
 	taken, ok := errors.AsType[*ports.TakenError](err)
 	if !ok {
-		return err
+		return nil, err
 	}
 	s.Log.Warn("container refused", "container", name, "address", taken.Key.String(), "err", err)
 	if name != "" {
 		name = " on endpoint " + name
 	}
 	// As the engine says it (libnetwork's port mapper), then what it cannot know.
-	return &dockerproxy.Refusal{
+	return nil, &dockerproxy.Refusal{
 		Status: http.StatusInternalServerError,
 		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for %s failed: %s: %v",
 			name, taken.Key.Addr, taken.Reason(), taken),

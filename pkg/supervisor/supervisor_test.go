@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
+	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 
@@ -21,6 +23,7 @@ var errGone = errors.New("nobody serves the VM's network")
 
 // fixture is a guest that can be unplugged, and a supervisor for it.
 type fixture struct {
+	engine *guesttest.Engine
 	server *guesttest.Server
 	gone   atomic.Bool // the VM has no network process
 	client *supervisor.Client
@@ -38,7 +41,7 @@ func start(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{ended: make(chan error, 1)}
+	f := &fixture{engine: fake, ended: make(chan error, 1)}
 	f.server, err = guesttest.NewServer(guesttest.Options{
 		HostKey:        keys.HostKeyPEM(),
 		AuthorizedKeys: []byte(keys.AuthorizedKey()),
@@ -74,6 +77,14 @@ func start(t *testing.T) *fixture {
 				}
 				return (&net.Dialer{}).DialContext(ctx, "unix", ssh.Addr().String())
 			}},
+			Ports: supervisor.PortOptions{
+				Options: ports.Options{
+					VM:  ports.VM{Addr: netip.MustParseAddr("192.0.2.2"), Loopback: netip.MustParseAddr("192.0.2.3")},
+					Own: netip.MustParseAddr("127.98.97.96"), Exposures: filepath.Join(run, "exposures.json"),
+					Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errGone },
+				},
+				Settings: func() (ports.Settings, error) { return ports.Settings{}, nil },
+			},
 			Ready: func() { close(ready) },
 		})
 	}()
