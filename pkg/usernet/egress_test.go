@@ -121,7 +121,7 @@ func newOutside(t *testing.T, p *egress.Policy) outsideNet {
 	t.Helper()
 	dir := t.TempDir()
 	n := outsideNet{zone: &zone{}, clock: newClock()}
-	n.u = newUpstream(t, n.zone.answer)
+	n.u = newUpstream(t, n.answer)
 	world := localTCP(t, echo)
 	packets := localUDP(t)
 	n.s = newStack(t, usernet.Config{
