@@ -362,6 +362,9 @@ func TestHostPorts(t *testing.T) {
 	if took := time.Since(start); took > 3*time.Second {
 		t.Errorf("refusals took %s", took)
 	}
+	if n := s.Status().Refused["not in host_ports of devvm.toml"]; n != 2 { // by TCP, and by UDP
+		t.Errorf("%d were refused for host_ports", n)
+	}
 
 	// A port that is closed again cuts what uses it; another one is opened.
 	conn, err := g.Dial(testContext(t), "tcp", alias(v4))
