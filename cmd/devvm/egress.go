@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,9 +21,9 @@ func (a *app) newEgressCmd() *cobra.Command {
 		Use:   "egress",
 		Short: "Show what the VM has asked for on the network, allowed and refused",
 		Long: `Show what the VM has asked for on the network since it started: connections, and
-names that it may not look up; allowed or refused and why. The last column is what
-devvm.toml would say below [network] to allow what was refused; it is in force after
-the next devvm up.`,
+names that it may not look up; allowed or refused. The last column is what devvm.toml
+would have to say below [network] to allow what was refused, from the next devvm up
+on, or in brackets why that cannot be.`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			if follow {
@@ -62,17 +63,14 @@ func (a *app) followEgress(ctx context.Context, s *project.Service, p project.Pr
 		if a.json {
 			return a.JSONLine(at)
 		}
-		line := fmt.Sprintf("%s %5d %-4s %-40s %s", at.Last.Local().Format(time.TimeOnly), at.Count, at.Protocol, destination(at), result(at))
-		if by := allowBy(at); by != "" {
-			line += "; to allow it: " + by
-		}
-		_, err := fmt.Fprintln(a.Out, ui.Escape(line))
+		line := fmt.Sprintf("%s  %5d  %-4s  %-40s  %s  %s", at.Last.Local().Format(time.TimeOnly), at.Count, at.Protocol, destination(at), result(at), allowBy(at))
+		_, err := fmt.Fprintln(a.Out, ui.Escape(strings.TrimRight(line, " ")))
 		return err
 	})
-	if ctx.Err() != nil {
-		return nil // Ctrl-C is how --follow ends
+	if err != nil && ctx.Err() == nil {
+		return err
 	}
-	return err
+	return nil // Ctrl-C is how --follow ends
 }
 
 // destination names where an attempt went.
@@ -91,14 +89,16 @@ func result(at usernet.Attempt) string {
 	if at.Allowed {
 		return "allowed"
 	}
-	return "refused: " + at.Reason
+	return "refused"
 }
 
-// allowBy is what to write below [network].
+// allowBy is what to write below [network], or why that would not help.
 func allowBy(at usernet.Attempt) string {
 	switch {
-	case at.Allow == nil:
+	case at.Allowed:
 		return ""
+	case at.Allow == nil:
+		return "(" + at.Reason + ")"
 	case at.Allow.Key == "mode":
 		return at.Allow.Line
 	}

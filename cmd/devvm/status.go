@@ -84,7 +84,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("undo", "%s kept for devvm nuke --undo", ui.Size(st.UndoUsed))
 	}
 	if st.Network != nil && st.Network.Policy != nil {
-		line("reaches", "%s", st.Network.Policy)
+		line("egress", "%s", st.Network.Policy)
 	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)

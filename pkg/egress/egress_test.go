@@ -214,7 +214,10 @@ func TestWidening(t *testing.T) {
 
 func TestJSON(t *testing.T) {
 	for _, p := range []Policy{
-		Default(), {}, {Offline: true, All: true}, {All: true, HostPorts: []uint16{1, 65535}},
+		Default(),
+		{},
+		{Offline: true, All: true},
+		{All: true, HostPorts: []uint16{1, 65535}},
 		list(t, "*.example.org:443", "[2001:db8::]/32", "10.0.0.0/8:1"),
 	} {
 		b, err := json.Marshal(p)

@@ -61,8 +61,8 @@ func ParseRule(s string) (Rule, error) {
 		return fail("lacks brackets", fmt.Sprintf("write %q", Rule{prefix: p.Masked()}.String()))
 	}
 
-	host, bits, port := s, "", ""
-	hasBits, hasPort := false, false
+	var host, bits, port string
+	var hasBits, hasPort bool
 	if strings.HasPrefix(s, "[") {
 		end := strings.IndexByte(s, ']')
 		if end < 0 {

@@ -95,7 +95,7 @@ func (f paths) readGranted() (egress.Policy, error) {
 	}
 	var p egress.Policy
 	if json.Unmarshal(b, &p) != nil {
-		return egress.Policy{}, nil
+		p = egress.Policy{}
 	}
 	return p, nil
 }
@@ -110,12 +110,15 @@ func (f paths) writeGranted(p egress.Policy) error {
 
 // enforce gives a network process that runs the policy of devvm.toml, unless it
 // has it.
-func (b *boot) enforce(ctx context.Context, now *egress.Policy) error {
-	next := b.cfg.Policy()
+func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
+	now, next := net.Policy, b.cfg.Policy()
+	if now == nil { // it is of a devvm that knew no other
+		now = &egress.Policy{All: true, Offline: net.Offline}
+	}
 	if err := b.files.writeGranted(next); err != nil {
 		return err
 	}
-	if now != nil && now.Equal(next) {
+	if now.Equal(next) {
 		return nil
 	}
 	cut, err := usernet.NewDialer(b.files.dialSocket()).SetPolicy(ctx, next)

@@ -160,7 +160,7 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(dom)
 	net, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 	if err == nil {
-		err = b.enforce(ctx, net.Policy)
+		err = b.enforce(ctx, net)
 	} else {
 		err = b.rewire(ctx)
 	}

@@ -121,7 +121,7 @@ func newOutside(t *testing.T, p *egress.Policy) outsideNet {
 	t.Helper()
 	dir := t.TempDir()
 	n := outsideNet{zone: &zone{}, clock: newClock()}
-	n.u = newUpstream(t, n.zone.answer)
+	n.u = newUpstream(t, n.answer)
 	world := localTCP(t, echo)
 	packets := localUDP(t)
 	n.s = newStack(t, usernet.Config{
@@ -361,6 +361,9 @@ func TestHostPorts(t *testing.T) {
 	n.wantReach("refused", "tcp", "198.51.100.1:80")
 	if took := time.Since(start); took > 3*time.Second {
 		t.Errorf("refusals took %s", took)
+	}
+	if n := s.Status().Refused["not in host_ports of devvm.toml"]; n != 2 { // by TCP, and by UDP
+		t.Errorf("%d were refused for host_ports", n)
 	}
 
 	// A port that is closed again cuts what uses it; another one is opened.

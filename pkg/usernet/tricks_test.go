@@ -103,7 +103,9 @@ func (r *root) answer(sent []byte, wait time.Duration) string {
 			}
 			return "syn-ack"
 		case header.UDPProtocolNumber:
-			return "udp"
+			if header.UDP(b).DestinationPort() == port {
+				return "udp"
+			}
 		case header.ICMPv4ProtocolNumber:
 			icmp := header.ICMPv4(b)
 			switch icmp.Type() {
