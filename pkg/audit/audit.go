@@ -9,8 +9,9 @@
 // made the difference; [Run] puts all together into a [Report].
 //
 // Nothing here changes the host, talks to libvirt or to a VM. What cannot be read is
-// said to be so, and is never taken for unchanged. The package must not import
-// packages of devvm but ui; what it needs of projects comes in [Options].
+// said to be so, and is never taken for unchanged. The package must not import any
+// other package of devvm, so that a mistake elsewhere cannot hide from it; what it needs
+// of projects comes in [Options].
 package audit
 
 import (

@@ -51,10 +51,14 @@ type entry struct {
 // socket has which takes what anybody sends: LISTEN for TCP, "not connected" for the
 // others (include/net/tcp_states.h).
 var tables = []struct{ file, proto, state string }{
-	{"tcp", "tcp", "0A"}, {"tcp6", "tcp", "0A"},
-	{"udp", "udp", "07"}, {"udp6", "udp", "07"},
-	{"udplite", "udplite", "07"}, {"udplite6", "udplite", "07"},
-	{"raw", "raw", "07"}, {"raw6", "raw", "07"},
+	{"tcp", "tcp", "0A"},
+	{"tcp6", "tcp", "0A"},
+	{"udp", "udp", "07"},
+	{"udp6", "udp", "07"},
+	{"udplite", "udplite", "07"},
+	{"udplite6", "udplite", "07"},
+	{"raw", "raw", "07"},
+	{"raw6", "raw", "07"},
 }
 
 // listening reads the sockets of a network namespace that take what others send. net

@@ -116,6 +116,7 @@ var imports = []struct {
 // try them together.
 var noImports = map[string][]string{
 	"pkg/dockerproxy": {"pkg/guest", "pkg/vm"},
+	"pkg/audit":       {"pkg"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }
