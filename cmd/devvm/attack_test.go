@@ -423,7 +423,7 @@ func (s *scene) control(t *testing.T) {
 	}
 
 	// devvm audit sees what Docker has changed, and knows who did it and what helps.
-	report := s.audit(t, host, "--since", before)
+	report := s.audit(t, s.asRoot(l.host), "--since", before)
 	changes := 0
 	if report.Host != nil {
 		changes = len(report.Host.Changes)
@@ -450,7 +450,13 @@ func (s *scene) control(t *testing.T) {
 // with is the place with a program in it.
 func (p place) with(argv ...string) place { return place{p.name, p.argv(argv...)} }
 
-// audit runs devvm audit as root.
+// asRoot is root, with directories that nobody has used.
+func (s *scene) asRoot(namespace string) place {
+	own := filepath.Join(s.work, "root")
+	return within(namespace).with("env", "XDG_DATA_HOME="+own, "XDG_CONFIG_HOME="+own, "XDG_CACHE_HOME="+own, "XDG_RUNTIME_DIR="+own)
+}
+
+// audit runs devvm audit.
 func (s *scene) audit(t *testing.T, p place, args ...string) audit.Report {
 	t.Helper()
 	cmd := p.argv(append([]string{s.program, "audit", "--json"}, args...)...)
@@ -803,12 +809,22 @@ func (s *scene) attackFromUser(t *testing.T, l lan, a victim) {
 	// SSH leads through a socket that others cannot open; without the key it does not
 	// even lead the owner in.
 	config := filepath.Join(s.work, "ssh_config")
-	if err := os.WriteFile(config, []byte(must(t, a.run.argv("ssh", "--config")...)), 0o644); err != nil {
-		t.Fatal(err)
+	keyless := filepath.Join(s.work, "ssh_config.keyless") // a key of the command line would only be one more
+	block := must(t, a.run.argv("ssh", "--config")...)
+	var without []string
+	for line := range strings.Lines(block) {
+		if !strings.Contains(line, "IdentityFile") {
+			without = append(without, line)
+		}
 	}
-	login := []string{"-n", "-F", config, "-o", "BatchMode=yes", "devvm-" + name, "echo", "inside"}
-	ssh := func(p place, what, want string, ok func(out string, err error) bool, flags ...string) {
-		out, err := command(t.Context(), nil, p.argv(append(append([]string{"ssh"}, flags...), login...)...)...)
+	for path, text := range map[string]string{config: block, keyless: strings.Join(without, "")} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ssh := func(p place, config, what, want string, ok func(out string, err error) bool, flags ...string) {
+		argv := slices.Concat([]string{"ssh", "-n", "-F", config, "-o", "BatchMode=yes"}, flags, []string{"devvm-" + name, "echo", "inside"})
+		out, err := command(t.Context(), nil, p.argv(argv...)...)
 		got := strings.TrimSpace(out)
 		if err != nil {
 			lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
@@ -818,19 +834,19 @@ func (s *scene) attackFromUser(t *testing.T, l lan, a victim) {
 	}
 	owner = s.asUser(l.host)
 	owner.name = "their owner"
-	ssh(owner, "SSH with the key (control)", "inside", func(out string, err error) bool { return err == nil && strings.Contains(out, "inside") })
+	ssh(owner, config, "SSH with the key (control)", "inside", func(out string, err error) bool { return err == nil && strings.Contains(out, "inside") })
 	refused := func(_ string, err error) bool {
 		return err != nil && strings.Contains(err.Error(), "Permission denied")
 	}
-	ssh(owner, "SSH without the key", "Permission denied", refused, "-o", "IdentityFile=/dev/null", "-o", "IdentitiesOnly=yes")
+	ssh(owner, keyless, "SSH without the key", "Permission denied", refused, "-i", "/dev/null")
 	key := filepath.Join(s.work, "key")
 	must(t, "rm", "-f", key, key+".pub")
 	must(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key)
 	must(t, "chown", s.user+":", key)
-	ssh(owner, "SSH with another key", "Permission denied", refused, "-o", "IdentityFile="+key, "-o", "IdentitiesOnly=yes")
+	ssh(owner, keyless, "SSH with another key", "Permission denied", refused, "-i", key)
 	other = within(l.host).with("runuser", "-u", "nobody", "--", "env", "-i", "HOME=/nonexistent", "PATH=/usr/bin:/bin")
 	other.name = "another user"
-	ssh(other, "SSH with the owner's configuration", "refused", func(_ string, err error) bool { return err != nil })
+	ssh(other, config, "SSH with the owner's configuration", "refused", func(_ string, err error) bool { return err != nil })
 }
 
 // attackFromGuest is what a container, and root in its VM, try.
@@ -956,7 +972,7 @@ func (s *scene) attackAudit(t *testing.T, l lan, before string) {
 		p    place
 		args []string
 	}{
-		{"devvm audit as root", within(l.host), []string{"--since", before}},
+		{"devvm audit as root", s.asRoot(l.host), []string{"--since", before}},
 		{"devvm audit as its user", s.asUser(l.host), nil},
 	} {
 		r := s.audit(t, c.p, c.args...)
