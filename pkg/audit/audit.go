@@ -9,8 +9,9 @@
 // made the difference; [Run] puts all together into a [Report].
 //
 // Nothing here changes the host, talks to libvirt or to a VM. What cannot be read is
-// said to be so, and is never taken for unchanged. The package must not import
-// packages of devvm but ui; what it needs of projects comes in [Options].
+// said to be so, and is never taken for unchanged. The package must not import any
+// other package of devvm, so that a mistake elsewhere cannot hide from it; what it needs
+// of projects comes in [Options].
 package audit
 
 import (
@@ -59,7 +60,7 @@ type Report struct {
 // Exposure is a port that its user has opened to other hosts, for a time.
 type Exposure struct {
 	Project string
-	Proto   string // "tcp" or "udp"
+	Proto   string // "tcp" or "udp"; empty: both
 	Port    uint16 // of this host
 	To      string // the peers that are let in, for people
 	Until   time.Time
@@ -110,12 +111,18 @@ func (r *Report) add(f ...Finding) { r.Findings = append(r.Findings, f...) }
 func (r Report) Unread() []string {
 	var out []string
 	for _, f := range r.Findings {
-		if f.Status == Unknown {
+		switch {
+		case f.Status == Unknown && f.Name == notCompared:
+			out = append(out, f.What)
+		case f.Status == Unknown:
 			out = append(out, f.Name)
 		}
 	}
 	return out
 }
+
+// notCompared is the name of the findings on what could not be read.
+const notCompared = "not compared"
 
 // hostFindings compares the host with what it was.
 func hostFindings(h Host, r *Report, now Fingerprint, o Options) []Finding {
@@ -144,12 +151,21 @@ func hostFindings(h Host, r *Report, now Fingerprint, o Options) []Finding {
 	if len(c.Same) > 0 || len(c.Changes) > 0 {
 		out = append(out, main)
 	}
-	for _, u := range c.Unread {
-		out = append(out, Finding{
-			Name: u.Part, Status: Unknown, What: u.Why,
-			Meaning: "not compared",
-			Fix:     asRoot(h, o.Program),
-		})
+	for i, u := range c.Unread {
+		if slices.ContainsFunc(c.Unread[:i], func(o Unread) bool { return o.Why == u.Why }) {
+			continue // named with that one
+		}
+		var parts []string
+		for _, other := range c.Unread[i:] {
+			if other.Why == u.Why {
+				parts = append(parts, other.Part)
+			}
+		}
+		f := Finding{Name: notCompared, Status: Unknown, What: strings.Join(parts, ", "), Meaning: u.Why, Fix: asRoot(h, o.Program)}
+		if c.Unprivileged && !slices.ContainsFunc(r.Processes, func(p Process) bool { return p.Privileged }) {
+			f.Meaning += "; nor may devvm, which runs as this user, change them"
+		}
+		out = append(out, f)
 	}
 	return out
 }

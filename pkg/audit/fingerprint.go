@@ -18,7 +18,7 @@ import (
 const (
 	PartNftables  = "nftables rules"
 	PartIptables  = "legacy iptables rules"
-	PartIp6tables = "legacy ip6tables rules"
+	PartIP6tables = "legacy ip6tables rules"
 	PartLinks     = "links"
 	PartAddresses = "addresses"
 	PartRoutes    = "routes"
@@ -161,7 +161,7 @@ func Remember(ctx context.Context, h Host, path string) error {
 // firewall reads the rules of both backends. nftables' rules include those that
 // iptables-nft makes.
 func firewall(ctx context.Context, h Host) []Part {
-	out := []Part{{Name: PartNftables}, {Name: PartIptables}, {Name: PartIp6tables}}
+	out := []Part{{Name: PartNftables}, {Name: PartIptables}, {Name: PartIP6tables}}
 	if h.UID != 0 {
 		for i := range out {
 			out[i].Unread = "not readable as this user: only root may list firewall rules"

@@ -96,7 +96,7 @@ func TestChangesInNamespace(t *testing.T) {
 		{PartSysctls, sysctl("net/ipv4/conf/lo/route_localnet", "1"), sysctl("net/ipv4/conf/lo/route_localnet", "0"), "route_localnet = 1"},
 		{PartNftables, run("nft", "add", "table", "inet", "odd"), run("nft", "delete", "table", "inet", "odd"), "table inet odd"},
 		{PartIptables, run("iptables-legacy", "-A", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP"), run("iptables-legacy", "-D", "INPUT", "-p", "tcp", "--dport", "9", "-j", "DROP"), "filter -A INPUT -p tcp -m tcp --dport 9 -j DROP"},
-		{PartIp6tables, run("ip6tables-legacy", "-P", "FORWARD", "DROP"), run("ip6tables-legacy", "-P", "FORWARD", "ACCEPT"), "filter :FORWARD DROP"},
+		{PartIP6tables, run("ip6tables-legacy", "-P", "FORWARD", "DROP"), run("ip6tables-legacy", "-P", "FORWARD", "ACCEPT"), "filter :FORWARD DROP"},
 	} {
 		t.Run(c.part, func(t *testing.T) {
 			if before.part(c.part).Unread != "" {

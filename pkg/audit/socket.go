@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Verdicts on a [Listener].
@@ -51,10 +52,14 @@ type entry struct {
 // socket has which takes what anybody sends: LISTEN for TCP, "not connected" for the
 // others (include/net/tcp_states.h).
 var tables = []struct{ file, proto, state string }{
-	{"tcp", "tcp", "0A"}, {"tcp6", "tcp", "0A"},
-	{"udp", "udp", "07"}, {"udp6", "udp", "07"},
-	{"udplite", "udplite", "07"}, {"udplite6", "udplite", "07"},
-	{"raw", "raw", "07"}, {"raw6", "raw", "07"},
+	{"tcp", "tcp", "0A"},
+	{"tcp6", "tcp", "0A"},
+	{"udp", "udp", "07"},
+	{"udp6", "udp", "07"},
+	{"udplite", "udplite", "07"},
+	{"udplite6", "udplite", "07"},
+	{"raw", "raw", "07"},
+	{"raw6", "raw", "07"},
 }
 
 // listening reads the sockets of a network namespace that take what others send. net
@@ -202,7 +207,10 @@ func listeners(ctx context.Context, r *Report, h Host, s sockets, o Options) Fin
 			if o.Dir != nil && p.Project != "" {
 				l.Dir = o.Dir(p.Project)
 			}
-			l.Verdict, l.Why = judge(l, exposures)
+			l.Verdict, l.Why = judge(l, exposures, r.Taken)
+			if l.Verdict == Open && p.UID != h.UID {
+				l.Why += fmt.Sprintf("; whether %s has exposed it shows in devvm audit as that user", userName(p.UID))
+			}
 			r.Listeners = append(r.Listeners, l)
 		}
 	}
@@ -245,9 +253,10 @@ func listeners(ctx context.Context, r *Report, h Host, s sockets, o Options) Fin
 
 // judge says whether a listener keeps the promise: 127.0.0.0/8 and ::1 only, unless its
 // user has opened it.
-func judge(l Listener, exposures []Exposure) (verdict, why string) {
+func judge(l Listener, exposures []Exposure, now time.Time) (verdict, why string) {
 	for _, e := range exposures {
-		if e.Project == l.Process.Project && e.Proto == l.Proto && e.Port == l.Port && !l.Address.IsLoopback() {
+		same := e.Project == l.Process.Project && (e.Proto == "" || e.Proto == l.Proto) && e.Port == l.Port
+		if same && l.Proto != "packet" && l.Proto != "raw" && !l.Address.IsLoopback() && now.Before(e.Until) {
 			return Exposed, fmt.Sprintf("to %s until %s", e.To, e.Until.Local().Format("2006-01-02 15:04"))
 		}
 	}
