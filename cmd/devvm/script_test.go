@@ -25,6 +25,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"devvm":  func() { os.Exit(fakeDevvm()) },
 		"fakevm": func() { os.Exit(fakeVM()) },
+
+		"portserver": func() { os.Exit(portServer()) },
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -24,7 +25,7 @@ import (
 func TestVM(t *testing.T) {
 	scripts := []string{"egress", "fork", "host", "nuke"}
 	if !testing.Short() { // the second pass: Docker's client is no other one as root
-		scripts = append(scripts, "docker")
+		scripts = append(scripts, "docker", "ports")
 	}
 	runVMScripts(t, scripts...)
 }
@@ -71,6 +72,7 @@ func runVMScripts(t *testing.T, scripts ...string) {
 			"traceless":   cmdTraceless,
 		},
 	}
+	maps.Copy(params.Cmds, portCommands)
 	for _, name := range scripts {
 		params.Files = append(params.Files, filepath.Join("testdata", "vm", name+".txtar"))
 	}

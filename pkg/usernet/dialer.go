@@ -27,7 +27,7 @@ func NewDialer(dialSocket string) *Dialer { return &Dialer{socket: dialSocket} }
 // it has. In addition, a network process that does not run shows as
 // fs.ErrNotExist or syscall.ECONNREFUSED of its socket, wrapped in ErrNoNetwork.
 // A "tcp" connection has CloseWrite. Each Read and Write of a "udp" one is a
-// datagram. The deadline of ctx ends with the dial.
+// datagram, and so is each Write of its WriteTo. The deadline of ctx ends with the dial.
 func (d *Dialer) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var request *http.Request
 	switch network {

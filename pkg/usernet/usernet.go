@@ -64,7 +64,7 @@ var (
 	// Guest is the VM's own address.
 	Guest = netip.MustParseAddr("192.0.2.2")
 	// GuestLoopback stands for 127.0.0.1 of the VM, towards the gateway alone: the
-	// VM's own rule (images/debian-13, nftables.conf) leads there what comes for it.
+	// VM's own rule (/usr/lib/devvm/loopback in its image) leads there what comes for it.
 	// It is on no network card, and nothing that the VM runs can use it.
 	GuestLoopback = netip.MustParseAddr("192.0.2.3")
 	// HostAlias is what host.docker.internal resolves to. It refuses all but
