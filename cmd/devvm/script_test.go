@@ -32,9 +32,16 @@ func TestMain(m *testing.M) {
 
 // TestScript runs the command line against the fake hypervisor. The scripts in
 // testdata/script are the manual of what devvm promises at its surface.
-func TestScript(t *testing.T) {
+func TestScript(t *testing.T) { runScripts(t, "testdata/script") }
+
+// TestAudit is apart from the scripts that run at the same time: audit looks at all
+// processes of devvm's that the user has.
+func TestAudit(t *testing.T) { runScripts(t, "testdata/audit") }
+
+func runScripts(t *testing.T, dir string) {
+	t.Helper()
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup:               setUpScript,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
