@@ -52,6 +52,25 @@ func TestRulesOfBothBackends(t *testing.T) {
 	golden(t, "legacy.golden", strings.Join(legacyLines(read(t, "legacy.txt")), "\n")+"\n")
 }
 
+// TestLargeSet: a list of addresses to block has many lines, each of which must be
+// looked at once only.
+func TestLargeSet(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("table ip x {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.0,\n")
+	for range 200_000 {
+		b.WriteString("\t\t\t     10.1.2.3, 10.1.2.4,\n")
+	}
+	b.WriteString("\t\t\t     10.9.9.9 }\n\t}\n}\n")
+	start := time.Now()
+	lines := nftLines(b.String())
+	if len(lines) != 4 || !strings.HasSuffix(lines[3], "10.9.9.9 }") {
+		t.Errorf("%d lines", len(lines))
+	}
+	if took := time.Since(start); took > 5*time.Second { // a tenth of a second, alone
+		t.Errorf("it took %v", took)
+	}
+}
+
 func FuzzNftLines(f *testing.F) {
 	f.Add("table ip x {\n\tset s {\n\t\telements = { 1,\n 2 }\n\t}\n}\n")
 	f.Add("}\n}\n{{{")

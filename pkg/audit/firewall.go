@@ -13,17 +13,27 @@ var nftBlock = regexp.MustCompile(`^(?:table|chain|set|map|flowtable|counter|quo
 // that change by themselves are left out.
 func nftLines(text string) []string {
 	var out, blocks []string
-	var pending string // a statement that goes on in the next line
-	volatile := false  // in a set whose elements come and go
+	volatile := false          // in a set whose elements come and go
+	var pending []string       // a statement that goes on in the next line
+	open := 0                  // braces that it has opened
+	add := func(line string) { // a whole statement
+		if strings.HasPrefix(line, "flags ") && (strings.Contains(line, "dynamic") || strings.Contains(line, "timeout")) {
+			volatile = true
+		}
+		if !volatile || !strings.HasPrefix(line, "elements = ") {
+			out = append(out, strings.Join(append(blocks[:len(blocks):len(blocks)], line), " / "))
+		}
+	}
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
-		if pending != "" {
-			line = pending + " " + line
-			pending = ""
-		} else if line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
 		switch {
+		case open > 0:
+			pending = append(pending, line)
+			if open += braces(line); open <= 0 {
+				add(strings.Join(pending, " "))
+				pending, open = nil, 0
+			}
+		case line == "", strings.HasPrefix(line, "#"):
 		case nftBlock.MatchString(line):
 			blocks = append(blocks, strings.TrimSpace(strings.TrimSuffix(line, "{")))
 			volatile = false
@@ -33,19 +43,13 @@ func nftLines(text string) []string {
 				blocks = blocks[:len(blocks)-1]
 			}
 		case braces(line) > 0:
-			pending = line
+			pending, open = []string{line}, braces(line)
 		default:
-			if strings.HasPrefix(line, "flags ") && (strings.Contains(line, "dynamic") || strings.Contains(line, "timeout")) {
-				volatile = true
-			}
-			if volatile && strings.HasPrefix(line, "elements = ") {
-				continue
-			}
-			out = append(out, strings.Join(append(blocks[:len(blocks):len(blocks)], line), " / "))
+			add(line)
 		}
 	}
-	if pending != "" {
-		out = append(out, strings.Join(append(blocks[:len(blocks):len(blocks)], pending), " / "))
+	if open > 0 {
+		add(strings.Join(pending, " "))
 	}
 	return out
 }
