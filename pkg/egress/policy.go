@@ -58,11 +58,14 @@ func (p Policy) Permits(to netip.AddrPort, names ...string) bool {
 	if p.Offline || p.All {
 		return p.All && !p.Offline
 	}
+	known := make([]string, 0, len(names))
+	for _, name := range names {
+		if name, ok := Name(name); ok {
+			known = append(known, name)
+		}
+	}
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool {
-		return r.matchAddr(to) || r.matchPort(to.Port()) && slices.ContainsFunc(names, func(name string) bool {
-			name, ok := Name(name)
-			return ok && r.matchName(name)
-		})
+		return r.matchAddr(to) || r.matchPort(to.Port()) && slices.ContainsFunc(known, r.matchName)
 	})
 }
 
