@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +21,9 @@ func (t *Table) open(k Key) (*socket, error) {
 	}
 	var config net.ListenConfig
 	config.SetMultipathTCP(false)
+	if k.Addr.Addr().IsLoopback() {
+		config.Control = onLoopback
+	}
 	ctx, cancel := context.WithCancel(t.ctx)
 	if k.Protocol == UDP {
 		conn, err := config.ListenPacket(ctx, network, k.Addr.String())
@@ -42,6 +46,13 @@ func (t *Table) open(k Key) (*socket, error) {
 		serve: func(line Line, c *counters) { t.run.Go(func() { t.serveTCP(ctx, l, k, line, c) }) },
 		close: func() { cancel(); _ = l.Close() },
 	}, nil
+}
+
+// onLoopback ties a socket to the loopback interface. An address of 127.0.0.0/8 is not
+// enough: a host whose route_localnet is on (kube-proxy sets it) takes packets for it
+// from the network. Before Linux 5.7 only root may do this, and the address must do.
+func onLoopback(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) { _ = unix.BindToDevice(int(fd), "lo") })
 }
 
 // serveTCP accepts connections and relays them until ctx ends, which cuts them.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/devvm/devvm/pkg/audit"
+	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -31,10 +32,11 @@ func (s *Service) rememberHost(ctx context.Context) {
 func (s *Service) Audit(ctx context.Context, since string) (audit.Report, error) {
 	h := audit.System()
 	o := audit.Options{
-		Version: s.Version,
-		Program: s.Exe,
-		Dirs:    s.Dirs.audited(),
-		Dir:     func(project string) string { return s.Dirs.paths(project).readRecord() },
+		Version:   s.Version,
+		Program:   s.Exe,
+		Dirs:      s.Dirs.audited(),
+		Dir:       func(project string) string { return s.Dirs.paths(project).readRecord() },
+		Exposures: s.auditExposures,
 	}
 	before, err := s.hostBefore(h, since)
 	switch {
@@ -50,6 +52,25 @@ func (s *Service) Audit(ctx context.Context, since string) (audit.Report, error)
 		o.NoBefore = err.Error()
 	}
 	return audit.Run(ctx, h, o)
+}
+
+// auditExposures lists what this user has exposed, in all projects.
+func (s *Service) auditExposures(context.Context) ([]audit.Exposure, error) {
+	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	var out []audit.Exposure
+	for _, e := range entries {
+		all, err := ports.ReadExposures(s.Dirs.paths(e.Name()).exposures())
+		if err != nil {
+			return nil, err
+		}
+		for _, x := range all {
+			out = append(out, audit.Exposure{Project: e.Name(), Port: x.Port, To: x.To.String(), Until: x.Until})
+		}
+	}
+	return out, nil
 }
 
 // SaveHost writes the fingerprint of the host as it is now.
