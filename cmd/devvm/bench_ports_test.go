@@ -330,7 +330,8 @@ func (r portsReport) print(w io.Writer) {
 		text   string
 		values map[string]float64
 	}{
-		{"from the container, MB/s (best of 3)", r.Down}, {"to the container, MB/s (best of 3)", r.Up},
+		{"from the container, MB/s (best of 3)", r.Down},
+		{"to the container, MB/s (best of 3)", r.Up},
 		{"connect and echo a byte, ms (median)", r.Echo},
 	} {
 		fmt.Fprintf(t, "  %s", row.text)

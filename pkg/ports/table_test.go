@@ -328,6 +328,7 @@ func TestTCPBroken(t *testing.T) {
 }
 
 func TestUDP(t *testing.T) {
+	t.Parallel()
 	g := newGuest()
 	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: 300 * time.Millisecond})
 	port := freePort(t)
@@ -529,12 +530,13 @@ func occupy(t *testing.T, address string) (pid int, release func()) {
 }
 
 func TestTaken(t *testing.T) {
+	t.Parallel()
 	port := freePort(t)
 	want := []ports.Want{{Protocol: "tcp", HostPort: port}}
 	for name, address := range map[string]string{
 		"the same address": at("127.0.0.1", port), "all addresses": at("0.0.0.0", port), "all of both": at("", port), "IPv6": at("::1", port),
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) { // one after the other: it is one port
 			if strings.Contains(address, "::1") && len(hosts(t)) < 3 {
 				t.Skip("no IPv6")
 			}
@@ -574,6 +576,7 @@ func TestTaken(t *testing.T) {
 }
 
 func TestTakenByProject(t *testing.T) {
+	t.Parallel()
 	port := freePort(t)
 	pid, _ := occupy(t, at("127.0.0.1", port))
 	project := func(_ context.Context, p int) string {
@@ -710,6 +713,7 @@ func TestClose(t *testing.T) {
 
 // TestNamespace runs what needs a host of its own.
 func TestNamespace(t *testing.T) {
+	t.Parallel()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestExposeInNamespace$", "-test.v")
 	cmd.Env = append(os.Environ(), roleVariable+"="+roleHost)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
@@ -794,7 +798,7 @@ func TestExposeInNamespace(t *testing.T) {
 			return false
 		}
 		defer c.Close()
-		_ = c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		_ = c.SetDeadline(time.Now().Add(100 * time.Millisecond))
 		_, _ = io.WriteString(c, "x")
 		n, _ := c.Read(make([]byte, 1))
 		return n == 1

@@ -2,13 +2,18 @@ package ports
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -51,27 +56,70 @@ type session struct {
 // serve relays until the socket is closed.
 func (u *udpSocket) serve(ctx context.Context, line Line, c *counters) {
 	defer func() { _ = u.conn.Close() }()
-	buf := make([]byte, maxDatagram)
-	for order := int64(0); ; order++ {
-		n, from, err := u.conn.ReadFromUDPAddrPort(buf)
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			if gone(err) {
+	raw, err := u.conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	for order := int64(0); ctx.Err() == nil; order++ {
+		err := receive(raw, func(b []byte, from peer) {
+			if !u.table.admit(u.key, from.Addr()) {
 				return
 			}
-			continue
-		}
-		if !u.table.admit(u.key, from.Addr()) {
-			continue
-		}
-		s := u.session(ctx, from, line, c)
-		s.last.Store(order)
-		if s.send(buf[:n], u.table.o.UDPIdle) {
-			c.Sent.Add(int64(n))
+			s := u.session(ctx, from, line, c)
+			s.last.Store(order)
+			if s.send(b, u.table.o.UDPIdle) {
+				c.Sent.Add(int64(len(b)))
+			}
+		})
+		if err != nil && gone(err) {
+			return
 		}
 	}
+}
+
+// buffers hold one datagram each, and are lent while one is at hand: a hundred ports
+// that wait hold none.
+var buffers = sync.Pool{New: func() any { return new([maxDatagram]byte) }}
+
+// receive waits for a datagram and lends it to use.
+func receive(raw syscall.RawConn, use func([]byte, peer)) error {
+	var (
+		n      int
+		sender unix.Sockaddr
+		err    error
+		buf    *[maxDatagram]byte
+	)
+	wait := raw.Read(func(fd uintptr) bool {
+		buf = buffers.Get().(*[maxDatagram]byte)
+		for {
+			n, sender, err = unix.Recvfrom(int(fd), buf[:], unix.MSG_DONTWAIT)
+			if !errors.Is(err, unix.EINTR) {
+				break
+			}
+		}
+		if err != nil {
+			buffers.Put(buf)
+		}
+		return !errors.Is(err, unix.EAGAIN)
+	})
+	switch {
+	case wait != nil:
+		return wait
+	case err != nil:
+		return err
+	}
+	defer buffers.Put(buf)
+	switch a := sender.(type) {
+	case *unix.SockaddrInet4:
+		use(buf[:n], netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)))
+	case *unix.SockaddrInet6:
+		from := netip.AddrFrom16(a.Addr)
+		if a.ZoneId != 0 {
+			from = from.WithZone(strconv.Itoa(int(a.ZoneId)))
+		}
+		use(buf[:n], netip.AddrPortFrom(from, uint16(a.Port)))
+	}
+	return nil
 }
 
 // session finds the session of a peer, or begins one.
