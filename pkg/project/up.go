@@ -286,6 +286,16 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		return err
 	}
 	err = b.launch(ctx, img)
+	if errors.Is(err, errNoKernel) {
+		b.progress.Warn("%v: starting the VM again", err)
+		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
+			return fmt.Errorf("stop the VM: %w", err)
+		}
+		if err := b.stopHelpers(ctx, b.project); err != nil {
+			return err
+		}
+		err = b.launch(ctx, img)
+	}
 	if errors.Is(err, vm.ErrAccel) && b.accel == vm.AccelKVM {
 		if rerr := b.Accel.Record(b.host, false, err.Error()); rerr != nil {
 			b.Log.Warn("remember that KVM does not work", "err", rerr)
@@ -678,6 +688,8 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer check.Stop()
 
 	kernelUp := con == nil
+	kernel := time.NewTimer(patienceKernel)
+	defer kernel.Stop()
 	phase := "kernel"
 	if kernelUp {
 		phase = "ssh"
@@ -712,6 +724,10 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			if err == nil && dom.State != vm.StateRunning {
 				return b.died(dom, kernelUp)
 			}
+		case <-kernel.C:
+			if !kernelUp {
+				return errNoKernel
+			}
 		case err := <-watched:
 			if ctx.Err() == nil {
 				return &ui.Error{
@@ -732,6 +748,11 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 		}
 	}
 }
+
+// errNoKernel says that the guest's kernel does not get on. Under emulation a boot now
+// and then comes to rest for ever, with both CPUs halted and no timer that would wake
+// them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
+var errNoKernel = fmt.Errorf("the guest's kernel did not come up within %s", patienceKernel)
 
 var errPatience = errors.New("the engine did not answer in time")
 
