@@ -152,8 +152,16 @@ func cmdMany(ts *testscript.TestScript, _ bool, args []string) {
 func cmdSlowReader(ts *testscript.TestScript, _ bool, args []string) {
 	size, err := strconv.ParseInt(args[1], 10, 64)
 	ts.Check(err)
-	c, err := net.DialTimeout("tcp", args[0], 30*time.Second)
-	ts.Check(err)
+	var c net.Conn
+	wait(ts, func() error { // until the container's program listens
+		if c, err = net.DialTimeout("tcp", args[0], 30*time.Second); err != nil {
+			return err
+		}
+		if _, err = c.Read(make([]byte, 1)); err != nil {
+			_ = c.Close()
+		}
+		return err
+	})
 	defer c.Close()
 	name := projectName(ts)
 	resident := func() int64 {
