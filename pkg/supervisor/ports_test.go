@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -199,24 +200,29 @@ func TestPortsAtRandom(t *testing.T) {
 			f.server.CloseConns()
 		}
 	}
-	for i := range n { // what a cut connection made of a request is the engine's to say
-		running[i] = f.engine.State().Containers[i].Running
-	}
-	want := 0
-	for _, on := range running {
-		if on {
-			want++
+	// The number alone can be right while two containers are yet to be heard of.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		r, err := f.client.Ports(t.Context())
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	f.untilPorts(t, want)
-	r, err := f.client.Ports(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range r.Ports {
-		var i int
-		if _, err := fmt.Sscanf(p.Container, "c%d", &i); err != nil || !running[i] || p.HostPort != free[i] {
-			t.Errorf("%+v", p)
+		open := map[int]bool{}
+		for _, p := range r.Ports {
+			var i int
+			if _, err := fmt.Sscanf(p.Container, "c%d", &i); err != nil || p.HostPort != free[i] {
+				t.Fatalf("%+v", p)
+			}
+			open[i] = true
+		}
+		for i, c := range f.engine.State().Containers {
+			running[i] = c.Running // what a cut connection made of a request is the engine's to say
+		}
+		maps.DeleteFunc(running, func(_ int, on bool) bool { return !on })
+		if maps.Equal(open, running) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("open are %v, running are %v", open, running)
 		}
 	}
 	for i := range n {
