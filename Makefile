@@ -13,13 +13,14 @@ LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help build install lint check test vmtest bench demo clean
+.PHONY: help build install lint check test vmtest attack bench demo clean
 
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
 	@echo 'make test      everything: lint, unit, script and VM tests'
 	@echo 'make check     lint, unit and script tests: no VM, under a minute when warm'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
+	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
 	@echo 'make bench     time a cold "up"; compare docker.sock with ssh'
 	@echo 'make build     $(BIN)/devvm, one static binary'
 	@echo 'make install   install it in $(PREFIX)/bin'
@@ -51,6 +52,9 @@ test:
 
 vmtest:
 	.ci/vmtest
+
+attack:
+	.ci/attack
 
 bench:
 	.ci/vmtest bench

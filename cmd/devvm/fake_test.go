@@ -4,9 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +20,7 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
@@ -85,6 +89,10 @@ func bootFakeVM(specPath string) error {
 		return err
 	}
 	defer engine.Close()
+	if err := guest.AddAddress(usernet.GuestLoopback, 32); err != nil {
+		return err
+	}
+	engine.OnPublish(publishFake(guest))
 	hostKey, err := os.ReadFile(spec.Credentials["devvm.host_key"])
 	if err != nil {
 		return err
@@ -108,6 +116,9 @@ func bootFakeVM(specPath string) error {
 				return 0, true // the project's directory is where it must be already
 			case strings.Contains(line, "utimensat"):
 				return 0, true // nothing is to be told of it, either
+			case strings.Contains(line, "exec reach "):
+				_, to, _ := strings.Cut(line, "exec reach ")
+				return reachFrom(ctx, guest, strings.Trim(to, "' ")), true
 			case strings.Contains(line, "/usr/lib/devvm/seal"):
 				_, err := fmt.Fprintln(console, "devvm: sealed")
 				return 0, err == nil
@@ -135,6 +146,77 @@ func bootFakeVM(specPath string) error {
 	<-ctx.Done()
 	<-served
 	return os.WriteFile(os.Getenv(vmtest.OffEnv), nil, 0o600)
+}
+
+// reachFrom is the command "reach HOST:PORT" of the fake guest: a connection to an
+// address, or to a name by the DNS that the guest has. The exit code is 0, 6 for a
+// name that is not found, 7 for a connection that is refused.
+func reachFrom(ctx context.Context, guest *usernettest.Guest, to string) int {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return guest.Dial(ctx, "tcp", usernettest.Address(usernet.Gateway, 53))
+	}}
+	host, port, err := net.SplitHostPort(to)
+	if err != nil {
+		return 2
+	}
+	addrs, err := resolver.LookupNetIP(ctx, "ip4", host)
+	if err != nil {
+		return 6
+	}
+	conn, err := guest.Dial(ctx, "tcp", net.JoinHostPort(addrs[0].Unmap().String(), port))
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return 7
+	}
+	if err != nil {
+		return 1
+	}
+	_ = conn.Close()
+	return 0
+}
+
+// publishFake makes the ports of fake containers answer in the guest: HTTP on TCP with
+// the container's name, an echo on UDP.
+func publishFake(guest *usernettest.Guest) func(guesttest.Container, bool) {
+	open := map[string][]io.Closer{} // by container
+	return func(c guesttest.Container, running bool) {
+		if !running {
+			for _, l := range open[c.ID] {
+				_ = l.Close()
+			}
+			delete(open, c.ID)
+			return
+		}
+		for _, p := range c.Published() {
+			at := usernet.Guest
+			switch p.IP {
+			case "127.0.0.1":
+				at = usernet.GuestLoopback
+			case "::", "::1":
+				continue
+			}
+			if p.Type == "udp" {
+				if conn, err := guest.ListenPacket(p.PublicPort); err == nil {
+					open[c.ID] = append(open[c.ID], conn)
+					go func() {
+						b := make([]byte, 65535)
+						for n, from, err := conn.ReadFrom(b); err == nil; n, from, err = conn.ReadFrom(b) {
+							_, _ = conn.WriteTo(b[:n], from)
+						}
+					}()
+				}
+				continue
+			}
+			if l, err := guest.ListenOn(at, p.PublicPort); err == nil {
+				server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					fmt.Fprintln(w, "container", c.Name)
+				})}
+				open[c.ID] = append(open[c.ID], server)
+				go func() { _ = server.Serve(l) }()
+			}
+		}
+	}
 }
 
 // fakeImage puts an image into a store that no VM could boot from, but whose

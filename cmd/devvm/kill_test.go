@@ -23,7 +23,7 @@ import (
 func TestKills(t *testing.T) {
 	verbs := [][]string{{"up"}, {"up"}, {"nuke", "--yes"}, {"down"}, {"nuke", "--undo", "--yes"}, {"rm", "--yes"}}
 	t.Run("boot", func(t *testing.T) { testKills(t, false, 60, verbs) })
-	verbs = append(verbs, []string{"suspend"}, []string{"snapshot", "create"}, []string{"template", "build"})
+	verbs = append(verbs, []string{"suspend"}, []string{"snapshot", "create"}, []string{"snapshot", "create", "kept"}, []string{"snapshot", "restore", "kept", "--yes"}, []string{"template", "build"})
 	t.Run("fork", func(t *testing.T) { testKills(t, true, 200, verbs) })
 }
 

@@ -15,7 +15,6 @@ import (
 // newNetCmd is the hidden body of a VM's network process.
 func (a *app) newNetCmd() *cobra.Command {
 	var name, qemuUser string
-	var offline bool
 	cmd := &cobra.Command{
 		Use:    "net",
 		Short:  "Be the network of a VM (devvm starts this itself)",
@@ -26,8 +25,11 @@ func (a *app) newNetCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o := dirs.NetOptions(name)
-			o.Offline = offline
+			o, err := dirs.NetOptions(name)
+			if err != nil {
+				background.Failed(err)
+				return err
+			}
 			o.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
 			o.Ready = background.Ready
 			if qemuUser != "" {
@@ -44,7 +46,6 @@ func (a *app) newNetCmd() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&name, "project-name", "", "name of the project")
-	cmd.Flags().BoolVar(&offline, "offline", false, "let nothing out")
 	cmd.Flags().StringVar(&qemuUser, "qemu-user", "", "uid:gid that QEMU runs as, if not ours")
 	_ = cmd.MarkFlagRequired("project-name")
 	return cmd

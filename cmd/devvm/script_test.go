@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,14 +25,23 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"devvm":  func() { os.Exit(fakeDevvm()) },
 		"fakevm": func() { os.Exit(fakeVM()) },
+
+		"portserver": func() { os.Exit(portServer()) },
 	})
 }
 
 // TestScript runs the command line against the fake hypervisor. The scripts in
 // testdata/script are the manual of what devvm promises at its surface.
-func TestScript(t *testing.T) {
+func TestScript(t *testing.T) { runScripts(t, "testdata/script") }
+
+// TestAudit is apart from the scripts that run at the same time: audit looks at all
+// processes of devvm's that the user has.
+func TestAudit(t *testing.T) { runScripts(t, "testdata/audit") }
+
+func runScripts(t *testing.T, dir string) {
+	t.Helper()
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup:               setUpScript,
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -42,6 +52,7 @@ func TestScript(t *testing.T) {
 			"eventually":   cmdEventually,
 			"leftovers":    cmdLeftovers,
 			"foreign-twin": cmdForeignTwin,
+			"listen":       cmdListen,
 		},
 	})
 }
@@ -242,6 +253,26 @@ func cmdLeftovers(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Fatalf("%v", err)
 		}
 	}
+}
+
+// listen VARIABLE accepts connections on a port of the host's loopback until the
+// script ends, and sets the variable to its number.
+func cmdListen(ts *testscript.TestScript, _ bool, args []string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	ts.Check(err)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_ = c.Close()
+		}
+	}()
+	ts.Defer(func() { _ = l.Close() })
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	ts.Check(err)
+	ts.Setenv(args[0], port)
 }
 
 // foreign-twin makes a domain that has the name of the current directory's

@@ -93,8 +93,19 @@ func showStatus(w io.Writer, st project.Status) {
 			line("files", "%s (%sby %s)", f.Path, mode, strings.ToUpper(f.Road))
 		}
 	}
+	if st.Network != nil && st.Network.Policy != nil {
+		line("egress", "%s", st.Network.Policy)
+	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)
+	}
+	if sup := st.Supervisor; sup != nil {
+		if sup.Ports > 0 {
+			line("ports", "%d published (devvm ports)", sup.Ports)
+		}
+		for _, e := range sup.Exposures {
+			line("exposed", "%s", exposed(e))
+		}
 	}
 	if st.Next != "" {
 		line("next", "%s", st.Next)

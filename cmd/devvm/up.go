@@ -32,7 +32,7 @@ half done is completed, and a VM that runs already is left alone.`,
 		}),
 	}
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
-	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask: neither in the home directory nor about directories outside the project")
+	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask: neither in the home directory nor when devvm.toml gives the VM more than before")
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
@@ -47,6 +47,9 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 		if !ok {
 			return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done", Hint: "run devvm up in a project's directory"}
 		}
+	}
+	if err := a.grant(ctx, s, p, o.yes); err != nil {
+		return err
 	}
 	if err := a.grantMounts(ctx, s, p, o.yes); err != nil {
 		return err
@@ -83,6 +86,28 @@ func (a *app) grantMounts(ctx context.Context, s *project.Service, p project.Pro
 		fmt.Fprintf(a.Err, "granted to this project:\n%s\n", lines)
 	}
 	return s.GrantMounts(ctx, p, asked)
+}
+
+// grant asks the user to agree to what devvm.toml lets the VM reach beyond what was
+// granted before, if there is any.
+func (a *app) grant(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
+	w, err := s.Widening(p)
+	if err != nil || len(w.Lines) == 0 {
+		return err
+	}
+	lines := "  " + strings.Join(w.Lines, "\n  ")
+	if yes {
+		fmt.Fprintf(a.Err, "granted to this project, beyond what it had:\n%s\n", lines)
+		return s.Grant(ctx, p, w)
+	}
+	ok, err := a.Confirm(ctx, fmt.Sprintf("devvm.toml of %s lets the VM reach more than was granted to it so far:\n%s\nGrant it?", ui.Escape(p.Dir), lines))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return &ui.Error{Msg: "not granted; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
+	}
+	return s.Grant(ctx, p, w)
 }
 
 // showUp ends a successful up by saying how to use the VM.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -22,9 +23,9 @@ import (
 // TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
 // a home, an image store and the program: see there.
 func TestVM(t *testing.T) {
-	scripts := []string{"fork", "host", "nuke"}
+	scripts := []string{"egress", "fork", "host", "nuke"}
 	if !testing.Short() { // the second pass: Docker's client is no other one as root
-		scripts = append(scripts, "docker", "share")
+		scripts = append(scripts, "docker", "ports", "share")
 	}
 	runVMScripts(t, scripts...)
 }
@@ -36,6 +37,14 @@ func TestVMKilled(t *testing.T) {
 		t.Skip("as root it is the system's daemon")
 	}
 	runVMScripts(t, "killed")
+}
+
+// TestVMEight keeps both cores and the memory busy: it runs alone.
+func TestVMEight(t *testing.T) {
+	if testing.Short() {
+		t.Skip("forks are no others as root")
+	}
+	runVMScripts(t, "eight")
 }
 
 func runVMScripts(t *testing.T, scripts ...string) {
@@ -63,6 +72,7 @@ func runVMScripts(t *testing.T, scripts ...string) {
 			"traceless":   cmdTraceless,
 		},
 	}
+	maps.Copy(params.Cmds, portCommands)
 	for _, name := range scripts {
 		params.Files = append(params.Files, filepath.Join("testdata", "vm", name+".txtar"))
 	}
@@ -105,7 +115,8 @@ func setUpVM(e *testscript.Env) error {
 	}
 	e.Cd = dirs[0]
 	e.Defer(func() {
-		for _, dir := range dirs {
+		more, _ := filepath.Glob(filepath.Join(e.WorkDir, "p[0-9]"))
+		for _, dir := range append(dirs, more...) {
 			cmd := exec.Command(binary, "-C", dir, "rm", "--yes")
 			if out, err := cmd.CombinedOutput(); err != nil && !bytes.Contains(out, []byte("no VM")) {
 				fmt.Fprintf(os.Stderr, "remove %s: %v\n%s", dir, err, out)

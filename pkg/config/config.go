@@ -6,8 +6,8 @@
 // and docs/devvm.toml.md are made, so that code and documents cannot drift
 // apart.
 //
-// The package reads two files and nothing else; it imports no other package of
-// devvm and knows nothing of images or libvirt. Every failure of [Load] is an
+// The package reads two files and nothing else; of devvm it imports egress, the
+// language of two keys, and knows nothing of images or libvirt. Every failure of [Load] is an
 // [*Error] with file, line, key and a hint.
 package config
 
@@ -24,6 +24,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/egress"
 )
 
 // FileName is the name of a project's file, and marks the project's directory.
@@ -49,6 +51,12 @@ const (
 	NetworkOffline = "offline" // nothing leaves the VM
 )
 
+// Who gets 127.0.0.1 and ::1 of the host for a published port.
+const (
+	PortsShared = "shared" // this project, or the container does not start
+	PortsOwn    = "own"    // whoever has it; the project's own address is enough
+)
+
 // Config is the effective configuration of one project.
 type Config struct {
 	Image  string // name or digest of the base image
@@ -61,6 +69,11 @@ type Config struct {
 	Daemon map[string]any
 
 	NetworkMode string // NetworkUser or NetworkOffline
+
+	// Network is what the keys egress and host_ports say; see Policy.
+	Network     egress.Policy
+	PortsPrefer string            // PortsShared or PortsOwn
+	PortsMap    map[uint16]uint16 // published port → port on the host
 
 	Mount        bool    // the VM has the project's directory
 	Mounts       []Mount // and these
@@ -146,15 +159,37 @@ func Default(env Env) Config {
 		Disk:        40 * GiB,
 		Daemon:      map[string]any{},
 		NetworkMode: NetworkUser,
+		Network:     egress.Default(),
+		PortsPrefer: PortsShared,
 		Mount:       true,
 		ShareIgnore: slices.Clone(defaultIgnore),
 		origins:     map[string]origin{},
 	}
 }
 
+// HostAddress is where the VM finds the ports of the host that host_ports
+// opens: pkg/usernet's HostAlias.
+const HostAddress = "192.0.2.254"
+
 // DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,
-// two spaces, a newline at the end. An empty table is "{}\n".
-func (c Config) DaemonJSON() []byte { return canonical(c.Daemon, "  ") }
+// two spaces, a newline at the end. Unless the table says otherwise,
+// `--add-host NAME:host-gateway` means HostAddress.
+func (c Config) DaemonJSON() []byte {
+	daemon := maps.Clone(c.Daemon)
+	_, one := daemon["host-gateway-ip"]
+	_, more := daemon["host-gateway-ips"] // since Docker 28
+	if !one && !more {
+		daemon["host-gateway-ip"] = HostAddress
+	}
+	return canonical(daemon, "  ")
+}
+
+// Policy is what the VM may reach.
+func (c Config) Policy() egress.Policy {
+	p := c.Network
+	p.Offline = c.NetworkMode == NetworkOffline
+	return p
+}
 
 // Provisions reports whether there is anything to do on a new VM.
 func (c Config) Provisions() bool { return len(c.Packages) > 0 || strings.TrimSpace(c.Script) != "" }
@@ -164,17 +199,17 @@ func (c Config) Provisions() bool { return len(c.Packages) > 0 || strings.TrimSp
 func (c Config) Hash() string {
 	return hash("vm", map[string]any{
 		"image": c.Image, "cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
-		"daemon": c.Daemon, "network": c.NetworkMode,
+		"daemon": c.Daemon, "network": c.Policy(),
 		"packages": c.packageSet(), "script": c.Script,
 	})
 }
 
-// StartHash identifies what a VM takes on at its next start: size, network
-// mode, the engine's settings and the directories that it has.
+// StartHash identifies what a VM takes on at its next start: size, the engine's
+// settings and the directories that it has.
 func (c Config) StartHash() string {
 	start := map[string]any{
 		"cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
-		"daemon": c.Daemon, "network": c.NetworkMode,
+		"daemon": c.Daemon,
 	}
 	if !c.Mount || len(c.Mounts) > 0 || c.ShareDurable || !slices.Equal(c.ShareIgnore, defaultIgnore) { // else as it was before there were these keys
 		start["share"] = []any{c.Mount, c.mountTables(), c.ShareDurable, c.ShareIgnore}
@@ -229,15 +264,22 @@ func (c Config) CheckDisk(image int64) error {
 // over the network. It is for a VM that is yet to be provisioned; a finished
 // one may well be taken offline.
 func (c Config) CheckProvision() error {
-	if c.NetworkMode != NetworkOffline || len(c.Packages) == 0 {
+	if len(c.Packages) == 0 {
 		return nil
 	}
 	o := c.origins["provision.packages"]
-	return &Error{
-		File: o.file, Line: o.line, Key: "provision.packages",
-		Msg:  `provision.packages cannot be installed with network.mode = "offline"`,
-		Hint: `bring the VM up once with mode = "user", then set "offline"`,
+	e := &Error{File: o.file, Line: o.line, Key: "provision.packages"}
+	switch {
+	case c.NetworkMode == NetworkOffline:
+		e.Msg = `provision.packages cannot be installed with network.mode = "offline"`
+		e.Hint = `bring the VM up once with mode = "user", then set "offline"`
+	case !c.Network.All && len(c.Network.Rules) == 0:
+		e.Msg = `provision.packages cannot be installed with network.egress = "none"`
+		e.Hint = `write egress = ["deb.debian.org:80"], from where packages come`
+	default:
+		return nil
 	}
+	return e
 }
 
 // Entry is one effective value, for display.

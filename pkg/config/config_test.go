@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/egress"
 )
 
 // bigHost and smallHost are the hosts of the tests.
@@ -51,7 +54,7 @@ func TestDefaults(t *testing.T) {
 		if got.CPUs != c.cpus || got.Memory != c.memory || got.Disk != 40*GiB || got.Image != "debian-13" || got.NetworkMode != NetworkUser {
 			t.Errorf("%+v: %+v", c.env, got)
 		}
-		if got.Origin("cpus") != "default" || got.File != "" || got.UserFile != "" || got.Provisions() || string(got.DaemonJSON()) != "{}\n" {
+		if got.Origin("cpus") != "default" || got.File != "" || got.UserFile != "" || got.Provisions() || string(got.DaemonJSON()) != "{\n  \"host-gateway-ip\": \"192.0.2.254\"\n}\n" || !got.Policy().Equal(egress.Default()) {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -111,6 +114,7 @@ echo hi
 	want := `{
   "a.b": 1.5,
   "debug": true,
+  "host-gateway-ip": "192.0.2.254",
   "labels": [
     "c"
   ],
@@ -170,7 +174,7 @@ func TestMessages(t *testing.T) {
 		{"unknown key, swapped letters", "memroy = \"4GiB\"\n"},
 		{"unknown key, upper case", "CPUs = 4\n"},
 		{"unknown key, cut", "mem = \"4GiB\"\n"},
-		{"unknown key, nothing near", "ports = [80]\n"},
+		{"unknown key, nothing near", "volumes = [80]\n"},
 		{"unknown key in a table", "[network]\nmode = \"user\"\nmod = \"user\"\n"},
 		{"unknown table", "[provisioning]\nscript = \"x\"\n"},
 		{"unknown table, nothing near", "[kubernetes]\nenabled = true\n"},
@@ -214,6 +218,35 @@ func TestMessages(t *testing.T) {
 		{"mode unknown", "network.mode = \"bridge\"\n"},
 		{"mode near", "network.mode = \"ofline\"\n"},
 		{"mode bool", "network.mode = false\n"},
+		{"prefer unknown", "ports.prefer = \"lan\"\n"},
+		{"prefer near", "ports.prefer = \"share\"\n"},
+		{"prefer bool", "ports.prefer = true\n"},
+		{"ports list", "ports = [80]\n"},
+		{"map list", "ports.map = [80]\n"},
+		{"map name", "[ports.map]\n80 = 8080\nhttp = 8081\n"},
+		{"map zero", "ports.map = { 0 = 1 }\n"},
+		{"map odd number", "ports.map = { 080 = 1 }\n"},
+		{"map string", "ports.map = { 80 = \"8080\" }\n"},
+		{"map too large", "ports.map = { 80 = 65536 }\n"},
+		{"map twice", "[ports.map]\n80 = 8080\n81 = 8080\n"},
+
+		{"egress unknown string", "network.egress = \"some\"\n"},
+		{"egress near", "network.egress = \"nome\"\n"},
+		{"egress one destination", "network.egress = \"registry.example.com:443\"\n"},
+		{"egress bool", "network.egress = false\n"},
+		{"egress all in a list", "[network]\negress = [\"all\"]\n"},
+		{"egress URL", "[network]\negress = [\n  \"*.example.org\",\n  \"https://registry.example.com/v2/\",\n]\n"},
+		{"egress host", "network.egress = [\"localhost:5432\"]\n"},
+		{"egress number", "network.egress = [5432]\n"},
+		{"egress bits", "network.egress = [\"10.20.0.5/16\"]\n"},
+		{"egress control character", "network.egress = [\"a\\u001b[31m\"]\n"},
+		{"egress too long", "network.egress = [" + strings.Repeat("\"a\",", 501) + "]\n"},
+		{"host_ports number", "network.host_ports = 5432\n"},
+		{"host_ports string", "network.host_ports = [\"5432\"]\n"},
+		{"host_ports pair", "network.host_ports = [\"5432:5432\"]\n"},
+		{"host_ports zero", "network.host_ports = [0]\n"},
+		{"host_ports large", "network.host_ports = [65536]\n"},
+		{"host_ports elsewhere", "host_ports = [5432]\n"},
 
 		{"packages string", "provision.packages = \"git\"\n"},
 		{"package number", "provision.packages = [\"git\", 3]\n"},
@@ -353,6 +386,10 @@ func TestValues(t *testing.T) {
 		`cpus = 0x10`:                    func(c Config) bool { return c.CPUs == 16 },
 		`image = "sha256:0123abcd"`:      func(c Config) bool { return c.Image == "sha256:0123abcd" },
 		`network = { mode = "offline" }`: func(c Config) bool { return c.NetworkMode == NetworkOffline },
+		`ports = { prefer = "own" }`:     func(c Config) bool { return c.PortsPrefer == PortsOwn },
+		"[ports.map]\n80 = 8080": func(c Config) bool {
+			return maps.Equal(c.PortsMap, map[uint16]uint16{80: 8080}) && c.StartHash() == Default(bigHost).StartHash()
+		},
 		`provision.packages = ["g++", "git", "libc6-dev", "git"]`: func(c Config) bool {
 			return cmp.Equal(c.Packages, []string{"g++", "git", "libc6-dev"})
 		},
@@ -521,6 +558,47 @@ func TestChecks(t *testing.T) {
 	if err := c.CheckProvision(); err != nil {
 		t.Error(err)
 	}
+	c.Network = egress.Policy{}
+	if err := c.CheckProvision(); !errors.As(err, &e) || e.Line != 4 || !strings.Contains(e.Msg, "egress") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestNetwork(t *testing.T) {
+	for text, want := range map[string]string{
+		``:                "all",
+		`egress = "all"`:  "all",
+		`egress = "none"`: "none",
+		`egress = []`:     "none",
+		`egress = ["B.example.org.:443", "*.example.org", "b.example.org:443"]`: "b.example.org:443, *.example.org",
+		`host_ports = [5432, 22, 5432]`:                                         "all; host ports 22, 5432",
+		"egress = \"none\"\nhost_ports = [80]":                                  "none; host ports 80",
+		"mode = \"offline\"\nhost_ports = [80]":                                 "offline",
+	} {
+		c, err := apply(Default(bigHost), "f", "[network]\n"+text, bigHost, false)
+		if err != nil || c.Policy().String() != want {
+			t.Errorf("%q: %s, %v", text, c.Policy(), err)
+		}
+		again, err := apply(Default(bigHost), "f", c.TOML(), bigHost, false)
+		if err != nil || !again.Policy().Equal(c.Policy()) {
+			t.Errorf("%s: %v", c.TOML(), err)
+		}
+	}
+	// A later layer replaces the list of an earlier one.
+	c, err := apply(Default(bigHost), "user", "network.egress = [\"a.org\"]\nnetwork.host_ports = [1]", bigHost, true)
+	if err == nil {
+		c, err = apply(c, "f", "network.egress = [\"b.org\"]", bigHost, false)
+	}
+	if err != nil || c.Policy().String() != "b.org; host ports 1" {
+		t.Errorf("%s, %v", c.Policy(), err)
+	}
+	// A gateway of the user's own stays.
+	for _, key := range []string{"host-gateway-ip = \"192.0.2.1\"", "host-gateway-ips = [\"192.0.2.1\"]"} {
+		c, err := apply(Default(bigHost), "f", "[docker.daemon]\n"+key, bigHost, false)
+		if err != nil || strings.Contains(string(c.DaemonJSON()), HostAddress) {
+			t.Errorf("%s, %v", c.DaemonJSON(), err)
+		}
+	}
 }
 
 func TestHashes(t *testing.T) {
@@ -534,10 +612,10 @@ func TestHashes(t *testing.T) {
 	}
 	base := load("")
 	// A change of the hash makes every VM look changed: on purpose only.
-	if got, want := base.Hash(), "939d2545d423893d1993e489b3f665e555884ed491fc449f0866840600f1b017"; got != want {
+	if got, want := base.Hash(), "f42348491f2ffa6fa6dba66572272d5a85e7940dd4aa923071afe4ed9af48713"; got != want {
 		t.Errorf("Hash() = %s", got)
 	}
-	if got, want := base.StartHash(), "c38c0e2df252cae27d4dfda360f3bf90bde4f4d45e14c4571ad9518a78f5db12"; got != want {
+	if got, want := base.StartHash(), "0ab9f1eaf145384c9b5b7a37dc658a66978d34b0564bc287c0ee112ed1f91825"; got != want {
 		t.Errorf("StartHash() = %s", got)
 	}
 	if got, want := base.ProvisionHash(), "373963c9ae75673c269135a165606be8834d1396f14ee3e6467987902f0c6713"; got != want {
@@ -553,7 +631,11 @@ func TestHashes(t *testing.T) {
 		{"memory = \"3GiB\"", true, true, false},
 		{"disk = \"50GiB\"", true, true, false},
 		{"image = \"other\"", true, false, false},
-		{"network.mode = \"offline\"", true, true, false},
+		{"network.mode = \"offline\"", true, false, false},
+		{"network.egress = \"none\"", true, false, false},
+		{"network.egress = [\"example.org\"]", true, false, false},
+		{"network.host_ports = [5432]", true, false, false},
+		{"network.egress = \"all\"\nnetwork.host_ports = []", false, false, false},
 		{"docker.daemon.debug = true", true, true, false},
 		{"provision.packages = [\"git\"]", true, false, true},
 		{"provision.script = \"x\"", true, false, true},
@@ -622,6 +704,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add([]byte("provision.script = \"\"\"\\\n  a\"\"\"\"\"\n"))
 	f.Add([]byte("cpu = 1\n[network]\nmode = 3"))
 	f.Add([]byte("host.uri = \"qemu:///session\""))
+	f.Add([]byte("[network]\negress = [\"*.a.org:443\", \"[2001:db8::]/32\", \"10.0.0.0/8:1\"]\nhost_ports = [1, 65535]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		text := string(data)
 		if len(text) > maxFile {

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -8,9 +9,12 @@ import (
 	"path"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/devvm/devvm/pkg/egress"
 )
 
 // Key documents one key of devvm.toml.
@@ -55,6 +59,8 @@ func Keys() []Key {
 const (
 	appliesNew   = "to a new VM: `devvm nuke`"
 	appliesStart = "at the next start: `devvm down`, `devvm up`"
+	appliesUp    = "at the next `devvm up`, to a running VM too"
+	appliesAsked = "at the next `devvm up`, to a running VM too; what allows more is asked about first"
 )
 
 // schema is the one table of all keys.
@@ -215,10 +221,10 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.mode", Type: "string", Default: `"user"`, Applies: appliesStart,
+			Name: "network.mode", Type: "string", Default: `"user"`, Applies: appliesUp,
 			Brief: `"user": out to the internet, never to this host itself; "offline": no way out.`,
-			Doc: "`\"user\"`: the VM reaches what the host reaches, the internet, the LAN, a VPN, but never the host itself. " +
-				"`\"offline\"`: nothing leaves the VM. In both, nothing reaches the VM but this host's user.",
+			Doc: "`\"user\"`: the VM reaches what the host reaches, the internet, the LAN, a VPN, but never the host itself; `egress` and `host_ports` say it more exactly. " +
+				"`\"offline\"`: nothing leaves the VM, whatever those two say. In both, nothing reaches the VM but this host's user.",
 			Example: `mode = "user"`,
 		},
 		get: func(c Config) any { return c.NetworkMode },
@@ -240,10 +246,119 @@ var schema = []field{
 	},
 	{
 		Key: Key{
+			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesAsked,
+			Brief: `Where connections may go: "all", "none", or names, addresses, ranges, with or without a port.`,
+			Doc: "Where connections of the VM may go, beside the host, which is `host_ports`'s matter. `\"all\"`: everywhere. `\"none\"`: nowhere. A list: only there.\n\n" +
+				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP.\n" +
+				"- `\"*.example.org\"`: all names below `example.org`, at any depth, and not `example.org` itself, which is an entry of its own.\n" +
+				"- `\"203.0.113.7\"`, `\"10.20.0.0/16:5432\"`, `\"[2001:db8::]/32:443\"`: addresses and ranges.\n\n" +
+				"With a list or `\"none\"`, the VM's DNS answers only names that the list has; for others it says that they do not exist. " +
+				"A name stands for the addresses that the VM got for it, for as long as the answer says, but at least five minutes; connections that exist stay. " +
+				"It is the name asked for that counts, not those that it is an alias of. Other DNS servers are destinations like any other. The VM has no IPv6 outside of itself yet, so that entries of IPv6 match nothing. " +
+				"`devvm egress` shows what was refused, with the line that would allow it. [What it cannot do](security.md#where-the-claim-ends).",
+			Example: `egress = ["registry.example.com:443", "*.example.org", "10.20.0.0/16:5432"]`,
+		},
+		get: func(c Config) any {
+			switch {
+			case c.Network.All:
+				return egress.All
+			case len(c.Network.Rules) == 0:
+				return egress.None
+			}
+			return c.Network.Entries()
+		},
+		set: setEgress,
+	},
+	{
+		Key: Key{
+			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: appliesAsked,
+			Brief: "TCP ports of this host's loopback that the VM reaches as host.docker.internal.",
+			Doc: "TCP ports of this host that the VM and its containers reach as `host.docker.internal`: a connection there arrives on `127.0.0.1` of the host (or `::1`, if nobody listens there). " +
+				"All other ports of that name are refused, and the host's other addresses are, whatever is written here. " +
+				"The service sees a connection from this host, and may trust it for that: `devvm up` asks before it opens a port for the first time.",
+			Example: "host_ports = [5432]",
+		},
+		get: func(c Config) any {
+			ports := []any{}
+			for _, port := range c.Network.HostPorts {
+				ports = append(ports, int64(port))
+			}
+			return ports
+		},
+		set: setHostPorts,
+	},
+	{
+		Key: Key{
+			Name: "ports.prefer", Type: "string", Default: `"shared"`, Applies: appliesUp,
+			Brief: `"shared": published ports need 127.0.0.1; "own": the project's own address is enough.`,
+			Doc: "A port that a container publishes is opened on 127.0.0.1 and ::1 of the host, which all projects share, and on the project's own address, which `devvm ports` shows.\n\n" +
+				"`\"shared\"`: if somebody else has the port on a shared address, the container does not start, and the error names who has it. " +
+				"`\"own\"`: it starts; the port is open on the project's own address, and `devvm ports` notes who has it on the shared ones. So two projects can both publish 5432.",
+			Example: `prefer = "shared"`,
+		},
+		get: func(c Config) any { return c.PortsPrefer },
+		set: func(c *Config, _ Env, v any) *problem {
+			s, ok := v.(string)
+			if !ok {
+				return wrongType(`"shared" or "own"`, v)
+			}
+			if s != PortsShared && s != PortsOwn {
+				hint := `write prefer = "shared" or prefer = "own"`
+				if near := nearest(s, []string{PortsShared, PortsOwn}); near != "" {
+					hint = fmt.Sprintf("did you mean %q?", near)
+				}
+				return &problem{msg: `it is "shared" or "own"`, hint: hint}
+			}
+			c.PortsPrefer = s
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "ports.map", Type: "table of numbers", Default: "empty", Applies: appliesUp,
+			Brief: "Published ports that have another number on the host.",
+			Doc: "Published ports that have another number on the host, `published = host`. " +
+				"With the example, `docker run -p 80:8000` is http://localhost:8080: users other than root may not open ports below 1024.",
+			Example: `map = { 80 = 8080, 443 = 8443 }`,
+		},
+		get: func(c Config) any {
+			m := map[string]any{}
+			for k, v := range c.PortsMap {
+				m[strconv.Itoa(int(k))] = int64(v)
+			}
+			return m
+		},
+		set: func(c *Config, _ Env, v any) *problem {
+			t, ok := v.(map[string]any)
+			if !ok {
+				return wrongType("a table, such as { 80 = 8080 }", v)
+			}
+			m := map[uint16]uint16{}
+			hosts := map[uint16]string{}
+			for _, k := range sortedKeys(t) {
+				published, err := strconv.ParseUint(k, 10, 16)
+				if err != nil || published == 0 || strconv.FormatUint(published, 10) != k {
+					return &problem{msg: fmt.Sprintf("ports.map: %s is not a port", quoteKey(k)), hint: "ports are whole numbers from 1 to 65535", full: true, sub: k}
+				}
+				host, ok := t[k].(int64)
+				if !ok || host < 1 || host > math.MaxUint16 {
+					return &problem{msg: fmt.Sprintf("ports.map: %s = %s is not a port", k, brief(t[k])), hint: "ports are whole numbers from 1 to 65535, without quotes", full: true, sub: k}
+				}
+				if other := hosts[uint16(host)]; other != "" {
+					return &problem{msg: fmt.Sprintf("ports.map: %s and %s cannot both be %d on the host", other, k, host), hint: "choose another number for one of them", full: true, sub: k}
+				}
+				m[uint16(published)], hosts[uint16(host)] = uint16(host), k
+			}
+			c.PortsMap = m
+			return nil
+		},
+	},
+	{
+		Key: Key{
 			Name: "provision.packages", Type: "list of strings", Default: "empty", Applies: appliesNew,
 			Brief: "Debian packages to install once in a new VM.",
 			Doc: "Debian packages that are installed once in a new VM, before `script` runs. They come from Debian's archive, " +
-				"so they need `network.mode = \"user\"`.",
+				"so they need a network that lets them: `network.mode = \"user\"`, and with a list in `network.egress` an entry `\"deb.debian.org:80\"`.",
 			Example: `packages = ["git", "make"]`,
 		},
 		get: func(c Config) any { return append([]string{}, c.Packages...) },
@@ -353,6 +468,69 @@ var schema = []field{
 			return nil
 		},
 	},
+}
+
+// setEgress stores the value of network.egress.
+func setEgress(c *Config, _ Env, v any) *problem {
+	switch v := v.(type) {
+	case string:
+		switch v {
+		case egress.All, egress.None:
+			c.Network.All, c.Network.Rules = v == egress.All, nil
+			return nil
+		}
+		p := &problem{msg: `a string is "all" or "none"; destinations stand in a list`, hint: `write egress = "all", "none" or a list`}
+		if near := nearest(v, []string{egress.All, egress.None}); near != "" {
+			p.hint = fmt.Sprintf("did you mean %q?", near)
+		} else if r, err := egress.ParseRule(v); err == nil {
+			p.hint = fmt.Sprintf("write egress = [%q]", r)
+		}
+		return p
+	case []any:
+		var entries []string
+		for _, e := range v {
+			s, ok := e.(string)
+			if !ok {
+				return &problem{msg: fmt.Sprintf("network.egress holds %s, which is %s", brief(e), typeName(e)), hint: `destinations are strings: ["registry.example.com:443"]`, full: true}
+			}
+			if (s == egress.All || s == egress.None) && len(v) == 1 {
+				return &problem{msg: fmt.Sprintf("%q is not a destination", s), hint: fmt.Sprintf("write egress = %q, without brackets", s)}
+			}
+			entries = append(entries, s)
+		}
+		rules, err := egress.ParseRules(entries)
+		if bad, ok := errors.AsType[*egress.SyntaxError](err); ok {
+			return &problem{msg: fmt.Sprintf("network.egress: %s %s", brief(bad.Entry), bad.Msg), hint: bad.Hint, full: true}
+		}
+		c.Network.All, c.Network.Rules = false, rules
+		return nil
+	}
+	return wrongType(`"all", "none" or a list`, v)
+}
+
+// setHostPorts stores the value of network.host_ports.
+func setHostPorts(c *Config, _ Env, v any) *problem {
+	list, ok := v.([]any)
+	if !ok {
+		p := wrongType("a list of port numbers", v)
+		if n, ok := v.(int64); ok && n > 0 && n <= math.MaxUint16 {
+			p.hint = fmt.Sprintf("write host_ports = [%d]", n)
+		}
+		return p
+	}
+	ports := []uint16{}
+	for _, e := range list {
+		n, ok := e.(int64)
+		if !ok {
+			return &problem{msg: fmt.Sprintf("network.host_ports holds %s, which is %s", brief(e), typeName(e)), hint: "ports are numbers, without quotes: [5432]; they are the host's, and not mapped to others", full: true}
+		}
+		if n < 1 || n > math.MaxUint16 {
+			return &problem{msg: fmt.Sprintf("network.host_ports holds %d, which is no port", n), hint: "a port is a number from 1 to 65535", full: true}
+		}
+		ports = append(ports, uint16(n))
+	}
+	c.Network.HostPorts = egress.SortPorts(ports)
+	return nil
 }
 
 var (

@@ -379,7 +379,7 @@ func (l *layer) unknown(key string, line int) *Error {
 		}
 		return e
 	}
-	tables := []string{"docker", "network", "provision", "share"}
+	tables := []string{"docker", "network", "ports", "provision", "share"}
 	if near := nearest(key, append(names, tables...)); near != "" {
 		e.Hint = fmt.Sprintf("did you mean %q?", near)
 	} else {

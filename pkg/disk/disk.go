@@ -1,8 +1,8 @@
 // Package disk makes and examines the qcow2 disks of VMs.
 //
 // It runs qemu-img and knows nothing of VMs, images or projects; it imports no
-// other package of devvm. A disk appears under its name complete or not at all,
-// and no call replaces a disk that exists. Callers see to it that two calls do
+// other package of devvm. A disk appears under its name complete or not at all, with
+// mode 0600, and no call replaces a disk that exists. Callers see to it that two calls do
 // not make the same disk at once.
 //
 // Errors wrap [ErrNoTool] without qemu-img, [ErrInUse] while a VM runs on the
@@ -212,7 +212,10 @@ func appear(path string, write func(tmp string) error) error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	err := write(tmp)
+	err := create(tmp)
+	if err == nil {
+		err = write(tmp)
+	}
 	if err == nil {
 		err = sync(tmp) // or a power failure could leave the name and not the content
 	}
@@ -223,6 +226,16 @@ func appear(path string, write func(tmp string) error) error {
 		_ = os.Remove(tmp) // qemu-img removes some failures itself
 	}
 	return err
+}
+
+// create makes an empty file that nobody else can read: qemu-img writes to a file that
+// is there and leaves its mode, and would give a new one 0644.
+func create(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func sync(path string) error {

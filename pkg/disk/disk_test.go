@@ -27,6 +27,18 @@ func needTool(t *testing.T) {
 	}
 }
 
+// onlyOurs fails if others may read the disk.
+func onlyOurs(t *testing.T, path string) {
+	t.Helper()
+	file, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if file.Mode().Perm() != 0o600 {
+		t.Errorf("the disk has mode %04o", file.Mode().Perm())
+	}
+}
+
 func TestCreateInspectGrow(t *testing.T) {
 	needTool(t)
 	ctx := t.Context()
@@ -48,6 +60,7 @@ func TestCreateInspectGrow(t *testing.T) {
 	if allocated == 0 || allocated > 1<<20 {
 		t.Errorf("an empty disk takes %d bytes", allocated)
 	}
+	onlyOurs(t, path)
 
 	if err := Create(ctx, path, gib); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("making it again: %v, want it refused", err)

@@ -70,7 +70,19 @@ func roads(b *testing.B) []road {
 	return []road{
 		{"engine itself", func(*testing.B) string { return docker }},
 		{"devvm, in memory", func(b *testing.B) string {
+			_, sock := servePipe(b, dockerproxy.Options{Dial: newVM(b).dial})
+			return sock
+		}},
+		{"devvm, in memory, looking", func(b *testing.B) string {
 			_, sock := serve(b, dockerproxy.Options{Dial: newVM(b).dial})
+			return sock
+		}},
+		{"devvm, no SSH", func(b *testing.B) string {
+			_, sock := servePipe(b, dockerproxy.Options{Dial: dialer(docker)})
+			return sock
+		}},
+		{"devvm, no SSH, looking", func(b *testing.B) string {
+			_, sock := serve(b, dockerproxy.Options{Dial: dialer(docker)})
 			return sock
 		}},
 		{"devvm, sshd, KVM", proxy(false)},
@@ -78,6 +90,10 @@ func roads(b *testing.B) []road {
 		{"ssh -L, sshd", forward()},
 		{"ssh -L, sshd, aes128-gcm", forward("-oCiphers=aes128-gcm@openssh.com")},
 	}
+}
+
+func dialer(sock string) dockerproxy.DialFunc {
+	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", sock) }
 }
 
 // sshForward runs ssh -L.

@@ -2,10 +2,14 @@
 // passing each connection on, byte for byte, over a dial function that it is
 // given.
 //
-// It imports neither guest nor vm, and does not parse what passes: hijacked
+// It imports neither guest nor vm, and changes nothing of what passes: hijacked
 // streams, half-close in both directions and back-pressure work because the
 // bytes and the ends of the two streams are all there is to it. Memory per
-// connection is fixed.
+// connection is bounded.
+//
+// Where it is given a judge ([Options].Admit) it reads the calls that create and start
+// containers, and answers those that are refused in the engine's place; it follows the
+// other requests and answers only to see where they end.
 //
 // When the engine cannot be reached a client gets an HTTP answer that says so
 // in the Docker API's own form, after a bounded wait; it never hangs. Running
@@ -15,12 +19,13 @@ package dockerproxy
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/devvm/devvm/pkg/relay"
 )
 
 // ErrDown in the chain of a [DialFunc]'s error says that waiting is pointless,
@@ -47,6 +52,9 @@ type Options struct {
 	// DialTimeout is how much longer than WaitReady a Dial that neither fails
 	// nor succeeds may take. Zero means 10 s.
 	DialTimeout time.Duration
+	// Admit judges the calls that create and start containers; nil: no request is
+	// looked at.
+	Admit AdmitFunc
 	// Unavailable gives the message for clients that cannot be served: what
 	// happened and what to do. Nil or an empty message leaves it to the proxy.
 	Unavailable func() string
@@ -128,7 +136,12 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 		}
 		return
 	}
-	err = join(ctx, client, engine)
+	if p.opts.Admit == nil {
+		err = relay.Join(ctx, client, engine, nil)
+	} else {
+		x := newExchange(p.opts.Admit, client, engine)
+		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, x.down)
+	}
 	if err != nil && ctx.Err() == nil {
 		p.log.Debug("connection ended early", "err", err)
 	}
@@ -149,136 +162,6 @@ func (p *Proxy) dial(ctx context.Context) (net.Conn, error) {
 			return nil, err
 		}
 	}
-}
-
-// join passes bytes between the two until both directions have ended, or one
-// has failed, and closes both.
-func join(ctx context.Context, client, engine net.Conn) error {
-	defer func() { _ = engine.Close() }()
-	defer context.AfterFunc(ctx, func() { _ = engine.Close() })()
-
-	// The engine's reader has a goroutine that is not waited for: a Read from
-	// a link that is stuck cannot be interrupted, and the client is not to
-	// wait for it.
-	fromEngine := make(chan error, 1)
-	fromClient := make(chan error, 1)
-	go func() {
-		err := pass(client, engine)
-		if err == nil {
-			_ = closeWrite(client)
-		}
-		fromEngine <- err
-	}()
-	go func() {
-		err := pass(engine, client)
-		if err == nil {
-			if hungUp(client) {
-				// Nobody is left to read the answer.
-				err = errHungUp
-			} else {
-				_ = closeWrite(engine)
-			}
-		}
-		fromClient <- err
-	}()
-
-	down, up := fromEngine, fromClient // nil once ended
-	var done <-chan struct{}
-	if d, ok := engine.(interface{ Done() <-chan struct{} }); ok {
-		done = d.Done()
-	}
-	for up != nil || down != nil {
-		select {
-		case err := <-down:
-			if err != nil {
-				return err
-			}
-			down = nil
-		case err := <-up:
-			var write *writeError
-			if err != nil && !errors.As(err, &write) {
-				return err
-			}
-			// The engine does not read any more, but its answer may still be
-			// on the way: that direction ends by itself.
-			up = nil
-		case <-done:
-			if e, ok := engine.(interface{ Err() error }); ok && e.Err() != nil {
-				return e.Err()
-			}
-			// Closed in good order: deliver what has arrived, take no more.
-			done = nil
-			_ = client.SetReadDeadline(time.Unix(1, 0))
-			up = nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
-}
-
-var errHungUp = errors.New("client hung up")
-
-// writeError is an error of pass that came from the destination.
-type writeError struct{ err error }
-
-// Error implements error.
-func (e *writeError) Error() string { return e.err.Error() }
-
-// Unwrap gives the cause.
-func (e *writeError) Unwrap() error { return e.err }
-
-// Buffer sizes. A connection that is idle or chats holds the small one; a bulk
-// transfer borrows a large one.
-const (
-	smallBuffer = 4 << 10
-	largeBuffer = 64 << 10
-)
-
-var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
-
-// pass copies from src to dst until src ends (nil) or one of them fails. It
-// never holds more than one buffer: a slow reader stops the writer.
-func pass(dst io.Writer, src io.Reader) error {
-	small := make([]byte, smallBuffer)
-	var large *[largeBuffer]byte
-	defer func() {
-		if large != nil {
-			largeBuffers.Put(large)
-		}
-	}()
-	for {
-		buf := small
-		if large != nil {
-			buf = large[:]
-		}
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return &writeError{err}
-			}
-		}
-		switch {
-		case err == io.EOF:
-			return nil
-		case err != nil:
-			return err
-		}
-		switch {
-		case large == nil && n == len(small):
-			large = largeBuffers.Get().(*[largeBuffer]byte)
-		case large != nil && n <= len(small):
-			largeBuffers.Put(large)
-			large = nil
-		}
-	}
-}
-
-func closeWrite(c net.Conn) error {
-	if h, ok := c.(interface{ CloseWrite() error }); ok {
-		return h.CloseWrite()
-	}
-	return errors.ErrUnsupported
 }
 
 // sleep waits for d and says whether ctx has left it undisturbed.

@@ -130,8 +130,20 @@ func socketpair(t testing.TB) (net.Conn, net.Conn) {
 
 func (v *vm) dial(ctx context.Context) (net.Conn, error) { return v.client.DialUnix(ctx, v.docker) }
 
-// serve runs a proxy for the test and gives its socket.
+// admitAll lets every call pass.
+func admitAll(context.Context, dockerproxy.Call) (func(), error) { return nil, nil }
+
+// serve runs a proxy for the test, which looks at the requests, and gives its socket.
 func serve(t testing.TB, opts dockerproxy.Options) (*dockerproxy.Proxy, string) {
+	t.Helper()
+	if opts.Admit == nil {
+		opts.Admit = admitAll
+	}
+	return servePipe(t, opts)
+}
+
+// servePipe is serve for a proxy that may be a mere pipe.
+func servePipe(t testing.TB, opts dockerproxy.Options) (*dockerproxy.Proxy, string) {
 	t.Helper()
 	sock := filepath.Join(t.TempDir(), "run", "docker.sock")
 	l, err := dockerproxy.Listen(sock)
@@ -291,8 +303,13 @@ func halves(t *testing.T) (dockerproxy.DialFunc, chan *net.UnixConn) {
 }
 
 func TestHalfCloseBothWays(t *testing.T) {
+	t.Run("pipe", func(t *testing.T) { testHalfCloseBothWays(t, nil) })
+	t.Run("looking", func(t *testing.T) { testHalfCloseBothWays(t, admitAll) })
+}
+
+func testHalfCloseBothWays(t *testing.T, admit dockerproxy.AdmitFunc) {
 	dial, accepted := halves(t)
-	p, sock := serve(t, dockerproxy.Options{Dial: dial})
+	p, sock := servePipe(t, dockerproxy.Options{Dial: dial, Admit: admit})
 
 	t.Run("engine first", func(t *testing.T) {
 		c, e := connect(t, sock), <-accepted

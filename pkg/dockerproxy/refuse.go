@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	"github.com/devvm/devvm/pkg/relay"
 )
 
 // Bounds on how long and how much the proxy listens to a client that it cannot
@@ -58,6 +60,6 @@ func (p *Proxy) refuse(client net.Conn, cause error) {
 	}
 	// Closing a socket that holds unread bytes resets it, and the client would
 	// see that instead of the answer. So read on until it closes.
-	_ = closeWrite(client)
+	_ = relay.CloseWrite(client)
 	_, _ = io.CopyN(io.Discard, client, refuseDrain)
 }

@@ -114,23 +114,3 @@ func transient(err error) bool {
 	}
 	return false
 }
-
-// hungUp says that a peer which has closed its sending direction has closed
-// the other as well.
-func hungUp(c net.Conn) bool {
-	s, ok := c.(syscall.Conn)
-	if !ok {
-		return false
-	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return false
-	}
-	gone := false
-	err = raw.Control(func(fd uintptr) {
-		fds := []unix.PollFd{{Fd: int32(fd)}}
-		n, err := unix.Poll(fds, 0)
-		gone = err == nil && n == 1 && fds[0].Revents&unix.POLLHUP != 0
-	})
-	return err == nil && gone
-}

@@ -411,7 +411,7 @@ func (d *doctor) dockerClient(ctx context.Context) Result {
 func (d *doctor) dockerHost(context.Context) Result {
 	for _, p := range []string{"/sys/class/net/docker0", "/run/docker.sock", "/var/run/docker.pid"} {
 		if d.h.exists(p) {
-			return ok("Docker runs on this host too", "its firewall rules (policy DROP on FORWARD) do not matter to devvm's VMs, which use no bridge and no forwarding")
+			return ok("Docker runs on this host too", "its firewall rules (policy DROP on FORWARD) do not matter to devvm's VMs, which use no bridge and no forwarding; devvm audit says what its containers show to neighbours")
 		}
 	}
 	return ok("no Docker on this host", "")

@@ -11,6 +11,8 @@ import (
 
 	backend "github.com/diskfs/go-diskfs/backend/file"
 	"github.com/diskfs/go-diskfs/filesystem/iso9660"
+
+	"github.com/devvm/devvm/images"
 )
 
 // Guest is what a VM of a cloud image (Manifest.CloudInit) is told of itself.
@@ -42,6 +44,27 @@ else
 	echo 'devvm: no Docker Engine in this image, and no apt or dnf to install it' >/dev/console
 fi`
 
+// The rule that leads the gateway to ports which containers publish on 127.0.0.1, as in
+// our own images (images/debian-13).
+const (
+	loopbackScript = "debian-13/root/usr/lib/devvm/loopback"
+	loopbackUnit   = `[Unit]
+Description=The way to ports that are published on 127.0.0.1
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/usr/lib/devvm/loopback
+
+[Install]
+WantedBy=multi-user.target
+`
+	installLoopback = `command -v nft >/dev/null || apt-get -q -y install nftables || dnf -y install nftables
+systemctl daemon-reload && systemctl enable --now devvm-loopback.service`
+)
+
 // Seed returns the files of cloud-init's NoCloud data source for a guest. The
 // network is left to DHCP, which gives the address that other images have
 // built in.
@@ -66,6 +89,13 @@ func Seed(g Guest) (map[string][]byte, error) {
 		Content: "PermitRootLogin prohibit-password\nPasswordAuthentication no\nUseDNS no\n" +
 			"AllowStreamLocalForwarding yes\nMaxStartups 1000\nMaxSessions 1000\n",
 	}}
+	loopback, err := images.FS.ReadFile(loopbackScript)
+	if err != nil {
+		return nil, fmt.Errorf("seed: %w", err)
+	}
+	files = append(files,
+		file{Path: "/usr/lib/devvm/loopback", Permissions: "0755", Content: string(loopback)},
+		file{Path: "/etc/systemd/system/devvm-loopback.service", Permissions: "0644", Content: loopbackUnit})
 	if g.DaemonJSON != "" {
 		files = append(files, file{Path: "/etc/docker/daemon.json", Permissions: "0644", Content: g.DaemonJSON})
 	}
@@ -92,7 +122,7 @@ func Seed(g Guest) (map[string][]byte, error) {
 		HostKeys:     map[string]string{"ed25519_private": g.HostKey, "ed25519_public": strings.TrimSpace(g.HostKeyPublic)},
 		Files:        files,
 		BootCommands: [][]string{{"sh", "-c", "echo 'devvm: kernel up' >/dev/console"}},
-		Commands:     [][]string{{"sh", "-c", installEngine}},
+		Commands:     [][]string{{"sh", "-c", installEngine}, {"sh", "-c", installLoopback}},
 	})
 	if err != nil {
 		return nil, err

@@ -118,6 +118,9 @@ var noImports = map[string][]string{
 	"pkg/dockerproxy": {"pkg/guest", "pkg/vm"},
 	"pkg/share":       {"pkg/guest", "pkg/project", "pkg/supervisor", "pkg/usernet", "pkg/vm"},
 	"pkg/supervisor":  {"pkg/image", "pkg/project", "pkg/vm"},
+	"pkg/ports":       {"pkg/dockerproxy", "pkg/guest", "pkg/usernet", "pkg/vm"},
+	"pkg/relay":       {"pkg"},
+	"pkg/audit":       {"pkg"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }

@@ -123,14 +123,18 @@ func (d Dirs) paths(name string) paths {
 		net:    filepath.Join(d.Runtime, "net"),
 	}
 	if len(p.run)+longestSocket > sunPath {
-		// The kernel cannot bind a socket there. A short directory that is
-		// private by mode and checked by makeRuntime serves instead.
-		sum := sha256.Sum256([]byte(d.Runtime))
-		short := filepath.Join("/tmp", fmt.Sprintf("devvm-%d-%s", os.Getuid(), hex.EncodeToString(sum[:4])))
-		p.run = filepath.Join(short, name[max(0, len(name)-8):])
-		p.net = filepath.Join(short, "net")
+		// The kernel cannot bind a socket there.
+		p.run = filepath.Join(d.short(), name[max(0, len(name)-8):])
+		p.net = filepath.Join(d.short(), "net")
 	}
 	return p
+}
+
+// short is the directory that serves where Runtime's path is too long for sockets. It
+// is private by mode and checked by makeRuntime.
+func (d Dirs) short() string {
+	sum := sha256.Sum256([]byte(d.Runtime))
+	return filepath.Join("/tmp", fmt.Sprintf("devvm-%d-%s", os.Getuid(), hex.EncodeToString(sum[:4])))
 }
 
 func (f paths) disk() string          { return filepath.Join(f.vm, "disk.qcow2") }
@@ -142,6 +146,7 @@ func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned"
 func (f paths) shares() string        { return filepath.Join(f.root, "shares.json") }
 func (f paths) mounts() string        { return filepath.Join(f.root, "mounts.json") }
 func (f paths) shareSocket() string   { return filepath.Join(f.run, "share.sock") }
+func (f paths) egress() string        { return filepath.Join(f.root, "egress.json") }
 func (f paths) netLock() string       { return filepath.Join(f.run, "net.lock") }
 func (f paths) dialSocket() string    { return filepath.Join(f.run, "dial.sock") }
 func (f paths) controlSocket() string { return filepath.Join(f.run, "control.sock") }
@@ -150,6 +155,7 @@ func (f paths) netSocket() string     { return filepath.Join(f.net, filepath.Bas
 func (f paths) supervisorLock() string {
 	return filepath.Join(f.run, "supervisor.lock")
 }
+func (f paths) exposures() string     { return filepath.Join(f.root, "exposures.json") }
 func (f paths) netLog() string        { return filepath.Join(f.logs, "net.log") }
 func (f paths) supervisorLog() string { return filepath.Join(f.logs, "supervisor.log") }
 func (f paths) provisionLog() string  { return filepath.Join(f.logs, "provision.log") }

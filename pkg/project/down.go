@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -140,9 +141,12 @@ func (s *Service) inGuest(ctx context.Context, p Project, dom vm.Domain, patienc
 	return nil
 }
 
-// stopHelpers ends the supervisor and the network process of a stopped VM.
+// stopHelpers ends the supervisor and the network process of a stopped VM, and what was
+// exposed of it.
 func (s *Service) stopHelpers(ctx context.Context, p Project) error {
-	return errors.Join(s.stopSupervisor(ctx, p), s.stopNet(ctx, p))
+	err := s.stopSupervisor(ctx, p)
+	_, ferr := ports.Forget(s.Dirs.paths(p.Name).exposures(), 0)
+	return errors.Join(err, ferr, s.stopNet(ctx, p))
 }
 
 // unplug stops the VM at once, but gives the guest a moment to write its

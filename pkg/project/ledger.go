@@ -9,8 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
@@ -75,7 +73,7 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	}
 	defer hv.Close()
 	for _, p := range projects {
-		e := Entry{Kind: KindProject, Name: p.Project, Used: p.DiskUsed, Dir: p.Dir, Saved: p.State == vm.StateSaved}
+		e := Entry{Kind: KindProject, Name: p.Project, Used: p.DiskUsed + p.SavedUsed, Dir: p.Dir, Saved: p.State == vm.StateSaved}
 		if all, err := hv.Snapshots(ctx, p.Project); err == nil {
 			e.Snapshots = len(all)
 		}
@@ -199,7 +197,7 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	if err != nil {
 		return "", fmt.Errorf("ask libvirt about the host: %w", err)
 	}
-	cfg, err := s.Config(p.Dir)
+	cfg, err := s.granted(p)
 	if err != nil {
 		return "", err
 	}
@@ -232,25 +230,4 @@ func (b *boot) buildTemplate(ctx context.Context) (string, error) {
 	}
 	t, err := b.template(ctx, img)
 	return t.ID, err
-}
-
-// roomNeeded is what must be free for a new VM: its disk's first growth and, for a
-// fork, the copy of its memory.
-const roomNeeded = 2 << 30
-
-// checkRoom refuses to make a VM where the next write could fail.
-func (b *boot) checkRoom() error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(b.Dirs.Data, &st); err != nil {
-		return nil //nolint:nilerr // what fails next says why
-	}
-	free := int64(st.Bavail) * st.Bsize
-	if free >= roomNeeded {
-		return nil
-	}
-	return &ui.Error{
-		Msg:  fmt.Sprintf("only %s are free in %s; a new VM needs %s", ui.Size(free), b.Dirs.Data, ui.Size(roomNeeded)),
-		Hint: "see what takes the room with: devvm df, and give back what nothing uses with: devvm prune",
-		Err:  unix.ENOSPC,
-	}
 }

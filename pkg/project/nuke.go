@@ -74,8 +74,8 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		return err
 	}
 	defer hv.Close()
-	if !o.NoUp && !o.Undo { // a bad devvm.toml must show before anything is lost
-		if err := s.checkConfig(p, true); err != nil {
+	if !o.NoUp { // a bad devvm.toml must show before anything is lost
+		if err := s.checkConfig(p, !o.Undo); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package project
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"time"
 
@@ -12,15 +13,20 @@ import (
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
-// NetOptions are the paths of a project's network process.
-func (d Dirs) NetOptions(name string) usernet.Options {
+// NetOptions are the paths of a project's network process, and what was granted
+// to the project.
+func (d Dirs) NetOptions(name string) (usernet.Options, error) {
 	f := d.paths(name)
+	policy, err := f.readGranted()
+	if err != nil {
+		return usernet.Options{}, fmt.Errorf("read what the VM may reach: %w", err)
+	}
 	return usernet.Options{
+		Config:     usernet.Config{Policy: &policy, Services: map[uint16]string{share.Port: f.shareSocket()}},
 		NetSocket:  f.netSocket(),
 		DialSocket: f.dialSocket(),
 		Lock:       f.netLock(),
-		Config:     usernet.Config{Services: map[uint16]string{share.Port: f.shareSocket()}},
-	}
+	}, nil
 }
 
 // dialTimeout bounds one try of the supervisor to reach the guest's sshd. It is
@@ -61,6 +67,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Ignore:  shares.Ignore,
 			Had:     shares.Had,
 		},
-		Ping: func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
+		Ping:  func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
+		Ports: s.portOptions(f),
 	}, nil
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -54,6 +55,8 @@ type Service struct {
 const (
 	patienceKVM = 2 * time.Minute
 	patienceTCG = 6 * time.Minute
+	// patienceKernel is many times what a kernel needs on a busy host without KVM.
+	patienceKernel = 90 * time.Second
 )
 
 // guestAddress is where the guest's sshd listens on the VM's network.
@@ -238,13 +241,14 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Dom
 	return dom, nil
 }
 
-// startNet starts the project's network process, unless it runs.
-func (s *Service) startNet(ctx context.Context, p Project, offline bool, host vm.Host) error {
+// startNet starts the project's network process, unless it runs. The policy was
+// granted, or is a template's.
+func (s *Service) startNet(ctx context.Context, p Project, policy egress.Policy, host vm.Host) error {
 	f := s.Dirs.paths(p.Name)
-	args := []string{"net", "--project-name", p.Name}
-	if offline {
-		args = append(args, "--offline")
+	if err := f.writeGranted(policy); err != nil {
+		return err
 	}
+	args := []string{"net", "--project-name", p.Name}
 	if host.QEMUUser >= 0 {
 		args = append(args, fmt.Sprintf("--qemu-user=%d:%d", host.QEMUUser, host.QEMUGroup))
 	}

@@ -51,6 +51,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
+			if err := checkRoomForMemory(s.Dirs.Data, dom); err != nil {
+				return err
+			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
 			sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
@@ -94,7 +97,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if i < 0 {
 			return errNoSnapshot(name)
 		}
-		cfg, err := s.Config(p.Dir)
+		cfg, err := s.granted(p)
 		if err != nil {
 			return err
 		}
@@ -122,7 +125,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		}
 		show.Start("restore", "go back to snapshot "+name)
 		if all[i].Memory {
-			if err := s.startNet(ctx, p, b.offline(), host); err != nil {
+			if err := s.startNet(ctx, p, b.cfg.Policy(), host); err != nil {
 				return err
 			}
 		}

@@ -22,22 +22,23 @@ const StateAbsent vm.State = "absent"
 // Status is the state of one project, for people and as JSON; fields are only
 // ever added.
 type Status struct {
-	Project  string   `json:"project"`
-	Dir      string   `json:"dir"`
-	DirGone  bool     `json:"dir_gone,omitempty"`
-	State    vm.State `json:"state"`
-	Reason   string   `json:"reason,omitempty"`
-	Healthy  bool     `json:"healthy"` // the engine answered on docker.sock just now
-	Problem  string   `json:"problem,omitempty"`
-	Next     string   `json:"next,omitempty"` // the command that helps
-	CPUs     int      `json:"cpus,omitempty"`
-	Memory   int64    `json:"memory,omitempty"` // bytes
-	Accel    vm.Accel `json:"accel,omitempty"`
-	DiskUsed int64    `json:"disk_used"`           // bytes on this host
-	UndoUsed int64    `json:"undo_used,omitempty"` // bytes of the disk kept for nuke --undo
-	Image    string   `json:"image,omitempty"`
-	Socket   string   `json:"socket,omitempty"`
-	Engine   string   `json:"engine,omitempty"` // version
+	Project   string   `json:"project"`
+	Dir       string   `json:"dir"`
+	DirGone   bool     `json:"dir_gone,omitempty"`
+	State     vm.State `json:"state"`
+	Reason    string   `json:"reason,omitempty"`
+	Healthy   bool     `json:"healthy"` // the engine answered on docker.sock just now
+	Problem   string   `json:"problem,omitempty"`
+	Next      string   `json:"next,omitempty"` // the command that helps
+	CPUs      int      `json:"cpus,omitempty"`
+	Memory    int64    `json:"memory,omitempty"` // bytes
+	Accel     vm.Accel `json:"accel,omitempty"`
+	DiskUsed  int64    `json:"disk_used"`            // bytes on this host
+	UndoUsed  int64    `json:"undo_used,omitempty"`  // bytes of the disk kept for nuke --undo
+	SavedUsed int64    `json:"saved_used,omitempty"` // bytes of a suspended VM's memory
+	Image     string   `json:"image,omitempty"`
+	Socket    string   `json:"socket,omitempty"`
+	Engine    string   `json:"engine,omitempty"` // version
 	// Latency is what the engine's answer took, in milliseconds.
 	Latency float64 `json:"latency_ms,omitempty"`
 
@@ -95,17 +96,18 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 func (s *Service) summary(dom vm.Domain) Status {
 	f := s.Dirs.paths(dom.Name)
 	return Status{
-		Project:  dom.Name,
-		Dir:      dom.Project,
-		DirGone:  !exists(dom.Project),
-		State:    dom.State,
-		Reason:   dom.Reason,
-		CPUs:     dom.CPUs,
-		Memory:   dom.Memory,
-		Accel:    dom.Accel,
-		Image:    dom.Image,
-		DiskUsed: used(f.vm),
-		UndoUsed: used(f.undo),
+		Project:   dom.Name,
+		Dir:       dom.Project,
+		DirGone:   !exists(dom.Project),
+		State:     dom.State,
+		Reason:    dom.Reason,
+		CPUs:      dom.CPUs,
+		Memory:    dom.Memory,
+		Accel:     dom.Accel,
+		Image:     dom.Image,
+		DiskUsed:  used(f.vm),
+		UndoUsed:  used(f.undo),
+		SavedUsed: dom.Saved,
 	}
 }
 

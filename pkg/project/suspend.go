@@ -22,6 +22,13 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		default:
 			return errNotRunning(p, dom.State)
 		}
+		host, err := hv.Host(ctx)
+		if err != nil {
+			return fmt.Errorf("ask libvirt about the host: %w", err)
+		}
+		if err := checkRoomForMemory(host.SaveDir, dom); err != nil {
+			return err
+		}
 		phase := pr.Start("suspend", "save the VM's memory")
 		// A connection that lives on in the saved guest would have nobody at its
 		// other end.

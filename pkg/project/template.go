@@ -185,31 +185,50 @@ func (b *boot) fork(ctx context.Context, img image.Image) error {
 }
 
 // forkFrom makes the project's VM from a template and waits for its engine.
-func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) (err error) {
+func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) error {
 	b.progress.Start("fork", "fork the template "+t.ID)
 	// Until the VM runs, its files are nobody's: the next run starts over.
 	if err := writeFile(b.files.forking(), []byte(t.ID), 0o600); err != nil {
 		return err
 	}
 	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
-	var group errgroup.Group
-	group.Go(func() error {
-		return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
-	})
-	group.Go(func() error { return b.startNet(ctx, b.project, b.offline(), b.host) })
-	defer group.Wait() //nolint:errcheck // it was asked below, unless something else failed first
 	if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	if err := b.writeCredentials(img); err != nil {
 		return err
 	}
-	if err := group.Wait(); err != nil {
+	scratch := filepath.Join(b.files.vm, "memory")
+	if err := b.Templates.Lend(t, scratch); err != nil {
 		return err
 	}
-	if err := b.hv.Fork(ctx, b.spec(img), t.Memory(), filepath.Join(b.files.vm, "memory")); err != nil {
-		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
+	var unprepared error // what the template is not to blame for
+	err := b.hv.Fork(ctx, b.spec(img), t.Memory(), scratch, func(ctx context.Context) error {
+		group, ctx := errgroup.WithContext(ctx)
+		group.Go(func() error {
+			return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
+		})
+		group.Go(func() error {
+			if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
+				return err
+			}
+			return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--clock-set")
+		})
+		unprepared = group.Wait()
+		return unprepared
+	})
+	if err != nil {
+		_ = os.Remove(scratch)
+		if serr := b.stopHelpers(context.WithoutCancel(ctx), b.project); serr != nil {
+			b.Log.Warn("stop the helpers of a fork that failed", "err", serr)
+		}
+		if unprepared != nil {
+			return err
+		}
 		return b.blame(ctx, t, err)
+	}
+	if err := b.Templates.Keep(t, scratch); err != nil { // the next fork copies
+		b.Log.Warn("template", "err", err)
 	}
 	if t.Provision != "" {
 		if err := writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {
@@ -218,9 +237,6 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	}
 	if err := os.Remove(b.files.forking()); err != nil {
 		return fmt.Errorf("fork: %w", err)
-	}
-	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--clock-set"); err != nil {
-		return err
 	}
 	return b.await(ctx, nil)
 }

@@ -35,6 +35,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	if err := s.checkConfig(p, !exists(f.provisioned())); err != nil { // before anything is made
 		return err
 	}
+	s.rememberHost(ctx)
 	lock, err := f.acquire(ctx, "up", func(who string) {
 		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
 	})
@@ -53,7 +54,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 // checkConfig finds what is wrong with the project's configuration, for a VM
 // that is yet to be provisioned or for any.
 func (s *Service) checkConfig(p Project, fresh bool) error {
-	cfg, err := s.Config(p.Dir)
+	cfg, err := s.granted(p)
 	if err != nil || !fresh {
 		return err
 	}
@@ -62,7 +63,7 @@ func (s *Service) checkConfig(p Project, fresh bool) error {
 
 // up is Up under the project's lock.
 func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
-	cfg, err := s.Config(p.Dir)
+	cfg, err := s.granted(p)
 	if err != nil {
 		return err
 	}
@@ -154,15 +155,17 @@ type boot struct {
 	backing  []string // what the disk lies on, the uppermost first
 }
 
-func (b *boot) offline() bool { return b.cfg.NetworkMode == config.NetworkOffline }
-
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(dom)
-	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
-		if err := b.rewire(ctx); err != nil {
-			return err
-		}
+	net, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
+	if err == nil {
+		err = b.enforce(ctx, net)
+	} else {
+		err = b.rewire(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
 		return err
@@ -201,7 +204,7 @@ func (b *boot) changes(dom vm.Domain) string {
 		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
 	}
 	if len(out) == 0 {
-		return "disk, network or docker settings"
+		return "disk or docker settings"
 	}
 	return strings.Join(out, ", ")
 }
@@ -210,7 +213,7 @@ func (b *boot) changes(dom vm.Domain) string {
 // back to the socket by itself; an older one must be saved and restored.
 func (b *boot) rewire(ctx context.Context) error {
 	b.progress.Start("network", "the VM's network process is gone: starting another")
-	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if vm.Reconnects(b.host) {
@@ -223,7 +226,7 @@ func (b *boot) rewire(ctx context.Context) error {
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
 	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
-		if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+		if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 			return err
 		}
 	}
@@ -246,8 +249,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err != nil {
 		return err
 	}
-	// A former network process may still wait for a QEMU that is gone.
-	if err := b.stopNet(ctx, b.project); err != nil {
+	if err := b.detach(ctx, saved); err != nil {
 		return err
 	}
 	if saved {
@@ -287,6 +289,16 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		return err
 	}
 	err = b.launch(ctx, img)
+	if errors.Is(err, errNoKernel) {
+		b.progress.Warn("%v: starting the VM again", err)
+		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
+			return fmt.Errorf("stop the VM: %w", err)
+		}
+		if err := b.stopHelpers(ctx, b.project); err != nil {
+			return err
+		}
+		err = b.launch(ctx, img)
+	}
 	if errors.Is(err, vm.ErrAccel) && b.accel == vm.AccelKVM {
 		if rerr := b.Accel.Record(b.host, false, err.Error()); rerr != nil {
 			b.Log.Warn("remember that KVM does not work", "err", rerr)
@@ -307,6 +319,20 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 	}
 	return nil
+}
+
+// detach ends what served the VM's former run: a network process that waits for a QEMU
+// that is gone, and a supervisor that may not know yet that its link is dead. That of
+// a suspended VM stays, to tell clients so.
+func (b *boot) detach(ctx context.Context, saved bool) error {
+	if !saved {
+		return b.stopHelpers(ctx, b.project)
+	}
+	err := supervisor.NewClient(b.files.controlSocket()).Suspend(ctx)
+	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+		return err
+	}
+	return b.stopNet(ctx, b.project)
 }
 
 // prepare makes sure that the VM's files are there: disk, keys, credentials.
@@ -541,7 +567,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 		return fmt.Errorf("define the VM: %w", err)
 	}
 	b.progress.Start("start", "start the VM")
-	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	console, err := follow(b.files.console(), kernelMarker)
@@ -562,7 +588,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 // resume lets a suspended VM go on and waits for its engine.
 func (b *boot) resume(ctx context.Context) error {
 	b.progress.Start("resume", "resume the suspended VM")
-	if err := b.startNet(ctx, b.project, b.offline(), b.host); err != nil {
+	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
@@ -665,6 +691,8 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer check.Stop()
 
 	kernelUp := con == nil
+	kernel := time.NewTimer(patienceKernel)
+	defer kernel.Stop()
 	phase := "kernel"
 	if kernelUp {
 		phase = "ssh"
@@ -699,6 +727,10 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			if err == nil && dom.State != vm.StateRunning {
 				return b.died(dom, kernelUp)
 			}
+		case <-kernel.C:
+			if !kernelUp {
+				return errNoKernel
+			}
 		case err := <-watched:
 			if ctx.Err() == nil {
 				return &ui.Error{
@@ -719,6 +751,11 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 		}
 	}
 }
+
+// errNoKernel says that the guest's kernel does not get on. Under emulation a boot now
+// and then comes to rest for ever, with both CPUs halted and no timer that would wake
+// them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
+var errNoKernel = fmt.Errorf("the guest's kernel did not come up within %s", patienceKernel)
 
 var errPatience = errors.New("the engine did not answer in time")
 

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,8 +10,11 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strings"
 	"syscall"
 	"time"
+
+	"github.com/devvm/devvm/pkg/ports"
 )
 
 // State is how far the supervisor has come on the way to the engine.
@@ -36,7 +40,11 @@ type Status struct {
 	Version     string    `json:"version"`
 	Connections int       `json:"connections"` // open on docker.sock now
 	Redials     int       `json:"redials"`     // times the link was made anew
-	Files       []Files   `json:"files,omitempty"`
+	Ports       int       `json:"ports"`       // published ones that are open on this host
+
+	Exposures []ports.Exposed `json:"exposures,omitempty"` // to others than this host
+
+	Files []Files `json:"files,omitempty"`
 }
 
 // Files is a directory of the host that the VM has.
@@ -68,7 +76,7 @@ func NewClient(controlSocket string) *Client {
 // Status asks for the state; ErrNone if nobody listens.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	resp, err := c.do(ctx, http.MethodGet, "/status")
+	resp, err := c.do(ctx, http.MethodGet, "/status", nil)
 	if err != nil {
 		return s, err
 	}
@@ -82,7 +90,7 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 // Stop asks the supervisor to end and waits until it has; ErrNone if there is
 // none.
 func (c *Client) Stop(ctx context.Context) error {
-	resp, err := c.do(ctx, http.MethodPost, "/stop")
+	resp, err := c.do(ctx, http.MethodPost, "/stop", nil)
 	if err != nil {
 		return err
 	}
@@ -103,7 +111,7 @@ func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume
 func (c *Client) Sync(ctx context.Context) error { return c.post(ctx, "/sync") }
 
 func (c *Client) post(ctx context.Context, path string) error {
-	resp, err := c.do(ctx, http.MethodPost, path)
+	resp, err := c.do(ctx, http.MethodPost, path, nil)
 	if err != nil {
 		return err
 	}
@@ -113,7 +121,7 @@ func (c *Client) post(ctx context.Context, path string) error {
 // Watch calls f with the current status and then with each change, until f
 // returns false, the supervisor ends (ErrNone) or ctx does.
 func (c *Client) Watch(ctx context.Context, f func(Status) bool) error {
-	resp, err := c.do(ctx, http.MethodGet, "/events")
+	resp, err := c.do(ctx, http.MethodGet, "/events", nil)
 	if err != nil {
 		return err
 	}
@@ -133,9 +141,17 @@ func (c *Client) Watch(ctx context.Context, f func(Status) bool) error {
 	}
 }
 
-// do sends a request and checks the answer's code.
-func (c *Client) do(ctx context.Context, method, path string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, method, "http://supervisor"+path, nil)
+// do sends a request, with a body as JSON if there is one, and checks the answer's code.
+func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	var content io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("ask supervisor: %w", err)
+		}
+		content = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://supervisor"+path, content)
 	if err != nil {
 		return nil, fmt.Errorf("ask supervisor: %w", err)
 	}
@@ -145,6 +161,16 @@ func (c *Client) do(ctx context.Context, method, path string) (*http.Response, e
 		return nil, ErrNone
 	case err != nil:
 		return nil, fmt.Errorf("ask supervisor: %w", err)
+	case resp.StatusCode == http.StatusGone:
+		resp.Body.Close()
+		return nil, ErrNone
+	case resp.StatusCode == http.StatusBadRequest:
+		defer resp.Body.Close()
+		why, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		if err != nil {
+			return nil, fmt.Errorf("ask supervisor: %w", err)
+		}
+		return nil, errors.New(strings.TrimSpace(string(why)))
 	case resp.StatusCode != http.StatusOK:
 		resp.Body.Close()
 		return nil, fmt.Errorf("ask supervisor: %s", resp.Status)

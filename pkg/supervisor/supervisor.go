@@ -1,8 +1,9 @@
 // Package supervisor is the background process of one running project.
 //
 // It owns the SSH connection to the guest (keepalive, redial) and the
-// project's docker.sock, serves the VM's directories (pkg/share) and its own
-// state on control.sock. It never holds
+// project's docker.sock and published ports, serves the VM's directories
+// (pkg/share), and its state on control.sock.
+// It never holds
 // the only copy of anything: after kill -9 the next devvm command starts
 // another, which finds all it needs by the project's name. It knows nothing
 // about libvirt: that the VM is gone shows by its network process being gone,
@@ -27,6 +28,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/share"
 )
 
@@ -40,6 +42,8 @@ const (
 	waitReady        = 10 * time.Second // a client's patience while the link is down
 	clockEvery       = time.Minute
 	clockTolerance   = 50 * time.Millisecond
+	clockTimeout     = 20 * time.Second // for one look at the guest's clock
+	pingTimeout      = 5 * time.Minute  // for an engine that starts under emulation
 )
 
 // engineSocket is Docker's socket inside the guest.
@@ -59,7 +63,8 @@ type Options struct {
 	ClockSet bool
 	Log      *slog.Logger
 	Ping     func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
-	Share    Share                           // directories for the VM
+	Ports    PortOptions
+	Share    Share // directories for the VM
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -76,6 +81,7 @@ type supervisor struct {
 	rest    bool          // no link until resumed
 	changed chan struct{} // closed and replaced at each change
 	proxy   *dockerproxy.Proxy
+	ports   *ports.Table
 	files   *share.Server // nil: the VM has nothing of the host's
 }
 
@@ -101,10 +107,18 @@ func Run(ctx context.Context, o Options) error {
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs"})
 	}
+	o.Ports.Log = o.Log
+	s.ports, err = ports.New(o.Ports.Options)
+	if err != nil {
+		return err
+	}
+	defer s.ports.Close()
+	s.configurePorts()
 	s.proxy = dockerproxy.New(dockerproxy.Options{
 		Dial:        s.dialEngine,
 		Log:         o.Log,
 		WaitReady:   waitReady,
+		Admit:       s.admit,
 		Unavailable: s.unavailable,
 	})
 
@@ -188,8 +202,10 @@ func (s *supervisor) handler(stop func()) http.Handler {
 	})
 	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) {
 		s.suspend(false)
+		s.configurePorts()
 		w.WriteHeader(http.StatusOK)
 	})
+	s.handlePorts(mux)
 	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
 		if err := s.sync(r.Context()); err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
@@ -208,6 +224,8 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	defer s.mu.Unlock()
 	status := s.status
 	status.Connections = s.proxy.Active()
+	report := s.ports.Report()
+	status.Ports, status.Exposures = report.Open(), report.Exposures
 	return status, s.changed
 }
 
@@ -223,6 +241,11 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		reason = why.Error()
 	}
 	s.link = link
+	if state == StateStopped || state == StateSuspended {
+		// The VM's network process ends with the VM, and connections with it: a port
+		// that stayed open could only disappoint. Resume brings it back.
+		s.ports.Set(nil)
+	}
 	if s.status.State == state && s.status.Error == reason {
 		return
 	}
@@ -402,7 +425,10 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		return err
 	}
 	s.use(link)
-	if err := s.Ping(ctx); err != nil {
+	asking, done := context.WithTimeout(ctx, pingTimeout)
+	err = s.Ping(asking)
+	done()
+	if err != nil {
 		return fmt.Errorf("ask the engine: %w", err)
 	}
 	if !s.ClockSet || s.links > 0 { // a VM that was resumed has the time of its saving
@@ -414,6 +440,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	s.links++
 	s.mu.Unlock()
 	s.set(StateReady, link, nil)
+	owned.Go(func() { s.followPorts(ctx, link) })
 	owned.Go(func() { s.mirror(ctx, link) })
 	s.keepClock(ctx, link) // until the link dies
 	owned.Wait()
@@ -437,12 +464,14 @@ func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
 
 // setClock sets the guest's clock if it has strayed.
 func (s *supervisor) setClock(ctx context.Context, link *guest.Client) {
+	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
+	defer cancel()
 	offset, roundtrip, err := link.Clock(ctx)
 	if err == nil && offset.Abs() > clockTolerance+roundtrip/2 { // half of it bounds the error
 		s.Log.Info("guest's clock was off", "offset", offset)
 		_, _, err = link.SetClock(ctx)
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		s.Log.Warn("guest's clock", "err", err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
+	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
@@ -26,6 +27,7 @@ var errGone = errors.New("nobody serves the VM's network")
 
 // fixture is a guest that can be unplugged, and a supervisor for it.
 type fixture struct {
+	engine *guesttest.Engine
 	server *guesttest.Server
 	gone   atomic.Bool // the VM has no network process
 	client *supervisor.Client
@@ -43,7 +45,7 @@ func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{ended: make(chan error, 1)}
+	f := &fixture{engine: fake, ended: make(chan error, 1)}
 	options := guesttest.Options{
 		HostKey:        keys.HostKeyPEM(),
 		AuthorizedKeys: []byte(keys.AuthorizedKey()),
@@ -74,6 +76,14 @@ func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)
 			}
 			return (&net.Dialer{}).DialContext(ctx, "unix", ssh.Addr().String())
 		}},
+		Ports: supervisor.PortOptions{
+			Options: ports.Options{
+				VM:  ports.VM{Addr: netip.MustParseAddr("192.0.2.2"), Loopback: netip.MustParseAddr("192.0.2.3")},
+				Own: netip.MustParseAddr("127.98.97.96"), Exposures: filepath.Join(run, "exposures.json"),
+				Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errGone },
+			},
+			Settings: func() (ports.Settings, error) { return ports.Settings{}, nil },
+		},
 		Ready: func() { close(ready) },
 	}
 	for _, c := range change {

@@ -101,7 +101,10 @@ func (t Template) Disk() string { return filepath.Join(t.Dir, diskName) }
 func (t Template) Memory() string { return filepath.Join(t.Dir, memoryName) }
 
 // Used is what its files take on this host, in bytes.
-func (t Template) Used() int64 { return blocks(t.Disk()) + blocks(t.Memory()) }
+func (t Template) Used() int64 { return blocks(t.Disk()) + blocks(t.Memory()) + blocks(t.spare()) }
+
+// spare is the path of a copy of its memory.
+func (t Template) spare() string { return filepath.Join(t.Dir, spareName) }
 
 // Warm tells whether it can be forked from: a template whose memory was dropped is
 // kept for the disks that lie on its own.
@@ -110,6 +113,7 @@ func (t Template) Warm() bool { return blocks(t.Memory()) > 0 }
 const (
 	diskName     = "disk.qcow2"
 	memoryName   = "memory"
+	spareName    = "spare"
 	manifestName = "manifest.json"
 	headBytes    = 1 << 20
 )
@@ -228,6 +232,28 @@ func (s *Store) Use(ctx context.Context, t Template, f func() error) error {
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
 	}
 	return f()
+}
+
+// Lend moves the copy of a template's memory that Keep has kept to the path, if there
+// is one: it spares a fork the copying.
+func (s *Store) Lend(t Template, path string) error {
+	if err := os.Rename(t.spare(), path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("lend the copy of template %s: %w", t.ID, err)
+	}
+	return nil
+}
+
+// Keep takes a copy of the template's memory for the next Lend. Of several it keeps
+// one, and none of a template that was removed meanwhile.
+func (s *Store) Keep(t Template, path string) error {
+	err := os.Rename(path, t.spare())
+	if err != nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return fmt.Errorf("keep a copy of template %s: %w", t.ID, err)
+	}
+	return nil
 }
 
 // check compares the files with the manifest.
@@ -355,9 +381,10 @@ func settle(path string, mode fs.FileMode) error {
 // Distrust keeps a template from being forked again; disks that lie on its own stay
 // good. Its memory is removed.
 func (s *Store) Distrust(t Template) error {
-	err := os.Remove(t.Memory())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("drop the memory of template %s: %w", t.ID, err)
+	for _, path := range []string{t.Memory(), t.spare()} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("drop the memory of template %s: %w", t.ID, err)
+		}
 	}
 	return nil
 }
@@ -443,7 +470,7 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 		switch {
 		case keep(t):
 		case used[t.ID] && t.Warm():
-			n := blocks(t.Memory())
+			n := blocks(t.Memory()) + blocks(t.spare())
 			if err := s.Distrust(t); err != nil {
 				return freed, removed, err
 			}
@@ -465,7 +492,7 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 			continue
 		}
 		dir := filepath.Join(s.dir, e.Name())
-		freed += blocks(filepath.Join(dir, diskName)) + blocks(filepath.Join(dir, memoryName))
+		freed += Template{Dir: dir}.Used()
 		if err := os.RemoveAll(dir); err != nil {
 			return freed, removed, fmt.Errorf("remove what is left of a template: %w", err)
 		}

@@ -185,3 +185,43 @@ func TestPrune(t *testing.T) {
 		t.Errorf("left: %v", err)
 	}
 }
+
+// The copy that a fork has left goes to the next one; it is never in the way.
+func TestLendKeep(t *testing.T) {
+	s := store(t)
+	a := add(t, s, Shape{CPUs: 1}, "")
+	scratch := filepath.Join(t.TempDir(), "memory")
+	if err := s.Lend(a, scratch); err != nil || blocks(scratch) > 0 {
+		t.Errorf("lent what there is not: %v", err)
+	}
+	for range 2 { // the second replaces the first
+		if err := os.WriteFile(scratch, []byte("copy"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		used := a.Used()
+		if err := s.Keep(a, scratch); err != nil || a.Used() < used {
+			t.Errorf("not kept: %v", err)
+		}
+	}
+	if err := s.Lend(a, scratch); err != nil || blocks(scratch) == 0 {
+		t.Errorf("not lent: %v", err)
+	}
+	if err := s.Keep(a, scratch); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Distrust(a); err != nil || blocks(a.spare()) > 0 {
+		t.Errorf("a template that is not trusted still has a copy: %v", err)
+	}
+	if err := s.Lend(a, scratch); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(a.Dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(scratch, []byte("copy"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Keep(a, scratch); err != nil || blocks(scratch) > 0 {
+		t.Errorf("the copy of a template that is gone was left: %v", err)
+	}
+}

@@ -175,7 +175,6 @@ type datagramConn struct {
 	net.Conn
 	rmu sync.Mutex
 	r   *bufio.Reader
-	buf []byte
 	wmu sync.Mutex
 	out []byte
 }
@@ -185,17 +184,44 @@ func newDatagramConn(c net.Conn, r *bufio.Reader) *datagramConn {
 }
 
 // Read reads one datagram; what b has no room for is lost.
-func (c *datagramConn) Read(b []byte) (int, error) {
+func (c *datagramConn) Read(b []byte) (n int, err error) {
+	err = c.next(func(datagram []byte) error {
+		n = copy(b, datagram)
+		return nil
+	})
+	return n, err
+}
+
+// WriteTo implements io.WriterTo: each datagram is one Write. It holds no buffer while it
+// waits, so that many connections cost none.
+func (c *datagramConn) WriteTo(w io.Writer) (sum int64, err error) {
+	for err == nil {
+		err = c.next(func(datagram []byte) error {
+			n, err := w.Write(datagram)
+			sum += int64(n)
+			return err
+		})
+	}
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return sum, err
+}
+
+// next implements source.
+func (c *datagramConn) next(use func([]byte) error) error {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
-	if len(b) >= maxDatagram {
-		return readDatagram(c.r, b)
+	if _, err := c.r.Peek(1); err != nil {
+		return err
 	}
-	if c.buf == nil {
-		c.buf = make([]byte, maxDatagram)
+	buf := datagrams.Get().(*[65535]byte)
+	defer datagrams.Put(buf)
+	n, err := readDatagram(c.r, buf[:])
+	if err != nil {
+		return err
 	}
-	n, err := readDatagram(c.r, c.buf)
-	return copy(b, c.buf[:n]), err
+	return use(buf[:n])
 }
 
 // Write writes one datagram.

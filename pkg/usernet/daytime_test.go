@@ -8,11 +8,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
 func TestDaytime(t *testing.T) {
-	_, g := network(t, usernet.Config{Offline: true})
+	_, g := network(t, usernet.Config{Policy: &egress.Policy{Offline: true}})
 	c, err := g.Dial(testContext(t), "tcp", "192.0.2.1:13")
 	if err != nil {
 		t.Fatal(err)

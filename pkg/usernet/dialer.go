@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,8 @@ import (
 	"net/url"
 	"sync"
 	"time"
+
+	"github.com/devvm/devvm/pkg/egress"
 )
 
 // Dialer reaches a VM through the dial socket of its network process. Its
@@ -24,7 +27,7 @@ func NewDialer(dialSocket string) *Dialer { return &Dialer{socket: dialSocket} }
 // it has. In addition, a network process that does not run shows as
 // fs.ErrNotExist or syscall.ECONNREFUSED of its socket, wrapped in ErrNoNetwork.
 // A "tcp" connection has CloseWrite. Each Read and Write of a "udp" one is a
-// datagram. The deadline of ctx ends with the dial.
+// datagram, and so is each Write of its WriteTo. The deadline of ctx ends with the dial.
 func (d *Dialer) Dial(ctx context.Context, network, address string) (net.Conn, error) {
 	var request *http.Request
 	switch network {
@@ -100,13 +103,65 @@ func (d *Dialer) connect(ctx context.Context) (net.Conn, error) {
 // Status asks the network process how it is.
 func (d *Dialer) Status(ctx context.Context) (Status, error) {
 	var status Status
-	err := d.call(ctx, http.MethodGet, "/status", func(answer *http.Response) error {
+	err := d.call(ctx, http.MethodGet, "/status", nil, func(answer *http.Response) error {
 		return json.NewDecoder(answer.Body).Decode(&status)
 	})
 	if err != nil {
 		return Status{}, fmt.Errorf("ask for the network's status: %w", err)
 	}
 	return status, nil
+}
+
+// SetPolicy gives the network process another policy, which is in force when it
+// returns. It returns how many connections that has cut.
+func (d *Dialer) SetPolicy(ctx context.Context, p egress.Policy) (int, error) {
+	body, err := json.Marshal(p)
+	if err != nil {
+		return 0, fmt.Errorf("change the network's policy: %w", err)
+	}
+	var answer policyAnswer
+	err = d.call(ctx, http.MethodPut, "/policy", body, func(r *http.Response) error {
+		return json.NewDecoder(r.Body).Decode(&answer)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("change the network's policy: %w", err)
+	}
+	return answer.Cut, nil
+}
+
+// Egress asks the network process what the VM has asked for.
+func (d *Dialer) Egress(ctx context.Context) (Egress, error) {
+	var e Egress
+	err := d.call(ctx, http.MethodGet, "/egress", nil, func(answer *http.Response) error {
+		return json.NewDecoder(answer.Body).Decode(&e)
+	})
+	if err != nil {
+		return Egress{}, fmt.Errorf("ask what the VM has asked for: %w", err)
+	}
+	return e, nil
+}
+
+// FollowEgress is [Stack.FollowEgress] of the network process. It returns nil
+// when that ends.
+func (d *Dialer) FollowEgress(ctx context.Context, use func(Attempt) error) error {
+	err := d.request(ctx, http.MethodGet, "/egress?follow", nil, func(answer *http.Response) error {
+		for lines := json.NewDecoder(answer.Body); ; {
+			var a Attempt
+			switch err := lines.Decode(&a); {
+			case ctx.Err() != nil:
+				return context.Cause(ctx)
+			case err != nil:
+				return nil //nolint:nilerr // the process has ended, however
+			}
+			if err := use(a); err != nil {
+				return err
+			}
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("follow what the VM asks for: %w", err)
+	}
+	return nil
 }
 
 // stopPatience is how long a network process may fail to take the order to end.
@@ -120,7 +175,7 @@ func (d *Dialer) Stop(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		// The order can be given twice, and fails when the process is ending.
-		err := d.call(ctx, http.MethodPost, "/stop", func(*http.Response) error { return nil })
+		err := d.call(ctx, http.MethodPost, "/stop", nil, func(*http.Response) error { return nil })
 		switch {
 		case errors.Is(err, ErrNoNetwork):
 			return nil
@@ -136,14 +191,19 @@ func (d *Dialer) Stop(ctx context.Context) error {
 	}
 }
 
-func (d *Dialer) call(ctx context.Context, method, path string, read func(*http.Response) error) error {
+// call is request for what is answered at once.
+func (d *Dialer) call(ctx context.Context, method, path string, body []byte, read func(*http.Response) error) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return d.request(ctx, method, path, body, read)
+}
+
+func (d *Dialer) request(ctx context.Context, method, path string, body []byte, read func(*http.Response) error) error {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.connect(ctx) },
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, "http://devvm"+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://devvm"+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
@@ -22,6 +23,8 @@ import (
 //	CONNECT 192.0.2.2:22                    a TCP connection into the VM (RFC 9110, 9.3.6)
 //	GET /.well-known/masque/udp/192.0.2.2/53/  datagrams (RFC 9298): Upgrade: connect-udp
 //	GET /status                             Status as JSON
+//	GET /egress                             Egress as JSON; with ?follow, Attempts, a line each, without end
+//	PUT /policy                             an egress.Policy as JSON; the answer is policyAnswer
 //	POST /stop                              ends the network
 //
 // After the answer to CONNECT (200) or the upgrade (101) the connection is the
@@ -29,6 +32,14 @@ import (
 
 // dialInTimeout bounds a dial into the VM that its client does not.
 const dialInTimeout = 30 * time.Second
+
+// maxPolicy is more than the longest policy as JSON, in bytes.
+const maxPolicy = 1 << 20
+
+// policyAnswer is the answer to another policy.
+type policyAnswer struct {
+	Cut int `json:"cut"` // connections that it does not allow
+}
 
 // dialError is the body of an answer that is not a success.
 type dialError struct {
@@ -97,6 +108,31 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 		status.PID = os.Getpid()
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status)
+	})
+	mux.HandleFunc("GET /egress", func(w http.ResponseWriter, r *http.Request) {
+		tunnels.Add(1)
+		defer tunnels.Done()
+		w.Header().Set("Content-Type", "application/json")
+		if !r.URL.Query().Has("follow") {
+			_ = json.NewEncoder(w).Encode(s.Egress())
+			return
+		}
+		_ = http.NewResponseController(w).Flush()
+		_ = s.FollowEgress(r.Context(), func(a Attempt) error {
+			if err := json.NewEncoder(w).Encode(a); err != nil {
+				return err
+			}
+			return http.NewResponseController(w).Flush()
+		})
+	})
+	mux.HandleFunc("PUT /policy", func(w http.ResponseWriter, r *http.Request) {
+		var p egress.Policy
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPolicy)).Decode(&p); err != nil {
+			answerError(w, fmt.Errorf("read policy: %w", err))
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(policyAnswer{s.SetPolicy(p)})
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)

@@ -139,9 +139,27 @@ func (r *resolver) answer(ctx context.Context, network string, query *dns.Msg) *
 	if m := internalAnswer(query); m != nil {
 		return m
 	}
-	if r.s.cfg.Offline {
-		return new(dns.Msg).SetRcode(query, dns.RcodeRefused)
+	if !r.s.policy.answersName(q.Name) {
+		return blockedAnswer(query)
 	}
+	m := r.lookUp(ctx, network, query)
+	r.s.policy.answers.note(q.Name, m) // before the VM knows it
+	return m
+}
+
+// renew looks a name up on behalf of the policy.
+func (r *resolver) renew(ctx context.Context, name string) {
+	query := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA)
+	query.SetEdns0(dnsUpstreamSize, false)
+	m := r.lookUp(ctx, "udp", query)
+	if m.Truncated {
+		m = r.lookUp(ctx, "tcp", query)
+	}
+	r.s.policy.answers.note(name, m)
+}
+
+// lookUp answers as the host would.
+func (r *resolver) lookUp(ctx context.Context, network string, query *dns.Msg) *dns.Msg {
 	if m := r.hosts.answer(query); m != nil {
 		return m
 	}
@@ -155,7 +173,7 @@ func (r *resolver) answer(ctx context.Context, network string, query *dns.Msg) *
 	}
 	m, err := r.forward(ctx, network, query)
 	if err != nil {
-		r.s.log.Debug("DNS query failed", "name", q.Name, "error", err)
+		r.s.log.Debug("DNS query failed", "name", query.Question[0].Name, "error", err)
 		return new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
 	}
 	return m
@@ -273,6 +291,18 @@ func internalZonesApex(name string) bool {
 		}
 	}
 	return false
+}
+
+// blockedAnswer says that a name does not exist which the VM may not ask for,
+// and why (RFC 8914, 4.16). "Refused" would be truer, and makes C libraries ask
+// again or wait for their time-out.
+func blockedAnswer(query *dns.Msg) *dns.Msg {
+	m := newAnswer(query)
+	m.Rcode = dns.RcodeNameError
+	if opt := m.IsEdns0(); opt != nil {
+		opt.Option = append(opt.Option, &dns.EDNS0_EDE{InfoCode: dns.ExtendedErrorCodeBlocked, ExtraText: string(refuseEgress)})
+	}
+	return m
 }
 
 // newAnswer starts an answer of our own.

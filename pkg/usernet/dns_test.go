@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -174,7 +175,7 @@ func dnsNetwork(t *testing.T, cfg usernet.Config) client {
 func TestDNSInternal(t *testing.T) {
 	for _, offline := range []bool{false, true} {
 		u := newUpstream(t, answerA("203.0.113.9"))
-		c := dnsNetwork(t, usernet.Config{Offline: offline, DialDNS: nameservers(map[string]*upstream{"203.0.113.1": u})})
+		c := dnsNetwork(t, usernet.Config{Policy: &egress.Policy{Offline: offline, All: true}, DialDNS: nameservers(map[string]*upstream{"203.0.113.1": u})})
 		for _, q := range []struct {
 			name string
 			kind uint16
@@ -200,7 +201,7 @@ func TestDNSInternal(t *testing.T) {
 		}
 		want := "203.0.113.9"
 		if offline {
-			want = "REFUSED"
+			want = "NXDOMAIN"
 		}
 		if got := c.ask("udp", "example.org", dns.TypeA); got != want {
 			t.Errorf("offline %v, example.org: %s, want %s", offline, got, want)

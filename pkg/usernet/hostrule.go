@@ -16,7 +16,8 @@ import (
 // The first rule of this network: nothing that comes from the VM ever reaches
 // the host itself. It is checked for each connection, before the dial and once
 // more after it, against what the kernel says at that moment, and it is not
-// configurable. What an address is by its own nature stands in [staticRefusal]
+// configurable: the ports that devvm.toml opens are reached at [HostAlias] alone,
+// which is no address of the host's. What an address is by its own nature stands in [staticRefusal]
 // and needs no host; [hostRefusal] judges it by what the host is now.
 
 // A refusal says why a destination is out of reach. The empty one allows.
@@ -35,6 +36,8 @@ const (
 	refuseHost        refusal = "address of the host"
 	refuseUnknown     refusal = "host's addresses could not be read"
 	refuseOffline     refusal = "the VM is offline"
+	refuseEgress      refusal = "not in egress of devvm.toml"
+	refuseHostPort    refusal = "not in host_ports of devvm.toml"
 	refuseSource      refusal = "source is not the VM's address"
 	refuseProtocol    refusal = "protocol is not carried"
 	refuseLimit       refusal = "too many connections"

@@ -22,7 +22,8 @@ const (
 //     network (their connections are refused at once instead of after the
 //     guest's ARP time-out), never for the guest's, or the guest would find its
 //     address taken.
-//   - IPv4: the source is the guest, or nobody yet for DHCP. Loopback, zero and
+//   - IPv4: the source is the guest, or nobody yet for DHCP, or the guest's
+//     loopback in its answers to the gateway. Loopback, zero and
 //     multicast destinations, which the stack drops in silence, are answered
 //     or known to be chatter.
 //   - ICMP: it speaks for the gateway only; the internet is not here to answer
@@ -76,14 +77,14 @@ func inspectIPv4(b []byte) (verdict, refusal) {
 	if dst.IsMulticast() || dst == broadcast4 || dst == lastAddr(Network) {
 		return drop, allowed // mDNS, SSDP and the like; nobody waits for an answer
 	}
-	if src != Guest {
+	if src != Guest && (src != GuestLoopback || dst != Gateway) {
 		return reject, refuseSource
 	}
 	switch r := staticRefusal(dst); r {
 	case allowed, refuseLinkLocal, refuseMetadata:
 		// The forwarders refuse what must be, as the host's own addresses.
 	case refuseVMNetwork:
-		if dst == Guest || dst == Network.Addr() {
+		if dst == Guest || dst == GuestLoopback || dst == Network.Addr() {
 			return reject, r
 		}
 	default:

@@ -78,7 +78,11 @@ func TestInspect(t *testing.T) {
 		{"no address, TCP", ipFrame(tcp, "0.0.0.0", "192.0.2.1", 67), reject, refuseSource},
 
 		{"spoofed source", ipFrame(tcp, "10.1.2.3", "198.51.100.7", 80), reject, refuseSource},
-		{"spoofed neighbour", ipFrame(tcp, "192.0.2.3", "198.51.100.7", 80), reject, refuseSource},
+		{"answer of the loopback", ipFrame(tcp, "192.0.2.3", "192.0.2.1", 40000), deliver, allowed},
+		{"loopback outbound", ipFrame(tcp, "192.0.2.3", "198.51.100.7", 80), reject, refuseSource},
+		{"to its own loopback", ipFrame(tcp, "192.0.2.2", "192.0.2.3", 80), reject, refuseVMNetwork},
+		{"ARP of the loopback", arpFrame(header.ARPReply, "192.0.2.3", "192.0.2.1"), drop, allowed},
+		{"spoofed neighbour", ipFrame(tcp, "192.0.2.4", "198.51.100.7", 80), reject, refuseSource},
 		{"spoofed gateway", ipFrame(tcp, "192.0.2.1", "192.0.2.2", 80), reject, refuseSource},
 		{"spoofed loopback", ipFrame(tcp, "127.0.0.1", "192.0.2.1", 53), reject, refuseSource},
 		{"spoofed broadcast", ipFrame(udp, "255.255.255.255", "192.0.2.1", 53), reject, refuseSource},

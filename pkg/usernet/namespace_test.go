@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
@@ -246,6 +247,39 @@ func TestHostInNamespace(t *testing.T) {
 		r.wants(t, "directed broadcast", udpProto, address+echoPort, "unreachable 3")
 	}
 	r.wants(t, "loopback", tcpProto, "127.0.0.2"+echoPort, "unreachable 13")
+
+	// With a list: what it names, but not the host, and not from other sources;
+	// of the host the one port, at the one address.
+	p7 := policyOf(t, outsideAddr+echoPort, hostAddr, "10.99.0.0/16", "10.88.0.1")
+	p7.HostPorts = []uint16{7}
+	s.SetPolicy(*p7)
+	for _, to := range []string{"tcp " + outsideAddr, "udp " + outsideAddr, "tcp " + usernet.HostAlias.String()} {
+		network, address, _ := strings.Cut(to, " ")
+		c, err := g.Dial(ctx, network, address+echoPort)
+		if err != nil {
+			t.Fatalf("listed: %s: %v", to, err)
+		}
+		echoes(t, c)
+		c.Close()
+	}
+	for _, address := range []string{outsideAddr + ":9", hostAddr + echoPort, "10.99.3.4" + echoPort, "10.88.0.1" + echoPort, usernet.HostAlias.String() + ":22", "203.0.113.1:7"} {
+		r.wants(t, "not listed, or the host's", tcpProto, address, "rst")
+		r.wants(t, "not listed, or the host's", udpProto, address, "unreachable 3")
+	}
+	r.wants(t, "a port of the host by UDP", udpProto, usernet.HostAlias.String()+echoPort, "unreachable 3")
+	for _, source := range []string{outsideAddr, hostAddr, "192.0.2.254", "192.0.2.1", "10.1.2.3"} {
+		for _, to := range []string{outsideAddr + echoPort, usernet.HostAlias.String() + echoPort} {
+			r.port++
+			frame := r.packet(tcpProto, netip.AddrPortFrom(netip.MustParseAddr(source), 20000+r.port), netip.MustParseAddrPort(to))
+			r.WriteFrame(frame)
+			if got := r.answer(frame, 5*time.Second); got != "unreachable 13" {
+				t.Errorf("from %s to %s: %s", source, to, got)
+			}
+		}
+	}
+	s.SetPolicy(egress.Policy{})
+	r.wants(t, "nothing is listed", tcpProto, outsideAddr+echoPort, "rst")
+	r.wants(t, "nothing is listed", tcpProto, usernet.HostAlias.String()+echoPort, "rst")
 }
 
 // wants sends a packet from the guest by hand and wants a certain answer.

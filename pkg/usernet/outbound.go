@@ -84,31 +84,52 @@ func dialSocket(ctx context.Context, network string, to netip.AddrPort) (net.Con
 	return d.DialContext(ctx, network, to.String())
 }
 
-// open makes an outbound connection if policy allows it. The refusal is empty
-// unless policy forbade it.
-func (o *outbound) open(ctx context.Context, network string, to netip.AddrPort) (net.Conn, refusal, error) {
-	if r := o.s.policy.check(ctx, network, to); r != allowed {
-		return nil, r, refusedError(r)
+// open makes an outbound connection if policy allows it; the decision says so.
+func (o *outbound) open(ctx context.Context, network string, to netip.AddrPort) (net.Conn, decision, error) {
+	d := o.s.policy.check(ctx, network, to)
+	switch {
+	case d.refusal != allowed:
+		return nil, d, refusedError(d.refusal)
+	case d.host:
+		conn, err := dialLoopback(ctx, to.Port())
+		return conn, d, err
 	}
 	conn, err := o.dial(ctx, network, to)
 	if err != nil {
-		return nil, allowed, err
+		return nil, d, err
 	}
 	// The host may have got this address between the check and the dial.
-	if r := o.recheck(ctx, network, to, conn); r != allowed {
+	if d.refusal = o.recheck(ctx, network, to, conn); d.refusal != allowed {
 		abort(conn)
-		return nil, r, refusedError(r)
+		return nil, d, refusedError(d.refusal)
 	}
-	return conn, allowed, nil
+	return conn, d, nil
 }
 
-// recheck judges a connection that exists.
+// recheck holds the first rule against a connection that exists. What
+// devvm.toml says is not its matter: a name's answer may grow old, and when the
+// policy changes it cuts by itself.
 func (o *outbound) recheck(ctx context.Context, network string, to netip.AddrPort, conn net.Conn) refusal {
-	if o.s.cfg.DialOut == nil && connectedToHost(addrOf(conn.LocalAddr()), addrOf(conn.RemoteAddr()), to.Addr()) {
-		o.s.policy.count(refuseHost, network, to)
-		return refuseHost
+	r := refuseHost
+	if o.s.cfg.DialOut != nil || !connectedToHost(addrOf(conn.LocalAddr()), addrOf(conn.RemoteAddr()), to.Addr()) {
+		r = o.s.policy.firstRule(ctx, to.Addr())
 	}
-	return o.s.policy.check(ctx, network, to)
+	if r != allowed {
+		o.s.policy.count(r, network, to)
+	}
+	return r
+}
+
+// dialLoopback connects to a port of the host: of its IPv6 loopback only if
+// nobody listens on the other.
+func dialLoopback(ctx context.Context, port uint16) (net.Conn, error) {
+	conn, err := dialSocket(ctx, "tcp", netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port))
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		if conn, err6 := dialSocket(ctx, "tcp", netip.AddrPortFrom(netip.IPv6Loopback(), port)); err6 == nil {
+			return conn, nil
+		}
+	}
+	return conn, err
 }
 
 // connectedToHost judges a socket by its own addresses, whatever the tables

@@ -5,19 +5,27 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/devvm/devvm/pkg/egress"
 )
 
-// policy decides about each outbound connection, counts what it refuses and
-// tells the log. The first rule comes first; what devvm.toml narrows comes
-// after it and can only take away.
+// policy decides about each outbound connection and each name that is asked
+// for, counts what it refuses and tells the log. The first rule comes first;
+// what devvm.toml narrows comes after it and can only take away, but for the
+// ports of the host that it opens at the address that means the host.
 type policy struct {
-	offline bool
 	look    func(context.Context, netip.Addr) (hostView, error)
+	ask     func(ctx context.Context, name string) // notes in answers what a name leads to
 	log     *slog.Logger
+	answers *answers
+	journal *journal
 
 	mu      sync.Mutex
+	current egress.Policy
+	flows   map[*flow]struct{} // all that were let out and have not ended
 	refused map[refusal]uint64
 	window  time.Time // start of the present period of logging
 	lines   int       // logged in it
@@ -32,7 +40,15 @@ const (
 )
 
 func newPolicy(s *Stack) *policy {
-	return &policy{offline: s.cfg.Offline, look: s.hostLooker(), log: s.log, refused: map[refusal]uint64{}}
+	p := &policy{
+		look: s.hostLooker(), log: s.log, current: egress.Default(),
+		answers: newAnswers(s.cfg.Now), journal: newJournal(s.cfg.Now),
+		flows: map[*flow]struct{}{}, refused: map[refusal]uint64{},
+	}
+	if s.cfg.Policy != nil {
+		p.current = *s.cfg.Policy
+	}
+	return p
 }
 
 // hostLooker runs lookHost on one goroutine for all: it needs 100 KB of stack,
@@ -77,32 +93,179 @@ func (s *Stack) hostLooker() func(context.Context, netip.Addr) (hostView, error)
 	}
 }
 
-// check decides about one destination. Services of the gateway are not its
-// matter: the stack has sockets of its own for them.
-func (p *policy) check(ctx context.Context, network string, to netip.AddrPort) refusal {
-	r := p.judge(ctx, to)
-	if r != allowed {
-		p.count(r, network, to)
-	}
-	return r
+// A decision is what policy says of one destination.
+type decision struct {
+	to      netip.AddrPort
+	refusal refusal  // allowed: none
+	names   []string // by which the VM knows the address, the one answered last in front
+	host    bool     // leads to a port of the host that devvm.toml opens
 }
 
-func (p *policy) judge(ctx context.Context, to netip.AddrPort) refusal {
-	if p.offline {
-		return refuseOffline
+// under says whether a policy lets a decision stand that another has made. It
+// knows nothing of the first rule.
+func (d decision) under(p egress.Policy) bool {
+	if d.host {
+		return p.OpensHostPort(d.to.Port())
 	}
-	r, err := checkHost(ctx, to.Addr(), p.look)
+	return p.Permits(d.to, d.names...)
+}
+
+// name is the name for which a destination is allowed, or else the last one.
+func (d decision) name(p egress.Policy) string {
+	for _, name := range d.names {
+		if p.Permits(d.to, name) {
+			return name
+		}
+	}
+	if len(d.names) > 0 {
+		return d.names[0]
+	}
+	return ""
+}
+
+// hostName is how the VM calls the host.
+const hostName = "host.docker.internal"
+
+// check decides about one destination. Services of the gateway are not its
+// matter: the stack has sockets of its own for them.
+func (p *policy) check(ctx context.Context, network string, to netip.AddrPort) decision {
+	d := p.judge(ctx, network, to)
+	p.note(network, d)
+	return d
+}
+
+func (p *policy) judge(ctx context.Context, network string, to netip.AddrPort) decision {
+	now := p.now()
+	d := decision{to: to}
+	if to.Addr() == HostAlias {
+		d.names, d.host = []string{hostName}, true
+	} else {
+		d.names = p.answers.names(to.Addr())
+	}
+	switch {
+	case now.Offline:
+		d.refusal = refuseOffline
+	case d.host && (network != "tcp" || !d.under(now)):
+		d.refusal = refuseHostPort
+	case d.host:
+	default:
+		if d.refusal = p.firstRule(ctx, to.Addr()); d.refusal != allowed || d.under(now) {
+			return d
+		}
+		d.refusal = refuseEgress
+		if network == "tcp" && p.renew(ctx, now, to) {
+			if d.names = p.answers.names(to.Addr()); d.under(now) {
+				d.refusal = allowed
+			}
+		}
+	}
+	return d
+}
+
+// renew asks again for a name that led to a destination once and would allow it.
+// It says whether it did. It waits for a nameserver, which only a connection's
+// own goroutine may: a TCP connection's.
+func (p *policy) renew(ctx context.Context, now egress.Policy, to netip.AddrPort) bool {
+	name := p.answers.stale(to.Addr(), func(name string) bool { return now.Permits(to, name) })
+	if name == "" {
+		return false
+	}
+	p.ask(ctx, name)
+	return true
+}
+
+// firstRule says whether an address is the host's, now.
+func (p *policy) firstRule(ctx context.Context, a netip.Addr) refusal {
+	r, err := checkHost(ctx, a, p.look)
 	if err != nil {
 		p.log.Error("host's addresses are unknown, connection refused", "error", err)
 	}
 	return r
 }
 
-// count notes a refusal.
-func (p *policy) count(r refusal, network string, to netip.AddrPort) {
+// answersName decides about a name that the VM asks for.
+func (p *policy) answersName(name string) bool {
+	now := p.now()
+	if now.AnswersName(name) {
+		return true
+	}
+	d := decision{refusal: refuseEgress, names: []string{strings.ToLower(strings.TrimSuffix(name, "."))}}
+	if now.Offline {
+		d.refusal = refuseOffline
+	}
+	p.note("dns", d)
+	return false
+}
+
+// now is the policy in force.
+func (p *policy) now() egress.Policy {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.refused[r]++
+	return p.current
+}
+
+// A flow is a connection, or a flow of datagrams, that was let out.
+type flow struct {
+	decision
+	cut func() // ends it; does not wait
+}
+
+// enter notes a flow that begins, unless the policy has changed against it
+// since it was decided about. Whoever enters leaves.
+func (p *policy) enter(network string, f *flow) refusal {
+	p.mu.Lock()
+	if f.under(p.current) {
+		p.flows[f] = struct{}{}
+		p.mu.Unlock()
+		return allowed
+	}
+	p.mu.Unlock()
+	p.count(refuseEgress, network, f.to)
+	return refuseEgress
+}
+
+func (p *policy) leave(f *flow) {
+	p.mu.Lock()
+	delete(p.flows, f)
+	p.mu.Unlock()
+}
+
+// set puts another policy in force and cuts what it does not allow. It returns
+// how many connections that were.
+func (p *policy) set(next egress.Policy) int {
+	p.mu.Lock()
+	p.current = next
+	var cut []*flow
+	for f := range p.flows {
+		if !f.under(next) {
+			cut = append(cut, f)
+		}
+	}
+	p.mu.Unlock()
+	for _, f := range cut {
+		f.cut()
+	}
+	p.log.Info("policy changed", "egress", next.String(), "cut", len(cut))
+	return len(cut)
+}
+
+// count notes a refusal that needed no decision.
+func (p *policy) count(r refusal, network string, to netip.AddrPort) {
+	d := decision{to: to, refusal: r}
+	d.names = p.answers.names(to.Addr())
+	p.note(network, d)
+}
+
+// note tells the journal of a decision, and the log of a refusal.
+func (p *policy) note(network string, d decision) {
+	name := d.name(p.now())
+	p.journal.note(network, name, d.to.Addr(), d.to.Port(), d.refusal)
+	if d.refusal == allowed {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refused[d.refusal]++
 	now := time.Now()
 	if now.Sub(p.window) >= logWindow {
 		if p.muted > 0 {
@@ -115,7 +278,7 @@ func (p *policy) count(r refusal, network string, to netip.AddrPort) {
 		return
 	}
 	p.lines++
-	p.log.Warn("connection refused", "network", network, "to", to.String(), "reason", string(r))
+	p.log.Warn("connection refused", "network", network, "to", d.to.String(), "name", name, "reason", string(d.refusal))
 }
 
 // refusals returns how many there were, by reason.
@@ -127,4 +290,52 @@ func (p *policy) refusals() map[string]uint64 {
 		counts[string(r)] = n
 	}
 	return counts
+}
+
+// SetPolicy puts another policy in force: at once for all that begins from now
+// on, and what exists and is not allowed any more is cut. It returns how many
+// connections that were.
+func (s *Stack) SetPolicy(p egress.Policy) int { return s.policy.set(p) }
+
+// Egress returns what the VM has asked for.
+func (s *Stack) Egress() Egress {
+	now := s.policy.now()
+	rows, _, forgotten := s.policy.journal.since(0)
+	e := Egress{Policy: now, Attempts: make([]Attempt, len(rows)), Forgotten: forgotten}
+	for i, r := range rows {
+		e.Attempts[i] = r.attempt(now)
+	}
+	return e
+}
+
+// followPause is between two deliveries of FollowEgress: what happens again and
+// again meanwhile is delivered once.
+const followPause = 200 * time.Millisecond
+
+// FollowEgress calls use with each attempt so far, and then with each that is
+// new or has happened again, until ctx ends or use fails.
+func (s *Stack) FollowEgress(ctx context.Context, use func(Attempt) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
+	pause := time.NewTicker(followPause)
+	defer pause.Stop()
+	for seq := uint64(0); ; {
+		var rows []row
+		rows, seq, _ = s.policy.journal.since(seq)
+		now := s.policy.now()
+		for _, r := range rows {
+			if err := use(r.attempt(now)); err != nil {
+				return err
+			}
+		}
+		if err := s.policy.journal.wait(ctx, seq); err != nil {
+			return err
+		}
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }

@@ -28,6 +28,8 @@ func sourceOf(c net.Conn) source {
 	switch c := c.(type) {
 	case *socket.UDP:
 		return &endpointSource{c}
+	case *datagramConn:
+		return c
 	case syscall.Conn:
 		if raw, err := c.SyscallConn(); err == nil {
 			return &socketSource{raw}

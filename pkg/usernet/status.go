@@ -1,6 +1,10 @@
 package usernet
 
-import "time"
+import (
+	"time"
+
+	"github.com/devvm/devvm/pkg/egress"
+)
 
 // Status describes a VM's network at one moment. It travels as JSON; fields
 // are only ever added.
@@ -9,6 +13,7 @@ type Status struct {
 	Since     time.Time         `json:"since,omitzero"` // when it was
 	Guest     string            `json:"guest"`          // the VM's address
 	Offline   bool              `json:"offline"`        // outbound is refused
+	Policy    *egress.Policy    `json:"policy"`         // what the VM may reach
 	MTU       int               `json:"mtu"`            // bytes of an IP packet
 	FramesIn  uint64            `json:"framesIn"`       // from the VM
 	BytesIn   uint64            `json:"bytesIn"`        // from the VM
@@ -28,9 +33,10 @@ func (s *Stack) Status() Status {
 	since := s.since
 	s.mu.Unlock()
 	c := s.cable.Counters()
+	policy := s.policy.now()
 	return Status{
 		Connected: !since.IsZero(), Since: since,
-		Guest: Guest.String(), Offline: s.cfg.Offline, MTU: s.cfg.MTU,
+		Guest: Guest.String(), Offline: policy.Offline, Policy: &policy, MTU: s.cfg.MTU,
 		FramesIn: c.FramesIn, BytesIn: c.BytesIn,
 		FramesOut: c.FramesOut, BytesOut: c.BytesOut, Dropped: c.Dropped,
 		TCPFlows: len(s.out.tcpSlots), UDPFlows: s.out.udpFlows.len(), DialIns: int(s.dialIns.Load()),

@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -38,7 +39,7 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 	defer o.s.wg.Done()
 
 	ctx, cancel := context.WithTimeout(o.s.ctx, dialTimeout)
-	outside, refused, err := o.open(ctx, "tcp", to)
+	outside, decided, err := o.open(ctx, "tcp", to)
 	cancel()
 	syn := o.syns.take(id)
 	stream, ok := outside.(streamConn)
@@ -46,7 +47,7 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		err = fmt.Errorf("a %T is not a stream socket", outside)
 	}
 	if err != nil {
-		if refused == allowed {
+		if decided.refusal == allowed {
 			o.s.log.Debug("outbound connection failed", "to", to.String(), "error", err)
 		}
 		if silent := isUnreachable(err) && syn != nil; silent {
@@ -57,6 +58,15 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		}
 		return
 	}
+	ctx, cut := context.WithCancelCause(o.s.ctx)
+	defer cut(nil)
+	f := &flow{decided, func() { cut(errCut) }}
+	if o.s.policy.enter("tcp", f) != allowed {
+		r.Complete(true)
+		abort(outside)
+		return
+	}
+	defer o.s.policy.leave(f)
 	var wq waiter.Queue
 	ep, nerr := r.CreateEndpoint(&wq)
 	r.Complete(false)
@@ -64,10 +74,13 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		abort(outside)
 		return
 	}
-	if err := o.s.relays.join(o.s.ctx, socket.NewTCP(&wq, ep), stream); err != nil {
+	if err := o.s.relays.join(ctx, socket.NewTCP(&wq, ep), stream); err != nil {
 		o.s.log.Debug("outbound connection broke", "to", to.String(), "error", err)
 	}
 }
+
+// errCut says that a connection is not allowed any more.
+var errCut = errors.New("cut: " + string(refuseEgress))
 
 // synQuotes keeps the start of each connection request under way, which an
 // ICMP error about it must quote: the guest checks TCP's sequence number.

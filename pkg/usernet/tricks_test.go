@@ -18,6 +18,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -102,7 +103,9 @@ func (r *root) answer(sent []byte, wait time.Duration) string {
 			}
 			return "syn-ack"
 		case header.UDPProtocolNumber:
-			return "udp"
+			if header.UDP(b).DestinationPort() == port {
+				return "udp"
+			}
 		case header.ICMPv4ProtocolNumber:
 			icmp := header.ICMPv4(b)
 			switch icmp.Type() {
@@ -322,7 +325,7 @@ func TestARP(t *testing.T) {
 }
 
 func TestOffline(t *testing.T) {
-	s := newStack(t, usernet.Config{Offline: true, DialOut: func(context.Context, string, netip.AddrPort) (net.Conn, error) {
+	s := newStack(t, usernet.Config{Policy: &egress.Policy{Offline: true}, DialOut: func(context.Context, string, netip.AddrPort) (net.Conn, error) {
 		t.Error("something was dialled")
 		return nil, errors.New("offline")
 	}})

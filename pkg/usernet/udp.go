@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -30,7 +29,7 @@ const answeredFactor = 4
 
 // udpFlow is one pair of addresses that the guest sends from and to.
 type udpFlow struct {
-	to             netip.AddrPort
+	flow
 	id             stack.TransportEndpointID
 	guest, outside net.Conn
 	last           atomic.Int64 // of any datagram, in nanoseconds since the epoch
@@ -93,9 +92,9 @@ func (o *outbound) handleUDP(r *udp.ForwarderRequest) bool {
 	if o.s.ctx.Err() != nil {
 		return true
 	}
-	outside, refused, err := o.open(o.s.ctx, "udp", to)
+	outside, decided, err := o.open(o.s.ctx, "udp", to)
 	if err != nil {
-		if refused == allowed {
+		if decided.refusal == allowed {
 			o.s.log.Debug("outbound flow failed", "to", to.String(), "error", err)
 		}
 		return false
@@ -106,8 +105,13 @@ func (o *outbound) handleUDP(r *udp.ForwarderRequest) bool {
 		_ = outside.Close()
 		return true
 	}
-	f := &udpFlow{to: to, id: r.ID(), guest: socket.NewUDP(&wq, ep), outside: outside}
+	f := &udpFlow{id: r.ID(), guest: socket.NewUDP(&wq, ep), outside: outside}
 	f.last.Store(time.Now().UnixNano())
+	f.flow = flow{decided, func() { o.unreachable(f); f.close() }}
+	if o.s.policy.enter("udp", &f.flow) != allowed {
+		f.close()
+		return false
+	}
 	o.udpFlows.add(f)
 	o.s.wg.Go(func() { o.sendUDP(f) })
 	o.s.wg.Go(func() { o.receiveUDP(f) })
@@ -144,6 +148,7 @@ func (o *outbound) sendUDP(f *udpFlow) {
 
 // receiveUDP carries the answers, and closes the flow when it has been idle.
 func (o *outbound) receiveUDP(f *udpFlow) {
+	defer o.s.policy.leave(&f.flow)
 	defer o.udpFlows.remove(f)
 	defer context.AfterFunc(o.s.ctx, f.close)()
 	src := sourceOf(f.outside)

@@ -18,8 +18,14 @@
 // one takes over the same sockets. [Stack] is the same network without sockets
 // of its own, for tests.
 //
+// What devvm.toml allows beyond that, or does not, is an [egress.Policy]; it can
+// be replaced while the VM runs, through the unix socket and so by the host's
+// user alone ([Dialer.SetPolicy]). Names in it are matched by the answers that
+// this network's DNS has given to the VM (answers.go), and what the VM asked for
+// is kept in a journal of bounded size ([Egress]).
+//
 // This package is the only one that may import gVisor, and imports no other
-// package of devvm.
+// package of devvm but egress.
 package usernet
 
 import (
@@ -43,6 +49,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet/internal/link"
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
@@ -56,7 +63,12 @@ var (
 	Gateway = netip.MustParseAddr("192.0.2.1")
 	// Guest is the VM's own address.
 	Guest = netip.MustParseAddr("192.0.2.2")
-	// HostAlias is what host.docker.internal resolves to. It refuses all.
+	// GuestLoopback stands for 127.0.0.1 of the VM, towards the gateway alone: the
+	// VM's own rule (/usr/lib/devvm/loopback in its image) leads there what comes for it.
+	// It is on no network card, and nothing that the VM runs can use it.
+	GuestLoopback = netip.MustParseAddr("192.0.2.3")
+	// HostAlias is what host.docker.internal resolves to. It refuses all but
+	// the host's ports that the policy opens.
 	HostAlias = netip.MustParseAddr("192.0.2.254")
 )
 
@@ -84,9 +96,9 @@ var (
 
 // Config describes a VM's network. The zero value is a good one, but for Log.
 type Config struct {
-	Offline bool         // refuse everything outbound; DNS knows internal names only
-	MTU     int          // largest IP packet, 1280 to 65521; 0: DefaultMTU
-	Log     *slog.Logger // nil: nothing is logged
+	Policy *egress.Policy // what the VM may reach; nil: egress.Default
+	MTU    int            // largest IP packet, 1280 to 65521; 0: DefaultMTU
+	Log    *slog.Logger   // nil: nothing is logged
 
 	// Services are more TCP ports of the gateway, and the unix sockets of the host
 	// that serve them, to the VM's root and kernel: connections from ports below
@@ -111,6 +123,8 @@ type Config struct {
 	// UDPIdle is how long a UDP flow without answers lives, 0: 30 s; one with
 	// answers lives four times as long.
 	UDPIdle time.Duration
+	// Now is the clock of DNS answers and of the journal; nil: time.Now.
+	Now func() time.Time
 }
 
 // Stack is the network of one VM. Its methods are safe for concurrent use.
@@ -156,6 +170,9 @@ func New(cfg Config) (*Stack, error) {
 	if cfg.UDPIdle == 0 {
 		cfg.UDPIdle = 30 * time.Second
 	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
 	if cfg.MaxFlows == 0 {
 		cfg.MaxFlows = defaultMaxFlows()
 	}
@@ -169,6 +186,7 @@ func New(cfg Config) (*Stack, error) {
 	}
 	s.out = newOutbound(s)
 	s.dns = newResolver(s)
+	s.policy.ask = s.dns.renew
 	for _, serve := range []func() error{s.serveDHCP, s.serveDaytime, s.dns.serve} {
 		if err := serve(); err != nil {
 			s.Close()
@@ -208,7 +226,14 @@ func (s *Stack) makeNet() error {
 	if err != nil {
 		return err
 	}
-	s.net.SetRouteTable([]tcpip.Route{{Destination: subnet, NIC: nic}})
+	loopback, err := tcpip.NewSubnet(socket.Address(GuestLoopback), tcpip.MaskFromBytes(net.CIDRMask(32, 32)))
+	if err != nil {
+		return err
+	}
+	s.net.SetRouteTable([]tcpip.Route{
+		{Destination: loopback, Gateway: socket.Address(Guest), NIC: nic}, // no neighbour of that name
+		{Destination: subnet, NIC: nic},
+	})
 
 	// Every address but the gateway's is somebody else's: the stack takes the
 	// packets for all of them and answers in their names.

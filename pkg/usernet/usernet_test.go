@@ -187,6 +187,29 @@ func TestDialIn(t *testing.T) {
 	}
 }
 
+// What is for the VM's loopback goes to the VM's card without a question for its
+// neighbour, and its answers come from there.
+func TestDialInLoopback(t *testing.T) {
+	s, g := network(t, usernet.Config{})
+	if err := g.AddAddress(usernet.GuestLoopback, 32); err != nil { // in place of the VM's rule
+		t.Fatal(err)
+	}
+	guestTCP(t, g, 80, echo)
+	l, err := g.ListenOn(usernet.GuestLoopback, 80)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveTCP(t, l, func(c net.Conn) { io.WriteString(c, "loopback") })
+	c, err := s.Dial(testContext(t), "tcp", usernettest.Address(usernet.GuestLoopback, 80))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if b, err := io.ReadAll(c); string(b) != "loopback" || err != nil {
+		t.Errorf("%q, %v", b, err)
+	}
+}
+
 func TestDialInErrors(t *testing.T) {
 	s := newStack(t, usernet.Config{})
 	ctx := testContext(t)

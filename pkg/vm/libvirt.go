@@ -97,7 +97,7 @@ func (h *hypervisor) Host(ctx context.Context) (Host, error) {
 	if known != nil {
 		return *known, nil
 	}
-	host := Host{URI: h.uri, KVMDevice: kvmDevice, Kernel: kernelRelease(), CPU: cpuModel(), QEMUUser: -1, QEMUGroup: -1}
+	host := Host{URI: h.uri, KVMDevice: kvmDevice, Kernel: kernelRelease(), CPU: cpuModel(), QEMUUser: -1, QEMUGroup: -1, SaveDir: h.saveDir()}
 	var caps libvirtxml.Caps
 	err := h.read(ctx, func(l *link) error {
 		lib, err := l.ConnectGetLibVersion()
@@ -289,6 +289,11 @@ func (h *hypervisor) look(l *link, dom libvirt.Domain, p *power) (v view, agree 
 	if h.uri == uriTest {
 		return v, true, nil // no processes
 	}
+	if p.saved {
+		if info, err := os.Stat(filepath.Join(h.saveDir(), DomainPrefix+v.Name+".save")); err == nil {
+			v.Saved = info.Size()
+		}
+	}
 	qemu, known := findProcess(h.pidFile(l.dir, v.Name), v.Name)
 	switch {
 	case !known:
@@ -369,6 +374,16 @@ func (h *hypervisor) pidFile(dir, name string) string {
 		return filepath.Join(dir, "qemu", "run", DomainPrefix+name+".pid")
 	}
 	return filepath.Join(dir, "qemu", DomainPrefix+name+".pid")
+}
+
+// saveDir is where libvirt keeps the memory of saved domains.
+func (h *hypervisor) saveDir() string {
+	if h.uri == uriSession {
+		if dir, err := os.UserConfigDir(); err == nil {
+			return filepath.Join(dir, "libvirt", "qemu", "save")
+		}
+	}
+	return "/var/lib/libvirt/qemu/save"
 }
 
 // parseDomain reads what devvm wants of a definition.
@@ -572,7 +587,7 @@ func (h *hypervisor) Freeze(ctx context.Context, name, path string) error {
 }
 
 // Fork implements Hypervisor.
-func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string) error {
+func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string, meanwhile func(context.Context) error) error {
 	host, err := h.Host(ctx)
 	if err != nil {
 		return err
@@ -581,16 +596,13 @@ func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(scratch); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	preparing, preparingCtx := errgroup.WithContext(ctx)
+	preparing.Go(func() error { return copyMemory(preparingCtx, scratch, memory, doc) })
+	preparing.Go(func() error { return meanwhile(preparingCtx) })
+	preparing.Go(func() error { return h.Define(preparingCtx, spec) })
+	if err := preparing.Wait(); err != nil {
 		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
 	}
-	var copied errgroup.Group
-	copied.Go(func() error { return copyMemory(ctx, scratch, memory, doc) })
-	if err := errors.Join(h.Define(ctx, spec), copied.Wait()); err != nil {
-		_ = os.Remove(scratch)
-		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
-	}
-	defer os.Remove(scratch)
 	return h.act(ctx, "fork", spec.Name, func(l *link, v view) error {
 		if v.on() {
 			return ErrRunning

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -93,8 +94,9 @@ func readMemoryHead(r io.Reader) (memoryHead, error) {
 	return h, nil
 }
 
-// bytes renders the head, as libvirt would write it.
-func (h memoryHead) bytes() []byte {
+// bytes renders the head, as libvirt would write it, with at least size bytes:
+// what is more than it needs is padding, as libvirt leaves where it replaces the XML.
+func (h memoryHead) bytes(size int) []byte {
 	data := append([]byte(h.domain), 0)
 	var cookie, running uint32
 	if h.cookie != "" {
@@ -103,6 +105,9 @@ func (h memoryHead) bytes() []byte {
 	}
 	if h.running {
 		running = 1
+	}
+	if short := size - memoryHeader - len(data); short > 0 {
+		data = append(data, make([]byte, short)...)
 	}
 	out := append(make([]byte, 0, memoryHeader+len(data)), memoryMagic...)
 	for _, w := range [19]uint32{memoryVersion, uint32(len(data)), running, 0, cookie} {
@@ -192,10 +197,13 @@ func checkMemory(path string) error {
 	return err
 }
 
-// copyMemory writes a memory file for the domain want from one that another
-// domain left. dst must not exist; it is removed again if ctx ends or the copy
-// fails.
-func copyMemory(ctx context.Context, dst, src, want string) (err error) {
+// copyHead is the size of the head of each copy, so that another can take its place.
+const copyHead = 64 << 10
+
+// copyMemory writes a memory file for the domain want from one that another domain
+// left. If dst exists, it must be an earlier copy of src, and only its head is written
+// anew. Otherwise, when ctx ends or the copy fails, there is no dst.
+func copyMemory(ctx context.Context, dst, src, want string) error {
 	in, err := os.Open(src)
 	if err != nil {
 		return err
@@ -208,19 +216,60 @@ func copyMemory(ctx context.Context, dst, src, want string) (err error) {
 	if head.domain, err = adopt(head.domain, want); err != nil {
 		return err
 	}
+	start, err := in.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	first := head.bytes(copyHead)
+	if size := int64(len(first)) + info.Size() - start; replaceHead(dst, first, size) {
+		return nil
+	}
+	if err := os.Remove(dst); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if cerr := out.Close(); err == nil {
-			err = cerr
-		}
-		if err != nil {
-			_ = os.Remove(dst)
-		}
-	}()
-	if _, err := out.Write(head.bytes()); err != nil {
+	err = copyStream(ctx, out, in, first)
+	if cerr := out.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		_ = os.Remove(dst)
+	}
+	return err
+}
+
+// replaceHead writes the head of a copy anew, if the file is one with a head and a
+// size like that.
+func replaceHead(path string, head []byte, size int64) bool {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil || info.Size() != size {
+		return false
+	}
+	if _, err := readMemoryHead(f); err != nil {
+		return false
+	}
+	if at, err := f.Seek(0, io.SeekCurrent); err != nil || at != int64(len(head)) {
+		return false
+	}
+	_, err = f.WriteAt(head, 0)
+	return err == nil
+}
+
+// copyStream writes the head and what follows in the source.
+func copyStream(ctx context.Context, out, in *os.File, head []byte) error {
+	if _, err := out.Write(head); err != nil {
 		return err
 	}
 	for { // by copy_file_range(2), in parts so that ctx counts

@@ -28,7 +28,7 @@ func TestMemoryHead(t *testing.T) {
 		{running: true, domain: "<domain/>", cookie: "<cookie/>"},
 		{running: false, domain: "<domain/>"},
 	} {
-		got, err := readMemoryHead(bytes.NewReader(append(want.bytes(), "QEVM and so on"...)))
+		got, err := readMemoryHead(bytes.NewReader(append(want.bytes(0), "QEVM and so on"...)))
 		if err != nil || got != want {
 			t.Errorf("got %+v, %v, want %+v", got, err, want)
 		}
@@ -36,7 +36,7 @@ func TestMemoryHead(t *testing.T) {
 }
 
 func TestMemoryHeadRefused(t *testing.T) {
-	good := memoryHead{running: true, domain: "<domain/>", cookie: "<cookie/>"}.bytes()
+	good := memoryHead{running: true, domain: "<domain/>", cookie: "<cookie/>"}.bytes(0)
 	word := func(n int, v uint32) []byte {
 		b := bytes.Clone(good)
 		binary.LittleEndian.PutUint32(b[len(memoryMagic)+4*n:], v)
@@ -79,7 +79,7 @@ func TestCopyMemory(t *testing.T) {
 	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
 	stream := bytes.Repeat([]byte("QEVM and what QEMU knows "), 100_000)
 	head := memoryHead{running: true, domain: savedDomain(t, was), cookie: "<cookie><cpu/></cookie>"}
-	if err := os.WriteFile(src, append(head.bytes(), stream...), 0o444); err != nil {
+	if err := os.WriteFile(src, append(head.bytes(0), stream...), 0o444); err != nil {
 		t.Fatal(err)
 	}
 	if err := copyMemory(t.Context(), dst, src, savedDomain(t, next)); err != nil {
@@ -113,10 +113,31 @@ func TestCopyMemory(t *testing.T) {
 		t.Errorf("%v, %v: the fork's XML:\n%s\nwant:\n%s", errX, errY, x, y)
 	}
 
-	// Neither an existing file nor one of a cancelled copy is left half-made.
-	if err := copyMemory(t.Context(), dst, src, savedDomain(t, next)); !errors.Is(err, os.ErrExist) {
-		t.Errorf("copy onto a file: %v", err)
+	// A copy becomes another domain's: its head is replaced, the rest is not touched.
+	after := next
+	after.Name = next.Name + "-and-a-name-that-is-longer"
+	if err := os.WriteFile(dst, append(b[:len(b)-4], "mark"...), 0o600); err != nil {
+		t.Fatal(err)
 	}
+	if err := copyMemory(t.Context(), dst, src, savedDomain(t, after)); err != nil {
+		t.Fatal(err)
+	}
+	if b, err = os.ReadFile(dst); err != nil || !bytes.Contains(b, []byte(after.Name)) || !bytes.HasSuffix(b, []byte("mark")) {
+		t.Errorf("the copy was not used again (%v)", err)
+	}
+	// What is no whole copy is replaced by one.
+	for _, left := range [][]byte{nil, b[:len(b)-1], bytes.Repeat([]byte("x"), len(b)), append(head.bytes(0), make([]byte, len(b)-len(head.bytes(0)))...)} {
+		if err := os.WriteFile(dst, left, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := copyMemory(t.Context(), dst, src, savedDomain(t, next)); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(dst); err != nil || !bytes.Contains(b, []byte(next.Name)) || !bytes.HasSuffix(b, stream) {
+			t.Errorf("what was left instead of a copy was used (%v)", err)
+		}
+	}
+	// That of a cancelled one is not left half-made.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := copyMemory(ctx, dst+"2", src, savedDomain(t, next)); !errors.Is(err, context.Canceled) {
@@ -144,8 +165,8 @@ func TestAdoptOtherShape(t *testing.T) {
 }
 
 func FuzzMemoryHead(f *testing.F) {
-	f.Add(memoryHead{running: true, domain: "<domain/>", cookie: "<cookie/>"}.bytes())
-	f.Add(memoryHead{domain: "<domain/>"}.bytes())
+	f.Add(memoryHead{running: true, domain: "<domain/>", cookie: "<cookie/>"}.bytes(0))
+	f.Add(memoryHead{domain: "<domain/>"}.bytes(0))
 	f.Add([]byte(memoryMagic))
 	f.Fuzz(func(t *testing.T, file []byte) {
 		head, err := readMemoryHead(bytes.NewReader(file))
@@ -155,7 +176,7 @@ func FuzzMemoryHead(f *testing.F) {
 			}
 			return
 		}
-		again, err := readMemoryHead(bytes.NewReader(head.bytes()))
+		again, err := readMemoryHead(bytes.NewReader(head.bytes(0)))
 		if err != nil || again != head {
 			t.Errorf("%+v becomes %+v, %v", head, again, err)
 		}

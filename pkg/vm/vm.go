@@ -123,7 +123,8 @@ type Domain struct {
 	Memory  int64 // bytes
 	Accel   Accel
 	Disk    string
-	PID     int // QEMU's process, 0 if unknown or not running
+	PID     int   // QEMU's process, 0 if unknown or not running
+	Saved   int64 // bytes that the memory of a saved VM takes on the disk, if known
 }
 
 // Snapshot is a state of a VM that was kept.
@@ -145,6 +146,7 @@ type Host struct {
 	QEMUUser    int    // uid that runs QEMU, -1: our own
 	QEMUGroup   int    // gid that runs QEMU, -1: our own
 	Confinement string // "apparmor", "selinux" or ""
+	SaveDir     string // where the memory of saved VMs is kept; it need not exist
 }
 
 // Hypervisor manages the VMs of devvm on one host. All methods can be
@@ -178,11 +180,13 @@ type Hypervisor interface {
 	// must not exist. For a stopped VM it returns ErrNotRunning.
 	Freeze(ctx context.Context, name, path string) error
 	// Fork defines the VM and starts it from what Freeze has left of another one
-	// of the same shape, on a copy of that, which it makes at scratch and
-	// removes. The new VM goes on where the other one stood; its disk must lie
-	// on the other's as that was then. ErrMemory says that the memory does not
-	// fit.
-	Fork(ctx context.Context, spec Spec, memory, scratch string) error
+	// of the same shape, on a copy of that at scratch. It makes the copy, unless
+	// it finds that of an earlier Fork from the same memory there; the copy stays.
+	// The new VM goes on where the other one stood; its disk must lie on the
+	// other's as that was then. Beside copying it runs meanwhile, which makes what
+	// the VM needs to start: its disk and its network. ErrMemory says that the
+	// memory does not fit.
+	Fork(ctx context.Context, spec Spec, memory, scratch string, meanwhile func(context.Context) error) error
 	// Snapshot keeps the state of the VM under a name of its own, beside those that
 	// it has: of a running VM disk and memory, of a stopped one its disk.
 	Snapshot(ctx context.Context, name, snapshot string) error

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -29,7 +30,9 @@ const APIVersion = "1.45"
 // requests ask, and keeps images, containers and volumes in a file, so that
 // tests see state go with a disk and come back with it.
 //
-// POST /images/load, /containers/create and /volumes/create make state. Some
+// POST /images/load, /containers/create and /volumes/create make state. Containers can
+// be started, stopped, killed, restarted, renamed and removed; GET /events tells. They
+// run nothing, but what they publish is listed, and [Engine.OnPublish] hears of it. Some
 // paths of its own serve tests of what lies in between: POST /test/hijack (an
 // upgraded stream that echoes, and after the client's half-close says how much
 // it got), POST /test/upload (answers with the number of bytes), GET
@@ -41,15 +44,17 @@ type Engine struct {
 	close    sync.Once
 	requests atomic.Int64
 
-	mu    sync.Mutex
-	file  string
-	state State
+	mu          sync.Mutex
+	file        string
+	state       State
+	subscribers map[chan any]bool
+	publish     func(Container, bool)
 }
 
 // State is what an engine holds.
 type State struct {
 	Images     []Object
-	Containers []Object
+	Containers []Container
 	Volumes    []Object
 }
 
@@ -70,6 +75,8 @@ func NewEngine(dir string) (*Engine, error) {
 		accept: make(chan net.Conn),
 		closed: make(chan struct{}),
 		file:   filepath.Join(dir, "engine.json"),
+
+		subscribers: map[chan any]bool{},
 	}
 	data, err := os.ReadFile(e.file)
 	switch {
@@ -79,6 +86,9 @@ func NewEngine(dir string) (*Engine, error) {
 	default:
 		if err := json.Unmarshal(data, &e.state); err != nil {
 			return nil, fmt.Errorf("%s: %w", e.file, err)
+		}
+		for i := range e.state.Containers {
+			e.state.Containers[i].Running = false // a new boot
 		}
 	}
 	e.server = &http.Server{Handler: e.handler(), ReadHeaderTimeout: time.Minute}
@@ -187,9 +197,7 @@ func (e *Engine) handler() http.Handler {
 	mux.HandleFunc("GET /images/json", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, images(e.State()))
 	})
-	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, _ *http.Request) {
-		answer(w, http.StatusOK, containers(e.State()))
-	})
+	e.handleContainers(mux)
 	mux.HandleFunc("GET /volumes", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"Volumes": volumes(e.State(), false), "Warnings": nil})
 	})
@@ -200,17 +208,11 @@ func (e *Engine) handler() http.Handler {
 			layers += i.Size
 		}
 		answer(w, http.StatusOK, map[string]any{
-			"LayersSize": layers, "Images": images(s), "Containers": containers(s),
+			"LayersSize": layers, "Images": images(s), "Containers": containers(s, true),
 			"Volumes": volumes(s, true), "BuildCache": []any{},
 		})
 	})
 	mux.HandleFunc("POST /images/load", e.loadImage)
-	mux.HandleFunc("POST /containers/create", func(w http.ResponseWriter, r *http.Request) {
-		name := r.URL.Query().Get("name")
-		id := newID(name)
-		e.add(w, func(s *State) { s.Containers = append(s.Containers, Object{ID: id, Name: name}) },
-			map[string]any{"Id": id, "Warnings": []string{}})
-	})
 	mux.HandleFunc("POST /volumes/create", func(w http.ResponseWriter, r *http.Request) {
 		var req struct{ Name string }
 		_ = json.NewDecoder(r.Body).Decode(&req)
@@ -219,15 +221,6 @@ func (e *Engine) handler() http.Handler {
 		}
 		e.add(w, func(s *State) { s.Volumes = append(s.Volumes, Object{ID: req.Name, Name: req.Name, Size: 1 << 20}) },
 			map[string]any{"Name": req.Name, "Driver": "local", "Scope": "local", "Mountpoint": "/" + req.Name})
-	})
-	mux.HandleFunc("GET /events", func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(http.StatusOK)
-		_ = http.NewResponseController(w).Flush()
-		select {
-		case <-r.Context().Done():
-		case <-e.closed:
-		}
 	})
 	mux.HandleFunc("POST /test/hijack", hijack)
 	mux.HandleFunc("POST /test/upload", func(w http.ResponseWriter, r *http.Request) {
@@ -283,11 +276,21 @@ func (e *Engine) loadImage(w http.ResponseWriter, r *http.Request) {
 
 // add changes the state, saves it and answers.
 func (e *Engine) add(w http.ResponseWriter, change func(*State), reply any) {
+	if err := e.change(change); err != nil {
+		answer(w, http.StatusInternalServerError, map[string]string{"message": err.Error()})
+		return
+	}
+	answer(w, http.StatusCreated, reply)
+}
+
+// change changes the state and saves it.
+func (e *Engine) change(change func(*State)) error {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	s := State{
-		Images:     append([]Object(nil), e.state.Images...),
-		Containers: append([]Object(nil), e.state.Containers...),
-		Volumes:    append([]Object(nil), e.state.Volumes...),
+		Images:     slices.Clone(e.state.Images),
+		Containers: slices.Clone(e.state.Containers),
+		Volumes:    slices.Clone(e.state.Volumes),
 	}
 	change(&s)
 	data, err := json.Marshal(s)
@@ -300,12 +303,7 @@ func (e *Engine) add(w http.ResponseWriter, change func(*State), reply any) {
 	if err == nil {
 		e.state = s
 	}
-	e.mu.Unlock()
-	if err != nil {
-		answer(w, http.StatusInternalServerError, map[string]string{"message": err.Error()})
-		return
-	}
-	answer(w, http.StatusCreated, reply)
+	return err
 }
 
 func images(s State) []map[string]any {
@@ -313,17 +311,6 @@ func images(s State) []map[string]any {
 	for _, i := range s.Images {
 		list = append(list, map[string]any{
 			"Id": i.ID, "RepoTags": []string{i.Name}, "Size": i.Size, "SharedSize": -1, "Containers": -1,
-		})
-	}
-	return list
-}
-
-func containers(s State) []map[string]any {
-	list := []map[string]any{}
-	for _, c := range s.Containers {
-		list = append(list, map[string]any{
-			"Id": c.ID, "Names": []string{"/" + c.Name}, "Image": "scratch", "State": "created",
-			"Status": "Created", "SizeRw": c.Size,
 		})
 	}
 	return list

@@ -148,10 +148,13 @@ func (g *Guest) MAC() net.HardwareAddr { return g.mac }
 
 // Listen accepts TCP connections on a port of the guest; 0 chooses one. The
 // connections have CloseWrite.
-func (g *Guest) Listen(port int) (net.Listener, error) {
-	l, err := socket.ListenTCP(g.net, netip.AddrPortFrom(g.addr, uint16(port)))
+func (g *Guest) Listen(port int) (net.Listener, error) { return g.ListenOn(g.addr, port) }
+
+// ListenOn is Listen on one of the addresses that AddAddress gave it.
+func (g *Guest) ListenOn(a netip.Addr, port int) (net.Listener, error) {
+	l, err := socket.ListenTCP(g.net, netip.AddrPortFrom(a, uint16(port)))
 	if err != nil {
-		return nil, fmt.Errorf("listen on port %d of the guest: %w", port, err)
+		return nil, fmt.Errorf("listen on %s port %d of the guest: %w", a, port, err)
 	}
 	return l, nil
 }

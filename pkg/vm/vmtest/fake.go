@@ -472,8 +472,11 @@ func (f *Fake) Freeze(ctx context.Context, name, path string) error {
 }
 
 // Fork implements vm.Hypervisor.
-func (f *Fake) Fork(ctx context.Context, spec vm.Spec, memory, scratch string) error {
+func (f *Fake) Fork(ctx context.Context, spec vm.Spec, memory, scratch string, meanwhile func(context.Context) error) error {
 	if err := f.Define(ctx, spec); err != nil {
+		return err
+	}
+	if err := meanwhile(ctx); err != nil {
 		return err
 	}
 	host, err := f.Host(ctx)
@@ -498,7 +501,6 @@ func (f *Fake) Fork(ctx context.Context, spec vm.Spec, memory, scratch string) e
 		if err := os.WriteFile(scratch, b, 0o600); err != nil {
 			return err
 		}
-		defer os.Remove(scratch)
 		if err := f.startable(spec, host); err != nil {
 			return err
 		}

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
+)
+
+func (a *app) newEgressCmd() *cobra.Command {
+	var follow bool
+	cmd := &cobra.Command{
+		Use:   "egress",
+		Short: "Show what the VM has asked for on the network, allowed and refused",
+		Long: `Show what the VM has asked for on the network since it started: connections, and
+names that it may not look up; allowed or refused. The last column is what devvm.toml
+would have to say below [network] to allow what was refused, from the next devvm up
+on, or in brackets why that cannot be.`,
+		Args: cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			if follow {
+				return a.followEgress(ctx, s, p)
+			}
+			return a.showEgress(ctx, s, p)
+		}),
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until Ctrl-C")
+	cmd.Flags().Bool("json", false, "print JSON; with --follow, a line for each")
+	return cmd
+}
+
+func (a *app) showEgress(ctx context.Context, s *project.Service, p project.Project) error {
+	e, err := s.Egress(ctx, p)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.JSON(e)
+	}
+	t := a.Table("LAST", "COUNT", "WHAT", "WHERE", "RESULT", "TO ALLOW IT")
+	for _, at := range e.Attempts {
+		t.Row(at.Last.Local().Format(time.TimeOnly), strconv.FormatUint(at.Count, 10), at.Protocol, destination(at), result(at), allowBy(at))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if e.Forgotten > 0 {
+		fmt.Fprintf(a.Err, "note: %d earlier attempts had to make room for these\n", e.Forgotten)
+	}
+	return nil
+}
+
+func (a *app) followEgress(ctx context.Context, s *project.Service, p project.Project) error {
+	err := s.FollowEgress(ctx, p, func(at usernet.Attempt) error {
+		if a.json {
+			return a.JSONLine(at)
+		}
+		line := fmt.Sprintf("%s  %5d  %-4s  %-40s  %s  %s", at.Last.Local().Format(time.TimeOnly), at.Count, at.Protocol, destination(at), result(at), allowBy(at))
+		_, err := fmt.Fprintln(a.Out, ui.Escape(strings.TrimRight(line, " ")))
+		return err
+	})
+	if err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil // Ctrl-C is how --follow ends
+}
+
+// destination names where an attempt went.
+func destination(at usernet.Attempt) string {
+	where := at.Name
+	if where == "" {
+		where = at.Address
+	}
+	if at.Port != 0 {
+		where = net.JoinHostPort(where, strconv.Itoa(int(at.Port)))
+	}
+	return where
+}
+
+func result(at usernet.Attempt) string {
+	if at.Allowed {
+		return "allowed"
+	}
+	return "refused"
+}
+
+// allowBy is what to write below [network], or why that would not help.
+func allowBy(at usernet.Attempt) string {
+	switch {
+	case at.Allowed:
+		return ""
+	case at.Allow == nil:
+		return "(" + at.Reason + ")"
+	case at.Allow.Key == "mode":
+		return at.Allow.Line
+	}
+	return at.Allow.Key + " + " + at.Allow.Entry
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+func (a *app) newExposeCmd() *cobra.Command {
+	var to string
+	var stop bool
+	var duration time.Duration
+	cmd := &cobra.Command{
+		Use:   "expose [port]",
+		Short: "Open a published port to others on the network, for a time",
+		Long: `Open a port that a container publishes to the addresses of a range, and to nobody
+else, for a time. It ends by itself then, and with --stop, down, nuke and rm. Nothing in
+devvm.toml can do this. Without a port, list what is exposed.
+
+  devvm expose 8080 --to 192.168.1.0/24 --for 2h
+  devvm expose --stop 8080     # without a port: all`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		port, err := exposePort(args)
+		if err != nil {
+			return err
+		}
+		return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			switch {
+			case stop:
+				return a.runConceal(ctx, s, p, port)
+			case port == 0:
+				r, err := s.Ports(ctx, p)
+				if err != nil {
+					return err
+				}
+				return a.showExposures(r)
+			}
+			prefix, err := exposeRange(to)
+			if err != nil {
+				return err
+			}
+			r, err := s.Expose(ctx, p, port, prefix, duration)
+			if err != nil {
+				return err
+			}
+			return a.showExposures(r)
+		})(cmd, args)
+	}
+	cmd.Flags().StringVar(&to, "to", "", "the `range` of addresses that may come in, such as 192.168.1.0/24, or one address")
+	cmd.Flags().DurationVar(&duration, "for", time.Hour, "how `long`, such as 2h or 30m")
+	cmd.Flags().BoolVar(&stop, "stop", false, "end the exposure of the port, or all")
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+func exposePort(args []string) (uint16, error) {
+	if len(args) == 0 {
+		return 0, nil
+	}
+	port, err := strconv.ParseUint(args[0], 10, 16)
+	if err != nil || port == 0 {
+		return 0, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("%q is not a port", args[0]), Hint: "name the port of this host as devvm ports shows it, such as 8080"}
+	}
+	return uint16(port), nil
+}
+
+func exposeRange(to string) (netip.Prefix, error) {
+	if addr, err := netip.ParseAddr(to); err == nil {
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(to)
+	if err != nil {
+		return prefix, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--to %q is not a range of addresses", to), Hint: "say who may come in, such as --to 192.168.1.0/24"}
+	}
+	return prefix, nil
+}
+
+func (a *app) runConceal(ctx context.Context, s *project.Service, p project.Project, port uint16) error {
+	n, err := s.Conceal(ctx, p, port)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.JSON(map[string]int{"ended": n})
+	}
+	if n == 0 {
+		fmt.Fprintln(a.Err, "nothing was exposed")
+	}
+	return nil
+}
+
+func (a *app) showExposures(r ports.Report) error {
+	if a.json {
+		return a.JSON(r.Exposures)
+	}
+	for _, e := range r.Exposures {
+		fmt.Fprintln(a.Out, exposed(e))
+	}
+	return nil
+}
+
+// exposed describes an exposure in one line.
+func exposed(e ports.Exposed) string {
+	at := make([]string, len(e.Addresses))
+	for i, a := range e.Addresses {
+		at[i] = a.String()
+	}
+	where := strings.Join(at, ", ")
+	if where == "" {
+		where = "nowhere now: no container publishes it, or this host has no address there"
+	}
+	return fmt.Sprintf("port %d is open to %s until %s (%s)", e.Port, e.To, e.Until.Local().Format("2006-01-02 15:04 MST"), where)
+}

@@ -1,0 +1,128 @@
+package dockerproxy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+)
+
+// Call is a request that is about to reach the engine and may be refused.
+type Call struct {
+	Kind Kind
+	// Container is the container that is meant, by name or ID. For Create it is the
+	// name that it is to have, "" if the engine chooses.
+	Container string
+	// HostConfig is what of the container to be concerns the host; only for Create.
+	HostConfig HostConfig
+}
+
+// Kind is what a Call asks for.
+type Kind string
+
+// The kinds of calls. A restart is a start.
+const (
+	Create Kind = "create"
+	Start  Kind = "start"
+)
+
+// HostConfig is the part of the API's HostConfig that checks are about
+// (https://docs.docker.com/reference/api/engine/, ContainerCreate).
+type HostConfig struct {
+	PortBindings map[string][]PortBinding
+	Binds        []string // "source:target[:options]"
+	Mounts       []Mount
+}
+
+// PortBinding is the API's type of that name.
+type PortBinding struct {
+	HostIP   string `json:"HostIp"`
+	HostPort string
+}
+
+// Mount is the API's type of that name, in part.
+type Mount struct {
+	Type     string // "bind", "volume", "tmpfs", …
+	Source   string
+	Target   string
+	ReadOnly bool
+}
+
+// AdmitFunc decides about a call: nil lets it pass, unchanged; an error is the answer
+// that the client gets in the engine's place, with the status of a [*Refusal], else
+// 500. It should let pass what it cannot judge. If it lets it pass, done, unless nil, is
+// called once: when the engine's answer has ended, or the connection has.
+type AdmitFunc func(ctx context.Context, call Call) (done func(), err error)
+
+// Refusal is an answer in place of the engine's.
+type Refusal struct {
+	Status  int
+	Message string // what happened and what to do, on one line
+}
+
+// Error implements error.
+func (r *Refusal) Error() string { return r.Message }
+
+// maxCall bounds a request that is read as a whole. Larger ones pass unread.
+const maxCall = 4 << 20
+
+// Requests that are read, with or without the version of the API in front.
+var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/(?:(create)|([^/]+)/(start|restart))$`)
+
+// callOf says what a request asks for; false: nothing that is checked.
+func callOf(req *http.Request) (Call, bool) {
+	if req.Method != http.MethodPost {
+		return Call{}, false
+	}
+	m := callPath.FindStringSubmatch(req.URL.EscapedPath())
+	switch {
+	case m == nil:
+		return Call{}, false
+	case m[1] != "":
+		return Call{Kind: Create, Container: req.URL.Query().Get("name")}, true
+	}
+	name, err := url.PathUnescape(m[2])
+	return Call{Kind: Start, Container: name}, err == nil
+}
+
+// readConfig takes what a call's body says. An error means that the call is not
+// understood: the engine is to judge.
+func (c *Call) readConfig(body []byte) error {
+	if c.Kind != Create {
+		return nil
+	}
+	var config struct{ HostConfig HostConfig }
+	if err := json.Unmarshal(body, &config); err != nil {
+		return err
+	}
+	c.HostConfig = config.HostConfig
+	return nil
+}
+
+// writeRefusal answers a request as the engine would.
+func writeRefusal(w io.Writer, req *http.Request, cause error, last bool) error {
+	status := http.StatusInternalServerError
+	if r, ok := errors.AsType[*Refusal](cause); ok {
+		status = r.Status
+	}
+	body, err := json.Marshal(map[string]string{"message": cause.Error()})
+	if err != nil {
+		return fmt.Errorf("refuse: %w", err)
+	}
+	answer := http.Response{
+		StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, Request: req, Close: last || req.Close,
+		Header:        http.Header{"Content-Type": {"application/json"}, "Server": {"devvm"}},
+		ContentLength: int64(len(body)), Body: io.NopCloser(bytes.NewReader(body)),
+	}
+	var out bytes.Buffer
+	if err := answer.Write(&out); err != nil {
+		return fmt.Errorf("refuse: %w", err)
+	}
+	_, err = w.Write(out.Bytes())
+	return err
+}

@@ -1,0 +1,182 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+)
+
+// Dial opens a connection to an engine.
+type Dial func(ctx context.Context) (net.Conn, error)
+
+// Port is a port that a running container publishes.
+type Port struct {
+	Container string // name
+	ID        string // of the container
+	Protocol  string // "tcp", "udp" or "sctp"
+	Port      uint16 // the container's own
+	IP        netip.Addr
+	HostPort  uint16
+}
+
+// Binding is a wish of a container's to publish a port, as its maker wrote it.
+type Binding struct{ HostIP, HostPort string }
+
+// Times of Watch.
+const (
+	// The engine's list can lag behind its events, and it drops events that a
+	// listener does not take within 100 ms: so the list is asked for once more a
+	// while after an event, and now and then without one.
+	settle = time.Second
+	relist = 30 * time.Second
+)
+
+// Watch calls f with the ports that running containers publish, at once and after each
+// change, until ctx ends or the connection breaks, and returns why. A container that
+// dies is told without asking the engine again.
+func Watch(ctx context.Context, dial Dial, f func([]Port)) error {
+	return over(dial, "follow the engine", func(c *client.Client) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		w := watch{client: c, dead: map[string]time.Time{}, tell: f}
+		// What happens between the first list and the subscription, settle brings.
+		stream := c.Events(ctx, client.EventsListOptions{Filters: client.Filters{}.
+			Add("type", string(events.ContainerEventType), string(events.NetworkEventType)).
+			Add("event", string(events.ActionStart), string(events.ActionDie), string(events.ActionRename),
+				string(events.ActionConnect), string(events.ActionDisconnect))})
+		if err := w.list(ctx); err != nil {
+			return err
+		}
+		late := time.NewTimer(settle)
+		defer late.Stop()
+		for {
+			select {
+			case m := <-stream.Messages:
+				w.event(m)
+				for more := true; more; { // a burst is one change
+					select {
+					case m := <-stream.Messages:
+						w.event(m)
+					default:
+						more = false
+					}
+				}
+				late.Reset(settle)
+			case <-late.C:
+				late.Reset(relist)
+			case err := <-stream.Err:
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			if err := w.list(ctx); err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// watch is the state of Watch.
+type watch struct {
+	client *client.Client
+	last   []Port
+	dead   map[string]time.Time // containers that died, which the list may not know yet
+	tell   func([]Port)
+}
+
+// event takes what an event says by itself.
+func (w *watch) event(m events.Message) {
+	if m.Type != events.ContainerEventType {
+		return
+	}
+	switch m.Action {
+	case events.ActionStart:
+		delete(w.dead, m.Actor.ID)
+	case events.ActionDie:
+		w.dead[m.Actor.ID] = time.Now()
+		left := slices.DeleteFunc(slices.Clone(w.last), func(p Port) bool { return p.ID == m.Actor.ID })
+		if len(left) < len(w.last) {
+			w.last = left
+			w.tell(slices.Clone(left))
+		}
+	}
+}
+
+// list asks the engine and tells what is there.
+func (w *watch) list(ctx context.Context) error {
+	all, err := w.client.ContainerList(ctx, client.ContainerListOptions{})
+	if err != nil {
+		return err
+	}
+	for id, when := range w.dead {
+		if time.Since(when) >= settle {
+			delete(w.dead, id)
+		}
+	}
+	var list []Port
+	for _, item := range all.Items {
+		if _, dead := w.dead[item.ID]; dead {
+			continue
+		}
+		name := shortID(item.ID)
+		if len(item.Names) > 0 {
+			name = strings.TrimPrefix(item.Names[0], "/")
+		}
+		for _, p := range item.Ports {
+			if p.PublicPort != 0 {
+				list = append(list, Port{
+					Container: name, ID: item.ID, Protocol: strings.ToLower(p.Type),
+					Port: p.PrivatePort, IP: p.IP, HostPort: p.PublicPort,
+				})
+			}
+		}
+	}
+	w.last = list
+	w.tell(slices.Clone(list))
+	return nil
+}
+
+// Bindings asks what ports a container publishes when it runs, by its own ports
+// ("80/tcp"), and for its name.
+func Bindings(ctx context.Context, dial Dial, container string) (name string, bindings map[string][]Binding, err error) {
+	bindings = map[string][]Binding{}
+	err = over(dial, "ask the engine about a container", func(c *client.Client) error {
+		answer, err := c.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
+		if err != nil || answer.Container.HostConfig == nil {
+			return err
+		}
+		name = strings.TrimPrefix(answer.Container.Name, "/")
+		for port, wishes := range answer.Container.HostConfig.PortBindings {
+			for _, w := range wishes {
+				b := Binding{HostPort: w.HostPort}
+				if w.HostIP.IsValid() {
+					b.HostIP = w.HostIP.String()
+				}
+				bindings[port.String()] = append(bindings[port.String()], b)
+			}
+		}
+		return nil
+	})
+	return name, bindings, err
+}
+
+// over is with, over connections of the caller's.
+func over(dial Dial, act string, ask func(*client.Client) error) error {
+	c, err := client.New(client.WithHost("unix:///dial"), client.WithDialContext(
+		func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }))
+	if err != nil {
+		return fmt.Errorf("%s: %w", act, err)
+	}
+	defer func() { _ = c.Close() }()
+	if err := ask(c); err != nil {
+		return fmt.Errorf("%s: %w", act, explain(err))
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package engine_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/devvm/devvm/pkg/engine"
+)
+
+func dialer(sock string) engine.Dial {
+	return func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "unix", sock) }
+}
+
+var compareAddrs = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+
+// watch follows an engine for the test and returns what it tells.
+func watch(t *testing.T, dial engine.Dial) (told <-chan []engine.Port, ended <-chan error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	lists, err := make(chan []engine.Port, 1000), make(chan error, 1)
+	go func() { err <- engine.Watch(ctx, dial, func(list []engine.Port) { lists <- list }) }()
+	t.Cleanup(cancel)
+	return lists, err
+}
+
+// next waits until the ports told are as many.
+func next(t *testing.T, told <-chan []engine.Port, want int) []engine.Port {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case list := <-told:
+			if len(list) == want {
+				return list
+			}
+		case <-deadline:
+			t.Fatalf("%d ports were never told", want)
+		}
+	}
+}
+
+func TestWatch(t *testing.T) {
+	e, sock := fake(t, t.TempDir())
+	told, ended := watch(t, dialer(sock))
+	if list := <-told; len(list) != 0 { // at once
+		t.Error(list)
+	}
+	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"8080"}],"53/udp":[{"HostIp":"127.0.0.1","HostPort":"53"}]}}}`)
+	post(t, sock, "/containers/web/start", "")
+	list := next(t, told, 3)
+	id := e.State().Containers[0].ID
+	want := []engine.Port{
+		{Container: "web", ID: id, Protocol: "udp", Port: 53, IP: netip.MustParseAddr("127.0.0.1"), HostPort: 53},
+		{Container: "web", ID: id, Protocol: "tcp", Port: 80, IP: netip.MustParseAddr("0.0.0.0"), HostPort: 8080},
+		{Container: "web", ID: id, Protocol: "tcp", Port: 80, IP: netip.MustParseAddr("::"), HostPort: 8080},
+	}
+	if diff := cmp.Diff(want, list, compareAddrs); diff != "" {
+		t.Error(diff)
+	}
+	post(t, sock, "/containers/web/rename?name=shop", "")
+	for next(t, told, 3)[0].Container != "shop" {
+	}
+	post(t, sock, "/containers/shop/stop", "")
+	next(t, told, 0)
+	post(t, sock, "/containers/shop/restart", "")
+	next(t, told, 3)
+	_ = e.Close()
+	if err := <-ended; err == nil || !strings.HasPrefix(err.Error(), "follow the engine: ") {
+		t.Errorf("ended with %v", err)
+	}
+	if err := engine.Watch(t.Context(), dialer(sock+"x"), func([]engine.Port) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
+		t.Errorf("without an engine: %v", err)
+	}
+}
+
+// The engine tells of a container's end before its list knows it: what has ended stays
+// ended, and what starts again is back.
+func TestWatchStaleList(t *testing.T) {
+	var mu sync.Mutex
+	events := make(chan string)
+	running := []map[string]any{{
+		"Id": "x", "Names": []string{"/web"}, "State": "running",
+		"Ports": []map[string]any{{"IP": "0.0.0.0", "PrivatePort": 80, "PublicPort": 80, "Type": "tcp"}, {"PrivatePort": 81, "Type": "tcp"}},
+	}}
+	sock := handler(t, map[string]any{
+		"/_ping": "OK",
+		"/containers/json": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			_ = json.NewEncoder(w).Encode(running)
+		}),
+		"/events": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_ = http.NewResponseController(w).Flush()
+			for {
+				select {
+				case action := <-events:
+					_ = json.NewEncoder(w).Encode(map[string]any{"Type": "container", "Action": action, "Actor": map[string]any{"ID": "x"}})
+					_ = http.NewResponseController(w).Flush()
+				case <-r.Context().Done():
+					return
+				}
+			}
+		}),
+	})
+	told, _ := watch(t, dialer(sock))
+	next(t, told, 1)
+	events <- "die"
+	next(t, told, 0)             // by the event alone
+	if n := len(<-told); n > 0 { // the list that follows it
+		t.Errorf("a dead container has %d ports", n)
+	}
+	events <- "start"
+	next(t, told, 1)
+	events <- "die"
+	next(t, told, 0)
+	mu.Lock()
+	running = running[:0]
+	mu.Unlock()
+	events <- "disconnect"
+	next(t, told, 0)
+}
+
+func TestBindings(t *testing.T) {
+	_, sock := fake(t, t.TempDir())
+	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"},{}],"53/udp":[{"HostPort":"53"}]}}}`)
+	name, got, err := engine.Bindings(t.Context(), dialer(sock), "web")
+	want := map[string][]engine.Binding{"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8080"}, {}}, "53/udp": {{HostPort: "53"}}}
+	if diff := cmp.Diff(want, got); diff != "" || name != "web" || err != nil {
+		t.Error(name, diff, err)
+	}
+	if _, _, err := engine.Bindings(t.Context(), dialer(sock), "nosuch"); err == nil || !strings.Contains(err.Error(), "No such container") {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,257 @@
+package guesttest
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Container is one of an [Engine]'s containers.
+type Container struct {
+	ID       string
+	Name     string
+	Size     int64
+	Running  bool
+	Bindings map[string][]Binding // HostConfig.PortBindings
+}
+
+// Binding is a wish of a container's to publish a port.
+type Binding struct {
+	HostIP   string `json:"HostIp"`
+	HostPort string
+}
+
+// Published is one port of a container as the engine lists it.
+type Published struct {
+	IP          string
+	PrivatePort int
+	PublicPort  int
+	Type        string
+}
+
+// Published are the ports that the container publishes. Ports that the engine is to
+// choose are derived from the container's own.
+func (c Container) Published() []Published {
+	var list []Published
+	for port, wishes := range c.Bindings {
+		number, protocol, _ := strings.Cut(port, "/")
+		private, _ := strconv.Atoi(number)
+		for _, w := range wishes {
+			public, _ := strconv.Atoi(w.HostPort)
+			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, 32768+private), Type: cmp.Or(protocol, "tcp")}
+			if p.IP != "" {
+				list = append(list, p)
+				continue
+			}
+			for _, p.IP = range []string{"0.0.0.0", "::"} {
+				list = append(list, p)
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b Published) int {
+		return cmp.Or(cmp.Compare(a.PublicPort, b.PublicPort), cmp.Compare(a.Type, b.Type), cmp.Compare(a.IP, b.IP))
+	})
+	return list
+}
+
+// OnPublish calls f, from one goroutine at a time, when a container starts (true) and
+// ends (false).
+func (e *Engine) OnPublish(f func(c Container, running bool)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.publish = f
+}
+
+func (e *Engine) handleContainers(mux *http.ServeMux) {
+	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, r *http.Request) {
+		all := r.URL.Query().Get("all")
+		answer(w, http.StatusOK, containers(e.State(), all == "1" || all == "true"))
+	})
+	mux.HandleFunc("POST /containers/create", func(w http.ResponseWriter, r *http.Request) {
+		var body struct {
+			HostConfig struct {
+				PortBindings map[string][]Binding
+			}
+		}
+		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
+			answer(w, http.StatusBadRequest, map[string]string{"message": err.Error()})
+			return
+		}
+		c := Container{ID: newID(r.URL.Query().Get("name")), Name: r.URL.Query().Get("name"), Bindings: body.HostConfig.PortBindings}
+		if c.Name == "" {
+			c.Name = "c" + c.ID[:8]
+		}
+		e.add(w, func(s *State) { s.Containers = append(s.Containers, c) }, map[string]any{"Id": c.ID, "Warnings": []string{}})
+	})
+	mux.HandleFunc("GET /containers/{name}/json", func(w http.ResponseWriter, r *http.Request) {
+		c, found := e.State().container(r.PathValue("name"))
+		if !found {
+			noContainer(w, r)
+			return
+		}
+		answer(w, http.StatusOK, map[string]any{
+			"Id": c.ID, "Name": "/" + c.Name, "State": map[string]any{"Running": c.Running},
+			"HostConfig": map[string]any{"PortBindings": c.Bindings},
+		})
+	})
+	for path, running := range map[string][]bool{"start": {true}, "stop": {false}, "kill": {false}, "restart": {false, true}} {
+		mux.HandleFunc("POST /containers/{name}/"+path, func(w http.ResponseWriter, r *http.Request) {
+			for _, on := range running {
+				if !e.run(w, r, on) {
+					return
+				}
+			}
+			w.WriteHeader(http.StatusNoContent)
+		})
+	}
+	mux.HandleFunc("POST /containers/{name}/rename", func(w http.ResponseWriter, r *http.Request) {
+		c, found := e.State().container(r.PathValue("name"))
+		if !found {
+			noContainer(w, r)
+			return
+		}
+		_ = e.change(func(s *State) {
+			for i := range s.Containers {
+				if s.Containers[i].ID == c.ID {
+					s.Containers[i].Name = r.URL.Query().Get("name")
+				}
+			}
+		})
+		e.tell(c, "rename")
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("DELETE /containers/{name}", func(w http.ResponseWriter, r *http.Request) {
+		if !e.run(w, r, false) {
+			return
+		}
+		c, _ := e.State().container(r.PathValue("name"))
+		_ = e.change(func(s *State) {
+			s.Containers = slices.DeleteFunc(s.Containers, func(o Container) bool { return o.ID == c.ID })
+		})
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET /events", e.events)
+}
+
+// run starts or ends the container of a request, and says whether there is one.
+func (e *Engine) run(w http.ResponseWriter, r *http.Request, on bool) bool {
+	c, found := e.State().container(r.PathValue("name"))
+	if !found {
+		noContainer(w, r)
+		return false
+	}
+	if c.Running == on {
+		return true
+	}
+	c.Running = on
+	if on {
+		e.published(c)
+	}
+	_ = e.change(func(s *State) {
+		for i := range s.Containers {
+			if s.Containers[i].ID == c.ID {
+				s.Containers[i].Running = on
+			}
+		}
+	})
+	if !on {
+		e.published(c)
+	}
+	e.tell(c, map[bool]string{true: "start", false: "die"}[on])
+	return true
+}
+
+func (e *Engine) published(c Container) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.publish != nil {
+		e.publish(c, c.Running)
+	}
+}
+
+func noContainer(w http.ResponseWriter, r *http.Request) {
+	answer(w, http.StatusNotFound, map[string]string{"message": "No such container: " + r.PathValue("name")})
+}
+
+// container finds a container by its name or ID.
+func (s State) container(name string) (Container, bool) {
+	for _, c := range s.Containers {
+		if c.ID == name || c.Name == name {
+			return c, true
+		}
+	}
+	return Container{}, false
+}
+
+// tell sends an event to those who listen.
+func (e *Engine) tell(c Container, action string) {
+	now := time.Now()
+	message := map[string]any{
+		"Type": "container", "Action": action, "scope": "local", "time": now.Unix(), "timeNano": now.UnixNano(),
+		"Actor": map[string]any{"ID": c.ID, "Attributes": map[string]string{"name": c.Name}},
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for s := range e.subscribers {
+		select {
+		case s <- message:
+		default: // too slow: as the real one, lose it
+		}
+	}
+}
+
+func (e *Engine) events(w http.ResponseWriter, r *http.Request) {
+	messages := make(chan any, 1024)
+	e.mu.Lock()
+	e.subscribers[messages] = true
+	e.mu.Unlock()
+	defer func() {
+		e.mu.Lock()
+		delete(e.subscribers, messages)
+		e.mu.Unlock()
+	}()
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	flush := http.NewResponseController(w)
+	_ = flush.Flush()
+	for {
+		select {
+		case m := <-messages:
+			if json.NewEncoder(w).Encode(m) != nil || flush.Flush() != nil {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		case <-e.closed:
+			return
+		}
+	}
+}
+
+func containers(s State, all bool) []map[string]any {
+	list := []map[string]any{}
+	for _, c := range s.Containers {
+		if !c.Running && !all {
+			continue
+		}
+		state, status := "created", "Created"
+		ports := []Published{}
+		if c.Running {
+			state, status = "running", "Up"
+			ports = append(ports, c.Published()...)
+		}
+		list = append(list, map[string]any{
+			"Id": c.ID, "Names": []string{"/" + c.Name}, "Image": "scratch", "State": state,
+			"Status": status, "SizeRw": c.Size, "Ports": ports,
+		})
+	}
+	return list
+}
+
+// String is for messages of tests.
+func (c Container) String() string { return fmt.Sprintf("%s %v", c.Name, c.Published()) }

@@ -1,0 +1,127 @@
+package project
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Address is the project's own loopback address, derived from its directory.
+func (p Project) Address() netip.Addr {
+	sum := sha256.Sum256([]byte(p.Dir))
+	return ports.OwnAddress(sum[:])
+}
+
+// portOptions say what a project's supervisor does with published ports.
+func (s *Service) portOptions(f paths) supervisor.PortOptions {
+	p := Project{Dir: f.readRecord()}
+	return supervisor.PortOptions{
+		Options: ports.Options{
+			VM:        ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback},
+			Own:       p.Address(),
+			Dial:      usernet.NewDialer(f.dialSocket()).Dial,
+			Project:   s.projectOf,
+			Exposures: f.exposures(),
+		},
+		Settings: func() (ports.Settings, error) {
+			cfg, err := s.Config(p.Dir)
+			return ports.Settings{Prefer: cfg.PortsPrefer, Map: cfg.PortsMap}, err
+		},
+	}
+}
+
+// projectOf names in words the project whose supervisor a process is, "" if it is none.
+// The supervisors themselves are asked, so that the answer is never an old one.
+func (s *Service) projectOf(ctx context.Context, pid int) string {
+	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
+	if err != nil {
+		return ""
+	}
+	for _, e := range entries {
+		f := s.Dirs.paths(e.Name())
+		if !exists(f.controlSocket()) {
+			continue
+		}
+		status, err := supervisor.NewClient(f.controlSocket()).Status(ctx)
+		if err == nil && status.PID == pid {
+			dir := f.readRecord()
+			return fmt.Sprintf("devvm project %q (%s)", filepath.Base(dir), dir)
+		}
+	}
+	return ""
+}
+
+// Ports returns the published ports of the project's running VM.
+func (s *Service) Ports(ctx context.Context, p Project) (ports.Report, error) {
+	r, err := s.supervisor(p).Ports(ctx)
+	return r, s.attended(ctx, p, err)
+}
+
+// WatchPorts calls f with the published ports and then with each change, until ctx or
+// the supervisor ends.
+func (s *Service) WatchPorts(ctx context.Context, p Project, f func(ports.Report)) error {
+	seen := false
+	err := s.supervisor(p).WatchPorts(ctx, func(r ports.Report) bool {
+		seen = true
+		f(r)
+		return true
+	})
+	if seen && errors.Is(err, supervisor.ErrNone) { // as the VM stopped
+		return nil
+	}
+	return s.attended(ctx, p, err)
+}
+
+// Expose opens a published port of the project's running VM to the addresses of a range,
+// for a time. It returns what is exposed now.
+func (s *Service) Expose(ctx context.Context, p Project, port uint16, to netip.Prefix, duration time.Duration) (ports.Report, error) {
+	e := ports.Exposure{Port: port, To: to.Masked(), Until: time.Now().Add(duration).Round(time.Second)}
+	if err := e.Check(time.Now()); err != nil {
+		return ports.Report{}, &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
+	}
+	if err := s.attended(ctx, p, s.supervisor(p).Expose(ctx, e)); err != nil {
+		return ports.Report{}, err
+	}
+	return s.Ports(ctx, p)
+}
+
+// Conceal ends the exposure of a port, 0: all of the project's, whether its VM runs or
+// not. It says how many there were.
+func (s *Service) Conceal(ctx context.Context, p Project, port uint16) (int, error) {
+	n, err := s.supervisor(p).Conceal(ctx, port)
+	if !errors.Is(err, supervisor.ErrNone) {
+		return n, err
+	}
+	return ports.Forget(s.Dirs.paths(p.Name).exposures(), port)
+}
+
+// supervisor is a client of the project's supervisor.
+func (s *Service) supervisor(p Project) *supervisor.Client {
+	return supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
+}
+
+// attended explains why a project's supervisor cannot be asked.
+func (s *Service) attended(ctx context.Context, p Project, err error) error {
+	if !errors.Is(err, supervisor.ErrNone) {
+		return err
+	}
+	dom, derr := s.get(ctx, p)
+	switch {
+	case derr != nil:
+		return derr
+	case dom.State != vm.StateRunning:
+		return errNotRunning(p, dom.State)
+	}
+	return &ui.Error{Msg: "the supervisor is gone, so that no published port is open", Hint: "bring it back with: devvm up", Err: err}
+}

@@ -1,0 +1,271 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/devvm/devvm/pkg/dockerproxy"
+	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/ports"
+)
+
+// PortOptions say what to do with the ports that containers publish.
+type PortOptions struct {
+	ports.Options
+	// Settings reads what devvm.toml says of ports, at the start and at each Resume;
+	// nil: nothing.
+	Settings func() (ports.Settings, error)
+}
+
+// Times that concern published ports.
+const (
+	holdCall    = 2 * time.Minute // a port, for as long as the engine takes to answer
+	holdCreated = 5 * time.Second // then, for a container that is to be started
+	holdStarted = 2 * time.Second // then, until the list shows that the container runs
+	firstRelist = 100 * time.Millisecond
+	lastRelist  = 5 * time.Second
+)
+
+// configurePorts takes the settings anew. Bad ones leave those that there are.
+func (s *supervisor) configurePorts() {
+	if s.Ports.Settings == nil {
+		return
+	}
+	settings, err := s.Ports.Settings()
+	if err != nil {
+		s.Log.Warn("settings of ports are not read", "err", err)
+		return
+	}
+	s.ports.Configure(settings)
+}
+
+// followPorts keeps the host's sockets as the containers want them until ctx ends,
+// over this link.
+func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
+	wait := firstRelist
+	for {
+		err := engine.Watch(ctx, func(ctx context.Context) (net.Conn, error) { return link.DialUnix(ctx, engineSocket) },
+			func(list []engine.Port) {
+				wait = firstRelist
+				published := make([]ports.Published, len(list))
+				for i, p := range list {
+					published[i] = ports.Published(p)
+				}
+				s.setPorts(link, published)
+			})
+		if ctx.Err() != nil {
+			return
+		}
+		s.Log.Warn("published ports are not followed for now", "err", err)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		wait = min(2*wait, lastRelist)
+	}
+}
+
+// setPorts takes a list that came over a link, unless that link has ended meanwhile.
+func (s *supervisor) setPorts(link *guest.Client, list []ports.Published) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link == link {
+		s.ports.Set(list)
+	}
+}
+
+// admit refuses to create and start containers whose ports cannot be had. What it
+// cannot find out, the engine is to judge.
+func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done func(), err error) {
+	name, hold := call.Container, holdCreated
+	bindings := map[string][]ports.Binding{}
+	switch call.Kind {
+	case dockerproxy.Create:
+		for port, wishes := range call.HostConfig.PortBindings {
+			for _, w := range wishes {
+				bindings[port] = append(bindings[port], ports.Binding(w))
+			}
+		}
+	case dockerproxy.Start:
+		hold = holdStarted
+		known, list, err := engine.Bindings(ctx, s.dialEngine, call.Container)
+		if err != nil {
+			s.Log.Debug("ports of a container are not known", "container", name, "err", err)
+			return nil, nil
+		}
+		name = known
+		for port, wishes := range list {
+			for _, w := range wishes {
+				bindings[port] = append(bindings[port], ports.Binding(w))
+			}
+		}
+	}
+	wants := ports.Wants(bindings, s.Ports.VM)
+	if len(wants) == 0 {
+		return nil, nil
+	}
+	release, err := s.ports.Reserve(ctx, wants, holdCall)
+	if err == nil {
+		return func() { release(hold) }, nil
+	}
+	taken, ok := errors.AsType[*ports.TakenError](err)
+	if !ok {
+		return nil, err
+	}
+	s.Log.Warn("container refused", "container", name, "address", taken.Key.String(), "err", err)
+	if name != "" {
+		name = " on endpoint " + name
+	}
+	// As the engine says it (libnetwork's port mapper), then what it cannot know.
+	return nil, &dockerproxy.Refusal{
+		Status: http.StatusInternalServerError,
+		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for %s failed: %s: %v",
+			name, taken.Key.Addr, taken.Reason(), taken),
+	}
+}
+
+// running tells whether the VM runs, as far as the supervisor knows.
+func (s *supervisor) running() bool {
+	status, _ := s.current()
+	return status.State != StateStopped && status.State != StateSuspended
+}
+
+// handlePorts serves what concerns ports on control.sock.
+func (s *supervisor) handlePorts(mux *http.ServeMux) {
+	mux.HandleFunc("GET /ports", func(w http.ResponseWriter, r *http.Request) {
+		if !s.running() {
+			w.WriteHeader(http.StatusGone)
+			return
+		}
+		w.Header().Set("Content-Type", "application/x-ndjson")
+		if r.URL.Query().Get("watch") == "" {
+			_ = json.NewEncoder(w).Encode(s.ports.Report())
+			return
+		}
+		s.streamPorts(r.Context(), w)
+	})
+	mux.HandleFunc("POST /exposures", func(w http.ResponseWriter, r *http.Request) {
+		if !s.running() {
+			w.WriteHeader(http.StatusGone)
+			return
+		}
+		var e ports.Exposure
+		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&e)
+		if err == nil {
+			err = s.ports.Expose(e)
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+		}
+	})
+	mux.HandleFunc("DELETE /exposures", func(w http.ResponseWriter, r *http.Request) {
+		port, err := strconv.ParseUint(r.URL.Query().Get("port"), 10, 16)
+		n := 0
+		if err == nil {
+			n, err = s.ports.Conceal(uint16(port))
+		}
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		_ = json.NewEncoder(w).Encode(n)
+	})
+}
+
+// countEvery is how often a stream of reports tells of counters alone.
+const countEvery = time.Second
+
+// streamPorts writes a report at once and whenever it changes.
+func (s *supervisor) streamPorts(ctx context.Context, w http.ResponseWriter) {
+	flush := http.NewResponseController(w)
+	tick := time.NewTicker(countEvery)
+	defer tick.Stop()
+	var last string
+	for {
+		changed := s.ports.Changed()
+		b, err := json.Marshal(s.ports.Report())
+		if err != nil {
+			return
+		}
+		if string(b) != last {
+			last = string(b)
+			if _, err := w.Write(append(b, '\n')); err != nil || flush.Flush() != nil {
+				return
+			}
+		}
+		select {
+		case <-changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Ports asks for the published ports; ErrNone if nobody listens, or if the VM does not
+// run, as in the others below.
+func (c *Client) Ports(ctx context.Context) (ports.Report, error) {
+	var last ports.Report
+	err := c.reports(ctx, "/ports", func(r ports.Report) bool { last = r; return false })
+	return last, err
+}
+
+// WatchPorts calls f with the published ports and then with each change, until f
+// returns false, the supervisor ends (ErrNone) or ctx does.
+func (c *Client) WatchPorts(ctx context.Context, f func(ports.Report) bool) error {
+	return c.reports(ctx, "/ports?watch=1", f)
+}
+
+func (c *Client) reports(ctx context.Context, path string, f func(ports.Report) bool) error {
+	resp, err := c.do(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	d := json.NewDecoder(resp.Body)
+	for {
+		var r ports.Report
+		if err := d.Decode(&r); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return ErrNone
+		}
+		if !f(r) {
+			return nil
+		}
+	}
+}
+
+// Expose opens a published port to others until the exposure's end.
+func (c *Client) Expose(ctx context.Context, e ports.Exposure) error {
+	resp, err := c.do(ctx, http.MethodPost, "/exposures", e)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// Conceal ends the exposure of a port, 0: all of them, and says how many there were.
+func (c *Client) Conceal(ctx context.Context, port uint16) (int, error) {
+	resp, err := c.do(ctx, http.MethodDelete, fmt.Sprintf("/exposures?port=%d", port), nil)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	var n int
+	if err := json.NewDecoder(resp.Body).Decode(&n); err != nil {
+		return 0, fmt.Errorf("ask supervisor: %w", err)
+	}
+	return n, nil
+}

@@ -1,0 +1,246 @@
+package supervisor_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/supervisor"
+)
+
+// ask asks the engine through docker.sock.
+func (f *fixture) ask(t *testing.T, method, path, body string) (int, string) {
+	t.Helper()
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", f.docker)
+	}}}
+	req, err := http.NewRequestWithContext(t.Context(), method, "http://docker/v1.45"+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil { // the link was cut under it
+		return 0, err.Error()
+	}
+	defer resp.Body.Close()
+	answer, _ := io.ReadAll(resp.Body)
+	return resp.StatusCode, string(answer)
+}
+
+// create makes a container that publishes a port.
+func (f *fixture) create(t *testing.T, name string, port uint16) (int, string) {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"HostConfig": map[string]any{
+		"PortBindings": map[string]any{"80/tcp": []map[string]string{{"HostPort": fmt.Sprint(port)}}},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f.ask(t, http.MethodPost, "/containers/create?name="+name, string(body))
+}
+
+// freePorts are ports that nobody listens on now, below those that the kernel gives to
+// others' connections.
+func freePorts(t *testing.T, n int) []uint16 {
+	t.Helper()
+	var list []uint16
+	for port := uint16(14000 + os.Getpid()*101%7000); len(list) < n; port++ {
+		if !listening(port) {
+			list = append(list, port)
+		}
+	}
+	return list
+}
+
+func listening(port uint16) bool {
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return true
+	}
+	_ = l.Close()
+	return false
+}
+
+// untilPorts waits until the published ports are as many.
+func (f *fixture) untilPorts(t *testing.T, want int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var last ports.Report
+	err := f.client.WatchPorts(ctx, func(r ports.Report) bool { last = r; return len(r.Ports) != want || r.Open() != want })
+	if err != nil {
+		t.Fatalf("wait for %d ports: %v: %+v", want, err, last)
+	}
+}
+
+func TestPublishedPorts(t *testing.T) {
+	f := start(t)
+	f.until(t, supervisor.StateReady, 0)
+	free := freePorts(t, 2)
+	port := free[0]
+	if code, text := f.create(t, "web", port); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+	if !listening(port) {
+		t.Error("the port of a container that was made is not held")
+	}
+	if code, text := f.ask(t, http.MethodPost, "/containers/web/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	f.untilPorts(t, 1)
+	if s, err := f.client.Status(t.Context()); err != nil || s.Ports != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+
+	// A port that somebody has is refused, and the engine never hears of the container.
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", free[1]))
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, text := f.create(t, "db", free[1])
+	want := fmt.Sprintf(`{"message":"driver failed programming external connectivity on endpoint db: Bind for 127.0.0.1:%d failed: port is already allocated: port %d is taken by process supervisor.test (pid `, free[1], free[1])
+	if code != http.StatusInternalServerError || !strings.HasPrefix(text, want) || len(f.engine.State().Containers) != 1 {
+		t.Errorf("%d %s, want %s", code, text, want)
+	}
+	_ = l.Close()
+	if code, text := f.create(t, "db", free[1]); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+
+	// An exposure, with what is wrong about others.
+	e := ports.Exposure{Port: port, To: netip.MustParsePrefix("198.51.100.0/24"), Until: time.Now().Add(time.Hour)}
+	if err := f.client.Expose(t.Context(), e); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := f.client.Status(t.Context()); err != nil || len(s.Exposures) != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+	e.Until = time.Now().Add(-time.Hour)
+	if err := f.client.Expose(t.Context(), e); err == nil || err.Error() != "the time is over already" {
+		t.Error(err)
+	}
+	if n, err := f.client.Conceal(t.Context(), 0); n != 1 || err != nil {
+		t.Error(n, err)
+	}
+
+	// Suspended, all is closed and nothing is told; resumed, all is as before.
+	if err := f.client.Suspend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if listening(port) {
+		t.Error("a suspended VM's port is open")
+	}
+	if _, err := f.client.Ports(t.Context()); err == nil {
+		t.Error("ports of a suspended VM")
+	}
+	if err := f.client.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.until(t, supervisor.StateReady, 1)
+	f.untilPorts(t, 1)
+
+	// The VM goes.
+	f.gone.Store(true)
+	f.server.CloseConns()
+	f.until(t, supervisor.StateStopped, 1)
+	if listening(port) {
+		t.Error("a port of a VM that is gone is open")
+	}
+}
+
+// Containers start and end at random, by way of the proxy and behind its back, while the
+// link is cut now and then: in the end the host's sockets are those of what runs.
+func TestPortsAtRandom(t *testing.T) {
+	f := start(t)
+	f.until(t, supervisor.StateReady, 0)
+	n := 200
+	if testing.Short() {
+		n = 60
+	}
+	free := freePorts(t, n)
+	for i, port := range free {
+		if code, text := f.create(t, fmt.Sprint("c", i), port); code != http.StatusCreated {
+			t.Fatal(code, text)
+		}
+	}
+	running := map[int]bool{}
+	behind := func(path string) { // the engine itself, as `devvm docker` would
+		c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return f.engine.Dial(ctx)
+		}}}
+		resp, err := c.Post("http://docker"+path, "", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+	}
+	random := rand.New(rand.NewPCG(uint64(n), 1))
+	for step := range 3 * n {
+		i := random.IntN(n)
+		verb := map[bool]string{true: "stop", false: "start"}[running[i]]
+		path := fmt.Sprintf("/containers/c%d/%s", i, verb)
+		if random.IntN(2) == 0 {
+			behind(path)
+			running[i] = !running[i]
+		} else if code, _ := f.ask(t, http.MethodPost, path, ""); code == http.StatusNoContent {
+			running[i] = !running[i]
+		}
+		if step%50 == 49 {
+			f.server.CloseConns()
+		}
+	}
+	// The number alone can be right while two containers are yet to be heard of.
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		r, err := f.client.Ports(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := map[int]bool{}
+		for _, p := range r.Ports {
+			var i int
+			if _, err := fmt.Sscanf(p.Container, "c%d", &i); err != nil || p.HostPort != free[i] {
+				t.Fatalf("%+v", p)
+			}
+			open[i] = true
+		}
+		for i, c := range f.engine.State().Containers {
+			running[i] = c.Running // what a cut connection made of a request is the engine's to say
+		}
+		maps.DeleteFunc(running, func(_ int, on bool) bool { return !on })
+		if maps.Equal(open, running) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("open are %v, running are %v", open, running)
+		}
+	}
+	for i := range n {
+		behind(fmt.Sprintf("/containers/c%d/stop", i))
+	}
+	f.untilPorts(t, 0)
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		left := 0
+		for _, port := range free {
+			if listening(port) {
+				left++
+			}
+		}
+		if left == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d listeners are left", left)
+		}
+	}
+}

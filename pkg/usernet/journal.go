@@ -1,0 +1,202 @@
+package usernet
+
+import (
+	"container/list"
+	"context"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/devvm/devvm/pkg/egress"
+)
+
+// manyAttempts bounds the journal, for what was allowed and for what was
+// refused each: root in the VM decides how many attempts there are.
+const manyAttempts = 500
+
+// Attempt is something that the VM has asked for, once or again and again. It
+// travels as JSON; fields are only ever added.
+type Attempt struct {
+	Protocol string    `json:"protocol"`          // "tcp", "udp", "dns" (a look-up), "icmp" or "ip"
+	Name     string    `json:"name,omitempty"`    // by which the VM knows the address, as far as its DNS tells
+	Address  string    `json:"address,omitempty"` // the last one; of look-ups none
+	Port     uint16    `json:"port,omitempty"`
+	Allowed  bool      `json:"allowed"`
+	Reason   string    `json:"reason,omitempty"` // of a refusal
+	Count    uint64    `json:"count"`
+	First    time.Time `json:"first"`
+	Last     time.Time `json:"last"`
+	Allow    *Allow    `json:"allow,omitempty"` // how devvm.toml would allow it, if it could
+}
+
+// Allow is what devvm.toml would say below [network] to allow an attempt.
+type Allow struct {
+	Key   string `json:"key"`   // "egress", "host_ports" or "mode"
+	Entry string `json:"entry"` // what to add to the key's list, or its value
+	Line  string `json:"line"`  // the whole line, with what is allowed already
+}
+
+// Egress is what a VM asked for, since its network process started.
+type Egress struct {
+	Policy    egress.Policy `json:"policy"`    // in force now
+	Attempts  []Attempt     `json:"attempts"`  // the last one at the end
+	Forgotten uint64        `json:"forgotten"` // attempts that had to make room
+}
+
+// journal keeps the attempts.
+type journal struct {
+	now func() time.Time
+
+	mu        sync.Mutex
+	limit     int
+	rows      map[attemptKey]*list.Element
+	order     [2]*list.List // refused, allowed: of *row, the last one in front
+	seq       uint64
+	forgotten uint64
+	changed   chan struct{} // closed at the next change; nil: nobody waits
+}
+
+// attemptKey is what makes two attempts the same.
+type attemptKey struct {
+	protocol, destination string
+	port                  uint16
+	refused               refusal
+}
+
+type row struct {
+	key         attemptKey
+	name        string
+	addr        netip.Addr
+	count, seq  uint64
+	first, last time.Time
+}
+
+func newJournal(now func() time.Time) *journal {
+	return &journal{now: now, limit: manyAttempts, rows: map[attemptKey]*list.Element{}, order: [2]*list.List{list.New(), list.New()}}
+}
+
+// note counts an attempt; addr is invalid for look-ups, name may be empty.
+func (j *journal) note(protocol, name string, addr netip.Addr, port uint16, refused refusal) {
+	key := attemptKey{protocol, name, port, refused}
+	if name == "" {
+		key.destination = addr.String()
+	}
+	class := 0
+	if refused == allowed {
+		class = 1
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	now := j.now()
+	j.seq++
+	place, ok := j.rows[key]
+	if !ok {
+		place = j.order[class].PushFront(&row{key: key, name: name, first: now})
+		j.rows[key] = place
+		if j.order[class].Len() > j.limit {
+			oldest := j.order[class].Remove(j.order[class].Back()).(*row)
+			delete(j.rows, oldest.key)
+			j.forgotten += oldest.count
+		}
+	}
+	j.order[class].MoveToFront(place)
+	r := place.Value.(*row)
+	r.addr, r.last, r.seq = addr, now, j.seq
+	r.count++
+	if j.changed != nil {
+		close(j.changed)
+		j.changed = nil
+	}
+}
+
+// since returns the rows that have changed after a point, the last one at the
+// end, and the point that is now.
+func (j *journal) since(seq uint64) ([]row, uint64, uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	var rows []row
+	refused, allowed := j.order[0].Front(), j.order[1].Front()
+	for {
+		var next *row
+		switch {
+		case refused == nil && allowed == nil:
+		case allowed == nil || refused != nil && refused.Value.(*row).seq > allowed.Value.(*row).seq:
+			next, refused = refused.Value.(*row), refused.Next()
+		default:
+			next, allowed = allowed.Value.(*row), allowed.Next()
+		}
+		if next == nil || next.seq <= seq {
+			break
+		}
+		rows = append(rows, *next)
+	}
+	for i := range len(rows) / 2 {
+		rows[i], rows[len(rows)-1-i] = rows[len(rows)-1-i], rows[i]
+	}
+	return rows, j.seq, j.forgotten
+}
+
+// wait returns when there is something after a point.
+func (j *journal) wait(ctx context.Context, seq uint64) error {
+	j.mu.Lock()
+	if j.seq > seq {
+		j.mu.Unlock()
+		return nil
+	}
+	if j.changed == nil {
+		j.changed = make(chan struct{})
+	}
+	changed := j.changed
+	j.mu.Unlock()
+	select {
+	case <-changed:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// attempt describes a row under the policy of now.
+func (r row) attempt(now egress.Policy) Attempt {
+	a := Attempt{
+		Protocol: r.key.protocol, Name: r.name, Port: r.key.port,
+		Allowed: r.key.refused == allowed, Reason: string(r.key.refused),
+		Count: r.count, First: r.first, Last: r.last,
+	}
+	if r.addr.IsValid() {
+		a.Address = r.addr.String()
+	}
+	a.Allow = r.allow(now)
+	return a
+}
+
+// allow says how devvm.toml would allow what was refused; nil if it cannot, or
+// does meanwhile.
+func (r row) allow(now egress.Policy) *Allow {
+	to := netip.AddrPortFrom(r.addr, r.key.port)
+	switch r.key.refused {
+	case refuseOffline:
+		if now.Offline {
+			return &Allow{"mode", `"user"`, `mode = "user"`}
+		}
+	case refuseHostPort:
+		if r.key.protocol == "tcp" && !now.OpensHostPort(to.Port()) {
+			return &Allow{"host_ports", strconv.Itoa(int(to.Port())), now.AllowingHostPort(to.Port())}
+		}
+	case refuseEgress:
+		rule := egress.Destination(r.name, r.addr, to.Port())
+		if r.key.protocol == "dns" {
+			if strings.HasSuffix(r.name, ".arpa") || now.AnswersName(r.name) {
+				return nil
+			}
+		} else if now.Permits(to, r.name) {
+			return nil
+		}
+		if rule.String() != "" {
+			return &Allow{"egress", strconv.Quote(rule.String()), now.Allowing(rule)}
+		}
+	}
+	return nil
+}
