@@ -23,12 +23,15 @@ import (
 // TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
 // a home, an image store and the program: see there.
 func TestVM(t *testing.T) {
-	scripts := []string{"egress", "fork", "host", "nuke"}
+	scripts := []string{"egress", "fork", "nuke"}
 	if !testing.Short() { // the second pass: Docker's client is no other one as root
 		scripts = append(scripts, "docker", "ports")
 	}
 	runVMScripts(t, scripts...)
 }
+
+// TestVMHost compares what listens on this host before and after: it runs alone.
+func TestVMHost(t *testing.T) { runVMScripts(t, "host") }
 
 // TestVMKilled kills libvirt's daemon, which all scripts of a pass share: it runs
 // alone.
