@@ -599,7 +599,7 @@ func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string
 	preparing, preparingCtx := errgroup.WithContext(ctx)
 	preparing.Go(func() error { return copyMemory(preparingCtx, scratch, memory, doc) })
 	preparing.Go(func() error { return meanwhile(preparingCtx) })
-	preparing.Go(func() error { return h.Define(preparingCtx, spec) })
+	preparing.Go(func() error { return h.Define(ctx, spec) }) // whatever the others do
 	if err := preparing.Wait(); err != nil {
 		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
 	}

@@ -173,7 +173,7 @@ func (s *suite) expect(ctx context.Context, t *testing.T, spec vm.Spec, state vm
 	want := vm.Domain{
 		Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Config: spec.Config, Image: spec.Image,
 		State: state, Reason: got.Reason, CPUs: spec.CPUs, Memory: spec.Memory, Accel: spec.Accel,
-		Disk: spec.Disk, PID: got.PID,
+		Disk: spec.Disk, PID: got.PID, Saved: got.Saved,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("VM (-want +got):\n%s", diff)
@@ -184,6 +184,8 @@ func (s *suite) expect(ctx context.Context, t *testing.T, spec vm.Spec, state vm
 		t.Error("it runs without a process")
 	case state != vm.StateRunning && got.PID != 0:
 		t.Errorf("it is %s and has a process, %d", got.State, got.PID)
+	case state != vm.StateSaved && got.Saved != 0:
+		t.Errorf("it is %s and has %d bytes of saved memory", got.State, got.Saved)
 	}
 	return got
 }
