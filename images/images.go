@@ -1,9 +1,9 @@
 // Package images holds the recipes of the base images that devvm can build,
 // one directory each. It holds files only: pkg/image reads and runs them.
 //
-// A recipe directory has: `packages` and `sources` (what mmdebstrap installs
-// and from where), `mmdebstrap.options`, `download` (a hook run at the end of
-// the installation), `assemble` (turns the installed tree into disk, kernel
+// A recipe directory has: `packages` (what mmdebstrap installs, from its default
+// mirrors), `mmdebstrap.options`, `download` (a hook run at the end of the
+// installation), `assemble` (turns the installed tree into disk, kernel
 // and initial RAM disk) and the files that assemble takes. Names that begin
 // with a variant's name (`trim`, `stock`) are for that variant.
 //

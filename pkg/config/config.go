@@ -274,7 +274,7 @@ func (c Config) CheckProvision() error {
 		e.Hint = `bring the VM up once with mode = "user", then set "offline"`
 	case !c.Network.All && len(c.Network.Rules) == 0:
 		e.Msg = `provision.packages cannot be installed with network.egress = "none"`
-		e.Hint = `write egress = ["deb.debian.org:80"], from where packages come`
+		e.Hint = "packages come from Debian's archive: list the hosts that stand in the VM's /etc/apt/sources.list"
 	default:
 		return nil
 	}

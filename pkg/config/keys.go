@@ -358,7 +358,7 @@ var schema = []field{
 			Name: "provision.packages", Type: "list of strings", Default: "empty", Applies: appliesNew,
 			Brief: "Debian packages to install once in a new VM.",
 			Doc: "Debian packages that are installed once in a new VM, before `script` runs. They come from Debian's archive, " +
-				"so they need a network that lets them: `network.mode = \"user\"`, and with a list in `network.egress` an entry `\"deb.debian.org:80\"`.",
+				"so they need a network that lets them: `network.mode = \"user\"`, and with a list in `network.egress` entries for the hosts in the VM's `/etc/apt/sources.list`.",
 			Example: `packages = ["git", "make"]`,
 		},
 		get: func(c Config) any { return append([]string{}, c.Packages...) },

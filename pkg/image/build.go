@@ -206,7 +206,7 @@ func (s *Store) install(ctx context.Context, r recipe, work, out *scratch, log i
 	args = append(args,
 		"--include="+strings.Join(r.packages(), ","),
 		fmt.Sprintf(`--customize-hook=sh '%s' "$1" %s`, work.path("recipe", "download"), r.variant()),
-		"trixie", "-", work.path("recipe", "sources"))
+		"trixie", "-") // with its updates, from mmdebstrap's default mirrors
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -22,7 +22,7 @@ import (
 // retry is how often a lock that another process holds is tried again.
 const retry = 200 * time.Millisecond
 
-// debianKeyring is where the recipes' sources look for Debian's keys.
+// debianKeyring is where mmdebstrap looks for Debian's keys.
 const debianKeyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // Store is a directory of images, shared by any number of processes.
