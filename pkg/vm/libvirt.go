@@ -580,10 +580,19 @@ func (h *hypervisor) Freeze(ctx context.Context, name, path string) error {
 		}
 		return l.DomainSaveFlags(v.dom, path, nil, uint32(libvirt.DomainSaveRunning))
 	})
-	if err == nil && h.uri != uriTest {
-		err = checkMemory(path)
+	if err != nil || h.uri == uriTest {
+		return err
 	}
-	return err
+	if err := checkMemory(path); err != nil {
+		return err
+	}
+	if err := dropZeroes(ctx, path); err != nil { // forks are slower, no more
+		if ctx.Err() != nil {
+			return fmt.Errorf("freeze VM %s: %w", name, err)
+		}
+		h.log.WarnContext(ctx, "memory stays as QEMU saved it", "vm", name, "err", err)
+	}
+	return nil
 }
 
 // Fork implements Hypervisor.
