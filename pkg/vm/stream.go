@@ -104,7 +104,7 @@ func (r contextReader) Read(b []byte) (int, error) {
 // sparseStream copies a migration stream, but for the pages of the VM's memory that hold
 // zeroes alone. The error wraps errStream if it meets anything that it does not know.
 func sparseStream(out io.Writer, in io.Reader) error {
-	s := stream{in: bufio.NewReaderSize(in, 1<<20), out: bufio.NewWriterSize(out, 1<<20)}
+	s := stream{in: bufio.NewReaderSize(in, 64<<10), out: bufio.NewWriterSize(out, 64<<10)}
 	if string(s.pass(4)) != streamMagic || s.pass32() != streamVersion {
 		return s.unknown("it does not begin as one")
 	}
