@@ -74,9 +74,11 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 
 // mountOptions are of each mount, for the port and the address of the server. Debian's
 // mount needs no helper for it. The kernel finds all that it needs in the options, without
-// rpcbind; it waits for a server that is gone for ever; and it sees what the host has
-// changed after a second.
-const mountOptions = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,actimeo=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=%[2]s"
+// rpcbind; it waits for a server that is gone for ever; it asks for names anew after a
+// second. What it knows of files' sizes and times it keeps for ten: a change of the host's
+// is told to it (share.Server.Mirror), where watchers are told, and to open a file is to
+// ask. A git status of many files asks for each of them otherwise.
+const mountOptions = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=%[2]s"
 
 // patienceMount is for all mounts of a VM: it is under emulation, perhaps.
 const patienceMount = 30 * time.Second

@@ -51,7 +51,7 @@ func TestMountScript(t *testing.T) {
 		}
 		return string(out)
 	}
-	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,actimeo=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
+	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
 	mounts := "<-i><-t><nfs><-o><" + options + ",rw><--><192.0.2.1:/it's $(touch x) a -o \"dir\"></it's $(touch x) a -o \"dir\">\n" +
 		"<-i><-t><nfs><-o><" + options + ",ro><--><192.0.2.1:/srv/ü></srv/ü>\n"
 	first := run()
@@ -110,7 +110,7 @@ func TestToldToMount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,actimeo=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
+	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
 	first := "<-i><-n><-t><nfs><-o><" + options + ",rw,X-mount.mkdir><--><192.0.2.1:" + odd + "><" + odd + ">\n"
 	second := "<-i><-n><-t><nfs><-o><" + options + ",ro,X-mount.mkdir><--><192.0.2.1:/srv/ü ></srv/ü >\n"
 	if out := run(); out != first+second {

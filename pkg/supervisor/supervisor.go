@@ -106,7 +106,7 @@ func Run(ctx context.Context, o Options) error {
 		changed: make(chan struct{}),
 	}
 	for _, e := range o.Share.Exports {
-		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs"})
+		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
 	}
 	o.Ports.Log = o.Log
 	s.ports, err = ports.New(o.Ports.Options)
