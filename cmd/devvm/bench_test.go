@@ -83,20 +83,16 @@ func newBench(b *testing.B) *bench {
 	b.Cleanup(func() {
 		_ = h.devvm("rm", "--yes").Run()
 	})
-	for _, stock := range []string{"--stock=false", "--stock=true"} {
-		name := "debian-13"
-		if stock == "--stock=true" {
-			name = "debian-13-stock"
-		}
-		out, err := h.devvm("image", "ls", "--json").Output()
-		if err != nil {
-			b.Fatal(err)
-		}
-		if !bytes.Contains(out, []byte(`"name": "`+name+`"`)) {
-			h.must(h.devvm("image", "build", stock))
-		}
-	}
+	h.image("debian-13", "--stock=false")
 	return h
+}
+
+// image builds an image if it is not there.
+func (h *bench) image(name, stock string) {
+	h.Helper()
+	if !bytes.Contains(h.must(h.devvm("image", "ls", "--json")), []byte(`"name": "`+name+`"`)) {
+		h.must(h.devvm("image", "build", stock))
+	}
 }
 
 func (h *bench) devvm(args ...string) *exec.Cmd {
@@ -126,6 +122,7 @@ func (h *bench) boots(r *report) {
 			h.Fatal(err)
 		}
 	}
+	h.image("debian-13-stock", "--stock=true")
 	image("debian-13")
 	h.must(h.devvm("template", "build"))
 	for range rounds {

@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 		"fakevm": func() { os.Exit(fakeVM()) },
 
 		"portserver": func() { os.Exit(portServer()) },
+		"shareprobe": func() { os.Exit(shareProbe()) },
 	})
 }
 

@@ -90,7 +90,7 @@ func showStatus(w io.Writer, st project.Status) {
 			if f.Writable {
 				mode = ""
 			}
-			line("files", "%s (%sby %s)", f.Path, mode, strings.ToUpper(f.Road))
+			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Road), f.Why)
 		}
 	}
 	if st.Network != nil && st.Network.Policy != nil {

@@ -13,7 +13,7 @@ import (
 // newSupervisorCmd is the hidden body of a project's supervisor.
 func (a *app) newSupervisorCmd() *cobra.Command {
 	var name string
-	var emulated, clockSet bool
+	var emulated, forked bool
 	cmd := &cobra.Command{
 		Use:    "supervisor",
 		Short:  "Serve a project's docker.sock (devvm starts this itself)",
@@ -27,7 +27,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 			o, err := s.SupervisorOptions(name, emulated)
 			if err == nil {
 				o.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
-				o.Ready, o.ClockSet = background.Ready, clockSet
+				o.Ready, o.Forked = background.Ready, forked
 				err = supervisor.Run(cmd.Context(), o)
 			}
 			if err != nil {
@@ -38,7 +38,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&name, "project-name", "", "name of the project")
 	cmd.Flags().BoolVar(&emulated, "emulated", false, "the VM runs under software emulation")
-	cmd.Flags().BoolVar(&clockSet, "clock-set", false, "the VM sets its own clock")
+	cmd.Flags().BoolVar(&forked, "forked", false, "the VM goes on from another one's memory")
 	_ = cmd.MarkFlagRequired("project-name")
 	return cmd
 }

@@ -92,6 +92,7 @@ func runVMScripts(t *testing.T, scripts ...string) {
 		},
 	}
 	maps.Copy(params.Cmds, portCommands)
+	maps.Copy(params.Cmds, shareCommands)
 	for _, name := range scripts {
 		params.Files = append(params.Files, filepath.Join("testdata", "vm", name+".txtar"))
 	}

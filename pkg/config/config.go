@@ -161,6 +161,7 @@ func Default(env Env) Config {
 		NetworkMode: NetworkUser,
 		Network:     egress.Default(),
 		PortsPrefer: PortsShared,
+		Mount:       true,
 		ShareIgnore: slices.Clone(defaultIgnore),
 		origins:     map[string]origin{},
 	}
@@ -210,7 +211,7 @@ func (c Config) StartHash() string {
 		"cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
 		"daemon": c.Daemon,
 	}
-	if c.Mount || len(c.Mounts) > 0 || c.ShareDurable || !slices.Equal(c.ShareIgnore, defaultIgnore) { // else as it was before there were these keys
+	if !c.Mount || len(c.Mounts) > 0 || c.ShareDurable || !slices.Equal(c.ShareIgnore, defaultIgnore) { // else as it was before there were these keys
 		start["share"] = []any{c.Mount, c.mountTables(), c.ShareDurable, c.ShareIgnore}
 	}
 	return hash("start", start)

@@ -168,10 +168,10 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "mount", Type: "true or false", Default: "false", Applies: appliesStart,
+			Name: "mount", Type: "true or false", Default: "true", Applies: appliesStart,
 			Brief:   "Whether the VM has the project's directory, at the same path.",
 			Doc:     "Whether the VM has the project's directory: at the same absolute path, for reading and writing. [What that means for files](files-in-the-vm.md).",
-			Example: "mount = true",
+			Example: "mount = false",
 		},
 		get: func(c Config) any { return c.Mount },
 		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.Mount, v) },

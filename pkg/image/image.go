@@ -73,6 +73,7 @@ type Manifest struct {
 	Recipe    string            `json:"recipe,omitempty"`     // RecipeDigest at the build; "" if imported from elsewhere
 	Source    string            `json:"source,omitempty"`     // path or URL that it was imported from
 	Stock     bool              `json:"stock,omitempty"`      // the untrimmed variant
+	Mounts    bool              `json:"mounts,omitempty"`     // a VM of it mounts what its firmware tells it to
 	Forks     bool              `json:"forks,omitempty"`      // a VM of it can be sealed, and others started from its memory
 	CloudInit bool              `json:"cloud_init,omitempty"` // a user's cloud image: set up by Seed, not by credentials
 	Created   time.Time         `json:"created"`

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"time"
 
 	"github.com/devvm/devvm/pkg/engine"
@@ -66,6 +67,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Durable: shares.Durable,
 			Ignore:  shares.Ignore,
 			Had:     shares.Had,
+			Told:    exists(filepath.Join(f.credentials(), credentialShare)),
 		},
 		Ping:  func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
 		Ports: s.portOptions(f),

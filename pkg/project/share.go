@@ -14,7 +14,9 @@ import (
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // Which directories a VM has stands in devvm.toml, and devvm.toml is in the first of
@@ -68,7 +70,19 @@ func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
 			}
 		}
 	}
+	if len(credentialOf(all.Exports)) >= credentialSizes[credentialShare] {
+		return shared{}, "", &ui.Error{
+			Code: ui.ExitUsage,
+			Msg:  fmt.Sprintf("%s: the paths of all mounts together are longer than a VM can be told", cfg.Origin("mounts")),
+			Hint: "share a directory above some of them",
+		}
+	}
 	return all, note, nil
+}
+
+// credentialOf tells a VM what to mount.
+func credentialOf(exports []share.Export) []byte {
+	return supervisor.Share{Address: usernet.Gateway, Exports: exports}.Credential()
 }
 
 // export resolves one mount.

@@ -212,7 +212,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 			if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 				return err
 			}
-			return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--clock-set")
+			return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--forked")
 		})
 		unprepared = group.Wait()
 		return unprepared

@@ -451,6 +451,7 @@ const (
 	credentialHostname = "devvm.hostname"
 	credentialTimezone = "devvm.timezone"
 	credentialDaemon   = "devvm.daemon.json"
+	credentialShare    = "devvm.share"
 	// credentialMachine is also how a fork knows that it is one: its template's
 	// was another.
 	credentialMachine = "system.machine_id"
@@ -460,6 +461,7 @@ const (
 // ends. A fork's kernel knows its template's sizes and reads its own with them.
 var credentialSizes = map[string]int{
 	credentialKeys: 512, credentialHostKey: 1024, credentialHostname: 128, credentialTimezone: 128,
+	credentialShare: 8192,
 }
 
 // seed is the path of the seed that sets up a cloud image; "" for our own
@@ -496,14 +498,22 @@ func (b *boot) writeCredentials(img image.Image) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{
+	has, err := b.files.readShares()
+	if err != nil {
+		return err
+	}
+	all := map[string][]byte{
 		credentialMachine:  machine,
 		credentialKeys:     []byte(keys.AuthorizedKey()),
 		credentialHostKey:  keys.HostKeyPEM(),
 		credentialHostname: []byte(b.project.Name),
 		credentialTimezone: []byte(b.Zone),
 		credentialDaemon:   b.cfg.DaemonJSON(),
-	} {
+	}
+	if img.Mounts {
+		all[credentialShare] = credentialOf(has.Exports)
+	}
+	for name, content := range all {
 		for len(content) < credentialSizes[name] {
 			content = append(content, '\n')
 		}
@@ -534,6 +544,9 @@ func (b *boot) spec(img image.Image) vm.Spec {
 	if !img.CloudInit {
 		for _, name := range []string{credentialMachine, credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
 			credentials[name] = filepath.Join(b.files.credentials(), name)
+		}
+		if img.Mounts {
+			credentials[credentialShare] = filepath.Join(b.files.credentials(), credentialShare)
 		}
 	}
 	return vm.Spec{

@@ -40,6 +40,9 @@ type export struct {
 	listings []*listing
 	streams  []*stream
 
+	arrive  func()        // the VM has mounted it
+	arrived chan struct{} // closed then
+
 	locks [64]sync.Mutex // of objects that are being changed, by their keys
 	modes sync.Mutex     // of modes that are being changed; taken last
 
@@ -105,7 +108,9 @@ func newExport(e Export, f *files, m *mirror) (*export, error) {
 		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f, mirror: m,
 		root:  &node{},
 		nodes: newRecent[key, *node](manyNodes), owners: newRecent[key, owner](manyOwners),
+		arrived: make(chan struct{}),
 	}
+	x.arrive = sync.OnceFunc(func() { close(x.arrived) })
 	o, err := x.openRoot()
 	switch {
 	case errors.Is(err, unix.ENOSYS):

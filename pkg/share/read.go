@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,9 @@ func (s *Server) lookup(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply
 		return
 	}
 	defer dir.close()
+	if dir.n == dir.e.root && strings.HasPrefix(string(a.Name), mountedMark) {
+		dir.e.arrive()
+	}
 	n, st, err := dir.find(a.Name)
 	if err != nil {
 		w.put(statusOf(err), optional{dir.e.attributes(dir.n, &dir.st)})

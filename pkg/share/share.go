@@ -169,6 +169,22 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
+// mountedMark begins a name that the VM looks up in each directory that it has mounted,
+// as a sign that it has.
+const mountedMark = ".devvm-mounted-"
+
+// Mounted waits until the VM has said that all exports are in place there, to this server.
+func (s *Server) Mounted(ctx context.Context) error {
+	for _, e := range s.exports {
+		select {
+		case <-e.arrived:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the VM to mount %s: %w", e.Target, context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
 // sweep closes files that have not been used for a while.
 func (s *Server) sweep(ctx context.Context) {
 	tick := time.NewTicker(time.Second)

@@ -2,6 +2,7 @@ package share_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io/fs"
@@ -811,5 +812,41 @@ func TestFewFiles(t *testing.T) {
 	}
 	if have(t, filepath.Join(dir, "7")) != "7" {
 		t.Error("wrong content")
+	}
+}
+
+// The VM says that its directories are in place by looking up a name in each of them,
+// there and not below, and a new server does not know it.
+func TestMounted(t *testing.T) {
+	dir := realTemp(t)
+	if err := os.Mkdir(filepath.Join(dir, "d"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, share.Export{Source: dir, Target: "/a"}, share.Export{Source: dir, Target: "/b"})
+	mounted := func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		return s.share.Mounted(ctx) == nil
+	}
+	a, b := s.client("/a"), s.client("/b")
+	a.lookup(a.must("d"), ".devvm-mounted-1")
+	b.lookup(b.root, "d")
+	if mounted() {
+		t.Error("mounted by a look elsewhere")
+	}
+	if _, _, st := a.lookup(a.root, ".devvm-mounted-1"); st != nfs3.ERR_NOENT {
+		t.Errorf("the name exists: %v", st)
+	}
+	if mounted() {
+		t.Error("one of two is not all")
+	}
+	b.lookup(b.root, ".devvm-mounted-17.5")
+	b.lookup(b.root, ".devvm-mounted-18.5")
+	if !mounted() {
+		t.Error("not mounted")
+	}
+	s.restart()
+	if mounted() {
+		t.Error("a new server cannot know")
 	}
 }

@@ -22,6 +22,26 @@ type Share struct {
 	Durable bool     // see share.Options
 	Ignore  []string // see share.Options
 	Had     bool     // the VM may have been told of exports that are not there any more
+	// Told says that the VM hears from its firmware what to mount, in the words of
+	// Credential, and does so whenever it starts.
+	Told bool
+}
+
+// Credential tells a VM by its firmware what to mount; see images/debian-13.
+func (h Share) Credential() []byte {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s\n", fmt.Sprintf(mountOptions, share.Port, h.Address), h.Address)
+	for _, e := range h.Exports {
+		fmt.Fprintf(&b, "%s %s\n", mode(e), e.Target)
+	}
+	return []byte(b.String())
+}
+
+func mode(e share.Export) string {
+	if e.Writable {
+		return "rw"
+	}
+	return "ro"
 }
 
 // serveShare serves the VM's directories until ctx ends.
@@ -52,11 +72,26 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 	return nil
 }
 
+// mountOptions are of each mount, for the port and the address of the server. Debian's
+// mount needs no helper for it. The kernel finds all that it needs in the options, without
+// rpcbind; it waits for a server that is gone for ever; it asks for names anew after a
+// second. What it knows of files' sizes and times it keeps for ten: a change of the host's
+// is told to it (share.Server.Mirror), where watchers are told, and to open a file is to
+// ask. A git status of many files asks for each of them otherwise.
+const mountOptions = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=%[2]s"
+
 // patienceMount is for all mounts of a VM: it is under emulation, perhaps.
 const patienceMount = 30 * time.Second
 
-// The VM mounts by a script that is kept in it, because it must have its directories
-// before its engine starts containers again, and so before there is a link.
+// patienceTold is how long a fork may take to mount by itself before it is told again.
+const patienceTold = 5 * time.Second
+
+// toldCommand has a VM mount what its firmware says and what it has not mounted yet.
+const toldCommand = "/usr/lib/devvm/share"
+
+// A VM that is not told by its firmware mounts by a script that is kept in it, because it
+// must have its directories before its engine starts containers again, and so before there
+// is a link.
 const mountCommand = `set -eu
 mkdir -p /var/lib/devvm
 cat >/var/lib/devvm/share.new
@@ -85,12 +120,9 @@ exec sh /var/lib/devvm/share`
 const unmountCommand = `systemctl stop devvm-share.service 2>/dev/null || :
 rm -f /var/lib/devvm/share /etc/systemd/system/devvm-share.service /etc/systemd/system/docker.service.wants/devvm-share.service`
 
-// mountScript begins the script. Debian's mount needs no helper for it. Containers'
-// own packets to the server are dropped: they pass PREROUTING, which the kernel's own
-// do not. So are those of processes that are in the VM's own network and not root's;
-// the kernel's sockets are. The kernel finds all that it needs in the options, without
-// rpcbind; it waits for a server that is gone for ever; and it sees what the host has
-// changed after a second.
+// mountScript begins the script. Containers' own packets to the server are dropped: they
+// pass PREROUTING, which the kernel's own do not. So are those of processes that are in
+// the VM's own network and not root's; the kernel's sockets are.
 const mountScript = `# Written by devvm: what this VM has of its host.
 set -eu
 exec 9>/run/devvm-share.lock
@@ -104,7 +136,7 @@ if [ ! -e /run/devvm-share ]; then
 	END
 	: >/run/devvm-share
 fi
-options=vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,actimeo=1,port=%[2]d,mountport=%[2]d,mountproto=tcp,mountvers=3,addr=%[1]s
+options=%[3]s
 share() {
 	mountpoint -q -- "$2" || { mkdir -p -- "$2" && mount -i -t nfs -o "$options,$1" -- "%[1]s:$2" "$2"; }
 }
@@ -113,13 +145,9 @@ share() {
 // script is what mounts in the VM.
 func (h Share) script() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, mountScript, h.Address, share.Port)
+	fmt.Fprintf(&b, mountScript, h.Address, share.Port, fmt.Sprintf(mountOptions, share.Port, h.Address))
 	for _, e := range h.Exports {
-		mode := "ro"
-		if e.Writable {
-			mode = "rw"
-		}
-		fmt.Fprintf(&b, "share %s '%s'\n", mode, strings.ReplaceAll(e.Target, "'", `'\''`))
+		fmt.Fprintf(&b, "share %s '%s'\n", mode(e), strings.ReplaceAll(e.Target, "'", `'\''`))
 	}
 	return b.String()
 }
@@ -128,10 +156,24 @@ func (h Share) script() string {
 func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error {
 	var said strings.Builder
 	command := guest.Command{Argv: []string{"sh", "-c", mountCommand}, Stdin: strings.NewReader(s.Share.script()), Stdout: &said, Stderr: &said}
-	if len(s.Share.Exports) == 0 {
-		if !s.Share.Had {
+	switch {
+	case s.Share.Told && len(s.Share.Exports) == 0:
+		return nil
+	case s.Share.Told:
+		patience := time.Duration(0) // it has said so, or may never
+		if s.Forked && s.links == 0 {
+			patience = patienceTold
+		}
+		waiting, done := context.WithTimeout(ctx, patience)
+		err := s.files.Mounted(waiting)
+		done()
+		if err == nil {
 			return nil
 		}
+		command = guest.Command{Argv: []string{toldCommand}, Stdout: &said, Stderr: &said}
+	case len(s.Share.Exports) == 0 && !s.Share.Had:
+		return nil
+	case len(s.Share.Exports) == 0:
 		command.Argv[2] = unmountCommand
 	}
 	ctx, cancel := context.WithTimeout(ctx, patienceMount)

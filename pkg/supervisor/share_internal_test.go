@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/images"
 	"github.com/devvm/devvm/pkg/share"
 )
 
@@ -50,7 +51,7 @@ func TestMountScript(t *testing.T) {
 		}
 		return string(out)
 	}
-	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,actimeo=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
+	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
 	mounts := "<-i><-t><nfs><-o><" + options + ",rw><--><192.0.2.1:/it's $(touch x) a -o \"dir\"></it's $(touch x) a -o \"dir\">\n" +
 		"<-i><-t><nfs><-o><" + options + ",ro><--><192.0.2.1:/srv/ü></srv/ü>\n"
 	first := run()
@@ -59,5 +60,70 @@ func TestMountScript(t *testing.T) {
 	}
 	if again := run(); again != mounts {
 		t.Errorf("again:\n%s\nwant:\n%s", again, mounts)
+	}
+}
+
+// The image's script mounts what its firmware says, in the words of Credential, and what
+// is mounted already it leaves alone.
+func TestToldToMount(t *testing.T) {
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "bin")
+	if err := os.Mkdir(bin, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	fake := "#!/bin/sh\nfor a; do printf '<%s>' \"$a\"; done; echo\n"
+	if err := os.WriteFile(filepath.Join(bin, "mount"), []byte(fake), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	text, err := images.FS.ReadFile("debian-13/root/usr/lib/devvm/share")
+	if err != nil {
+		t.Fatal(err)
+	}
+	told, mounts := filepath.Join(dir, "told"), filepath.Join(dir, "mounts")
+	script := strings.NewReplacer(
+		"/sys/firmware/qemu_fw_cfg/by_name/opt/io.systemd.credentials/devvm.share/raw", told,
+		"/proc/mounts", mounts, "/run/devvm/", dir+"/",
+	).Replace(string(text))
+	run := func() string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "bash", "-c", script)
+		cmd.Dir, cmd.Env = dir, []string{"PATH=" + bin + ":" + os.Getenv("PATH")}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	if out := run(); out != "" {
+		t.Errorf("told nothing:\n%s", out)
+	}
+	odd := `/it's $(touch x) a\b "dir"`
+	credential := Share{
+		Address: netip.MustParseAddr("192.0.2.1"),
+		Exports: []share.Export{{Target: odd, Writable: true}, {Target: "/srv/ü "}},
+	}.Credential()
+	for path, content := range map[string]string{
+		told:   string(credential) + strings.Repeat("\n", 100),
+		mounts: "proc /proc proc rw 0 0\n",
+	} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
+	first := "<-i><-n><-t><nfs><-o><" + options + ",rw,X-mount.mkdir><--><192.0.2.1:" + odd + "><" + odd + ">\n"
+	second := "<-i><-n><-t><nfs><-o><" + options + ",ro,X-mount.mkdir><--><192.0.2.1:/srv/ü ></srv/ü >\n"
+	if out := run(); out != first+second {
+		t.Errorf("got\n%s\nwant\n%s", out, first+second)
+	}
+	have := `192.0.2.1:x /it's\040$(touch\040x)\040a\134b\040"dir" nfs rw 0 0` + "\n"
+	if err := os.WriteFile(mounts, []byte(have), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out := run(); out != second {
+		t.Errorf("got\n%s\nwant\n%s", out, second)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "x")); err == nil {
+		t.Error("a path was run as a command")
 	}
 }

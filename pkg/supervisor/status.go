@@ -52,7 +52,11 @@ type Files struct {
 	Path     string `json:"path"` // in the VM
 	Writable bool   `json:"writable"`
 	Road     string `json:"road"` // how: "nfs"
+	Why      string `json:"why"`  // and not otherwise
 }
+
+// whyNFS is Files.Why: docs/files-in-the-vm.md has more.
+const whyNFS = "the one way that needs no root and lives through suspend and fork"
 
 // ErrNone says that no supervisor listens on the control socket.
 var ErrNone = errors.New("no supervisor is running")

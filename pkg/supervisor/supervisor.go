@@ -59,12 +59,13 @@ type Options struct {
 	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
 	Version string           // of this program
 	Ready   func()           // called once both sockets listen
-	// ClockSet says that the VM sets its own clock before it takes the first link.
-	ClockSet bool
-	Log      *slog.Logger
-	Ping     func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
-	Ports    PortOptions
-	Share    Share // directories for the VM
+	// Forked says that the VM goes on from another one's memory: it sets its own clock
+	// before it takes the first link, and mounts by itself what its firmware tells it to.
+	Forked bool
+	Log    *slog.Logger
+	Ping   func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
+	Ports  PortOptions
+	Share  Share // directories for the VM
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -105,7 +106,7 @@ func Run(ctx context.Context, o Options) error {
 		changed: make(chan struct{}),
 	}
 	for _, e := range o.Share.Exports {
-		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs"})
+		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
 	}
 	o.Ports.Log = o.Log
 	s.ports, err = ports.New(o.Ports.Options)
@@ -431,7 +432,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	if err != nil {
 		return fmt.Errorf("ask the engine: %w", err)
 	}
-	if !s.ClockSet || s.links > 0 { // a VM that was resumed has the time of its saving
+	if !s.Forked || s.links > 0 { // a VM that was resumed has the time of its saving
 		<-clock
 	}
 	ready()

@@ -9,11 +9,14 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -272,3 +275,74 @@ type readConn struct {
 }
 
 func (c readConn) Read(b []byte) (int, error) { return c.Reader.Read(b) }
+
+// segment is a frame of TCP's from a port.
+func segment(port uint16, ack uint32, flags header.TCPFlags, data string) *stack.PacketBuffer {
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{
+		ReserveHeaderBytes: header.IPv4MinimumSize + header.TCPMinimumSize,
+		Payload:            buffer.MakeWithData([]byte(data)),
+	})
+	header.TCP(p.TransportHeader().Push(header.TCPMinimumSize)).Encode(&header.TCPFields{
+		SrcPort: port, DstPort: 800, AckNum: ack, DataOffset: header.TCPMinimumSize, Flags: flags,
+	})
+	p.TransportProtocolNumber = header.TCPProtocolNumber
+	header.IPv4(p.NetworkHeader().Push(header.IPv4MinimumSize)).Encode(&header.IPv4Fields{
+		TotalLength: uint16(p.Size()), TTL: 64, Protocol: uint8(header.TCPProtocolNumber),
+		SrcAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 1}), DstAddr: tcpip.AddrFrom4([4]byte{192, 0, 2, 2}),
+	})
+	p.NetworkProtocolNumber = header.IPv4ProtocolNumber
+	return p
+}
+
+// An acknowledgement goes with what follows it, and does not wait for long.
+func TestLoneAck(t *testing.T) {
+	const ack, push = header.TCPFlagAck, header.TCPFlagAck | header.TCPFlagPsh
+	type sent struct {
+		port  uint16
+		ack   uint32
+		flags header.TCPFlags
+		data  string
+	}
+	for name, c := range map[string]struct{ send, want []sent }{
+		"alone":           {[]sent{{1, 5, ack, ""}}, []sent{{1, 5, ack, ""}}},
+		"with the answer": {[]sent{{1, 5, ack, ""}, {1, 5, push, "answer"}}, []sent{{1, 5, push, "answer"}}},
+		"the second":      {[]sent{{1, 5, ack, ""}, {1, 9, ack, ""}, {1, 12, ack, ""}}, []sent{{1, 9, ack, ""}, {1, 12, ack, ""}}},
+		"wrapped":         {[]sent{{1, 1<<32 - 1, ack, ""}, {1, 4, push, "x"}}, []sent{{1, 4, push, "x"}}},
+		"another's":       {[]sent{{1, 5, ack, ""}, {2, 5, push, "x"}}, []sent{{1, 5, ack, ""}, {2, 5, push, "x"}}},
+		"twice the same":  {[]sent{{1, 5, ack, ""}, {1, 5, ack, ""}}, []sent{{1, 5, ack, ""}, {1, 5, ack, ""}}},
+		"older":           {[]sent{{1, 5, ack, ""}, {1, 4, push, "x"}}, []sent{{1, 5, ack, ""}, {1, 4, push, "x"}}},
+		"the end":         {[]sent{{1, 5, ack, ""}, {1, 6, ack | header.TCPFlagFin, ""}}, []sent{{1, 6, ack | header.TCPFlagFin, ""}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, peer, _, _ := serve(t)
+			go func() {
+				for _, s := range c.send {
+					p := segment(s.port, s.ack, s.flags, s.data)
+					e.out.send(p)
+					p.DecRef()
+				}
+			}()
+			var got []sent
+			for range c.want {
+				n, err := readLength(peer)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b := make([]byte, n)
+				if _, err := io.ReadFull(peer, b); err != nil {
+					t.Fatal(err)
+				}
+				h := header.TCP(b[header.IPv4MinimumSize:])
+				got = append(got, sent{h.SourcePort(), h.AckNumber(), h.Flags(), string(h.Payload())})
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+			if peer.SetReadDeadline(time.Now().Add(5*ackDelay)) == nil {
+				if n, err := readLength(peer); err == nil {
+					t.Errorf("%d bytes more", n)
+				}
+			}
+		})
+	}
+}

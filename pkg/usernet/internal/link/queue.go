@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
@@ -23,6 +24,8 @@ const (
 	// batchFrames bounds one write to the peer; it keeps a batch within the
 	// 1024 buffers of one writev.
 	batchFrames = 128
+	// ackDelay is how long an acknowledgement waits for data to go with it.
+	ackDelay = time.Millisecond
 )
 
 // outQueue writes frames to a connection, if there is one. A sender writes its
@@ -43,11 +46,19 @@ type outQueue struct {
 	space   chan struct{} // closed when frames has been taken
 	work    chan struct{} // capacity 1: wakes the goroutine
 
+	ack      *stack.PacketBuffer // that waits for a frame to go with it, or nil
+	ackSince time.Time           // when it began to
+	ackTimer *time.Timer
+	ackArmed bool // the timer runs
+
 	sentFrames, sentBytes, dropped atomic.Uint64
 }
 
 func newOutQueue(limit int) *outQueue {
-	return &outQueue{limit: limit, space: make(chan struct{}), work: make(chan struct{}, 1)}
+	q := &outQueue{limit: limit, space: make(chan struct{}), work: make(chan struct{}, 1)}
+	q.ackTimer = time.AfterFunc(time.Hour, q.ackLate)
+	q.ackTimer.Stop()
+	return q
 }
 
 // plug makes conn the one that frames go to, unless there is one.
@@ -71,6 +82,10 @@ func (q *outQueue) unplug() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.plugged, q.raw, q.busy, q.rest = false, nil, false, nil
+	if q.ack != nil {
+		q.ack.DecRef()
+		q.ack = nil
+	}
 	q.dropped.Add(uint64(len(q.frames)))
 	for _, p := range q.frames {
 		p.DecRef()
@@ -93,9 +108,79 @@ func (q *outQueue) taken() {
 
 // send writes a frame or takes a reference to it, or drops it if nobody reads.
 // It blocks while the queue is full and the peer reads.
+//
+// gVisor acknowledges at once whatever comes. A guest that asks and waits for an answer
+// would be interrupted twice for each, and an emulated one notices; so an acknowledgement
+// waits a moment for the answer, which says the same. The next one of its connection
+// sends it on its way, as Linux acknowledges each second segment.
 func (q *outQueue) send(p *stack.PacketBuffer) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	second := false
+	if ack := q.ack; ack != nil {
+		q.ack = nil
+		if second = supersedes(p, ack); !second {
+			q.put(ack)
+		}
+		ack.DecRef()
+	}
+	if q.plugged && q.ack == nil && !second && loneAck(p) { // put may have let others in
+		q.ack, q.ackSince = p.IncRef(), time.Now()
+		if !q.ackArmed {
+			q.ackArmed = true
+			q.ackTimer.Reset(ackDelay)
+		}
+		return
+	}
+	q.put(p)
+}
+
+// ackLate sends an acknowledgement that has waited in vain.
+func (q *outQueue) ackLate() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ackArmed = false
+	ack := q.ack
+	if ack == nil {
+		return
+	}
+	if rest := ackDelay - time.Since(q.ackSince); rest > 0 { // it is another one
+		q.ackArmed = true
+		q.ackTimer.Reset(rest)
+		return
+	}
+	q.ack = nil
+	q.put(ack)
+	ack.DecRef()
+}
+
+// loneAck tells whether a frame has nothing but an acknowledgement of TCP's.
+func loneAck(p *stack.PacketBuffer) bool {
+	if p.NetworkProtocolNumber != header.IPv4ProtocolNumber || p.TransportProtocolNumber != header.TCPProtocolNumber || p.Data().Size() > 0 {
+		return false
+	}
+	t := header.TCP(p.TransportHeader().Slice())
+	return len(t) >= header.TCPMinimumSize && t.Flags() == header.TCPFlagAck
+}
+
+// supersedes tells whether a frame says what an acknowledgement does, and more.
+func supersedes(p, ack *stack.PacketBuffer) bool {
+	t, was := header.TCP(p.TransportHeader().Slice()), header.TCP(ack.TransportHeader().Slice())
+	if p.NetworkProtocolNumber != header.IPv4ProtocolNumber || p.TransportProtocolNumber != header.TCPProtocolNumber || len(t) < header.TCPMinimumSize ||
+		t.SourcePort() != was.SourcePort() || t.DestinationPort() != was.DestinationPort() || !t.Flags().Contains(header.TCPFlagAck) {
+		return false
+	}
+	from, to := header.IPv4(p.NetworkHeader().Slice()), header.IPv4(ack.NetworkHeader().Slice())
+	if from.SourceAddress() != to.SourceAddress() || from.DestinationAddress() != to.DestinationAddress() {
+		return false
+	}
+	// The same number twice and nothing else is a sign of a loss.
+	more := int32(t.AckNumber() - was.AckNumber()) //nolint:gosec // sequence numbers wrap
+	return more > 0 || more == 0 && p.Data().Size() > 0
+}
+
+// put is send for a frame that waits for no other. The caller holds mu.
+func (q *outQueue) put(p *stack.PacketBuffer) {
 	q.awaitSpace()
 	if !q.plugged || q.queued >= q.limit {
 		q.dropped.Add(1)

@@ -1,0 +1,135 @@
+//go:build vmtest
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// shareCommands are the commands of scripts about the host's files in a VM.
+var shareCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
+	"share-probe": cmdShareProbe,
+	"live-reload": cmdLiveReload,
+}
+
+// cmdShareProbe: share-probe puts shareprobe into the current directory.
+func cmdShareProbe(ts *testscript.TestScript, _ bool, _ []string) {
+	self, err := os.Executable()
+	ts.Check(err)
+	from, err := os.Open(self)
+	ts.Check(err)
+	defer from.Close()
+	to, err := os.OpenFile(ts.MkAbs("shareprobe"), os.O_CREATE|os.O_WRONLY, 0o755)
+	ts.Check(err)
+	_, err = io.Copy(to, from)
+	ts.Check(errors.Join(err, to.Close()))
+}
+
+// liveReload is how soon a change must be told, in the middle of some.
+const liveReload = 300 * time.Millisecond
+
+// cmdLiveReload: live-reload DIR has a container of the image box watch a directory that
+// is a repository with the branches one and two and a file f, and does to it what editors
+// and git do.
+func cmdLiveReload(ts *testscript.TestScript, _ bool, args []string) {
+	dir := ts.MkAbs(args[0])
+	cmd := exec.Command("docker", "run", "--rm", "-v", ts.MkAbs(".")+":/w", "box", "/w/shareprobe", "watch", "/w/"+args[0])
+	cmd.Env = append(os.Environ(), "DOCKER_HOST="+ts.Getenv("DOCKER_HOST"), "DOCKER_CONFIG="+ts.Getenv("DOCKER_CONFIG"), "PATH="+ts.Getenv("PATH"))
+	cmd.Stderr = ts.Stderr()
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	lines := make(chan string, 1000)
+	go func() {
+		defer close(lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			lines <- s.Text()
+		}
+	}()
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	// told waits for one of some events.
+	told := func(limit time.Duration, any ...string) error {
+		late := time.After(limit)
+		var came []string
+		for {
+			select {
+			case line, ok := <-lines:
+				if slices.Contains(any, line) {
+					return nil
+				}
+				if came = append(came, line); !ok {
+					return fmt.Errorf("the watcher has ended; it said %q", came)
+				}
+			case <-late:
+				return fmt.Errorf("none of %q came, but %q", any, came)
+			}
+		}
+	}
+	quiet := func() {
+		for told(700*time.Millisecond, "nothing") == nil {
+		}
+	}
+	ts.Check(told(time.Minute, "watching"))
+	// The agent starts when it likes.
+	for began := false; !began; {
+		ts.Check(os.WriteFile(filepath.Join(dir, "begin"), []byte(fmt.Sprint(time.Now())), 0o600))
+		began = told(time.Second, "create begin", "modify begin") == nil
+	}
+	run := func(argv ...string) error {
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Dir = dir
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%v: %w: %s", argv, err, out)
+		}
+		return nil
+	}
+	f := filepath.Join(dir, "f")
+	branch := 0
+	for _, edit := range []struct {
+		name   string
+		do     func(text string) error
+		events []string
+	}{
+		{"a write", func(text string) error { return os.WriteFile(f, []byte(text), 0o600) }, []string{"close f"}},
+		{"vim: the file is renamed, written anew, the old one removed", func(text string) error {
+			return errors.Join(os.Rename(f, f+"~"), os.WriteFile(f, []byte(text), 0o600), os.Remove(f+"~"))
+		}, []string{"create f", "to f", "close f"}},
+		{"an IDE: a new file is put over it", func(text string) error {
+			return errors.Join(os.WriteFile(f+".tmp", []byte(text), 0o600), os.Rename(f+".tmp", f))
+		}, []string{"to f"}},
+		{"git checkout of another branch", func(string) error {
+			branch++
+			return run("git", "checkout", "-q", "-f", []string{"one", "two"}[branch%2])
+		}, []string{"create f", "to f", "close f"}},
+	} {
+		var took []time.Duration
+		for round := range 9 {
+			quiet()
+			ts.Check(edit.do(strings.Repeat("x", round+1)))
+			done := time.Now()
+			if err := told(10*time.Second, edit.events...); err != nil {
+				ts.Fatalf("%s: %v", edit.name, err)
+			}
+			took = append(took, time.Since(done))
+		}
+		slices.Sort(took)
+		fmt.Fprintf(ts.Stdout(), "%s: %v, at most %v\n", edit.name, took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+		if took[len(took)/2] > liveReload {
+			ts.Fatalf("%s: it takes %v until a container hears of it", edit.name, took[len(took)/2])
+		}
+	}
+}
