@@ -491,7 +491,7 @@ func TestChecks(t *testing.T) {
 			b.files("/home/me/app/.venv/lib", manyFiles)
 			b.file("/home/me/app/rust/Cargo.toml", "")
 			b.file("/home/me/app/.venv/pyvenv.cfg", "")
-		}, want{Warn, false, "shared with the VM: /home/me/app/rust/target (2001 files), /home/me/app/.venv (2001 files)\n", "-v venv:/app/.venv"}},
+		}, want{Warn, false, "shared with the VM: /home/me/app/.venv (2001 files), /home/me/app/rust/target (2001 files)\n", "-v venv:/app/.venv"}},
 		{"leftovers", "leftovers", func(b *bench) {
 			b.o.Leftovers = func(context.Context) ([]Leftover, error) {
 				return []Leftover{{"a broken image build", "devvm image prune"}, {"odd", ""}, {"the VM of /gone", "devvm rm --project gone-1"}}, nil

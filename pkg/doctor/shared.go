@@ -75,6 +75,9 @@ func (d *doctor) sharedFiles(ctx context.Context) Result {
 			count = fmt.Sprintf("more than %d", countTo)
 		}
 		what = append(what, fmt.Sprintf("%s (%s files)", filepath.Join(f.share, f.rel), count))
+		if f.share != found[0].share { // the lines are for one container
+			continue
+		}
 		volume := volumeName(f.rel)
 		compose = append(compose, fmt.Sprintf("#   - %s:/app/%s", volume, f.rel))
 		run = append(run, fmt.Sprintf("-v %s:%s", volume, quote("/app/"+f.rel)))
