@@ -96,7 +96,7 @@ Docker changes the VM's firewall, never this host's.
 	root.AddCommand(
 		a.newUpCmd(), a.newDownCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
 		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
-		a.newSSHCmd(), a.newExecCmd(), a.newDockerCmd(), a.newLogsCmd(),
+		a.newSSHCmd(), a.newExecCmd(), a.newDockerCmd(), a.newCpCmd(), a.newLogsCmd(),
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), a.newAuditCmd(), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(),
 	)

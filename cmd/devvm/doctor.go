@@ -45,6 +45,7 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 		Work:      s.Images.Work(),
 		Memory:    cfg.Memory,
 		Socket:    s.Dirs.LongestSocket(),
+		Shared:    a.sharedHere(ctx, s),
 	}))
 	if a.json {
 		if err := a.JSON(findings); err != nil {
@@ -58,6 +59,16 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 		return ui.Exit(ui.ExitHost)
 	}
 	return nil
+}
+
+// sharedHere are the directories that the VM of the project here has; none if there is no
+// project, which is no matter for doctor.
+func (a *app) sharedHere(ctx context.Context, s *project.Service) []string {
+	p, err := a.find(ctx, s)
+	if err != nil {
+		return nil
+	}
+	return s.SharedDirs(p)
 }
 
 // leftovers turns projects whose directory is gone into what doctor shows.

@@ -26,7 +26,8 @@ func (a *app) newExecCmd() *cobra.Command {
 		Use:   "exec [flags] -- COMMAND [ARG ...]",
 		Short: "Run a command in the VM",
 		Long: `Run a command in the VM as root. Standard input, output, error and the exit
-code are the command's own; there is no terminal unless -t asks for one.`,
+code are the command's own; there is no terminal unless -t asks for one. It
+starts in the directory that this one is in the VM, if it is there, else in /root.`,
 		Example: "  devvm exec -- uname -a\n  tar c . | devvm exec -- tar x -C /tmp",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -37,7 +38,7 @@ code are the command's own; there is no terminal unless -t asks for one.`,
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "run it on a terminal")
-	cmd.Flags().StringVarP(&o.dir, "workdir", "w", "", "the command's `directory` in the VM")
+	cmd.Flags().StringVarP(&o.dir, "workdir", "w", "", "the command's `directory` in the VM, from where it starts")
 	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "set `NAME=VALUE` for the command")
 	return cmd
 }
@@ -51,6 +52,7 @@ func (a *app) runInGuest(ctx context.Context, s *project.Service, p project.Proj
 	}
 	defer client.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, os.Stderr
+	cmd.Start = a.guestDir(s, p)
 	if tty {
 		restore, err := a.terminal(ctx, &cmd)
 		if err != nil {
@@ -66,6 +68,15 @@ func (a *app) runInGuest(ctx context.Context, s *project.Service, p project.Proj
 		return ui.Exit(code)
 	}
 	return nil
+}
+
+// guestDir is where the VM has the current directory, "" if it does not.
+func (a *app) guestDir(s *project.Service, p project.Project) string {
+	dir, err := a.projectDir()
+	if err != nil {
+		return ""
+	}
+	return s.GuestDir(p, dir)
 }
 
 // terminal gives the command a terminal like ours, and puts ours into raw mode

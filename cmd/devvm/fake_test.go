@@ -107,6 +107,8 @@ func bootFakeVM(specPath string) error {
 		Dir:            filepath.Join(state, "root"),
 		Sockets:        map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: engine.Dial},
 		OnPoweroff:     stop,
+		// Its files are this host's, but for those below a directory of this name.
+		Rewrite: func(line string) string { return strings.ReplaceAll(line, "/onlyhost", "/onlyhost.vm") },
 		// What runs in the fake guest runs on this host, whose clock is right.
 		Intercept: func(line string) (int, bool) {
 			switch {

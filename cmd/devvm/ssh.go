@@ -23,7 +23,8 @@ func (a *app) newSSHCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ssh [flags] [-- COMMAND ...]",
 		Short: "Open a shell in the VM, or print a configuration for OpenSSH",
-		Long: `Open a shell in the VM, or run a command line in the VM's shell.
+		Long: `Open a shell in the VM, or run a command line in the VM's shell. It starts in the
+directory that this one is in the VM, if it is there, else in /root.
 
   devvm ssh --config >>~/.ssh/config
 

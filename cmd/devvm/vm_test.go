@@ -66,6 +66,28 @@ func TestVMShare(t *testing.T) {
 	runVMScripts(t, "share")
 }
 
+// TestVMGuard is what the VM does not have of the host's files.
+func TestVMGuard(t *testing.T) {
+	if testing.Short() {
+		t.Skip("files are no others as root")
+	}
+	if os.Getenv("CI") != "" {
+		t.Skip("CI has half an hour; make vmtest runs this elsewhere")
+	}
+	runVMScripts(t, "guard")
+}
+
+// TestVMCopy is devvm cp, and where commands start.
+func TestVMCopy(t *testing.T) {
+	if testing.Short() {
+		t.Skip("files are no others as root")
+	}
+	if os.Getenv("CI") != "" {
+		t.Skip("CI has half an hour; make vmtest runs this elsewhere")
+	}
+	runVMScripts(t, "cp")
+}
+
 func runVMScripts(t *testing.T, scripts ...string) {
 	t.Helper()
 	params := testscript.Params{

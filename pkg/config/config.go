@@ -78,6 +78,7 @@ type Config struct {
 	Mount        bool    // the VM has the project's directory
 	Mounts       []Mount // and these
 	ShareDurable bool    // what is fsynced in it is on the host's disk
+	BindGuard    bool    // containers that bind what the VM does not have are refused
 	// ShareIgnore are names, patterns and paths whose changes are not told to the VM's
 	// watchers.
 	ShareIgnore []string
@@ -162,6 +163,7 @@ func Default(env Env) Config {
 		Network:     egress.Default(),
 		PortsPrefer: PortsShared,
 		Mount:       true,
+		BindGuard:   true,
 		ShareIgnore: slices.Clone(defaultIgnore),
 		origins:     map[string]origin{},
 	}

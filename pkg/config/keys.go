@@ -192,6 +192,17 @@ var schema = []field{
 	},
 	{
 		Key: Key{
+			Name: "bind_guard", Type: "true or false", Default: "true", Applies: appliesUp,
+			Brief: "Whether containers are refused that bind a path which the VM does not have.",
+			Doc: "A container that is to bind a path (`docker run -v`, `--mount type=bind`, `volumes` of compose, volumes of the driver `local` with `o=bind`) which the VM does not have is refused, with the lines for devvm.toml that share it. " +
+				"`false`: Docker makes an empty directory in the VM and the container has that, as with any engine on another machine. [What counts](files-in-the-vm.md#paths-that-the-vm-does-not-have).",
+			Example: "bind_guard = true",
+		},
+		get: func(c Config) any { return c.BindGuard },
+		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.BindGuard, v) },
+	},
+	{
+		Key: Key{
 			Name: "docker.daemon", Type: "table", Default: "empty", Applies: appliesStart,
 			Brief: "Settings of the Docker Engine, as in daemon.json.",
 			Doc: "Settings of the VM's Docker Engine, merged into its `/etc/docker/daemon.json`; " +

@@ -20,6 +20,8 @@ type Call struct {
 	Container string
 	// HostConfig is what of the container to be concerns the host; only for Create.
 	HostConfig HostConfig
+	// Volume is the volume to be; only for CreateVolume.
+	Volume Driver
 }
 
 // Kind is what a Call asks for.
@@ -27,8 +29,9 @@ type Kind string
 
 // The kinds of calls. A restart is a start.
 const (
-	Create Kind = "create"
-	Start  Kind = "start"
+	Create       Kind = "create"
+	Start        Kind = "start"
+	CreateVolume Kind = "create volume"
 )
 
 // HostConfig is the part of the API's HostConfig that checks are about
@@ -47,10 +50,20 @@ type PortBinding struct {
 
 // Mount is the API's type of that name, in part.
 type Mount struct {
-	Type     string // "bind", "volume", "tmpfs", …
-	Source   string
-	Target   string
-	ReadOnly bool
+	Type          string // "bind", "volume", "tmpfs", …
+	Source        string
+	Target        string
+	ReadOnly      bool
+	VolumeOptions VolumeOptions
+}
+
+// VolumeOptions is the API's type of that name, in part.
+type VolumeOptions struct{ DriverConfig Driver }
+
+// Driver is a volume's driver and the options for it.
+type Driver struct {
+	Name    string // "": "local"
+	Options map[string]string
 }
 
 // AdmitFunc decides about a call: nil lets it pass, unchanged; an error is the answer
@@ -62,7 +75,7 @@ type AdmitFunc func(ctx context.Context, call Call) (done func(), err error)
 // Refusal is an answer in place of the engine's.
 type Refusal struct {
 	Status  int
-	Message string // what happened and what to do, on one line
+	Message string // what happened and what to do
 }
 
 // Error implements error.
@@ -72,7 +85,7 @@ func (r *Refusal) Error() string { return r.Message }
 const maxCall = 4 << 20
 
 // Requests that are read, with or without the version of the API in front.
-var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/(?:(create)|([^/]+)/(start|restart))$`)
+var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart)))$`)
 
 // callOf says what a request asks for; false: nothing that is checked.
 func callOf(req *http.Request) (Call, bool) {
@@ -84,23 +97,34 @@ func callOf(req *http.Request) (Call, bool) {
 	case m == nil:
 		return Call{}, false
 	case m[1] != "":
+		return Call{Kind: CreateVolume}, true
+	case m[2] != "":
 		return Call{Kind: Create, Container: req.URL.Query().Get("name")}, true
 	}
-	name, err := url.PathUnescape(m[2])
+	name, err := url.PathUnescape(m[3])
 	return Call{Kind: Start, Container: name}, err == nil
 }
 
 // readConfig takes what a call's body says. An error means that the call is not
 // understood: the engine is to judge.
 func (c *Call) readConfig(body []byte) error {
-	if c.Kind != Create {
-		return nil
+	switch c.Kind {
+	case Create:
+		var config struct{ HostConfig HostConfig }
+		if err := json.Unmarshal(body, &config); err != nil {
+			return err
+		}
+		c.HostConfig = config.HostConfig
+	case CreateVolume:
+		var volume struct {
+			Driver     string
+			DriverOpts map[string]string
+		}
+		if err := json.Unmarshal(body, &volume); err != nil {
+			return err
+		}
+		c.Volume = Driver{Name: volume.Driver, Options: volume.DriverOpts}
 	}
-	var config struct{ HostConfig HostConfig }
-	if err := json.Unmarshal(body, &config); err != nil {
-		return err
-	}
-	c.HostConfig = config.HostConfig
 	return nil
 }
 

@@ -78,6 +78,9 @@ func (j *judge) admit(_ context.Context, c dockerproxy.Call) (func(), error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.calls = append(j.calls, c)
+	if c.Volume.Options["device"] == "/bad" {
+		return nil, errors.New("bad device")
+	}
 	for _, b := range c.HostConfig.PortBindings["80/tcp"] {
 		if b.HostPort == "666" {
 			return nil, &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
@@ -101,6 +104,10 @@ func (j *judge) asked() []dockerproxy.Call {
 
 func request(method, path, body string) string {
 	return fmt.Sprintf("%s %s HTTP/1.1\r\nHost: docker\r\nContent-Length: %d\r\n\r\n%s", method, path, len(body), body)
+}
+
+func volume(device string) string {
+	return `{"Name":"v","Driver":"local","DriverOpts":{"o":"bind","device":"` + device + `"}}`
 }
 
 func chunked(method, path string, chunks ...string) string {
@@ -144,6 +151,23 @@ func TestAdmit(t *testing.T) {
 			request("POST", "/containers/bad/start", ""),
 			[]int{200, 500, 201, 200, 500, 200, 204},
 		},
+		{
+			"volumes", request("POST", "/v1.45/volumes/create", volume("/x")) + request("POST", "/volumes/create", volume("/bad")) + request("POST", "/volumes/prune", ""),
+			[]dockerproxy.Call{
+				{Kind: "create volume", Volume: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/x"}}},
+				{Kind: "create volume", Volume: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/bad"}}},
+			},
+			request("POST", "/volumes/create", volume("/bad")),
+			[]int{200, 500, 200},
+		},
+		{
+			"volume in a mount", request("POST", "/containers/create", `{"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","VolumeOptions":{"DriverConfig":{"Name":"local","Options":{"o":"bind"}}}}]}}`),
+			[]dockerproxy.Call{{Kind: "create", HostConfig: dockerproxy.HostConfig{Mounts: []dockerproxy.Mount{{
+				Type: "volume", Source: "v",
+				VolumeOptions: dockerproxy.VolumeOptions{DriverConfig: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind"}}},
+			}}}}}, "", []int{201},
+		},
+		{"no volume", request("POST", "/volumes/create", `{"DriverOpts":7}`), nil, "", []int{200}},
 		{"not JSON", request("POST", "/containers/create", "{"), nil, "", []int{201}},
 		{"other types", request("POST", "/containers/create", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":666}]}}}`), nil, "", []int{201}},
 		{"too large to read", request("POST", "/containers/create", big) + request("POST", "/containers/x/start", ""), []dockerproxy.Call{{Kind: "start", Container: "x"}}, "", []int{201, 204}},
@@ -197,7 +221,7 @@ func TestAdmit(t *testing.T) {
 					if want == http.StatusConflict && string(body) != `{"message":"port 666 is taken by \"x\""}` {
 						t.Errorf("%q", body)
 					}
-					if want == http.StatusInternalServerError && string(body) != `{"message":"bad container"}` {
+					if want == http.StatusInternalServerError && string(body) != `{"message":"bad container"}` && string(body) != `{"message":"bad device"}` {
 						t.Errorf("%q", body)
 					}
 				}

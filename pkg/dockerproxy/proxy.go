@@ -8,7 +8,7 @@
 // connection is bounded.
 //
 // Where it is given a judge ([Options].Admit) it reads the calls that create and start
-// containers, and answers those that are refused in the engine's place; it follows the
+// containers and create volumes, and answers those that are refused in the engine's place; it follows the
 // other requests and answers only to see where they end.
 //
 // When the engine cannot be reached a client gets an HTTP answer that says so
@@ -52,8 +52,8 @@ type Options struct {
 	// DialTimeout is how much longer than WaitReady a Dial that neither fails
 	// nor succeeds may take. Zero means 10 s.
 	DialTimeout time.Duration
-	// Admit judges the calls that create and start containers; nil: no request is
-	// looked at.
+	// Admit judges the calls that create and start containers and create volumes; nil:
+	// no request is looked at.
 	Admit AdmitFunc
 	// Unavailable gives the message for clients that cannot be served: what
 	// happened and what to do. Nil or an empty message leaves it to the proxy.

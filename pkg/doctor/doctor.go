@@ -75,6 +75,8 @@ type Options struct {
 	Runtime string // directory of sockets
 	Socket  string // the longest path of a socket that devvm would use here
 	Memory  int64  // bytes that a VM is given
+
+	Shared []string // directories of this host that the VM of the project here has
 }
 
 // Leftover is a thing of ours that nothing needs any more.
@@ -147,6 +149,7 @@ func Checks(h Host, o Options) []Check {
 		{"Docker client", d.dockerClient},
 		{"Docker on the host", d.dockerHost},
 		{"other hypervisors", d.hypervisors},
+		{"shared files", d.sharedFiles},
 		{"leftovers", d.leftovers},
 	}
 }

@@ -117,6 +117,22 @@ func newHost(t *testing.T, osRelease string) *bench {
 	return b
 }
 
+// files makes many empty files in a directory.
+func (b *bench) files(dir string, n int) {
+	b.t.Helper()
+	full := b.h.path(dir)
+	if err := os.MkdirAll(full, 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	for i := range n {
+		f, err := os.Create(filepath.Join(full, fmt.Sprint(i)))
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+}
+
 func says(out string) func([]string) (string, error) {
 	return func([]string) (string, error) { return out, nil }
 }
@@ -454,6 +470,28 @@ func TestChecks(t *testing.T) {
 		{"socket", "Docker on the host", func(b *bench) { b.file("/run/docker.sock", "") }, want{OK, false, "Docker runs on this host too", "-"}},
 		{"VirtualBox", "other hypervisors", func(b *bench) { b.file("/proc/modules", "vmmon 1\nvboxdrv 2\nvboxdrv_x 3\n") }, want{OK, false, "VMware and VirtualBox on this host too", "-"}},
 
+		{"nothing shared", "shared files", func(b *bench) { b.files("/home/me/app/node_modules", manyFiles) }, want{OK, false, "no directory", "-"}},
+		{"few files shared", "shared files", func(b *bench) {
+			b.o.Shared = []string{"/home/me/app"}
+			b.files("/home/me/app/node_modules/a", manyFiles-1)
+			b.files("/home/me/app/src", manyFiles)
+		}, want{OK, false, "nothing that is shared", "-"}},
+		{"node_modules shared", "shared files", func(b *bench) {
+			b.o.Shared = []string{"/home/me/my app"}
+			b.files("/home/me/my app/web/node_modules/a/b", manyFiles)
+			b.files("/home/me/my app/.git/node_modules", manyFiles)
+		}, want{
+			Warn, false, "/home/me/my app/web/node_modules (2000 files)",
+			"#   volumes:\n#   - web-node_modules:/app/web/node_modules\n# or: docker run -v '/home/me/my app':/app -v web-node_modules:/app/web/node_modules",
+		}},
+		{"target by its sign", "shared files", func(b *bench) {
+			b.o.Shared = []string{"/home/me/app", "/gone"}
+			b.files("/home/me/app/target", manyFiles)
+			b.files("/home/me/app/rust/target", manyFiles+1)
+			b.files("/home/me/app/.venv/lib", manyFiles)
+			b.file("/home/me/app/rust/Cargo.toml", "")
+			b.file("/home/me/app/.venv/pyvenv.cfg", "")
+		}, want{Warn, false, "shared with the VM: /home/me/app/.venv (2001 files), /home/me/app/rust/target (2001 files)\n", "-v venv:/app/.venv"}},
 		{"leftovers", "leftovers", func(b *bench) {
 			b.o.Leftovers = func(context.Context) ([]Leftover, error) {
 				return []Leftover{{"a broken image build", "devvm image prune"}, {"odd", ""}, {"the VM of /gone", "devvm rm --project gone-1"}}, nil

@@ -26,9 +26,6 @@ type Port struct {
 	HostPort  uint16
 }
 
-// Binding is a wish of a container's to publish a port, as its maker wrote it.
-type Binding struct{ HostIP, HostPort string }
-
 // Times of Watch.
 const (
 	// The engine's list can lag behind its events, and it drops events that a
@@ -141,30 +138,6 @@ func (w *watch) list(ctx context.Context) error {
 	w.last = list
 	w.tell(slices.Clone(list))
 	return nil
-}
-
-// Bindings asks what ports a container publishes when it runs, by its own ports
-// ("80/tcp"), and for its name.
-func Bindings(ctx context.Context, dial Dial, container string) (name string, bindings map[string][]Binding, err error) {
-	bindings = map[string][]Binding{}
-	err = over(dial, "ask the engine about a container", func(c *client.Client) error {
-		answer, err := c.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
-		if err != nil || answer.Container.HostConfig == nil {
-			return err
-		}
-		name = strings.TrimPrefix(answer.Container.Name, "/")
-		for port, wishes := range answer.Container.HostConfig.PortBindings {
-			for _, w := range wishes {
-				b := Binding{HostPort: w.HostPort}
-				if w.HostIP.IsValid() {
-					b.HostIP = w.HostIP.String()
-				}
-				bindings[port.String()] = append(bindings[port.String()], b)
-			}
-		}
-		return nil
-	})
-	return name, bindings, err
 }
 
 // over is with, over connections of the caller's.

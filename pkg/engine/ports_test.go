@@ -130,15 +130,21 @@ func TestWatchStaleList(t *testing.T) {
 	next(t, told, 0)
 }
 
-func TestBindings(t *testing.T) {
+func TestWishes(t *testing.T) {
 	_, sock := fake(t, t.TempDir())
-	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"},{}],"53/udp":[{"HostPort":"53"}]}}}`)
-	name, got, err := engine.Bindings(t.Context(), dialer(sock), "web")
-	want := map[string][]engine.Binding{"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8080"}, {}}, "53/udp": {{HostPort: "53"}}}
-	if diff := cmp.Diff(want, got); diff != "" || name != "web" || err != nil {
-		t.Error(name, diff, err)
+	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"},{}],"53/udp":[{"HostPort":"53"}]},`+
+		`"Binds":["/a:/b:ro"],"Mounts":[{"Type":"bind","Source":"/c","Target":"/d","ReadOnly":true}]}}`)
+	got, err := engine.GetWishes(t.Context(), dialer(sock), "web")
+	want := engine.Wishes{
+		Name:     "web",
+		Bindings: map[string][]engine.Binding{"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8080"}, {}}, "53/udp": {{HostPort: "53"}}},
+		Binds:    []string{"/a:/b:ro"},
+		Mounts:   []engine.Mount{{Type: "bind", Source: "/c", ReadOnly: true}},
 	}
-	if _, _, err := engine.Bindings(t.Context(), dialer(sock), "nosuch"); err == nil || !strings.Contains(err.Error(), "No such container") {
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+	if _, err := engine.GetWishes(t.Context(), dialer(sock), "nosuch"); err == nil || !strings.Contains(err.Error(), "No such container") {
 		t.Error(err)
 	}
 }

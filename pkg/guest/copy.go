@@ -1,6 +1,8 @@
 package guest
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,263 +12,591 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
-
-	"github.com/pkg/sftp"
-	"golang.org/x/crypto/ssh"
+	"sync"
+	"time"
 )
 
-// CopyTo copies a file, a symbolic link or a directory with all that is in it
-// from this host into the guest. remote is the name that the copy gets, not a
-// directory to put it in; what is there already is overwritten file by file.
-// Modes and modification times are kept, owners are the guest's user. Anything
-// else than files, links and directories is an error.
-func (c *Client) CopyTo(ctx context.Context, local, remote string) error {
-	return c.withSFTP(ctx, func(s *sftp.Client) error {
-		return copyTo(ctx, s, local, remote)
-	})
+// Files go as a tar archive through one command in the guest: a question to the guest
+// for each of them, as SFTP has it, costs much more under emulation. What arrives is
+// complete under its name or not there: it is unpacked beside it first.
+
+// Copy says what to copy between this host and the guest, with the rules of cp and
+// `docker cp`: what goes to a directory that is there goes into it, what a source that
+// ends in "/." holds goes there by itself, and directories are merged.
+type Copy struct {
+	Local  string // path on this host
+	Remote string // path in the guest; relative to the user's home, if it is not absolute
+	// Follow copies what a source points to that is a link. Links below it stay links.
+	Follow bool
+	// Advance, if set, hears of the bytes copied, and of all, 0 if they are not known.
+	Advance func(done, total int64)
+	// Warn, if set, hears of what is left out.
+	Warn func(text string)
 }
 
-// CopyFrom copies out of the guest as [Client.CopyTo] copies into it. Whatever
-// the guest answers, nothing outside local is written.
-func (c *Client) CopyFrom(ctx context.Context, remote, local string) error {
-	return c.withSFTP(ctx, func(s *sftp.Client) error {
-		dir, base := filepath.Split(filepath.Clean(local))
-		if dir == "" {
-			dir = "."
-		}
-		root, err := os.OpenRoot(dir)
+func (o Copy) warn(format string, args ...any) {
+	if o.Warn != nil {
+		o.Warn(fmt.Sprintf(format, args...))
+	}
+}
+
+// Exit codes of the scripts.
+const (
+	codeRefused = 65
+	codeMissing = 66
+)
+
+// Kinds of sources. Contents are all that is in a directory, a stream is an archive
+// from elsewhere.
+const (
+	kindFile      = "file"
+	kindLink      = "link"
+	kindDirectory = "directory"
+	kindContents  = "contents"
+	kindStream    = "stream"
+)
+
+// unpackScript takes a name, a kind and where to put it. But for a stream's, the archive
+// has the source as "x" and ends with "end": tar takes one that breaks off between two
+// files for whole.
+const unpackScript = `set -eu
+base=$1 kind=$2 dst=$3
+fail() { echo "$2" >&2; exit "$1"; }
+into=
+if [ -d "$dst" ]; then
+	case $kind in contents | stream) ;; *) dst=${dst%/}/$base into=1 ;; esac
+fi
+case $kind in
+file | link)
+	[ ! -d "$dst" ] || [ -L "$dst" ] || fail 65 "$dst: is a directory"
+	case $dst in */) [ "$into" ] || fail 66 "$dst: no such directory" ;; esac
+	if [ "$kind" = file ] && [ -L "$dst" ]; then dst=$(readlink -f -- "$dst"); fi
+	[ ! -d "$dst" ] || fail 65 "$dst: is a directory" ;;
+stream) [ -d "$dst" ] || fail 66 "$dst: no such directory" ;;
+*) [ -d "$dst" ] || { [ ! -e "$dst" ] && [ ! -L "$dst" ]; } || fail 65 "$dst: is not a directory" ;;
+esac
+beside=$dst
+[ -d "$dst" ] || beside=$(dirname -- "$dst")
+[ -d "$beside" ] || fail 66 "$beside: no such directory"
+tmp=$(mktemp -d "$beside/.devvm-cp-XXXXXXXX")
+trap 'rm -rf -- "$tmp"' EXIT
+trap 'exit 143' HUP INT TERM
+if [ "$kind" = stream ]; then
+	tar --extract --file=- --directory="$tmp" --preserve-permissions --numeric-owner --delay-directory-restore
+	from=$tmp
+else
+	tar --extract --file=- --directory="$tmp" --preserve-permissions --no-same-owner --delay-directory-restore
+	[ -f "$tmp/end" ] || fail 65 'the copy broke off'
+	from=$tmp/x
+fi
+if [ -d "$dst" ]; then
+	find "$from" -mindepth 1 -maxdepth 1 -exec cp --archive --link --force --target-directory="$dst" -- {} + 2>/dev/null ||
+		find "$from" -mindepth 1 -maxdepth 1 -exec cp --archive --force --target-directory="$dst" -- {} +
+else
+	mv --force --no-target-directory -- "$from" "$dst"
+fi`
+
+// packScript takes a path, whether to follow it if it is a link, and whether to name what
+// is in the archive by it.
+const packScript = `set -eu
+src=$1
+if [ ! -e "$src" ] && [ ! -L "$src" ]; then echo "$src: no such file or directory" >&2; exit 66; fi
+[ -z "$2" ] || src=$(readlink -f -- "$src")
+pack() { exec tar --create --file=- --format=posix --pax-option=delete=atime,delete=ctime "$@"; }
+if [ "$3" ]; then pack --numeric-owner --directory="$(dirname -- "$src")" -- "$(basename -- "$src")"; fi
+if [ -d "$src" ] && [ ! -L "$src" ]; then pack --hard-dereference --directory="$src" -- .; fi
+pack --hard-dereference --directory="$(dirname -- "$src")" -- "./$(basename -- "$src")"`
+
+// remote makes a path of the guest that no program takes for an option.
+func remote(p string) string {
+	if !path.IsAbs(p) {
+		return "./" + p
+	}
+	return p
+}
+
+// contents tells whether a path means what is in the directory.
+func contents(p string) bool {
+	base := path.Base(p)
+	return base == "." || base == ".." || base == "/"
+}
+
+// CopyTo copies from this host to the guest. Modes and modification times are kept,
+// owners are the guest's user, set-user-ID and set-group-ID are dropped.
+func (c *Client) CopyTo(ctx context.Context, o Copy) error {
+	source := o.Local
+	if o.Follow {
+		resolved, err := filepath.EvalSymlinks(source)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = root.Close() }()
-		return copyFrom(ctx, s, remote, root, base)
+		source = resolved
+	}
+	info, err := os.Lstat(source)
+	if err != nil {
+		return err
+	}
+	kind := kindFile
+	switch {
+	case info.IsDir() && contents(o.Local):
+		kind = kindContents
+	case info.IsDir():
+		kind = kindDirectory
+	case info.Mode().Type() == fs.ModeSymlink:
+		kind = kindLink
+	case !info.Mode().IsRegular():
+		return fmt.Errorf("%s: neither a file nor a directory nor a link", o.Local)
+	}
+	total := int64(0)
+	if o.Advance != nil {
+		total = size(source)
+	}
+	p := packer{Copy: o, ctx: ctx, total: total}
+	return c.unpack(ctx, o.Remote, filepath.Base(o.Local), kind, func(w io.Writer) error {
+		return p.pack(tar.NewWriter(w), source)
 	})
 }
 
-// WriteFile writes all that r yields to a file in the guest, which is there
-// completely under its name, with that mode, or not at all.
-func (c *Client) WriteFile(ctx context.Context, remote string, r io.Reader, mode fs.FileMode) error {
-	return c.withSFTP(ctx, func(s *sftp.Client) error {
-		fresh := path.Join(path.Dir(remote), ".devvm-new-"+path.Base(remote))
-		err := func() (err error) {
-			f, err := s.OpenFile(fresh, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
-			if err != nil {
-				return err
-			}
-			defer func() { err = errors.Join(err, f.Close()) }()
-			// The mode before the content, which may be secret.
-			if err := s.Chmod(fresh, mode.Perm()); err != nil {
-				return err
-			}
-			_, err = f.ReadFrom(r)
-			return err
-		}()
-		if err == nil {
-			err = s.PosixRename(fresh, remote)
+// Unpack unpacks a tar archive into a directory of the guest, owners included.
+func (c *Client) Unpack(ctx context.Context, dir string, r io.Reader) error {
+	return c.unpack(ctx, dir, "", kindStream, func(w io.Writer) error {
+		_, err := io.Copy(w, r)
+		return err
+	})
+}
+
+// unpack runs unpackScript and gives it what send writes.
+func (c *Client) unpack(ctx context.Context, to, base, kind string, send func(io.Writer) error) error {
+	r, w := io.Pipe()
+	sent := make(chan error, 1)
+	go func() {
+		err := send(w)
+		_ = w.CloseWithError(err)
+		sent <- err
+	}()
+	var said beginning
+	argv := []string{"sh", "-c", unpackScript, "unpack", base, kind, remote(to)}
+	code, err := c.Run(ctx, Command{Argv: argv, Env: []string{"LC_ALL=C.UTF-8"}, Stdin: r, Stdout: &said, Stderr: &said})
+	_ = r.CloseWithError(errEnded)
+	var sendErr error
+	if kind == kindStream { // not waited for: the reader may block for ever
+		select {
+		case sendErr = <-sent:
+		default:
 		}
-		if err != nil {
-			_ = s.Remove(fresh)
-			return fmt.Errorf("write %s: %w", remote, err)
+	} else {
+		sendErr = <-sent
+	}
+	if sendErr != nil && !errors.Is(sendErr, errEnded) && ctx.Err() == nil {
+		return sendErr
+	}
+	return failure(code, err, said.String(), to)
+}
+
+// errEnded says that the guest takes no more.
+var errEnded = errors.New("the VM takes no more")
+
+// failure is what a script's end means.
+func failure(code int, err error, said, path string) error {
+	said = strings.TrimSpace(said)
+	switch {
+	case err != nil:
+		return fmt.Errorf("copy: vm:%s: %w", path, err)
+	case code == 0:
+		return nil
+	case code == codeMissing:
+		return &missing{"vm:" + strings.TrimPrefix(said, "./")}
+	case code == codeRefused:
+		return errors.New("vm:" + strings.TrimPrefix(said, "./"))
+	case said == "":
+		return fmt.Errorf("copy: vm:%s: exit code %d", path, code)
+	}
+	return fmt.Errorf("copy: vm:%s: %s", path, said)
+}
+
+// missing is an fs.ErrNotExist with words of its own.
+type missing struct{ text string }
+
+func (m *missing) Error() string { return m.text }
+
+func (m *missing) Unwrap() error { return fs.ErrNotExist }
+
+// beginning keeps the first of what a command says.
+type beginning struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (t *beginning) Write(b []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if room := 4<<10 - t.buf.Len(); room > 0 {
+		t.buf.Write(b[:min(room, len(b))])
+	}
+	return len(b), nil
+}
+
+func (t *beginning) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.buf.String()
+}
+
+// size is how many bytes the files at a path have.
+func size(source string) int64 {
+	var total int64
+	_ = filepath.WalkDir(source, func(_ string, d fs.DirEntry, err error) error {
+		if err != nil || !d.Type().IsRegular() {
+			return nil // it is met again, and told then
+		}
+		if info, err := d.Info(); err == nil {
+			total += info.Size()
 		}
 		return nil
 	})
+	return total
 }
 
-// ReadFile copies the content of a file in the guest to w.
-func (c *Client) ReadFile(ctx context.Context, remote string, w io.Writer) error {
-	out, _ := outputs(w, nil)
-	defer out.stopped.Store(true)
-	return c.withSFTP(ctx, func(s *sftp.Client) error {
-		f, err := s.Open(remote)
+// packer makes an archive of what is on this host.
+type packer struct {
+	Copy
+	ctx         context.Context
+	done, total int64
+}
+
+func (p *packer) pack(w *tar.Writer, source string) error {
+	err := filepath.WalkDir(source, func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
-			return fmt.Errorf("read %s: %w", remote, err)
+			return err
+		}
+		rel, err := filepath.Rel(source, name)
+		if err != nil {
+			return err
+		}
+		return p.add(w, name, path.Join("x", rel))
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "end", Mode: 0o600}); err != nil {
+		return err
+	}
+	return w.Close()
+}
+
+func (p *packer) add(w *tar.Writer, source, name string) error {
+	info, err := os.Lstat(source)
+	if err != nil {
+		return err
+	}
+	h := &tar.Header{Name: name, Mode: int64(info.Mode().Perm()), ModTime: info.ModTime(), Format: tar.FormatPAX}
+	switch info.Mode().Type() {
+	case fs.ModeDir:
+		h.Typeflag = tar.TypeDir
+		return w.WriteHeader(h)
+	case fs.ModeSymlink:
+		h.Typeflag = tar.TypeSymlink
+		if h.Linkname, err = os.Readlink(source); err != nil {
+			return err
+		}
+		return w.WriteHeader(h)
+	case 0:
+		f, err := os.Open(source)
+		if err != nil {
+			return err
 		}
 		defer func() { _ = f.Close() }()
-		if _, err := f.WriteTo(out); err != nil {
-			return fmt.Errorf("read %s: %w", remote, err)
+		if info, err = f.Stat(); err != nil {
+			return err
 		}
-		return nil
-	})
+		h.Typeflag, h.Size = tar.TypeReg, info.Size()
+		if err := w.WriteHeader(h); err != nil {
+			return err
+		}
+		n, err := io.Copy(w, io.TeeReader(io.LimitReader(f, h.Size), p))
+		if err == nil && n < h.Size {
+			return fmt.Errorf("%s: became shorter while it was copied", source)
+		}
+		return err
+	}
+	p.warn("%s is neither a file nor a directory nor a link, and left out", source)
+	return nil
 }
 
-// withSFTP runs f with an SFTP session that ends when f or ctx does.
-func (c *Client) withSFTP(ctx context.Context, f func(*sftp.Client) error) error {
-	ch, reqs, err := c.open(ctx, "session", nil)
-	if err != nil {
-		return fmt.Errorf("SFTP with the VM: %w", err)
+// Write implements io.Writer: it counts, and ends what was cancelled.
+func (p *packer) Write(b []byte) (int, error) {
+	if p.done += int64(len(b)); p.Advance != nil {
+		p.Advance(p.done, p.total)
 	}
-	go ssh.DiscardRequests(reqs)
-	go func() { _, _ = io.Copy(io.Discard, ch.Stderr()) }()
-	defer context.AfterFunc(ctx, func() { _ = ch.Close() })()
+	return len(b), p.ctx.Err()
+}
 
-	// Not waited for when ctx ends: the link may be stuck.
-	result := make(chan error, 1)
+// CopyFrom copies from the guest to this host. Modes and modification times are kept,
+// owners are this process's. Whatever the guest answers, nothing but the destination is
+// written.
+func (c *Client) CopyFrom(ctx context.Context, o Copy) error {
+	r, w := io.Pipe()
+	var said beginning
+	ended := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	go func() {
-		result <- func() error {
-			defer func() { _ = ch.Close() }()
-			ok, err := ch.SendRequest("subsystem", true, ssh.Marshal(struct{ Name string }{"sftp"}))
-			if err != nil {
-				return c.lost()
-			}
-			if !ok {
-				return fmt.Errorf("%w: no SFTP server", ErrRefused)
-			}
-			s, err := sftp.NewClientPipe(ch, ch, sftp.UseConcurrentWrites(true))
-			if err != nil {
-				return err
-			}
-			defer func() { _ = s.Close() }()
-			return f(s)
-		}()
+		follow := ""
+		if o.Follow || contents(o.Remote) || strings.HasSuffix(o.Remote, "/") {
+			follow = "1"
+		}
+		argv := []string{"sh", "-c", packScript, "pack", remote(o.Remote), follow, ""}
+		code, err := c.Run(ctx, Command{Argv: argv, Env: []string{"LC_ALL=C.UTF-8"}, Stdout: w, Stderr: &said})
+		text := said.String()
+		if code == 1 && err == nil { // tar: files have changed meanwhile
+			o.warn("%s", strings.TrimSpace(text))
+			code = 0
+		}
+		err = failure(code, err, text, o.Remote)
+		_ = w.CloseWithError(err)
+		ended <- err
 	}()
-	select {
-	case err = <-result:
-	case <-ctx.Done():
-		err = ctx.Err()
+	u := unpacker{Copy: o}
+	err := u.unpack(tar.NewReader(r))
+	if err == nil { // what follows the end of the archive
+		_, err = io.Copy(io.Discard, r)
+	}
+	if err != nil {
+		_ = r.CloseWithError(err)
+		cancel()
+	}
+	if runErr := <-ended; runErr != nil && (err == nil || !errors.Is(runErr, err) && !errors.Is(runErr, context.Canceled)) {
+		err = runErr
 	}
 	if err == nil {
-		return nil
+		err = u.install()
 	}
-	if ctx.Err() != nil {
-		err = ctx.Err()
-	} else if c.link.broken.Load() && !errors.Is(err, ErrUnreachable) {
-		err = fmt.Errorf("%w: %w", c.lost(), err)
-	}
-	return fmt.Errorf("SFTP with the VM: %w", err)
+	u.clean()
+	return err
 }
 
-func copyTo(ctx context.Context, s *sftp.Client, local, remote string) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// Pack writes what is at a path of the guest as a tar archive.
+func (c *Client) Pack(ctx context.Context, o Copy, w io.Writer) error {
+	follow, name := "", "1"
+	if o.Follow {
+		follow = "1"
 	}
-	info, err := os.Lstat(local)
-	if err != nil {
-		return err
+	if contents(o.Remote) {
+		follow, name = "1", ""
 	}
-	switch info.Mode().Type() {
-	case fs.ModeSymlink:
-		target, err := os.Readlink(local)
-		if err != nil {
-			return err
-		}
-		if have, err := s.Lstat(remote); err == nil && !have.IsDir() {
-			_ = s.Remove(remote)
-		}
-		if err := s.Symlink(target, remote); err != nil {
-			return fmt.Errorf("link %s: %w", remote, err)
-		}
+	var said beginning
+	argv := []string{"sh", "-c", packScript, "pack", remote(o.Remote), follow, name}
+	code, err := c.Run(ctx, Command{Argv: argv, Env: []string{"LC_ALL=C.UTF-8"}, Stdout: w, Stderr: &said})
+	if code == 1 && err == nil {
+		o.warn("%s", strings.TrimSpace(said.String()))
 		return nil
-	case fs.ModeDir:
-		if err := s.Mkdir(remote); err != nil {
-			if have, statErr := s.Stat(remote); statErr != nil || !have.IsDir() {
-				return fmt.Errorf("make directory %s: %w", remote, err)
-			}
+	}
+	return failure(code, err, said.String(), o.Remote)
+}
+
+// unpacker makes files of this host of what the guest sends.
+type unpacker struct {
+	Copy
+	to    string   // the destination's own path
+	tmp   string   // a directory beside it, or in it
+	root  *os.Root // tmp
+	dirs  []attributes
+	kind  string
+	done  int64
+	total int64
+}
+
+// attributes of a directory, which it gets when all else is done.
+type attributes struct {
+	rel  string // below the destination
+	mode fs.FileMode
+	time time.Time
+}
+
+// begin settles where a source of some kind goes.
+func (u *unpacker) begin(kind string) error {
+	u.kind, u.to = kind, u.Local
+	info, err := os.Stat(u.to)
+	into := err == nil && info.IsDir()
+	if into && kind != kindContents {
+		u.to = filepath.Join(u.to, path.Base(u.Remote))
+		info, err = os.Stat(u.to)
+	}
+	switch {
+	case kind == kindDirectory || kind == kindContents:
+		if _, lerr := os.Lstat(u.to); lerr == nil && (err != nil || !info.IsDir()) {
+			return fmt.Errorf("%s: is not a directory", u.to)
 		}
-		entries, err := os.ReadDir(local)
+	case err == nil && info.IsDir():
+		return fmt.Errorf("%s: is a directory", u.to)
+	case !into && strings.HasSuffix(u.Local, "/"):
+		return &missing{u.Local + ": no such directory"}
+	case kind == kindFile && err == nil: // through a link, as cp
+		if u.to, err = filepath.EvalSymlinks(u.to); err != nil {
+			return err
+		}
+	}
+	beside := filepath.Dir(filepath.Clean(u.to))
+	if err == nil && info.IsDir() {
+		beside = u.to
+	}
+	if u.tmp, err = os.MkdirTemp(beside, ".devvm-cp-"); err != nil {
+		return err
+	}
+	u.root, err = os.OpenRoot(u.tmp)
+	return err
+}
+
+// clean removes what is not in its place.
+func (u *unpacker) clean() {
+	if u.root != nil {
+		_ = u.root.Close()
+	}
+	if u.tmp != "" {
+		_ = os.RemoveAll(u.tmp)
+	}
+}
+
+// unpack makes all that is in the archive below tmp, where its first entry is "x".
+func (u *unpacker) unpack(r *tar.Reader) error {
+	for {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) && u.kind != "" {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		for _, e := range entries {
-			if err := copyTo(ctx, s, filepath.Join(local, e.Name()), path.Join(remote, e.Name())); err != nil {
+		name := path.Clean(h.Name)
+		if !filepath.IsLocal(name) {
+			return fmt.Errorf("vm:%s: the VM sends %q, which leads elsewhere", u.Remote, h.Name)
+		}
+		if u.kind == "" {
+			kind := map[byte]string{tar.TypeReg: kindFile, tar.TypeSymlink: kindLink, tar.TypeDir: kindDirectory}[h.Typeflag]
+			switch {
+			case kind == "":
+				return fmt.Errorf("vm:%s: neither a file nor a directory nor a link", u.Remote)
+			case kind == kindDirectory && contents(u.Remote):
+				kind = kindContents
+			case kind == kindFile:
+				u.total = h.Size
+			}
+			if err := u.begin(kind); err != nil {
 				return err
 			}
 		}
-	case 0:
-		if err := putFile(s, local, remote); err != nil {
-			return fmt.Errorf("copy %s to %s: %w", local, remote, err)
+		if u.kind == kindFile || u.kind == kindLink {
+			name = "."
 		}
-	default:
-		return fmt.Errorf("copy %s: neither a file nor a directory nor a link", local)
+		if err := u.add(r, h, name); err != nil {
+			return err
+		}
 	}
-	if err := s.Chmod(remote, info.Mode().Perm()); err != nil {
-		return fmt.Errorf("set the mode of %s: %w", remote, err)
+}
+
+func (u *unpacker) add(r io.Reader, h *tar.Header, rel string) error {
+	name := path.Join("x", rel)
+	mode := fs.FileMode(h.Mode).Perm()
+	fail := func(err error) error {
+		if err != nil {
+			err = fmt.Errorf("%s: %w", filepath.Join(u.to, rel), err)
+		}
+		return err
 	}
-	if err := s.Chtimes(remote, info.ModTime(), info.ModTime()); err != nil {
-		return fmt.Errorf("set the time of %s: %w", remote, err)
+	switch h.Typeflag {
+	case tar.TypeDir:
+		u.dirs = append(u.dirs, attributes{rel, mode, h.ModTime})
+		return fail(u.root.Mkdir(name, 0o700))
+	case tar.TypeSymlink:
+		return fail(u.root.Symlink(h.Linkname, name))
+	case tar.TypeReg:
+		f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return fail(err)
+		}
+		_, err = io.Copy(f, io.TeeReader(r, u))
+		err = errors.Join(err, f.Chmod(mode), f.Close())
+		if err == nil {
+			err = u.root.Chtimes(name, h.ModTime, h.ModTime)
+		}
+		return fail(err)
+	}
+	u.warn("vm:%s is neither a file nor a directory nor a link, and left out", path.Join(u.Remote, rel))
+	return nil
+}
+
+// Write implements io.Writer: it counts.
+func (u *unpacker) Write(b []byte) (int, error) {
+	if u.done += int64(len(b)); u.Advance != nil {
+		u.Advance(u.done, u.total)
+	}
+	return len(b), nil
+}
+
+// install puts what is complete where it belongs.
+func (u *unpacker) install() error {
+	from := filepath.Join(u.tmp, "x")
+	existed := false
+	if u.kind == kindDirectory || u.kind == kindContents {
+		_, err := os.Lstat(u.to)
+		existed = err == nil
+	}
+	if !existed {
+		if err := os.Rename(from, u.to); err != nil {
+			return err
+		}
+		if len(u.dirs) == 0 {
+			return nil
+		}
+	} else if err := merge(from, u.to); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(u.to)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	for i := len(u.dirs) - 1; i >= 0; i-- { // those above would be closed, or changed, first
+		d := u.dirs[i]
+		if d.rel == "." && existed {
+			continue
+		}
+		if err := errors.Join(root.Chtimes(d.rel, d.time, d.time), root.Chmod(d.rel, d.mode)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func putFile(s *sftp.Client, local, remote string) (err error) {
-	from, err := os.Open(local)
+// merge moves all that is in one directory to another.
+func merge(from, to string) error {
+	entries, err := os.ReadDir(from)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = from.Close() }()
-	to, err := s.OpenFile(remote, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, to.Close()) }()
-	_, err = to.ReadFrom(from)
-	return err
-}
-
-// copyFrom copies to name in root. The root keeps what is written inside, even
-// if the guest reports a link first and then a directory of the same name.
-func copyFrom(ctx context.Context, s *sftp.Client, remote string, root *os.Root, name string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	info, err := s.Lstat(remote)
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", remote, err)
-	}
-	switch info.Mode().Type() {
-	case fs.ModeSymlink:
-		target, err := s.ReadLink(remote)
-		if err != nil {
-			return fmt.Errorf("copy %s: %w", remote, err)
+	for _, e := range entries {
+		source, target := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		have, err := os.Lstat(target)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = os.Rename(source, target)
+		case err != nil:
+		case e.IsDir() && have.IsDir():
+			err = merge(source, target)
+		case e.IsDir():
+			err = fmt.Errorf("%s: is not a directory", target)
+		case have.IsDir():
+			err = fmt.Errorf("%s: is a directory", target)
+		default:
+			err = os.Rename(source, target)
 		}
-		if have, err := root.Lstat(name); err == nil && !have.IsDir() {
-			_ = root.Remove(name)
-		}
-		return root.Symlink(target, name)
-	case fs.ModeDir:
-		if err := root.Mkdir(name, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		dir, err := root.OpenRoot(name)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = dir.Close() }()
-		entries, err := s.ReadDirContext(ctx, remote)
-		if err != nil {
-			return fmt.Errorf("copy %s: %w", remote, err)
-		}
-		for _, e := range entries {
-			if n := e.Name(); n == "" || n == "." || n == ".." || strings.ContainsAny(n, "/\x00") {
-				return fmt.Errorf("copy %s: the VM lists %q, which is no file name", remote, n)
-			}
-			if err := copyFrom(ctx, s, path.Join(remote, e.Name()), dir, e.Name()); err != nil {
-				return err
-			}
-		}
-	case 0:
-		if err := getFile(s, remote, root, name); err != nil {
-			return fmt.Errorf("copy %s: %w", remote, err)
-		}
-	default:
-		return fmt.Errorf("copy %s: neither a file nor a directory nor a link", remote)
 	}
-	if err := root.Chmod(name, info.Mode().Perm()); err != nil {
-		return err
-	}
-	return root.Chtimes(name, info.ModTime(), info.ModTime())
-}
-
-func getFile(s *sftp.Client, remote string, root *os.Root, name string) (err error) {
-	from, err := s.Open(remote)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = from.Close() }()
-	to, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, to.Close()) }()
-	_, err = from.WriteTo(to)
-	return err
+	return nil
 }

@@ -214,179 +214,54 @@ esac
 	}
 }
 
-// tree describes the files below dir: mode, time, content or target.
-func tree(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	got := map[string]string{}
-	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		rel, _ := filepath.Rel(dir, path)
-		text := info.Mode().String() + " " + info.ModTime().UTC().Format(time.RFC3339)
-		switch info.Mode().Type() {
-		case 0:
-			data, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			text += " " + string(data)
-		case fs.ModeSymlink:
-			target, err := os.Readlink(path)
-			if err != nil {
-				return err
-			}
-			text = "-> " + target
-		}
-		got[rel] = text
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return got
-}
-
-func TestCopy(t *testing.T) {
+func TestFiles(t *testing.T) {
 	bothServers(t, func(t *testing.T, h *host) {
 		c := h.connect(t)
-		remote := "/tmp/x"
+		remote := "/tmp"
 		if h.server == nil {
-			remote = filepath.Join(t.TempDir(), "x")
+			remote = t.TempDir()
 		}
-		local := t.TempDir()
 		big := make([]byte, 200<<10+17)
 		_, _ = rand.Read(big)
-		for name, content := range map[string]string{
-			"a": "A", "empty": "", "b c/d'e/ü": "deep", "run.sh": "#!/bin/sh\n", "big": string(big),
-		} {
-			path := filepath.Join(local, name)
-			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-		then := time.Unix(1e9, 0)
-		for _, err := range []error{
-			os.Chmod(filepath.Join(local, "run.sh"), 0o755),
-			os.Chmod(filepath.Join(local, "a"), 0o400),
-			os.Symlink("a", filepath.Join(local, "link")),
-			os.Symlink("/nowhere", filepath.Join(local, "dangling")),
-			os.Chtimes(filepath.Join(local, "a"), then, then),
-			os.Chtimes(filepath.Join(local, "b c"), then, then),
-			os.Chmod(filepath.Join(local, "b c", "d'e"), 0o750),
-		} {
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-
-		if err := c.CopyTo(t.Context(), local, remote); err != nil {
+		if err := c.WriteFile(t.Context(), remote+"/f", bytes.NewReader(big), 0o640); err != nil {
 			t.Fatal(err)
 		}
-		back := filepath.Join(t.TempDir(), "back")
-		if err := c.CopyFrom(t.Context(), remote, back); err != nil {
+		if err := c.WriteFile(t.Context(), remote+"/f", struct{ io.Reader }{bytes.NewReader(big[1:])}, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(tree(t, local), tree(t, back)); diff != "" {
-			t.Errorf("(-sent +came back):\n%s", diff)
+		var b bytes.Buffer
+		if err := c.ReadFile(t.Context(), remote+"/f", &b); err != nil || !bytes.Equal(b.Bytes(), big[1:]) {
+			t.Errorf("%d bytes, %v", b.Len(), err)
 		}
-		// Again, over what is there.
-		if err := os.Chmod(filepath.Join(local, "a"), 0o600); err != nil {
-			t.Fatal(err)
+		dir := remote
+		if h.server != nil {
+			dir = filepath.Join(h.dir, "tmp")
 		}
-		if err := c.CopyTo(t.Context(), filepath.Join(local, "big"), remote+"/a"); err != nil {
+		info, err := os.Stat(filepath.Join(dir, "f"))
+		if err != nil || info.Mode() != 0o600 {
+			t.Error(info, err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, ".devvm*")); left != nil {
+			t.Error(left)
+		}
+		if err := c.ReadFile(t.Context(), remote+"/none", io.Discard); !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
-		if err := c.CopyFrom(t.Context(), remote, back); err != nil {
+		if err := c.WriteFile(t.Context(), remote+"/none/f", strings.NewReader(""), 0o600); !errors.Is(err, fs.ErrNotExist) {
 			t.Error(err)
 		}
-		if got := tree(t, back); got["a"] != got["big"] {
-			t.Error("an existing file was not replaced")
+		if err := c.ReadFile(t.Context(), remote+"/f", &limited{n: 1000}); !errors.Is(err, errLimit) {
+			t.Error(err)
 		}
-
-		t.Run("streams", func(t *testing.T) {
-			if err := c.WriteFile(t.Context(), remote+"/f", bytes.NewReader(big), 0o640); err != nil {
-				t.Fatal(err)
-			}
-			if err := c.WriteFile(t.Context(), remote+"/f", struct{ io.Reader }{bytes.NewReader(big[1:])}, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			var b bytes.Buffer
-			if err := c.ReadFile(t.Context(), remote+"/f", &b); err != nil || !bytes.Equal(b.Bytes(), big[1:]) {
-				t.Errorf("%d bytes, %v", b.Len(), err)
-			}
-			if err := c.CopyFrom(t.Context(), remote, back); err != nil {
-				t.Fatal(err)
-			}
-			info, err := os.Stat(filepath.Join(back, "f"))
-			if err != nil || info.Mode() != 0o600 {
-				t.Error(info, err)
-			}
-			if left, _ := filepath.Glob(filepath.Join(back, ".devvm*")); left != nil {
-				t.Error(left)
-			}
-		})
-		t.Run("errors", func(t *testing.T) {
-			if err := c.ReadFile(t.Context(), remote+"/none", io.Discard); !errors.Is(err, fs.ErrNotExist) {
-				t.Error(err)
-			}
-			if err := c.CopyFrom(t.Context(), remote+"/none", back); !errors.Is(err, fs.ErrNotExist) {
-				t.Error(err)
-			}
-			if err := c.CopyTo(t.Context(), filepath.Join(local, "none"), remote); !errors.Is(err, fs.ErrNotExist) {
-				t.Error(err)
-			}
-			if err := c.WriteFile(t.Context(), remote+"/none/f", strings.NewReader(""), 0o600); !errors.Is(err, fs.ErrNotExist) {
-				t.Error(err)
-			}
-			if err := c.ReadFile(t.Context(), remote+"/big", &limited{n: 1000}); !errors.Is(err, errLimit) {
-				t.Error(err)
-			}
-		})
-		t.Run("cancelled", func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			r, w := io.Pipe()
-			defer func() { _ = w.Close() }()
-			go func() {
-				_, _ = w.Write(big)
-				cancel()
-			}()
-			if err := c.WriteFile(ctx, remote+"/g", r, 0o600); !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-		})
+		ctx, cancel := context.WithCancel(t.Context())
+		r, w := io.Pipe()
+		defer func() { _ = w.Close() }()
+		go func() {
+			_, _ = w.Write(big)
+			cancel()
+		}()
+		if err := c.WriteFile(ctx, remote+"/g", r, 0o600); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
 	})
-}
-
-func TestCopyFromAHostileGuest(t *testing.T) {
-	h := testServer(t)
-	c := h.connect(t)
-	outside := filepath.Join(t.TempDir(), "outside")
-	if err := os.Mkdir(outside, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	back := filepath.Join(t.TempDir(), "back")
-	if err := os.MkdirAll(back, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	// A link where the guest now has a directory.
-	if err := os.Symlink(outside, filepath.Join(back, "d")); err != nil {
-		t.Fatal(err)
-	}
-	if code, err := c.Run(t.Context(), guest.Command{Line: "mkdir -p ../tmp/x/d && echo bad >../tmp/x/d/f"}); code != 0 || err != nil {
-		t.Fatal(code, err)
-	}
-	if err := c.CopyFrom(t.Context(), "/tmp/x", back); err == nil {
-		t.Error("followed a link")
-	}
-	if list, err := os.ReadDir(outside); len(list) != 0 || err != nil {
-		t.Error("wrote outside", list, err)
-	}
 }

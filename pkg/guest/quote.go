@@ -44,13 +44,16 @@ func unsafe(r rune) bool {
 // environment holds mark too, if there is one.
 func (c Command) shellLine(mark string) (string, error) {
 	var b strings.Builder
-	if c.Dir != "" {
-		dir, err := Quote(c.Dir)
+	for _, d := range []struct{ path, otherwise string }{{c.Start, "2>/dev/null || :"}, {c.Dir, "|| exit 126"}} {
+		if d.path == "" {
+			continue
+		}
+		dir, err := Quote(d.path)
 		if err != nil {
 			return "", fmt.Errorf("directory: %w", err)
 		}
 		// CDPATH would make cd print, and look elsewhere.
-		fmt.Fprintf(&b, "unset CDPATH; cd -- %s || exit 126\n", dir)
+		fmt.Fprintf(&b, "unset CDPATH; cd -- %s %s\n", dir, d.otherwise)
 	}
 	for _, kv := range c.Env {
 		name, value, ok := strings.Cut(kv, "=")

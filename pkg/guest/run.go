@@ -24,8 +24,12 @@ type Command struct {
 	// Env holds NAME=value entries, added to the guest's environment. They
 	// are visible to other processes in the guest.
 	Env []string
-	// Dir is the working directory; empty means the user's home.
+	// Dir is the working directory; empty means Start, else the user's home. One that
+	// is not there is an error of the command: exit code 126.
 	Dir string
+	// Start is a directory that the command starts in if it is there. Dir is relative
+	// to it.
+	Start string
 
 	// Stdin is copied to the command; nil means an empty one. When the command
 	// ends while a Read of Stdin is in progress, Run returns without waiting

@@ -121,6 +121,7 @@ var noImports = map[string][]string{
 	"pkg/ports":       {"pkg/dockerproxy", "pkg/guest", "pkg/usernet", "pkg/vm"},
 	"pkg/relay":       {"pkg"},
 	"pkg/audit":       {"pkg"},
+	"pkg/guard":       {"pkg"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }

@@ -71,5 +71,6 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		},
 		Ping:  func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
 		Ports: s.portOptions(f),
+		Guard: s.guardOptions(f),
 	}, nil
 }

@@ -84,32 +84,8 @@ func (s *supervisor) setPorts(link *guest.Client, list []ports.Published) {
 	}
 }
 
-// admit refuses to create and start containers whose ports cannot be had. What it
-// cannot find out, the engine is to judge.
-func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done func(), err error) {
-	name, hold := call.Container, holdCreated
-	bindings := map[string][]ports.Binding{}
-	switch call.Kind {
-	case dockerproxy.Create:
-		for port, wishes := range call.HostConfig.PortBindings {
-			for _, w := range wishes {
-				bindings[port] = append(bindings[port], ports.Binding(w))
-			}
-		}
-	case dockerproxy.Start:
-		hold = holdStarted
-		known, list, err := engine.Bindings(ctx, s.dialEngine, call.Container)
-		if err != nil {
-			s.Log.Debug("ports of a container are not known", "container", name, "err", err)
-			return nil, nil
-		}
-		name = known
-		for port, wishes := range list {
-			for _, w := range wishes {
-				bindings[port] = append(bindings[port], ports.Binding(w))
-			}
-		}
-	}
+// admitPorts reserves what a container is to publish, or refuses.
+func (s *supervisor) admitPorts(ctx context.Context, name string, bindings map[string][]ports.Binding, hold time.Duration) (done func(), err error) {
 	wants := ports.Wants(bindings, s.Ports.VM)
 	if len(wants) == 0 {
 		return nil, nil

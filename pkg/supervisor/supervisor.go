@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofrs/flock"
@@ -66,6 +67,7 @@ type Options struct {
 	Ping   func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
 	Ports  PortOptions
 	Share  Share // directories for the VM
+	Guard  Guard // containers that want other ones
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -84,6 +86,8 @@ type supervisor struct {
 	proxy   *dockerproxy.Proxy
 	ports   *ports.Table
 	files   *share.Server // nil: the VM has nothing of the host's
+
+	guardOff atomic.Bool // see Guard
 }
 
 // Run supervises until ctx ends or a client asks for the stop.
@@ -115,6 +119,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer s.ports.Close()
 	s.configurePorts()
+	s.configureGuard()
 	s.proxy = dockerproxy.New(dockerproxy.Options{
 		Dial:        s.dialEngine,
 		Log:         o.Log,
@@ -204,6 +209,7 @@ func (s *supervisor) handler(stop func()) http.Handler {
 	mux.HandleFunc("POST /resume", func(w http.ResponseWriter, _ *http.Request) {
 		s.suspend(false)
 		s.configurePorts()
+		s.configureGuard()
 		w.WriteHeader(http.StatusOK)
 	})
 	s.handlePorts(mux)

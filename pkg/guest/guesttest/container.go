@@ -18,6 +18,8 @@ type Container struct {
 	Size     int64
 	Running  bool
 	Bindings map[string][]Binding // HostConfig.PortBindings
+	Binds    []string             // HostConfig.Binds
+	Mounts   json.RawMessage      // HostConfig.Mounts
 }
 
 // Binding is a wish of a container's to publish a port.
@@ -76,13 +78,19 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 		var body struct {
 			HostConfig struct {
 				PortBindings map[string][]Binding
+				Binds        []string
+				Mounts       json.RawMessage
 			}
 		}
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 			answer(w, http.StatusBadRequest, map[string]string{"message": err.Error()})
 			return
 		}
-		c := Container{ID: newID(r.URL.Query().Get("name")), Name: r.URL.Query().Get("name"), Bindings: body.HostConfig.PortBindings}
+		host := body.HostConfig
+		c := Container{
+			ID: newID(r.URL.Query().Get("name")), Name: r.URL.Query().Get("name"),
+			Bindings: host.PortBindings, Binds: host.Binds, Mounts: host.Mounts,
+		}
 		if c.Name == "" {
 			c.Name = "c" + c.ID[:8]
 		}
@@ -96,7 +104,7 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 		}
 		answer(w, http.StatusOK, map[string]any{
 			"Id": c.ID, "Name": "/" + c.Name, "State": map[string]any{"Running": c.Running},
-			"HostConfig": map[string]any{"PortBindings": c.Bindings},
+			"HostConfig": map[string]any{"PortBindings": c.Bindings, "Binds": c.Binds, "Mounts": c.Mounts},
 		})
 	})
 	for path, running := range map[string][]bool{"start": {true}, "stop": {false}, "kill": {false}, "restart": {false, true}} {

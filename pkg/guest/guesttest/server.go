@@ -39,6 +39,8 @@ type Options struct {
 	// wire: the client puts more around what it was asked to run. If it says
 	// handled, the line is not run and exit is its exit code.
 	Intercept func(line string) (exit int, handled bool)
+	// Rewrite, if set, changes each command line before it is run.
+	Rewrite func(line string) string
 	// OnPoweroff is called, once per command, when a command line contains
 	// "systemctl poweroff"; the line is not run.
 	OnPoweroff func()

@@ -106,6 +106,9 @@ func (s *Server) exec(ctx context.Context, ch ssh.Channel, line string, env []st
 			return
 		}
 	}
+	if s.opts.Rewrite != nil {
+		line = s.opts.Rewrite(line)
+	}
 	args := []string{"-l"}
 	if line != "" {
 		args = []string{"-c", line}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+type cpOptions struct {
+	follow bool
+	quiet  bool
+}
+
+func (a *app) newCpCmd() *cobra.Command {
+	var o cpOptions
+	cmd := &cobra.Command{
+		Use:   "cp [flags] SOURCE vm:TARGET | vm:SOURCE TARGET",
+		Short: "Copy files and directories between this host and the VM",
+		Long: `Copy files and directories between this host and the VM, with the rules of cp
+and docker cp: what goes to a directory that is there goes into it, a source that
+ends in "/." is what is in the directory, and directories are merged. A path of
+the VM that is not absolute is relative to /root.
+
+Modes, modification times and symbolic links are kept; owners are root in the VM
+and you on this host. What arrives is complete under its name, or not there.
+
+With "-" on this host's side a tar archive comes from standard input, to be
+unpacked in a directory, or goes to standard output.`,
+		Example: `  devvm cp dump.sql vm:/tmp/
+  devvm cp vm:/var/lib/app/. ./data
+  devvm cp vm:/etc/docker - | tar t`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			from, fromVM := guestPath(args[0])
+			to, toVM := guestPath(args[1])
+			if fromVM == toVM {
+				return &ui.Error{
+					Code: ui.ExitUsage,
+					Msg:  "one of the two paths must be the VM's, and one this host's",
+					Hint: "write vm: before the VM's, as in: devvm cp file vm:/tmp/ (a file of this host with that name: ./vm:…)",
+				}
+			}
+			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+				if toVM {
+					return a.runCopy(ctx, s, p, guest.Copy{Local: from, Remote: to, Follow: o.follow}, true, o.quiet)
+				}
+				return a.runCopy(ctx, s, p, guest.Copy{Local: to, Remote: from, Follow: o.follow}, false, o.quiet)
+			})(cmd, nil)
+		},
+	}
+	cmd.Flags().BoolVarP(&o.follow, "follow-link", "L", false, "copy what the source points to, if it is a symbolic link")
+	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
+	cmd.Flags().BoolP("recursive", "r", true, "directories are always copied with all that is in them")
+	_ = cmd.Flags().MarkHidden("recursive") // for fingers that are used to it
+	return cmd
+}
+
+// guestPath tells whether a path is the VM's, and what it is there.
+func guestPath(arg string) (string, bool) {
+	rest, ok := strings.CutPrefix(arg, "vm:")
+	if !ok {
+		return arg, false
+	}
+	if rest == "" {
+		rest = "."
+	}
+	return rest, true
+}
+
+// runCopy copies in one direction.
+func (a *app) runCopy(ctx context.Context, s *project.Service, p project.Project, o guest.Copy, toVM, quiet bool) error {
+	client, err := s.Connect(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if o.Local == "-" && toVM {
+		return client.Unpack(ctx, o.Remote, a.In)
+	}
+	copying := func(pr *ui.Progress) error {
+		o.Warn = func(text string) { pr.Warn("%s", text) }
+		if o.Local == "-" {
+			return client.Pack(ctx, o, a.Out)
+		}
+		do, text := client.CopyFrom, "copy vm:"+o.Remote
+		if toVM {
+			do, text = client.CopyTo, "copy "+o.Local
+		}
+		if quiet || !a.ErrTerminal { // as cp, it says nothing
+			return do(ctx, o)
+		}
+		return pr.Run(ctx, "copy", text, func(ctx context.Context, ph *ui.Phase) error {
+			o.Advance = ph.Advance
+			return do(ctx, o)
+		})
+	}
+	if o.Local == "-" && a.OutTerminal {
+		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("an archive is not for a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
+	}
+	return a.withProgress(ctx, copying)
+}

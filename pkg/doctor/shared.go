@@ -1,0 +1,159 @@
+package doctor
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// made are directories that a tool fills with files that nobody edits, by name. One of
+// the files beside it, or in it, tells that it is that tool's; none: the name is enough.
+var made = map[string][]string{
+	"node_modules":     {},
+	"bower_components": {},
+	".venv":            {"pyvenv.cfg"},
+	"venv":             {"pyvenv.cfg"},
+	".tox":             {},
+	".nox":             {},
+	"__pypackages__":   {},
+	"target":           {"Cargo.toml", "pom.xml", "build.sbt"},
+	".gradle":          {},
+	"build":            {"build.gradle", "build.gradle.kts", "CMakeLists.txt"},
+	"vendor":           {"composer.json", "Gemfile", "go.mod"},
+	".bundle":          {},
+	".next":            {"package.json"},
+	".nuxt":            {"package.json"},
+	"deps":             {"mix.exs"},
+	"_build":           {"mix.exs"},
+	".stack-work":      {},
+	"dist-newstyle":    {},
+	"Pods":             {"Podfile"},
+}
+
+// Limits of the look at what is shared.
+const (
+	manyFiles = 2000   // from here on a directory is worth a volume
+	countTo   = 20000  // more is not counted
+	lookAt    = 100000 // entries outside of such directories
+	lookDepth = 5      // directories below a shared one
+	showMost  = 5
+)
+
+// hot is a directory that would be faster in a volume.
+type hot struct {
+	share, rel string
+	files      int
+}
+
+// sharedFiles looks for directories that tools fill and that the VM has from the host.
+func (d *doctor) sharedFiles(ctx context.Context) Result {
+	if len(d.o.Shared) == 0 {
+		return ok("no directory of this host is shared with a VM here", "")
+	}
+	var found []hot
+	budget := lookAt
+	for _, share := range d.o.Shared {
+		found = d.hotBelow(ctx, share, "", &budget, found)
+	}
+	if len(found) == 0 {
+		return ok("nothing that is shared is better in a volume", "")
+	}
+	slices.SortStableFunc(found, func(a, b hot) int { return b.files - a.files })
+	more := ""
+	if len(found) > showMost {
+		more = fmt.Sprintf(", and %d more", len(found)-showMost)
+		found = found[:showMost]
+	}
+	var what, compose, run []string
+	for _, f := range found {
+		count := fmt.Sprint(f.files)
+		if f.files >= countTo {
+			count = fmt.Sprintf("more than %d", countTo)
+		}
+		what = append(what, fmt.Sprintf("%s (%s files)", filepath.Join(f.share, f.rel), count))
+		if f.share != found[0].share { // the lines are for one container
+			continue
+		}
+		volume := volumeName(f.rel)
+		compose = append(compose, fmt.Sprintf("#   - %s:/app/%s", volume, f.rel))
+		run = append(run, fmt.Sprintf("-v %s:%s", volume, quote("/app/"+f.rel)))
+	}
+	fix := "# in compose.yaml, for a service that has " + found[0].share + " at /app, and each name below the top-level volumes:\n#   volumes:\n" +
+		strings.Join(compose, "\n") + "\n# or: docker run -v " + quote(found[0].share) + ":/app " + strings.Join(run, " ")
+	return warn("shared with the VM: "+strings.Join(what, ", ")+more,
+		"each small file there costs a question to this host; in a named volume it is on the VM's own disk, many times faster", fix)
+}
+
+// hotBelow adds what is below a directory of a share.
+func (d *doctor) hotBelow(ctx context.Context, share, rel string, budget *int, found []hot) []hot {
+	entries := d.entries(filepath.Join(share, rel), *budget)
+	*budget -= len(entries)
+	has := func(name string) bool {
+		return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == name })
+	}
+	for _, e := range entries {
+		if !e.IsDir() || ctx.Err() != nil || e.Name() == ".git" {
+			continue
+		}
+		path := filepath.Join(rel, e.Name())
+		signs, known := made[e.Name()]
+		if known && (len(signs) == 0 || slices.ContainsFunc(signs, has) || d.h.exists(filepath.Join(share, path, signs[0]))) {
+			if n := d.count(ctx, filepath.Join(share, path)); n >= manyFiles {
+				found = append(found, hot{share, path, n})
+			}
+			continue
+		}
+		if strings.Count(path, "/") < lookDepth && *budget > 0 {
+			found = d.hotBelow(ctx, share, path, budget, found)
+		}
+	}
+	return found
+}
+
+// entries reads a directory, as far as some number.
+func (d *doctor) entries(path string, most int) []fs.DirEntry {
+	f, err := os.Open(d.h.path(path))
+	if err != nil || most <= 0 {
+		return nil
+	}
+	defer f.Close()
+	list, _ := f.ReadDir(most)
+	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	return list
+}
+
+// count counts the files below a directory, up to countTo.
+func (d *doctor) count(ctx context.Context, path string) int {
+	n := 0
+	_ = filepath.WalkDir(d.h.path(path), func(_ string, e fs.DirEntry, err error) error {
+		if err != nil {
+			return nil
+		}
+		if !e.IsDir() {
+			n++
+		}
+		if n >= countTo || ctx.Err() != nil {
+			return fs.SkipAll
+		}
+		return nil
+	})
+	return n
+}
+
+// volumeName makes a name that Docker takes of a path: [a-zA-Z0-9][a-zA-Z0-9_.-]*.
+func volumeName(rel string) string {
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_.-", r) {
+			return r
+		}
+		return '-'
+	}, rel)
+	if name = strings.TrimLeft(name, "_.-"); len(name) < 2 {
+		name = "made-" + name
+	}
+	return name
+}

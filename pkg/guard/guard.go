@@ -1,0 +1,186 @@
+// Package guard decides whether a VM has what a container is to bind from it, and finds
+// the words that say how it gets it. Docker makes a directory of what is missing, so that
+// a path which only the host has would be an empty directory in the container.
+//
+// It is pure: what is at a path, here and in the VM, comes from the caller. It knows
+// nothing of HTTP, SSH or devvm.toml's reader and imports no other package of ours. It
+// cannot fail: what it does not understand it lets pass, for the engine to judge.
+package guard
+
+import (
+	"path"
+	"slices"
+	"strings"
+)
+
+// Bind is a path that a container is to have from the VM.
+type Bind struct {
+	Path     string // absolute and clean
+	ReadOnly bool
+}
+
+// Mount is what matters here of the API's Mount.
+type Mount struct {
+	Type     string
+	Source   string
+	ReadOnly bool
+	Driver   string            // VolumeOptions.DriverConfig.Name
+	Options  map[string]string // VolumeOptions.DriverConfig.Options
+}
+
+// Binds are the paths of the VM that a HostConfig's Binds and Mounts name, each once.
+// Named volumes, tmpfs and what is malformed are not among them.
+func Binds(specs []string, mounts []Mount) []Bind {
+	var list []Bind
+	add := func(b Bind) {
+		i := slices.IndexFunc(list, func(o Bind) bool { return o.Path == b.Path })
+		if i < 0 {
+			list = append(list, b)
+		} else if !b.ReadOnly {
+			list[i].ReadOnly = false
+		}
+	}
+	for _, s := range specs {
+		if b, ok := parse(s); ok {
+			add(b)
+		}
+	}
+	for _, m := range mounts {
+		switch m.Type {
+		case "bind":
+			if path.IsAbs(m.Source) {
+				add(Bind{Path: path.Clean(m.Source), ReadOnly: m.ReadOnly})
+			}
+		case "volume":
+			if b, ok := Volume(m.Driver, m.Options); ok {
+				b.ReadOnly = b.ReadOnly || m.ReadOnly
+				add(b)
+			}
+		}
+	}
+	return list
+}
+
+// parse reads "source:target[:options]" as the engine does (moby's
+// volume/mounts/linux_parser.go): a target alone is an anonymous volume, and a source
+// that is not absolute the name of a volume.
+func parse(spec string) (Bind, bool) {
+	parts := strings.Split(spec, ":")
+	if len(parts) < 2 || len(parts) > 3 || !path.IsAbs(parts[0]) || !path.IsAbs(parts[1]) {
+		return Bind{}, false
+	}
+	b := Bind{Path: path.Clean(parts[0])}
+	if len(parts) == 3 {
+		b.ReadOnly = slices.Contains(strings.Split(parts[2], ","), "ro")
+	}
+	return b, true
+}
+
+// Volume is the path that a volume of the driver "local" is bound to, if it is:
+// options type=none, o=bind, device=PATH.
+func Volume(driver string, options map[string]string) (Bind, bool) {
+	device := options["device"]
+	if driver != "" && driver != "local" || !path.IsAbs(device) {
+		return Bind{}, false
+	}
+	words := strings.Split(options["o"], ",")
+	if !slices.Contains(words, "bind") && !slices.Contains(words, "rbind") {
+		return Bind{}, false
+	}
+	return Bind{Path: path.Clean(device), ReadOnly: slices.Contains(words, "ro")}, true
+}
+
+// Kind is what is at a path, links followed.
+type Kind string
+
+// The kinds.
+const (
+	Unknown   Kind = ""          // it could not be found out
+	Missing   Kind = "missing"   // nothing
+	Empty     Kind = "empty"     // a directory without entries; only said of the VM
+	Directory Kind = "directory" // any other directory
+	File      Kind = "file"
+	Socket    Kind = "socket"
+	Other     Kind = "other"
+)
+
+// Found is what is at the path of a bind.
+type Found struct {
+	Host Kind
+	Real string // the path on the host without links; "" unless there is something
+	VM   Kind
+}
+
+// Share is a directory of the host that the VM has.
+type Share struct{ Source, Target string }
+
+// Guard judges the binds of one project.
+type Guard struct {
+	Dir    string // the project's directory, which holds its devvm.toml
+	Shares []Share
+	// Unfit tells why a directory of the host cannot be shared at a path of the VM; ""
+	// if it can. nil: all can.
+	Unfit func(source, target string) string
+}
+
+// Shared tells whether a path of the VM is on the host, and where.
+func (g Guard) Shared(p string) (source string, ok bool) {
+	best := -1
+	for _, s := range g.Shares {
+		if within(s.Target, p) && len(s.Target) > best {
+			best, source = len(s.Target), path.Join(s.Source, strings.TrimPrefix(p, s.Target))
+		}
+	}
+	return source, best >= 0
+}
+
+// Serves tells from what the host has alone that the VM serves a bind: it is on a share
+// and no link leads out of that. real is where it is on the host without links, as far
+// as it is there. What is missing on a share is the engine's business: it makes it
+// there, as on a host.
+func (g Guard) Serves(b Bind, real string) bool {
+	_, shared := g.Shared(b.Path)
+	return shared && slices.ContainsFunc(g.Shares, func(s Share) bool { return within(s.Source, real) })
+}
+
+// kernel are trees of the VM that no host shares: empty directories there mean nothing.
+var kernel = []string{"/dev", "/proc", "/run", "/sys", "/var/run"}
+
+// system are trees of the VM's own, whatever else lies in them, but for /var/tmp.
+var system = []string{
+	"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys", "/usr", "/var",
+}
+
+// verdict on one bind that the host's files alone do not decide.
+type verdict int
+
+const (
+	pass    verdict = iota
+	missing         // not in the VM
+	hollow          // in the VM only as an empty directory, and the host has it
+	leading         // in the VM only as the way to what is shared
+)
+
+func (g Guard) judge(b Bind, f Found) verdict {
+	onHost := f.Host != Missing && f.Host != Unknown
+	switch {
+	case f.VM == Missing:
+		return missing
+	case f.VM == Unknown || !onHost || b.Path == "/" || b.Path == "/tmp":
+		return pass
+	case f.VM == Empty && !slices.ContainsFunc(kernel, func(dir string) bool { return within(dir, b.Path) }):
+		return hollow
+	case f.VM == Directory && !ofSystem(b.Path) && slices.ContainsFunc(g.Shares, func(s Share) bool { return s.Target != b.Path && within(b.Path, s.Target) }):
+		return leading
+	}
+	return pass
+}
+
+func ofSystem(p string) bool {
+	return p == "/var/tmp" || !within("/var/tmp", p) && slices.ContainsFunc(system, func(dir string) bool { return within(dir, p) })
+}
+
+// within tells whether a path is a directory or below it; both are clean.
+func within(dir, p string) bool {
+	return p == dir || dir == "/" && strings.HasPrefix(p, "/") || strings.HasPrefix(p, dir+"/")
+}

@@ -1,0 +1,157 @@
+package guard
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"unicode"
+)
+
+// Refuse judges binds that [Guard.Serves] leaves open, by what was found for each, and
+// returns what to tell the client; "": all pass.
+func (g Guard) Refuse(binds []Bind, found []Found) string {
+	var what, why []string
+	var add []string // blocks for devvm.toml
+	for i, b := range binds {
+		v := g.judge(b, found[i])
+		if v == pass {
+			continue
+		}
+		// As the engine says it (moby's volume/mounts/errors.go), so that clients know it.
+		if v == missing {
+			what = append(what, "bind source path does not exist: "+b.Path)
+		} else {
+			what = append(what, "bind source path is not shared with the VM: "+b.Path)
+		}
+		reason, block := g.advise(b, found[i], v)
+		why = append(why, reason)
+		if block != "" && !slices.Contains(add, block) {
+			add = append(add, block)
+		}
+	}
+	if len(what) == 0 {
+		return ""
+	}
+	message := `invalid mount config for type "bind": ` + strings.Join(what, "; ") + "\n" + strings.Join(slices.Compact(why), "\n")
+	if len(add) > 0 {
+		message += fmt.Sprintf("\nTo share it, add at the end of %s, and run: devvm down && devvm up\n\n%s", path.Join(g.Dir, "devvm.toml"), strings.TrimSuffix(strings.Join(add, "\n"), "\n"))
+	}
+	return message
+}
+
+// advise says what is the matter with a bind, and gives the lines for devvm.toml that
+// share it, if such lines help.
+func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
+	onHost := f.Host != Missing && f.Host != Unknown
+	state := "not in the project's VM"
+	switch v {
+	case hollow:
+		state = "in the project's VM only as an empty directory, not as the host has it"
+	case leading:
+		state = "in the project's VM only as the way to what is shared with it, not as the host has it"
+	}
+	if source, ok := g.Shared(b.Path); ok && f.Real != "" && f.Real != source {
+		return fmt.Sprintf("A symbolic link leads from it to %s, which is %s.", f.Real, state), g.block(f.Real, f.Real, b.ReadOnly)
+	}
+	if onHost {
+		if at, ok := g.target(f.Real); ok {
+			return fmt.Sprintf("%s is %s; what is there on this host, the VM has as %s: use that path.", b.Path, state, at), ""
+		}
+	}
+	if within(g.Dir, b.Path) && !slices.ContainsFunc(g.Shares, func(s Share) bool { return s.Source == g.Dir }) {
+		reason = fmt.Sprintf("The project's VM does not have the project's directory, %s.", g.Dir)
+		if unfit := g.unfit(g.Dir, g.Dir); unfit != "" {
+			return reason + " It cannot: " + unfit + ".", ""
+		}
+		return reason + fmt.Sprintf(" Write mount = true at the top of %s, and run: devvm down && devvm up", path.Join(g.Dir, "devvm.toml")), ""
+	}
+	switch {
+	case !onHost && g.unfit(b.Path, b.Path) != "":
+		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it in the VM with: devvm exec -- mkdir -p %s (or use a named volume)", b.Path, quote(b.Path)), ""
+	case !onHost:
+		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it with: mkdir -p %s (or use a named volume)", b.Path, quote(b.Path)), g.block(b.Path, b.Path, b.ReadOnly)
+	case f.Host == Socket && path.Base(b.Path) == "docker.sock":
+		return fmt.Sprintf("%s is this host's way to the VM's engine. Containers have it as /var/run/docker.sock: use that path.", b.Path), ""
+	case f.Host == Socket:
+		return fmt.Sprintf("%s is a socket of this host, which containers in a VM cannot use.", b.Path), ""
+	case f.Host == Other:
+		return fmt.Sprintf("%s is on this host, neither a file nor a directory, and %s.", b.Path, state), ""
+	case f.Host == File:
+		reason = fmt.Sprintf("%s is on this host, but %s.", b.Path, state)
+		if dir := path.Dir(f.Real); f.Real == b.Path && g.unfit(dir, dir) == "" {
+			return reason + " Files are shared with their directory.", g.block(dir, dir, b.ReadOnly)
+		}
+		first := ""
+		if v == hollow {
+			first = fmt.Sprintf("devvm exec -- rmdir %s && ", quote(b.Path))
+		}
+		return reason + fmt.Sprintf(" Its directory cannot be shared: copy it with: %sdevvm cp %s vm:%[2]s", first, quote(b.Path)), ""
+	}
+	reason = fmt.Sprintf("%s is on this host, but %s.", b.Path, state)
+	if unfit := g.unfit(f.Real, b.Path); unfit != "" {
+		return reason + fmt.Sprintf(" It cannot be shared: %s. Share a directory in it, or copy it to another place in the VM with devvm cp.", unfit), ""
+	}
+	return reason, g.block(f.Real, b.Path, b.ReadOnly)
+}
+
+// target is the path in the VM of something on the host.
+func (g Guard) target(real string) (string, bool) {
+	best := Share{}
+	for _, s := range g.Shares {
+		if within(s.Source, real) && len(s.Source) > len(best.Source) {
+			best = s
+		}
+	}
+	return path.Join(best.Target, strings.TrimPrefix(real, best.Source)), best.Source != ""
+}
+
+func (g Guard) unfit(source, target string) string {
+	if g.Unfit == nil {
+		return ""
+	}
+	return g.Unfit(source, target)
+}
+
+// block is what shares a directory, in devvm.toml.
+func (g Guard) block(source, target string, readOnly bool) string {
+	var b strings.Builder
+	b.WriteString("[[mounts]]\nsource = " + tomlString(source) + "\n")
+	if target != source {
+		b.WriteString("target = " + tomlString(target) + "\n")
+	}
+	if !readOnly {
+		b.WriteString("writable = true\n")
+	}
+	return b.String()
+}
+
+// tomlString writes a basic string (https://toml.io/en/v1.0.0#string).
+func tomlString(s string) string {
+	var b strings.Builder
+	b.WriteByte('"')
+	for _, r := range s {
+		switch {
+		case r == '"' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		case unicode.IsControl(r):
+			fmt.Fprintf(&b, `\u%04X`, r)
+		default:
+			b.WriteRune(r)
+		}
+	}
+	b.WriteByte('"')
+	return b.String()
+}
+
+// quote makes a word for a shell, where it must be one.
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:,@+", r)
+	}
+	if !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}

@@ -1,0 +1,161 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/devvm/devvm/pkg/dockerproxy"
+	"github.com/devvm/devvm/pkg/guard"
+	"github.com/devvm/devvm/pkg/guest"
+)
+
+// Guard says what to do with containers that bind what the VM does not have.
+type Guard struct {
+	Dir string // the project's directory
+	// Off tells whether nothing is looked at, at the start and at each Resume; nil: false.
+	Off func() (bool, error)
+	// Unfit is guard.Guard's.
+	Unfit func(source, target string) string
+}
+
+// patienceLook bounds the question what the VM has. A VM that does not answer in time
+// is no reason to refuse.
+const patienceLook = 10 * time.Second
+
+// configureGuard takes the setting anew. A bad one leaves the one that there is.
+func (s *supervisor) configureGuard() {
+	if s.Guard.Off == nil {
+		return
+	}
+	off, err := s.Guard.Off()
+	if err != nil {
+		s.Log.Warn("bind_guard is not read", "err", err)
+		return
+	}
+	s.guardOff.Store(off)
+}
+
+// admitBinds refuses binds of what the VM does not have.
+func (s *supervisor) admitBinds(ctx context.Context, container string, binds []guard.Bind) error {
+	if len(binds) == 0 || s.guardOff.Load() {
+		return nil
+	}
+	g := guard.Guard{Dir: s.Guard.Dir, Unfit: s.Guard.Unfit}
+	for _, e := range s.Share.Exports {
+		g.Shares = append(g.Shares, guard.Share{Source: e.Source, Target: e.Target})
+	}
+	var open []guard.Bind
+	var found []guard.Found
+	var paths []string
+	for _, b := range binds {
+		if b.Path == engineSocket || b.Path == "/var"+engineSocket { // as many tools have it
+			continue
+		}
+		source, shared := g.Shared(b.Path)
+		if shared && g.Serves(b, resolve(source)) {
+			continue
+		}
+		f := guard.Found{Host: kindOf(source)}
+		if !shared {
+			f.Host = kindOf(b.Path)
+			source = b.Path
+		}
+		if f.Host != guard.Missing && f.Host != guard.Unknown {
+			f.Real = resolve(source)
+		}
+		open, found, paths = append(open, b), append(found, f), append(paths, b.Path)
+	}
+	if len(open) == 0 {
+		return nil
+	}
+	kinds, err := s.look(ctx, paths)
+	if err != nil {
+		s.Log.Warn("what the VM has is not known", "container", container, "paths", paths, "err", err)
+		return nil
+	}
+	for i := range found {
+		found[i].VM = kinds[i]
+	}
+	message := g.Refuse(open, found)
+	if message == "" {
+		return nil
+	}
+	s.Log.Warn("bind refused", "container", container, "paths", paths)
+	return &dockerproxy.Refusal{Status: http.StatusBadRequest, Message: message}
+}
+
+// kindOf is what this host has at a path.
+func kindOf(path string) guard.Kind {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return guard.Missing
+	case err != nil:
+		return guard.Unknown
+	case info.IsDir():
+		return guard.Directory
+	case info.Mode().IsRegular():
+		return guard.File
+	case info.Mode().Type() == fs.ModeSocket:
+		return guard.Socket
+	}
+	return guard.Other
+}
+
+// resolve is the path without links, as far as it is there.
+func resolve(path string) string {
+	rest := ""
+	for dir := path; ; dir = filepath.Dir(dir) {
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil {
+			return filepath.Join(real, rest)
+		}
+		if dir == filepath.Dir(dir) {
+			return path
+		}
+		rest = filepath.Join(filepath.Base(dir), rest)
+	}
+}
+
+// lookCommand prints a guard.Kind for each of its arguments.
+const lookCommand = `for p; do
+	if [ -d "$p" ]; then
+		if [ "$(ls -AU -- "$p" | head -c 1 | wc -c)" = 0 ]; then echo empty; else echo directory; fi
+	elif [ -S "$p" ]; then echo socket
+	elif [ -f "$p" ]; then echo file
+	elif [ -e "$p" ]; then echo other
+	else echo missing; fi
+done`
+
+// look asks what the VM has at some paths.
+func (s *supervisor) look(ctx context.Context, paths []string) ([]guard.Kind, error) {
+	s.mu.Lock()
+	link := s.link
+	s.mu.Unlock()
+	if link == nil {
+		return nil, errors.New("the VM does not answer")
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceLook)
+	defer cancel()
+	var out strings.Builder
+	code, err := link.Run(ctx, guest.Command{Argv: append([]string{"sh", "-c", lookCommand, "look"}, paths...), Stdout: &out})
+	if err != nil {
+		return nil, err
+	}
+	words := strings.Fields(out.String())
+	if code != 0 || len(words) != len(paths) {
+		return nil, fmt.Errorf("exit code %d, %d answers of %d", code, len(words), len(paths))
+	}
+	kinds := make([]guard.Kind, len(words))
+	for i, w := range words {
+		kinds[i] = guard.Kind(w)
+	}
+	return kinds, nil
+}

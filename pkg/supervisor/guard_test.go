@@ -1,0 +1,173 @@
+package supervisor_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/client"
+
+	"github.com/devvm/devvm/pkg/guest/guesttest"
+	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/supervisor"
+)
+
+// guarded starts a supervisor whose VM has the first of two directories of the host.
+func guarded(t *testing.T) (f *fixture, shared, other string) {
+	t.Helper()
+	shared, other = t.TempDir(), t.TempDir()
+	f = start(t, func(g *guesttest.Options, o *supervisor.Options) {
+		dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = os.RemoveAll(dir) })
+		o.Share = supervisor.Share{
+			Socket:  filepath.Join(dir, "share"),
+			Exports: []share.Export{{Source: shared, Target: shared, Writable: true}},
+		}
+		o.Guard = supervisor.Guard{Dir: shared}
+		// The fake VM's files are this host's; this one is not in it.
+		g.Rewrite = func(line string) string { return strings.ReplaceAll(line, other, other+".vm") }
+		g.Intercept = func(line string) (int, bool) {
+			return 0, strings.Contains(line, "/var/lib/devvm/share") || strings.Contains(line, "utimensat")
+		}
+	})
+	f.until(t, supervisor.StateReady, 0)
+	return f, shared, other
+}
+
+// bind makes a container with a HostConfig.
+func (f *fixture) bind(t *testing.T, name string, host map[string]any) (int, string) {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"HostConfig": host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, text := f.ask(t, http.MethodPost, "/containers/create?name="+name, string(body))
+	var answer struct{ Message string }
+	if code != http.StatusCreated && json.Unmarshal([]byte(text), &answer) == nil {
+		text = answer.Message
+	}
+	return code, text
+}
+
+func TestGuard(t *testing.T) {
+	f, shared, other := guarded(t)
+	for _, host := range []map[string]any{
+		{"Binds": []string{shared + ":/a", shared + "/new:/b", "named:/c", "/etc:/d:ro", "/var/run/docker.sock:/var/run/docker.sock"}},
+		{"Mounts": []map[string]any{{"Type": "bind", "Source": shared, "Target": "/a"}, {"Type": "volume", "Source": "v", "Target": "/b"}, {"Type": "tmpfs", "Target": "/c"}}},
+	} {
+		if code, text := f.bind(t, "good", host); code != http.StatusCreated {
+			t.Errorf("%v: %d %s", host, code, text)
+		}
+	}
+	made := len(f.engine.State().Containers)
+
+	lines := "\n\n[[mounts]]\nsource = \"" + other + "\"\n"
+	driver := map[string]any{"Name": "local", "Options": map[string]string{"type": "none", "o": "bind", "device": other}}
+	for _, host := range []map[string]any{
+		{"Binds": []string{other + ":/a"}},
+		{"Binds": []string{shared + ":/s", other + "/:/a:z"}},
+		{"Mounts": []map[string]any{{"Type": "bind", "Source": other, "Target": "/a"}}},
+		{"Mounts": []map[string]any{{"Type": "bind", "Source": other, "Target": "/a", "BindOptions": map[string]any{"CreateMountpoint": true}}}},
+		{"Mounts": []map[string]any{{"Type": "volume", "Target": "/a", "VolumeOptions": map[string]any{"DriverConfig": driver}}}},
+	} {
+		code, text := f.bind(t, "bad", host)
+		if code != http.StatusBadRequest || !strings.HasPrefix(text, `invalid mount config for type "bind": bind source path does not exist: `+other+"\n") ||
+			!strings.HasSuffix(text, lines+"writable = true") || !strings.Contains(text, filepath.Join(shared, "devvm.toml")) {
+			t.Errorf("%v: %d %s", host, code, text)
+		}
+	}
+	code, text := f.ask(t, http.MethodPost, "/volumes/create", `{"Name":"v","Driver":"local","DriverOpts":{"type":"none","o":"bind","device":"`+other+`"}}`)
+	if code != http.StatusBadRequest || !strings.Contains(text, "bind source path does not exist") {
+		t.Error(code, text)
+	}
+	// What is in the VM only as Docker has left it.
+	if err := os.Mkdir(other+".vm", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := f.bind(t, "bad", map[string]any{"Binds": []string{other + ":/a:ro"}}); code != http.StatusBadRequest || !strings.HasSuffix(text, strings.TrimSuffix(lines, "\n")) {
+		t.Errorf("%d %s", code, text)
+	}
+	// What somebody has made there.
+	if err := os.WriteFile(filepath.Join(other+".vm", "f"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := f.bind(t, "full", map[string]any{"Binds": []string{other + ":/a"}}); code != http.StatusCreated {
+		t.Errorf("%d %s", code, text)
+	}
+	if n := len(f.engine.State().Containers); n != made+1 {
+		t.Errorf("%d containers", n)
+	}
+	// A link that leads out of what the VM has.
+	outer := filepath.Join(other, "outer")
+	if err := errors.Join(os.Mkdir(outer, 0o755), os.Symlink(outer, filepath.Join(shared, "link")), os.Symlink("/etc", filepath.Join(shared, "etc"))); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := f.bind(t, "own", map[string]any{"Binds": []string{shared + "/etc:/a"}}); code != http.StatusCreated {
+		t.Errorf("%d %s", code, text)
+	}
+
+	// At the start, too.
+	if code, text := f.ask(t, http.MethodPost, "/containers/full/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	if err := os.RemoveAll(other + ".vm"); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := f.ask(t, http.MethodPost, "/containers/full/restart", ""); code != http.StatusBadRequest {
+		t.Error(code, text)
+	}
+}
+
+// TestGuardSDK makes a container as programs do, by Docker's own client library.
+func TestGuardSDK(t *testing.T) {
+	f, shared, other := guarded(t)
+	c, err := client.New(client.WithHost("unix://"+f.docker), client.WithDialContext(func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", f.docker)
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for source, refused := range map[string]bool{shared: false, other: true} {
+		for _, host := range []*container.HostConfig{
+			{Binds: []string{source + ":/a"}},
+			{Mounts: []mount.Mount{{Type: mount.TypeBind, Source: source, Target: "/a", BindOptions: &mount.BindOptions{CreateMountpoint: true}}}},
+		} {
+			_, err := c.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "scratch", Config: &container.Config{}, HostConfig: host})
+			if (err != nil) != refused || refused && !strings.Contains(err.Error(), "[[mounts]]\nsource = ") {
+				t.Errorf("%s: %v", source, err)
+			}
+		}
+	}
+}
+
+// With bind_guard = false nothing is looked at, and it is read again at each up.
+func TestGuardOff(t *testing.T) {
+	off := true
+	f := start(t, func(_ *guesttest.Options, o *supervisor.Options) {
+		o.Guard = supervisor.Guard{Dir: "/nowhere", Off: func() (bool, error) { return off, nil }}
+	})
+	f.until(t, supervisor.StateReady, 0)
+	host := map[string]any{"Binds": []string{"/nowhere/at/all:/a"}}
+	if code, text := f.bind(t, "any", host); code != http.StatusCreated {
+		t.Error(code, text)
+	}
+	off = false
+	if err := f.client.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if code, text := f.bind(t, "some", host); code != http.StatusBadRequest {
+		t.Error(code, text)
+	}
+}
