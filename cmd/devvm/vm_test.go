@@ -66,6 +66,32 @@ func TestVMShare(t *testing.T) {
 	runVMScripts(t, "share")
 }
 
+// TestVMFiles is how file systems behave, the project's directory in the VM beside the
+// VM's own: what differs is listed in the script.
+func TestVMFiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("files are no others as root")
+	}
+	if os.Getenv("CI") != "" {
+		t.Skip("CI has half an hour; make vmtest runs this elsewhere")
+	}
+	runVMScripts(t, "files")
+}
+
+// TestVMExamples runs the demos of examples/ as they are.
+func TestVMExamples(t *testing.T) {
+	if testing.Short() {
+		t.Skip("examples are no others as root")
+	}
+	scripts := []string{"example-offline", "example-web"}
+	if os.Getenv("CI") == "" {
+		scripts = append(scripts, "example-compose", "example-provision")
+	} else {
+		t.Log("examples/compose and examples/provision are left out: CI has half an hour, and they install Debian packages under emulation; make vmtest runs them elsewhere")
+	}
+	runVMScripts(t, scripts...)
+}
+
 func runVMScripts(t *testing.T, scripts ...string) {
 	t.Helper()
 	params := testscript.Params{
@@ -112,7 +138,7 @@ func setUpVM(e *testscript.Env) error {
 	if err := os.Symlink(binary, filepath.Join(bin, "devvm")); err != nil {
 		return err
 	}
-	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "DEVVM_LIBVIRT_URI", "DEVVM_TEST_OUTSIDE"} {
+	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "DEVVM_LIBVIRT_URI", "DEVVM_TEST_OUTSIDE", "DEVVM_TEST_TIME", "DEVVM_TEST_FILES"} {
 		e.Setenv(name, os.Getenv(name))
 	}
 	if host, port, err := net.SplitHostPort(os.Getenv("DEVVM_TEST_OUTSIDE")); err == nil {
@@ -122,6 +148,8 @@ func setUpVM(e *testscript.Env) error {
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, "docker"))
 	e.Setenv("TERM", "dumb")
+	e.Setenv("FSCHECK", os.Getenv("DEVVM_TEST_FSCHECK"))
+	e.Setenv("EXAMPLES", os.Getenv("DEVVM_TEST_EXAMPLES"))
 	store := filepath.Join(os.Getenv("XDG_DATA_HOME"), "devvm", "images")
 	if err := shareImages(images, store); err != nil {
 		return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"io/fs"
@@ -20,6 +21,7 @@ import (
 
 // suite writes what came of each case.
 type suite struct {
+	ctx    context.Context // of the second processes
 	top    string
 	out    io.Writer
 	root   bool
@@ -34,7 +36,7 @@ type scene struct {
 }
 
 // cases goes through all groups below dir. It fails only if it cannot set up a case.
-func cases(dir string, out io.Writer) (err error) {
+func cases(ctx context.Context, dir string, out io.Writer) (err error) {
 	unix.Umask(0)
 	top, err := os.MkdirTemp(dir, "cases")
 	if err != nil {
@@ -53,7 +55,7 @@ func cases(dir string, out io.Writer) (err error) {
 		}
 	}()
 	defer os.RemoveAll(top)
-	s := &suite{top: top, out: out, root: os.Getuid() == 0}
+	s := &suite{ctx: ctx, top: top, out: out, root: os.Getuid() == 0}
 	for _, group := range groups {
 		s.scene(group.name, group.run)
 	}
@@ -177,7 +179,7 @@ func as(uid, gid int, f func()) {
 
 func addressOf(b []byte) uintptr { return uintptr(unsafe.Pointer(&b[0])) }
 
-func links(fi os.FileInfo) uint64 { return uint64(fi.Sys().(*syscall.Stat_t).Nlink) }
+func links(fi os.FileInfo) uint64 { return fi.Sys().(*syscall.Stat_t).Nlink }
 
 // op is a call that takes a path. Its other path, if it has one, is a file or a new name.
 type op struct {
@@ -634,7 +636,7 @@ func times(c *scene) {
 		var before, after, dir, dirBefore unix.Stat_t
 		c.must(unix.Fstat(fd, &before))
 		c.must(unix.Stat(d, &dirBefore))
-		time.Sleep(20 * time.Millisecond) // the kernel's clock for this has a grain
+		time.Sleep(20 * time.Millisecond) //nolint:forbidigo // the kernel's clock for this has a grain
 		err = do(d, f)
 		c.must(unix.Fstat(fd, &after))
 		c.must(unix.Stat(d, &dir))
@@ -738,9 +740,9 @@ func opens(c *scene) {
 	self, err := os.ReadFile("/proc/self/exe")
 	c.must(err)
 	program := c.file("program", 0o600, string(self))
-	c.say("run without the x bit", exec.Command(program, "helper-true").Run())
+	c.say("run without the x bit", c.command(program, "helper-true").Run())
 	c.must(unix.Chmod(program, 0o755))
-	cmd := exec.Command(program, "helper-cat")
+	cmd := c.command(program, "helper-cat")
 	in, err := cmd.StdinPipe()
 	c.must(err)
 	err = cmd.Start()
@@ -753,11 +755,11 @@ func opens(c *scene) {
 	}
 	fd, err = unix.Open(program, unix.O_WRONLY, 0)
 	if err == nil {
-		c.say("run what is open to write", exec.Command(program, "helper-true").Run())
+		c.say("run what is open to write", c.command(program, "helper-true").Run())
 		_ = unix.Close(fd)
 	}
 	script := c.file("script", 0o755, "#!"+program+" helper-true\n")
-	c.say("run a script", exec.Command(script).Run())
+	c.say("run a script", c.command(script).Run())
 }
 
 func sizes(c *scene) {
@@ -991,8 +993,8 @@ var helpers = map[string]func(args []string) error{
 		} else {
 			err = unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Start: 10, Len: 10})
 		}
-		fmt.Print(errorName(err))
-		return nil
+		_, err = os.Stdout.WriteString(errorName(err))
+		return err
 	},
 	"helper-append": func(args []string) error {
 		f, err := os.OpenFile(args[0], os.O_WRONLY|os.O_APPEND, 0)
@@ -1008,8 +1010,12 @@ var helpers = map[string]func(args []string) error{
 	},
 }
 
-func helper(args ...string) *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", args...)
+func (s *suite) command(name string, args ...string) *exec.Cmd {
+	return exec.CommandContext(s.ctx, name, args...)
+}
+
+func (s *suite) helper(args ...string) *exec.Cmd {
+	cmd := s.command("/proc/self/exe", args...)
 	cmd.Stderr = os.Stderr
 	return cmd
 }
@@ -1017,7 +1023,7 @@ func helper(args ...string) *exec.Cmd {
 func locks(c *scene) {
 	path := c.file("f", 0o644, strings.Repeat("x", 100))
 	other := func(kind string) string {
-		out, err := helper("helper-lock", kind, path).Output()
+		out, err := c.helper("helper-lock", kind, path).Output()
 		c.must(err)
 		return string(out)
 	}
@@ -1058,7 +1064,7 @@ func appends(c *scene) {
 	path := c.file("log", 0o644, "")
 	var running []*exec.Cmd
 	for _, word := range []string{"a", "b", "c"} {
-		cmd := helper("helper-append", path, word)
+		cmd := c.helper("helper-append", path, word)
 		c.must(cmd.Start())
 		running = append(running, cmd)
 	}

@@ -62,7 +62,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	path := f.Arg(0)
 	switch args[0] {
 	case "cases":
-		return cases(path, out)
+		return cases(ctx, path, out)
 	case "random":
 		return random(ctx, path, randomOptions{length: *length, seed: *seed, direct: *direct, size: *size}, out)
 	case "tree":

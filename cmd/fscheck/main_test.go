@@ -32,7 +32,7 @@ func TestCases(t *testing.T) {
 	}
 	var out [2]bytes.Buffer
 	for i := range out {
-		if err := cases(dir, &out[i]); err != nil {
+		if err := cases(t.Context(), dir, &out[i]); err != nil {
 			t.Fatal(err)
 		}
 	}
