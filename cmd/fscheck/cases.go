@@ -973,6 +973,9 @@ func entries(dir string) string {
 		}
 		out = append(out, name)
 	}
+	if len(out) == 0 {
+		return "none"
+	}
 	slices.Sort(out)
 	return strings.Join(out, " ")
 }
