@@ -57,35 +57,53 @@ func TestVMEight(t *testing.T) {
 
 // TestVMShare is the project's directory in the VM.
 func TestVMShare(t *testing.T) {
-	if testing.Short() {
-		t.Skip("files are no others as root")
-	}
-	if os.Getenv("CI") != "" {
-		t.Skip("CI has half an hour; make vmtest runs this elsewhere")
-	}
+	notInCI(t)
 	runVMScripts(t, "share")
 }
 
 // TestVMGuard is what the VM does not have of the host's files.
 func TestVMGuard(t *testing.T) {
-	if testing.Short() {
-		t.Skip("files are no others as root")
-	}
-	if os.Getenv("CI") != "" {
-		t.Skip("CI has half an hour; make vmtest runs this elsewhere")
-	}
+	notInCI(t)
 	runVMScripts(t, "guard")
 }
 
 // TestVMCopy is devvm cp, and where commands start.
 func TestVMCopy(t *testing.T) {
+	notInCI(t)
+	runVMScripts(t, "cp")
+}
+
+// TestVMFiles is how file systems behave, the project's directory in the VM beside the
+// VM's own: what differs is listed in the script.
+func TestVMFiles(t *testing.T) {
+	notInCI(t)
+	runVMScripts(t, "files")
+}
+
+// TestVMExamples runs the demos of examples/ as they are.
+func TestVMExamples(t *testing.T) {
 	if testing.Short() {
-		t.Skip("files are no others as root")
+		t.Skip("examples are no others as root")
+	}
+	runVMScripts(t, "example-offline", "example-web")
+}
+
+// TestVMExamplesFromDebian runs the demos that install packages in the VM, which takes
+// minutes under emulation.
+func TestVMExamplesFromDebian(t *testing.T) {
+	notInCI(t)
+	runVMScripts(t, "example-compose", "example-provision")
+}
+
+// notInCI skips what make vmtest runs elsewhere: CI has half an hour.
+func notInCI(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("this is no other as root")
 	}
 	if os.Getenv("CI") != "" {
 		t.Skip("CI has half an hour; make vmtest runs this elsewhere")
 	}
-	runVMScripts(t, "cp")
 }
 
 func runVMScripts(t *testing.T, scripts ...string) {
@@ -135,7 +153,7 @@ func setUpVM(e *testscript.Env) error {
 	if err := os.Symlink(binary, filepath.Join(bin, "devvm")); err != nil {
 		return err
 	}
-	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "DEVVM_LIBVIRT_URI", "DEVVM_TEST_OUTSIDE"} {
+	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "DEVVM_LIBVIRT_URI", "DEVVM_TEST_OUTSIDE", "DEVVM_TEST_TIME", "DEVVM_TEST_FILES"} {
 		e.Setenv(name, os.Getenv(name))
 	}
 	if host, port, err := net.SplitHostPort(os.Getenv("DEVVM_TEST_OUTSIDE")); err == nil {
@@ -145,6 +163,8 @@ func setUpVM(e *testscript.Env) error {
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, "docker"))
 	e.Setenv("TERM", "dumb")
+	e.Setenv("FSCHECK", os.Getenv("DEVVM_TEST_FSCHECK"))
+	e.Setenv("EXAMPLES", os.Getenv("DEVVM_TEST_EXAMPLES"))
 	store := filepath.Join(os.Getenv("XDG_DATA_HOME"), "devvm", "images")
 	if err := shareImages(images, store); err != nil {
 		return err
