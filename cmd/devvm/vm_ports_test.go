@@ -219,7 +219,7 @@ func cmdChurn(ts *testscript.TestScript, _ bool, args []string) {
 	// say, and each of these may be asked twice.
 	ask := func(method, path, body string, good ...int) {
 		wait(ts, func() error {
-			req, err := http.NewRequest(method, "http://docker/v1.45"+path, strings.NewReader(body))
+			req, err := http.NewRequestWithContext(context.Background(), method, "http://docker/v1.45"+path, strings.NewReader(body))
 			if err != nil {
 				return err
 			}
@@ -244,7 +244,7 @@ func cmdChurn(ts *testscript.TestScript, _ bool, args []string) {
 			_ = c.Close()
 		}
 		if !errors.Is(err, syscall.ECONNREFUSED) {
-			return fmt.Errorf("%s: %v, want a refusal", at(i), err)
+			return fmt.Errorf("%s: no refusal: %w", at(i), err)
 		}
 		return nil
 	}
