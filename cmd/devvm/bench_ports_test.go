@@ -43,17 +43,20 @@ func BenchmarkPorts(b *testing.B) {
 	h.must(docker("run", "-d", "--name", "server", "-p", "21907:7", "-p", "21909:9", "-p", "21919:19", "server"))
 
 	roads := map[string][3]string{"published": {local(echoAt), local(sinkAt), local(sourceAt)}}
+	h.say("ssh -L")
 	roads["ssh -L"] = h.forwardPorts(echoAt, sinkAt, sourceAt)
+	h.say("hostfwd: a VM")
 	if slirp, err := h.hostfwd(docker); err != nil {
 		b.Logf("no comparison with hostfwd: %v", err)
 	} else {
 		roads["hostfwd"] = slirp
 	}
 	r := portsReport{Down: map[string]float64{}, Up: map[string]float64{}, Echo: map[string]float64{}}
-	const size = 128 << 20
+	const size = 48 << 20
 	echo := map[string][]float64{}
-	for range 3 { // in turn, so that the machine's moods are shared
+	for round := range 3 { // in turn, so that the machine's moods are shared
 		for name, at := range roads {
+			h.say(name, " ", round+1)
 			for range 15 {
 				start := time.Now()
 				c := h.dial(at[0])
@@ -92,8 +95,14 @@ func BenchmarkPorts(b *testing.B) {
 	for name, s := range echo {
 		r.Echo[name] = median(s)
 	}
+	h.say("openings")
 	h.openings(&r, docker)
 	r.print(os.Stdout)
+}
+
+// say tells how far the bench is, which takes minutes.
+func (h *bench) say(what ...any) {
+	fmt.Fprintln(os.Stderr, time.Now().Format(time.TimeOnly), fmt.Sprint(what...))
 }
 
 func local(port int) string { return fmt.Sprintf("127.0.0.1:%d", port) }
@@ -265,8 +274,8 @@ func (h *bench) hostfwd(docker func(...string) *exec.Cmd) (at [3]string, err err
 func (h *bench) openings(r *portsReport, docker func(...string) *exec.Cmd) {
 	h.must(docker("create", "--name", "timed", "-p", "21930:7", "server"))
 	var opened, closed []float64
-	for range 11 {
-		time.Sleep(6 * time.Second) // what is held for the container is let go
+	time.Sleep(6 * time.Second) // what is held for a new container is let go
+	for range 7 {
 		h.must(docker("start", "timed"))
 		start := time.Now()
 		for {

@@ -4,14 +4,20 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,6 +35,7 @@ var portCommands = map[string]func(ts *testscript.TestScript, neg bool, args []s
 	"refused":        cmdRefused,
 	"many":           cmdMany,
 	"slow-reader":    cmdSlowReader,
+	"churn":          cmdChurn,
 }
 
 // cmdServerContext: server-context DIR makes a build context of the port server.
@@ -189,4 +196,107 @@ func cmdSlowReader(ts *testscript.TestScript, _ bool, args []string) {
 	if most > before+24<<20 {
 		ts.Fatalf("memory grew from %d to %d bytes", before, most)
 	}
+}
+
+// cmdChurn: churn N starts and stops N containers of the image "server" (or as many as
+// DEVVM_TEST_CHURN says) in random order, a few at a time. Every so often it cuts the SSH link, and meanwhile a container ends. Each
+// port must echo when its container runs and refuse when it does not, and in the end
+// nothing listens.
+func cmdChurn(ts *testscript.TestScript, _ bool, args []string) {
+	count := args[0]
+	if other := os.Getenv("DEVVM_TEST_CHURN"); other != "" {
+		count = other
+	}
+	n, err := strconv.Atoi(count)
+	ts.Check(err)
+	const first, together = 23000, 8
+	cutEach := max(n/8, 5)
+	socket := strings.TrimPrefix(ts.Getenv("DOCKER_HOST"), "unix://")
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}}
+	// ask asks until an answer comes: what a cut link made of a request is the engine's to
+	// say, and each of these may be asked twice.
+	ask := func(method, path, body string, good ...int) {
+		wait(ts, func() error {
+			req, err := http.NewRequestWithContext(context.Background(), method, "http://docker/v1.45"+path, strings.NewReader(body))
+			if err != nil {
+				return err
+			}
+			req.Header.Set("Content-Type", "application/json")
+			resp, err := client.Do(req)
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			text, err := io.ReadAll(resp.Body)
+			if err == nil && !slices.Contains(good, resp.StatusCode) {
+				err = fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, text)
+			}
+			return err
+		})
+	}
+	name := func(i int) string { return fmt.Sprintf("churn%d", i) }
+	at := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", first+i) }
+	refuses := func(i int) error {
+		c, err := net.DialTimeout("tcp", at(i), 10*time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("%s: no refusal: %w", at(i), err)
+		}
+		return nil
+	}
+	var opened, closed []float64
+	var running []int
+	random := rand.New(rand.NewPCG(uint64(n), 1))
+	order, cuts := random.Perm(n), 0
+	for step := 0; len(order)+len(running) > 0; step++ {
+		cut := step%cutEach == cutEach-1
+		if cut && len(running) > 0 {
+			cuts++
+			i := running[0]
+			running = running[1:]
+			// The session that this runs in ends with the others; its child does not.
+			cmd := exec.Command(os.Getenv("DEVVM_TEST_BINARY"), "-C", ts.MkAbs("."), "exec", "--", "sh", "-c",
+				"docker kill "+name(i)+" >/dev/null 2>&1 </dev/null & pkill sshd-session")
+			_ = cmd.Run()
+			wait(ts, func() error { return refuses(i) })
+		}
+		if len(order) > 0 && (len(running) == 0 || len(running) < together && random.IntN(2) == 0) {
+			i := order[0]
+			order = order[1:]
+			body := fmt.Sprintf(`{"Image":"server","HostConfig":{"PortBindings":{"7/tcp":[{"HostPort":"%d"}]}}}`, first+i)
+			ask(http.MethodPost, "/containers/create?name="+name(i), body, http.StatusCreated, http.StatusConflict)
+			ask(http.MethodPost, "/containers/"+name(i)+"/start", "", http.StatusNoContent, http.StatusNotModified)
+			start := time.Now()
+			wait(ts, func() error { return echoes("tcp", at(i)) })
+			if !cut {
+				opened = append(opened, ms(time.Since(start)))
+			}
+			running = append(running, i)
+		} else if len(running) > 0 {
+			k := random.IntN(len(running))
+			i := running[k]
+			running = slices.Delete(running, k, k+1)
+			ask(http.MethodPost, "/containers/"+name(i)+"/stop?t=0", "", http.StatusNoContent, http.StatusNotModified)
+			start := time.Now()
+			wait(ts, func() error { return refuses(i) })
+			if !cut {
+				closed = append(closed, ms(time.Since(start)))
+			}
+		}
+	}
+	for i := range n {
+		ask(http.MethodDelete, "/containers/"+name(i)+"?force=1", "", http.StatusNoContent, http.StatusNotFound)
+	}
+	for i := range n {
+		if l, err := net.Listen("tcp", at(i)); err != nil {
+			ts.Fatalf("something is left: %v", err)
+		} else {
+			_ = l.Close()
+		}
+	}
+	ts.Logf("%d containers, %d cuts of the link; median ms from the engine's answer to 1 MB echoed: %.0f, to a refusal: %.0f", n, cuts, median(opened), median(closed))
 }
