@@ -160,11 +160,5 @@ func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	if err := hv.Destroy(ctx, p.Name); err != nil {
 		return fmt.Errorf("stop the VM: %w", err)
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
-		return err
-	}
-	if err := hv.Undefine(ctx, p.Name); err != nil {
-		return fmt.Errorf("forget the VM: %w", err)
-	}
-	return nil
+	return s.stopHelpers(ctx, p)
 }

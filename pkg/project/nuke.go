@@ -85,10 +85,19 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	if serr != nil {
 		return serr
 	}
+	// Of a VM that ran, libvirt still has something to do when its QEMU has ended. The
+	// next VM does not wait for that until it takes the name.
+	overtakes := err == nil && dom.State == vm.StateRunning && !o.NoUp && !o.Undo
 	switch {
 	case err == nil:
 		show.Start("destroy", "destroy the VM")
 		if err := s.unplug(ctx, hv, p, dom); err != nil {
+			return err
+		}
+		if overtakes {
+			break
+		}
+		if err := forget(ctx, hv, p); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
@@ -108,10 +117,25 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		return err
 	}
 	show.Done()
-	if o.NoUp {
+	switch {
+	case o.NoUp:
 		return nil
+	case overtakes:
+		err := s.upFrom(ctx, hv, p, vm.Domain{}, show)
+		if err != nil && !exists(f.disk()) { // it has not come to the new VM
+			err = errors.Join(err, forget(context.WithoutCancel(ctx), hv, p))
+		}
+		return err
 	}
 	return s.up(ctx, hv, p, show)
+}
+
+// forget makes libvirt forget the VM, if it knows it.
+func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
+	if err := hv.Undefine(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
+		return fmt.Errorf("forget the VM: %w", err)
+	}
+	return nil
 }
 
 // setAside makes the VM's files the undo. Each step leaves a state from which
@@ -178,8 +202,8 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return fmt.Errorf("stop the VM: %w", err)
 		}
-		if err := hv.Undefine(ctx, p.Name); err != nil {
-			return fmt.Errorf("forget the VM: %w", err)
+		if err := forget(ctx, hv, p); err != nil {
+			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err

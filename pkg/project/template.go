@@ -203,20 +203,27 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 		return err
 	}
 	var unprepared error // what the template is not to blame for
-	err := b.hv.Fork(ctx, b.spec(img), t.Memory(), scratch, func(ctx context.Context) error {
-		group, ctx := errgroup.WithContext(ctx)
+	var beside errgroup.Group
+	err := b.hv.Fork(ctx, b.spec(img), t.Memory(), scratch, func(prepare context.Context) error {
+		group, prepare := errgroup.WithContext(prepare)
 		group.Go(func() error {
-			return b.Templates.Use(ctx, t, func() error { return disk.CreateOverlay(ctx, b.files.disk(), t.Disk(), 0) })
+			return b.Templates.Use(prepare, t, func() error { return disk.CreateOverlay(prepare, b.files.disk(), t.Disk(), 0) })
 		})
 		group.Go(func() error {
-			if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
+			if err := b.startNet(prepare, b.project, b.cfg.Policy(), b.host); err != nil {
 				return err
 			}
-			return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--forked")
+			// The VM can start without.
+			beside.Go(func() error { return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--forked") })
+			return nil
 		})
 		unprepared = group.Wait()
 		return unprepared
 	})
+	if serr := beside.Wait(); serr != nil && unprepared == nil {
+		unprepared = serr
+		err = errors.Join(err, serr)
+	}
 	if err != nil {
 		_ = os.Remove(scratch)
 		if serr := b.stopHelpers(context.WithoutCancel(ctx), b.project); serr != nil {
@@ -288,8 +295,8 @@ func (b *boot) discard(ctx context.Context) error {
 		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
 			return fmt.Errorf("stop the VM: %w", err)
 		}
-		if err := b.hv.Undefine(ctx, b.project.Name); err != nil {
-			return fmt.Errorf("forget the VM: %w", err)
+		if err := forget(ctx, b.hv, b.project); err != nil {
+			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err

@@ -63,12 +63,17 @@ func (s *Service) checkConfig(p Project, fresh bool) error {
 
 // up is Up under the project's lock.
 func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
-	cfg, err := s.granted(p)
-	if err != nil {
-		return err
-	}
 	dom, err := s.find(ctx, hv, p)
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
+		return err
+	}
+	return s.upFrom(ctx, hv, p, dom, pr)
+}
+
+// upFrom is up for a VM as it was found; the zero Domain if there is none.
+func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *steps) error {
+	cfg, err := s.granted(p)
+	if err != nil {
 		return err
 	}
 	f := s.Dirs.paths(p.Name)
@@ -282,6 +287,11 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 		b.progress.Warn("%v: booting instead, which takes longer", err)
 		if err := errors.Join(b.discard(ctx), b.makeDirs(b.files)); err != nil {
+			return err
+		}
+	}
+	if !exists(b.files.disk()) { // what libvirt still knows is of a VM that is gone
+		if err := forget(ctx, b.hv, b.project); err != nil {
 			return err
 		}
 	}

@@ -21,6 +21,7 @@ import (
 
 	libvirt "github.com/digitalocean/go-libvirt"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 	"libvirt.org/go/libvirtxml"
 )
 
@@ -542,11 +543,26 @@ func (h *hypervisor) Shutdown(ctx context.Context, name string) error {
 	})
 }
 
-// Destroy implements Hypervisor.
+// patienceTerm is how long a QEMU that was told to end may take to write what it holds.
+const patienceTerm = time.Second
+
+// Destroy implements Hypervisor. QEMU is sent the signal that libvirt would send it:
+// libvirt then looks each 200 ms whether it has ended (virProcessKillPainfully), but
+// hears at once when one ends by itself. What it still has to do then, the next call
+// waits for, see settled.
 func (h *hypervisor) Destroy(ctx context.Context, name string) error {
 	return h.act(ctx, "destroy", name, func(l *link, v view) error {
 		if !v.on() {
 			return h.reap(ctx, v)
+		}
+		if v.PID != 0 {
+			patient, cancel := context.WithTimeout(ctx, patienceTerm)
+			defer cancel()
+			err := process{pid: v.PID, name: v.Name}.end(patient, unix.SIGTERM)
+			if err == nil {
+				return nil
+			}
+			h.log.InfoContext(ctx, "QEMU does not end by itself", "vm", v.Name, "err", err)
 		}
 		return l.DomainDestroyFlags(v.dom, libvirt.DomainDestroyDefault)
 	})
@@ -608,7 +624,7 @@ func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string
 	preparing, preparingCtx := errgroup.WithContext(ctx)
 	preparing.Go(func() error { return copyMemory(preparingCtx, scratch, memory, doc) })
 	preparing.Go(func() error { return meanwhile(preparingCtx) })
-	preparing.Go(func() error { return h.Define(ctx, spec) }) // whatever the others do
+	preparing.Go(func() error { return h.redefine(ctx, spec) }) // whatever the others do
 	if err := preparing.Wait(); err != nil {
 		return fmt.Errorf("fork VM %s: %w", spec.Name, err)
 	}
@@ -621,6 +637,14 @@ func (h *hypervisor) Fork(ctx context.Context, spec Spec, memory, scratch string
 		}
 		return l.DomainRestoreFlags(scratch, nil, uint32(libvirt.DomainSaveRunning))
 	})
+}
+
+// redefine is Define, but nothing of a stopped VM that had the name stays.
+func (h *hypervisor) redefine(ctx context.Context, spec Spec) error {
+	if err := h.Undefine(ctx, spec.Name); err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return h.Define(ctx, spec)
 }
 
 // Undefine implements Hypervisor.

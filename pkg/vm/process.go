@@ -65,7 +65,11 @@ func (p process) alive() bool {
 }
 
 // kill ends the process, if there is one, and waits until it is gone.
-func (p process) kill(ctx context.Context) error {
+func (p process) kill(ctx context.Context) error { return p.end(ctx, unix.SIGKILL) }
+
+// end sends the process a signal that ends it, if there is one, and waits until it is
+// gone.
+func (p process) end(ctx context.Context, signal unix.Signal) error {
 	if p.pid == 0 {
 		return nil
 	}
@@ -80,8 +84,8 @@ func (p process) kill(ctx context.Context) error {
 	if !p.alive() { // the descriptor now names whom we asked about, or nobody of ours
 		return nil
 	}
-	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill process %d: %w", p.pid, err)
+	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", p.pid, err)
 	}
 	for p.alive() {
 		if err := pause(ctx, 5*time.Millisecond); err != nil {

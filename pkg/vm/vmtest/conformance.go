@@ -520,6 +520,21 @@ func (s *suite) fork(t *testing.T) {
 			t.Errorf("Fork of a running VM: %v, want ErrRunning", err)
 		}
 	}
+
+	again := s.spec(t)
+	again.CPUs, again.Memory = was.CPUs, was.Memory
+	if err := s.h.Define(ctx, again); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.Snapshot(ctx, again.Name, "old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.h.Fork(ctx, again, memory, scratch, nothing); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := s.h.Snapshots(ctx, again.Name); err != nil || len(left) > 0 {
+		t.Errorf("Fork in place of a stopped VM leaves its snapshots: %v, %v", left, err)
+	}
 }
 
 func (s *suite) forkRefused(t *testing.T) {

@@ -473,6 +473,9 @@ func (f *Fake) Freeze(ctx context.Context, name, path string) error {
 
 // Fork implements vm.Hypervisor.
 func (f *Fake) Fork(ctx context.Context, spec vm.Spec, memory, scratch string, meanwhile func(context.Context) error) error {
+	if err := f.Undefine(ctx, spec.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
+		return err
+	}
 	if err := f.Define(ctx, spec); err != nil {
 		return err
 	}
