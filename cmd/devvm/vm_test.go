@@ -70,7 +70,7 @@ func TestVMShare(t *testing.T) {
 // clients do with terminals.
 func TestVMLong(t *testing.T) {
 	if os.Getenv("DEVVM_TEST_LONG") == "" {
-		t.Skip("takes more than a quarter of an hour: DEVVM_TEST_LONG=1 make vmtest VMTEST_RUN=TestVMLong")
+		t.Skip("takes long: DEVVM_TEST_LONG=1 make vmtest VMTEST_RUN=TestVMLong")
 	}
 	runVMScripts(t, "long")
 }
