@@ -198,16 +198,12 @@ func cmdSlowReader(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// cmdChurn: churn N starts and stops N containers of the image "server" (or as many as
-// DEVVM_TEST_CHURN says) in random order, a few at a time. Every so often it cuts the SSH link, and meanwhile a container ends. Each
+// cmdChurn: churn N starts and stops N containers of the image "server" in random
+// order, a few at a time. Every so often it cuts the SSH link, and meanwhile a container ends. Each
 // port must echo when its container runs and refuse when it does not, and in the end
 // nothing listens.
 func cmdChurn(ts *testscript.TestScript, _ bool, args []string) {
-	count := args[0]
-	if other := os.Getenv("DEVVM_TEST_CHURN"); other != "" {
-		count = other
-	}
-	n, err := strconv.Atoi(count)
+	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
 	const first, together = 23000, 8
 	cutEach := max(n/8, 5)

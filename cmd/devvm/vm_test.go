@@ -106,6 +106,15 @@ func notInCI(t *testing.T) {
 	}
 }
 
+// TestVMLong is what takes too long to be run each time: ports in full numbers, and what
+// clients do with terminals.
+func TestVMLong(t *testing.T) {
+	if os.Getenv("DEVVM_TEST_LONG") == "" {
+		t.Skip("takes long: DEVVM_TEST_LONG=1 make vmtest VMTEST_RUN=TestVMLong")
+	}
+	runVMScripts(t, "long")
+}
+
 func runVMScripts(t *testing.T, scripts ...string) {
 	t.Helper()
 	params := testscript.Params{
