@@ -15,6 +15,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -30,7 +31,6 @@ var ErrUnavailable = errors.New("the Docker engine does not answer")
 type Version struct {
 	Engine string // e.g. "26.1.5"
 	API    string // the newest API version it speaks, e.g. "1.45"
-	Kernel string
 }
 
 // Usage is what an engine holds, each list ordered by name.
@@ -72,19 +72,30 @@ func Ping(ctx context.Context, sock string) error {
 	})
 }
 
-// GetVersion asks the engine behind the socket for its version.
+// GetVersion asks the engine behind the socket for its version. It is in the head of
+// each answer (Server: Docker/26.1.5 (linux)); only an engine that leaves it out is asked
+// for /version, for which Docker's starts some programs each time.
 func GetVersion(ctx context.Context, sock string) (Version, error) {
 	var v Version
+	server := func(r *http.Response) {
+		product, _, _ := strings.Cut(r.Header.Get("Server"), " ")
+		if name, version, _ := strings.Cut(product, "/"); name == "Docker" {
+			v.Engine = version
+		}
+	}
 	err := with(sock, "ask the engine for its version", func(c *client.Client) error {
+		pong, err := c.Ping(ctx, client.PingOptions{})
+		if err != nil {
+			return err
+		}
+		v.API = pong.APIVersion
+		if v.Engine != "" && v.API != "" {
+			return nil
+		}
 		answer, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
 		v = Version{Engine: answer.Version, API: answer.APIVersion}
-		for _, part := range answer.Components {
-			if part.Name == "Engine" {
-				v.Kernel = part.Details["KernelVersion"]
-			}
-		}
 		return err
-	})
+	}, client.WithHTTPResponseHook(server))
 	return v, err
 }
 
@@ -178,8 +189,8 @@ func shortID(id string) string {
 }
 
 // with makes a client for one question.
-func with(sock, act string, ask func(*client.Client) error) error {
-	c, err := client.New(client.WithHost("unix://" + sock))
+func with(sock, act string, ask func(*client.Client) error, more ...client.Opt) error {
+	c, err := client.New(append(more, client.WithHost("unix://"+sock))...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
 	}

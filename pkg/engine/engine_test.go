@@ -92,7 +92,7 @@ func TestQuestions(t *testing.T) {
 		t.Error(err)
 	}
 	v, err := engine.GetVersion(t.Context(), sock)
-	if want := (engine.Version{Engine: "26.1.5", API: guesttest.APIVersion, Kernel: "6.12.0"}); v != want || err != nil {
+	if want := (engine.Version{Engine: "26.1.5", API: guesttest.APIVersion}); v != want || err != nil {
 		t.Error(v, err)
 	}
 	u, err := engine.GetUsage(t.Context(), sock)
@@ -169,6 +169,25 @@ func TestUsageWithoutSizes(t *testing.T) {
 	u, err := engine.GetUsage(t.Context(), handler(t, pages))
 	if diff := cmp.Diff(want, u); diff != "" || err != nil {
 		t.Error(diff, err)
+	}
+}
+
+// Docker names its version in each answer; others are asked for it.
+func TestVersionWithoutQuestion(t *testing.T) {
+	docker := handler(t, map[string]any{"/_ping": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Server", "Docker/26.1.5+dfsg1 (linux)")
+	})})
+	other := handler(t, map[string]any{
+		"/_ping": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Server", "Libpod/5.0 (linux)")
+		}),
+		"/version": map[string]string{"Version": "5.0", "ApiVersion": "1.41"},
+	})
+	if v, err := engine.GetVersion(t.Context(), docker); v.Engine != "26.1.5+dfsg1" || v.API != "1.45" || err != nil {
+		t.Error(v, err)
+	}
+	if v, err := engine.GetVersion(t.Context(), other); v.Engine != "5.0" || v.API != "1.41" || err != nil {
+		t.Error(v, err)
 	}
 }
 
