@@ -165,7 +165,9 @@ func TestAdmit(t *testing.T) {
 			[]dockerproxy.Call{{Kind: "create", HostConfig: dockerproxy.HostConfig{Mounts: []dockerproxy.Mount{{
 				Type: "volume", Source: "v",
 				VolumeOptions: dockerproxy.VolumeOptions{DriverConfig: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind"}}},
-			}}}}}, "", []int{201},
+			}}}}},
+			"",
+			[]int{201},
 		},
 		{"no volume", request("POST", "/volumes/create", `{"DriverOpts":7}`), nil, "", []int{200}},
 		{"not JSON", request("POST", "/containers/create", "{"), nil, "", []int{201}},

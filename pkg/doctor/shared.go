@@ -130,10 +130,7 @@ func (d *doctor) entries(path string, most int) []fs.DirEntry {
 func (d *doctor) count(ctx context.Context, path string) int {
 	n := 0
 	_ = filepath.WalkDir(d.h.path(path), func(_ string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil
-		}
-		if !e.IsDir() {
+		if err == nil && !e.IsDir() {
 			n++
 		}
 		if n >= countTo || ctx.Err() != nil {

@@ -135,12 +135,12 @@ func (g Guard) Shared(p string) (source string, ok bool) {
 }
 
 // Serves tells from what the host has alone that the VM serves a bind: it is on a share
-// and no link leads out of that. real is where it is on the host without links, as far
+// and no link leads out of that. resolved is where it is on the host without links, as far
 // as it is there. What is missing on a share is the engine's business: it makes it
 // there, as on a host.
-func (g Guard) Serves(b Bind, real string) bool {
+func (g Guard) Serves(b Bind, resolved string) bool {
 	_, shared := g.Shared(b.Path)
-	return shared && slices.ContainsFunc(g.Shares, func(s Share) bool { return within(s.Source, real) })
+	return shared && slices.ContainsFunc(g.Shares, func(s Share) bool { return within(s.Source, resolved) })
 }
 
 // kernel are trees of the VM that no host shares: empty directories there mean nothing.

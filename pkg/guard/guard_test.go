@@ -27,8 +27,13 @@ func TestBinds(t *testing.T) {
 		{[]string{"/a:/b:ro", "/a:/c"}, nil, []guard.Bind{{Path: "/a"}}},
 		{[]string{"name:/b", "/b", "", ":", "/a:b", "/a:/b:ro:x", "./a:/b", "a"}, nil, nil},
 		{nil, []guard.Mount{
-			{Type: "bind", Source: "/a", ReadOnly: true}, {Type: "bind", Source: "rel"}, {Type: "bind"},
-			{Type: "volume", Source: "name"}, {Type: "tmpfs"}, {Type: "volume", Source: "/odd"}, {Type: "image", Source: "/odd"},
+			{Type: "bind", Source: "/a", ReadOnly: true},
+			{Type: "bind", Source: "rel"},
+			{Type: "bind"},
+			{Type: "volume", Source: "name"},
+			{Type: "tmpfs"},
+			{Type: "volume", Source: "/odd"},
+			{Type: "image", Source: "/odd"},
 		}, []guard.Bind{{Path: "/a", ReadOnly: true}}},
 		{nil, []guard.Mount{
 			{Type: "volume", Driver: "local", Options: map[string]string{"type": "none", "o": "bind", "device": "/a"}},
@@ -90,8 +95,8 @@ var home = guard.Guard{
 
 func TestServes(t *testing.T) {
 	for _, c := range []struct {
-		path, real string
-		want       bool
+		path, resolved string
+		want           bool
 	}{
 		{"/home/u/app", "/home/u/app", true},
 		{"/home/u/app/new/dir", "/home/u/app/new/dir", true},
@@ -102,8 +107,8 @@ func TestServes(t *testing.T) {
 		{"/data/set", "/data/set", false},
 		{"/", "/", false},
 	} {
-		if got := home.Serves(guard.Bind{Path: c.path}, c.real); got != c.want {
-			t.Errorf("%s (%s): %v", c.path, c.real, got)
+		if got := home.Serves(guard.Bind{Path: c.path}, c.resolved); got != c.want {
+			t.Errorf("%s (%s): %v", c.path, c.resolved, got)
 		}
 	}
 }
@@ -174,8 +179,10 @@ func TestRefuse(t *testing.T) {
 	got := home.Refuse(
 		[]guard.Bind{{Path: "/home/u/a"}, {Path: "/srv/cache"}, {Path: "/home/u/b"}, {Path: "/home/u/app/x"}},
 		[]guard.Found{
-			{Host: guard.Directory, Real: "/home/u/a", VM: guard.Missing}, {Host: guard.Missing, VM: guard.Directory},
-			{Host: guard.Directory, Real: "/home/u/b", VM: guard.Empty}, {Host: guard.Directory, Real: "/home/u/a", VM: guard.Missing},
+			{Host: guard.Directory, Real: "/home/u/a", VM: guard.Missing},
+			{Host: guard.Missing, VM: guard.Directory},
+			{Host: guard.Directory, Real: "/home/u/b", VM: guard.Empty},
+			{Host: guard.Directory, Real: "/home/u/a", VM: guard.Missing},
 		})
 	fmt.Fprintf(&b, "== several\n%s\n", got)
 

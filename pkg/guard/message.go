@@ -96,14 +96,14 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 }
 
 // target is the path in the VM of something on the host.
-func (g Guard) target(real string) (string, bool) {
+func (g Guard) target(resolved string) (string, bool) {
 	best := Share{}
 	for _, s := range g.Shares {
-		if within(s.Source, real) && len(s.Source) > len(best.Source) {
+		if within(s.Source, resolved) && len(s.Source) > len(best.Source) {
 			best = s
 		}
 	}
-	return path.Join(best.Target, strings.TrimPrefix(real, best.Source)), best.Source != ""
+	return path.Join(best.Target, strings.TrimPrefix(resolved, best.Source)), best.Source != ""
 }
 
 func (g Guard) unfit(source, target string) string {

@@ -383,3 +383,24 @@ func TestCopyFromAHostileGuest(t *testing.T) {
 		})
 	}
 }
+
+// A small archive does not become a large file.
+func TestCopyFromSparse(t *testing.T) {
+	from, back := t.TempDir(), t.TempDir()
+	if err := exec.Command("truncate", "-s", "1T", filepath.Join(from, "f")).Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"posix", "gnu"} {
+		h := testServer(t, func(o *guesttest.Options) {
+			o.Rewrite = func(string) string {
+				return "tar --create --sparse --format=" + format + " --directory=" + from + " ./f"
+			}
+		})
+		if err := h.connect(t).CopyFrom(t.Context(), guest.Copy{Remote: "/f", Local: back}); err == nil {
+			t.Errorf("%s: no error", format)
+		}
+		if left, err := os.ReadDir(back); len(left) > 0 || err != nil {
+			t.Error(left, err)
+		}
+	}
+}

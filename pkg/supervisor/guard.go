@@ -62,11 +62,10 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 		if shared && g.Serves(b, resolve(source)) {
 			continue
 		}
-		f := guard.Found{Host: kindOf(source)}
 		if !shared {
-			f.Host = kindOf(b.Path)
 			source = b.Path
 		}
+		f := guard.Found{Host: kindOf(source)}
 		if f.Host != guard.Missing && f.Host != guard.Unknown {
 			f.Real = resolve(source)
 		}
@@ -113,9 +112,9 @@ func kindOf(path string) guard.Kind {
 func resolve(path string) string {
 	rest := ""
 	for dir := path; ; dir = filepath.Dir(dir) {
-		real, err := filepath.EvalSymlinks(dir)
+		resolved, err := filepath.EvalSymlinks(dir)
 		if err == nil {
-			return filepath.Join(real, rest)
+			return filepath.Join(resolved, rest)
 		}
 		if dir == filepath.Dir(dir) {
 			return path
