@@ -89,7 +89,7 @@ func BenchmarkShare(b *testing.B) {
 	unpack.Stdin = bytes.NewReader(manyFiles(b, 200, 100))
 	h.must(exec.Command("mkdir", tree))
 	h.must(unpack)
-	h.must(exec.Command("sh", "-euc", `cd "$0"; git init -q; git add .
+	h.must(exec.Command("sh", "-euc", `cd "$0"; git init -q; git config gc.auto 0; git add .
 		git -c user.name=u -c user.email=u@localhost commit -q -m all; git gc -q; rm .git/index; git read-tree HEAD`, tree))
 	h.guest(nil, "tar -x -C /var/tmp/own", bytes.NewReader(h.must(exec.Command("tar", "-c", "-C", h.dir, "tree"))))
 
