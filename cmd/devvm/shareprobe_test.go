@@ -216,8 +216,26 @@ func probeOutside(dir string, inodes []string) error {
 		refused("create in "+link, nfsProgram, nfsCreate, opaque(h), opaque([]byte("planted")), how)
 		refused("list "+link, nfsProgram, nfsReaddir, opaque(h), numbers(0, 0, 0, 0, 4096))
 	}
+	// fileID is the inode number that GETATTR tells (RFC 1813, 2.6: fattr3), if it does.
+	fileID := func(h []byte) (uint64, bool) {
+		status, rest, err := p.ask(nfsProgram, nfsGetattr, opaque(h))
+		if err == nil && status == 0 && len(rest) < 60 {
+			err = errors.New("an answer that is too short")
+		}
+		if err != nil {
+			failures = append(failures, err)
+		}
+		if err != nil || status != 0 {
+			return 0, false
+		}
+		return binary.BigEndian.Uint64(rest[52:]), true
+	}
+	rootID, ok := fileID(root)
+	if !ok {
+		failures = append(failures, errors.New("the root has no attributes"))
+	}
 	// Handles of what is outside, made from a true one: RFC 1813 leaves to a server what
-	// is in them; this one's have an inode number in the middle.
+	// is in them; this one's have an inode number in the middle, of which 0 is the root.
 	inside := handle("f", nfsProgram, nfsLookup, opaque(root), opaque([]byte("f")))
 	for _, text := range inodes {
 		n, err := strconv.ParseUint(text, 10, 64)
@@ -227,7 +245,10 @@ func probeOutside(dir string, inodes []string) error {
 		for i := 0; i+8 <= len(inside); i++ {
 			forged := bytes.Clone(inside)
 			binary.BigEndian.PutUint64(forged[i:], n)
-			refused(fmt.Sprintf("inode %d at %d", n, i), nfsProgram, nfsGetattr, opaque(forged))
+			tried++
+			if id, ok := fileID(forged); ok && id != rootID {
+				failures = append(failures, fmt.Errorf("inode %d at %d: it is answered, by inode %d", n, i, id))
+			}
 		}
 	}
 	fmt.Printf("%d ways tried\n", tried)

@@ -62,20 +62,20 @@ func cmdLiveReload(ts *testscript.TestScript, _ bool, args []string) {
 		_ = cmd.Wait()
 	}()
 	// told waits for one of some events.
-	told := func(limit time.Duration, any ...string) error {
+	told := func(limit time.Duration, events ...string) error {
 		late := time.After(limit)
 		var came []string
 		for {
 			select {
 			case line, ok := <-lines:
-				if slices.Contains(any, line) {
+				if slices.Contains(events, line) {
 					return nil
 				}
 				if came = append(came, line); !ok {
 					return fmt.Errorf("the watcher has ended; it said %q", came)
 				}
 			case <-late:
-				return fmt.Errorf("none of %q came, but %q", any, came)
+				return fmt.Errorf("none of %q came, but %q", events, came)
 			}
 		}
 	}

@@ -175,7 +175,7 @@ func supersedes(p, ack *stack.PacketBuffer) bool {
 		return false
 	}
 	// The same number twice and nothing else is a sign of a loss.
-	more := int32(t.AckNumber() - was.AckNumber()) //nolint:gosec // sequence numbers wrap
+	more := int32(t.AckNumber() - was.AckNumber()) // sequence numbers wrap
 	return more > 0 || more == 0 && p.Data().Size() > 0
 }
 
