@@ -78,7 +78,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("Resolve: %v\n%s", err, diff)
 	}
 	want := Manifest{
-		Name: "fake-stock", Stock: true, Recipe: img.Recipe, Digest: img.Digest, Files: img.Files, Arch: img.Arch,
+		Name: "fake-stock", Stock: true, Mounts: true, Recipe: img.Recipe, Digest: img.Digest, Files: img.Files, Arch: img.Arch,
 		Created: time.Unix(1e9, 0).UTC(), Engine: "26.1", Cmdline: "quiet stock", DiskSize: rootSize,
 		Packages: map[string]string{"docker.io": "26.1", "kernel": "6.12"},
 	}
