@@ -58,7 +58,7 @@ const (
 
 // unpackScript takes a name, a kind and where to put it. But for a stream's, the archive
 // has the source as "x" and ends with "end": tar takes one that breaks off between two
-// files for whole.
+// files for whole. What cleans up loses the mark of a command and is not ended with it.
 const unpackScript = `set -eu
 base=$1 kind=$2 dst=$3
 fail() { echo "$2" >&2; exit "$1"; }
@@ -79,7 +79,7 @@ beside=$dst
 [ -d "$dst" ] || beside=$(dirname -- "$dst")
 [ -d "$beside" ] || fail 66 "$beside: no such directory"
 tmp=$(mktemp -d "$beside/.devvm-cp-XXXXXXXX")
-trap 'rm -rf -- "$tmp"' EXIT
+trap 'trap "" HUP INT TERM; unset ` + markName + `; rm -rf -- "$tmp"' EXIT
 trap 'exit 143' HUP INT TERM
 if [ "$kind" = stream ]; then
 	tar --extract --file=- --directory="$tmp" --preserve-permissions --numeric-owner --delay-directory-restore

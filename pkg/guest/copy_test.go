@@ -312,6 +312,12 @@ func TestCopyCancelled(t *testing.T) {
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("to the guest %v: %v", to, err)
 			}
+			// What cleans up in the guest outlives the command, which was told to end.
+			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+				if left, _ := filepath.Glob(dir + "/tree/.devvm-cp-*"); left == nil {
+					break
+				}
+			}
 			var names []string
 			for name := range tree(t, dir) {
 				names = append(names, name)
