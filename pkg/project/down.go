@@ -113,10 +113,30 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 // syncGuest makes the guest write its caches: by the supervisor's connection, which
 // is there already, or else by one of its own.
 func (s *Service) syncGuest(ctx context.Context, p Project, dom vm.Domain) error {
-	short, cancel := context.WithTimeout(ctx, patienceSync)
-	defer cancel()
-	err := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket()).Sync(short)
-	if err == nil || short.Err() != nil {
+	return s.finishSync(ctx, p, dom, s.beginSync(ctx, p))
+}
+
+// beginSync has the supervisor sync the guest. The channel yields one result, after
+// patienceSync at the latest, or when ctx ends.
+func (s *Service) beginSync(ctx context.Context, p Project) <-chan error {
+	synced := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(ctx, patienceSync)
+		defer cancel()
+		err := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket()).Sync(ctx)
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		synced <- err
+	}()
+	return synced
+}
+
+// finishSync waits for what beginSync began. What the supervisor could not do is done
+// by a connection of our own.
+func (s *Service) finishSync(ctx context.Context, p Project, dom vm.Domain, synced <-chan error) error {
+	err := <-synced
+	if err == nil || errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 		return err
 	}
 	return s.inGuest(ctx, p, dom, patienceSync, "sync")
@@ -149,11 +169,11 @@ func (s *Service) stopHelpers(ctx context.Context, p Project) error {
 	return errors.Join(err, ferr, s.stopNet(ctx, p))
 }
 
-// unplug stops the VM at once, but gives the guest a moment to write its
-// caches first: its disk may be wanted again.
-func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain) error {
+// unplug stops the VM at once, but waits until the guest has written its caches, see
+// beginSync: its disk may be wanted again.
+func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, synced <-chan error) error {
 	if dom.State == vm.StateRunning {
-		if err := s.syncGuest(ctx, p, dom); err != nil {
+		if err := s.finishSync(ctx, p, dom, synced); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}
 	}

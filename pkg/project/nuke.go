@@ -69,6 +69,9 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		return err
 	}
 	defer lock.Close()
+	syncing, stop := context.WithCancel(ctx)
+	defer stop()
+	synced := s.beginSync(syncing, p) // while libvirt is asked
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return err
@@ -91,7 +94,7 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	switch {
 	case err == nil:
 		show.Start("destroy", "destroy the VM")
-		if err := s.unplug(ctx, hv, p, dom); err != nil {
+		if err := s.unplug(ctx, hv, p, dom, synced); err != nil {
 			return err
 		}
 		if overtakes {
