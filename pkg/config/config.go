@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -175,9 +176,21 @@ const HostAddress = "192.0.2.254"
 
 // DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,
 // two spaces, a newline at the end. Unless the table says otherwise,
-// `--add-host NAME:host-gateway` means HostAddress.
-func (c Config) DaemonJSON() []byte {
+// `--add-host NAME:host-gateway` means HostAddress, and containers send packets of up to
+// mtu bytes: on Docker's own bridge, and on the networks that users make if the engine
+// knows the key for that (since Docker 24; an older one does not start with it).
+func (c Config) DaemonJSON(mtu int, userNetworks bool) []byte {
 	daemon := maps.Clone(c.Daemon)
+	_, own := daemon["mtu"]
+	_, theirs := daemon["default-network-opts"]
+	if !own && !theirs {
+		daemon["mtu"] = mtu
+		if userNetworks {
+			daemon["default-network-opts"] = map[string]any{
+				"bridge": map[string]any{"com.docker.network.driver.mtu": strconv.Itoa(mtu)},
+			}
+		}
+	}
 	_, one := daemon["host-gateway-ip"]
 	_, more := daemon["host-gateway-ips"] // since Docker 28
 	if !one && !more {

@@ -54,7 +54,7 @@ func TestDefaults(t *testing.T) {
 		if got.CPUs != c.cpus || got.Memory != c.memory || got.Disk != 40*GiB || got.Image != "debian-13" || got.NetworkMode != NetworkUser {
 			t.Errorf("%+v: %+v", c.env, got)
 		}
-		if got.Origin("cpus") != "default" || got.File != "" || got.UserFile != "" || got.Provisions() || string(got.DaemonJSON()) != "{\n  \"host-gateway-ip\": \"192.0.2.254\"\n}\n" || !got.Policy().Equal(egress.Default()) {
+		if got.Origin("cpus") != "default" || got.File != "" || got.UserFile != "" || got.Provisions() || string(got.DaemonJSON(9000, false)) != "{\n  \"host-gateway-ip\": \"192.0.2.254\",\n  \"mtu\": 9000\n}\n" || !got.Policy().Equal(egress.Default()) {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -114,6 +114,11 @@ echo hi
 	want := `{
   "a.b": 1.5,
   "debug": true,
+  "default-network-opts": {
+    "bridge": {
+      "com.docker.network.driver.mtu": "9000"
+    }
+  },
   "host-gateway-ip": "192.0.2.254",
   "labels": [
     "c"
@@ -121,10 +126,11 @@ echo hi
   "log-opts": {
     "max-file": "5",
     "max-size": "10m"
-  }
+  },
+  "mtu": 9000
 }
 `
-	if diff := cmp.Diff(want, string(c.DaemonJSON())); diff != "" {
+	if diff := cmp.Diff(want, string(c.DaemonJSON(9000, true))); diff != "" {
 		t.Error(diff)
 	}
 	toml := strings.ReplaceAll(c.TOML(), dir, "/DIR")
@@ -158,11 +164,11 @@ func TestLayersDoNotShare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := string(base.DaemonJSON())
+	before := string(base.DaemonJSON(9000, true))
 	if _, err := apply(base, "b", "cpus = 1\ndocker.daemon.x = {b = 2}", bigHost, false); err != nil {
 		t.Fatal(err)
 	}
-	if string(base.DaemonJSON()) != before || base.Origin("cpus") != "default" {
+	if string(base.DaemonJSON(9000, true)) != before || base.Origin("cpus") != "default" {
 		t.Error("the base has changed")
 	}
 }
@@ -595,8 +601,15 @@ func TestNetwork(t *testing.T) {
 	// A gateway of the user's own stays.
 	for _, key := range []string{"host-gateway-ip = \"192.0.2.1\"", "host-gateway-ips = [\"192.0.2.1\"]"} {
 		c, err := apply(Default(bigHost), "f", "[docker.daemon]\n"+key, bigHost, false)
-		if err != nil || strings.Contains(string(c.DaemonJSON()), HostAddress) {
-			t.Errorf("%s, %v", c.DaemonJSON(), err)
+		if err != nil || strings.Contains(string(c.DaemonJSON(9000, true)), HostAddress) {
+			t.Errorf("%s, %v", c.DaemonJSON(9000, true), err)
+		}
+	}
+	// So does an MTU.
+	for _, key := range []string{"mtu = 1280", "default-network-opts.bridge.x = \"y\""} {
+		c, err := apply(Default(bigHost), "f", "[docker.daemon]\n"+key, bigHost, false)
+		if err != nil || strings.Contains(string(c.DaemonJSON(9000, true)), "9000") {
+			t.Errorf("%s, %v", c.DaemonJSON(9000, true), err)
 		}
 	}
 }
@@ -723,7 +736,7 @@ func FuzzLoad(f *testing.F) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, c.TOML())
 			}
-			if c.Hash() != again.Hash() || c.URI != again.URI || string(c.DaemonJSON()) != string(again.DaemonJSON()) {
+			if c.Hash() != again.Hash() || c.URI != again.URI || string(c.DaemonJSON(9000, true)) != string(again.DaemonJSON(9000, true)) {
 				t.Fatalf("%s\n%s", c.TOML(), again.TOML())
 			}
 		}

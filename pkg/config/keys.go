@@ -209,7 +209,8 @@ var schema = []field{
 				"[Docker's manual](https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file) lists them. " +
 				"Tables in your own file and in devvm.toml are merged key by key; for all else devvm.toml wins.\n\n" +
 				"Refused are the keys that would cut devvm off from the engine: `hosts`, `tls`, `tlsverify`, `tlscacert`, `tlscert`, `tlskey`, `containerd`, " +
-				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.",
+				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.\n\n" +
+				"Unless you set `mtu` or `default-network-opts`, containers' networks have the MTU of the VM's own, 65520: large packets cost less than many, and none of them crosses a wire.",
 			Example: "log-level = \"info\"\nregistry-mirrors = [\"https://mirror.example.com\"]\ndefault-address-pools = [{ base = \"172.30.0.0/16\", size = 24 }]",
 		},
 		get: func(c Config) any { return c.Daemon },

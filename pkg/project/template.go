@@ -46,7 +46,7 @@ func (b *boot) shape(img image.Image) template.Shape {
 		QEMU:    b.host.QEMU,
 		Libvirt: b.host.Libvirt,
 		URI:     b.host.URI,
-		Daemon:  string(b.cfg.DaemonJSON()),
+		Daemon:  string(b.daemonJSON(img)),
 		Zone:    b.Zone,
 		MTU:     usernet.DefaultMTU,
 	}
