@@ -5,7 +5,8 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode"
+
+	"github.com/BurntSushi/toml"
 )
 
 // Refuse judges binds that [Guard.Serves] leaves open, by what was found for each, and
@@ -115,33 +116,19 @@ func (g Guard) unfit(source, target string) string {
 
 // block is what shares a directory, in devvm.toml.
 func (g Guard) block(source, target string, readOnly bool) string {
-	var b strings.Builder
-	b.WriteString("[[mounts]]\nsource = " + tomlString(source) + "\n")
+	type mount struct {
+		Source   string `toml:"source"`
+		Target   string `toml:"target,omitempty"`
+		Writable bool   `toml:"writable,omitempty"`
+	}
+	m := mount{Source: source, Writable: !readOnly}
 	if target != source {
-		b.WriteString("target = " + tomlString(target) + "\n")
+		m.Target = target
 	}
-	if !readOnly {
-		b.WriteString("writable = true\n")
-	}
-	return b.String()
-}
-
-// tomlString writes a basic string (https://toml.io/en/v1.0.0#string).
-func tomlString(s string) string {
 	var b strings.Builder
-	b.WriteByte('"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			b.WriteByte('\\')
-			b.WriteRune(r)
-		case unicode.IsControl(r):
-			fmt.Fprintf(&b, `\u%04X`, r)
-		default:
-			b.WriteRune(r)
-		}
-	}
-	b.WriteByte('"')
+	e := toml.NewEncoder(&b)
+	e.Indent = ""
+	_ = e.Encode(map[string][]mount{"mounts": {m}}) // strings and a bool into memory
 	return b.String()
 }
 
