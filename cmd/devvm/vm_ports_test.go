@@ -263,7 +263,7 @@ func cmdChurn(ts *testscript.TestScript, _ bool, args []string) {
 		if len(order) > 0 && (len(running) == 0 || len(running) < together && random.IntN(2) == 0) {
 			i := order[0]
 			order = order[1:]
-			body := fmt.Sprintf(`{"Image":"server","HostConfig":{"PortBindings":{"7/tcp":[{"HostPort":"%d"}]}}}`, first+i)
+			body := fmt.Sprintf(`{"Image":"server","ExposedPorts":{"7/tcp":{}},"HostConfig":{"PortBindings":{"7/tcp":[{"HostPort":"%d"}]}}}`, first+i)
 			ask(http.MethodPost, "/containers/create?name="+name(i), body, http.StatusCreated, http.StatusConflict)
 			ask(http.MethodPost, "/containers/"+name(i)+"/start", "", http.StatusNoContent, http.StatusNotModified)
 			start := time.Now()
