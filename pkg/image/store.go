@@ -41,15 +41,32 @@ type Store struct {
 }
 
 // NewStore returns the store in dir, which need not exist yet. Builds unpack
-// in $TMPDIR, or /var/tmp, which unlike Debian 13's /tmp is not memory.
+// in $TMPDIR if the users of a namespace can get there (not with libpam-tmpdir), or
+// /var/tmp, which unlike Debian 13's /tmp is not memory.
 func NewStore(dir string, log *slog.Logger) *Store {
 	work := os.Getenv("TMPDIR")
-	if work == "" {
+	if !forEverybody(work) {
 		work = "/var/tmp"
 	}
 	return &Store{
 		dir: dir, log: log, work: work, sbin: "/usr/sbin:/sbin",
 		keyring: debianKeyring, recipes: images.FS, now: time.Now,
+	}
+}
+
+// forEverybody tells whether everybody can enter a directory.
+func forEverybody(dir string) bool {
+	if !filepath.IsAbs(dir) {
+		return false
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		if err != nil || info.Mode().Perm()&0o001 == 0 {
+			return false
+		}
+		if dir == filepath.Dir(dir) {
+			return true
+		}
 	}
 }
 

@@ -251,3 +251,30 @@ func TestSweep(t *testing.T) {
 		t.Errorf("left in the work directory: %q", got)
 	}
 }
+
+// Users of a namespace unpack in the directory for builds, so they must get there.
+func TestWork(t *testing.T) {
+	public := t.TempDir()
+	for _, dir := range []string{public, filepath.Dir(public)} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if base := filepath.Dir(filepath.Dir(public)); !forEverybody(base) {
+		t.Skipf("%s is not for everybody", base)
+	}
+	private := filepath.Join(public, "private")
+	below := filepath.Join(private, "tmp")
+	if err := os.MkdirAll(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(private, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for tmp, want := range map[string]string{"": "/var/tmp", "x": "/var/tmp", public: public, private: "/var/tmp", below: "/var/tmp", "/nonexistent": "/var/tmp"} {
+		t.Setenv("TMPDIR", tmp)
+		if got := NewStore(t.TempDir(), slog.Default()).Work(); got != want {
+			t.Errorf("TMPDIR=%s: %s, want %s", tmp, got, want)
+		}
+	}
+}
