@@ -23,6 +23,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -34,10 +36,11 @@ type report struct {
 	Boot map[string]map[string]float64 `json:"boot_seconds"`
 	// Ratio is one total to another.
 	Ratio map[string]float64 `json:"boot_ratios"`
-	// Ping is the median time of GET /_ping on a new connection.
+	// Ping is the median time of GET /_ping on a new connection, which for
+	// DOCKER_HOST=ssh:// is one of SSH, as each docker command makes one.
 	Ping map[string]float64 `json:"ping_ms"`
-	// Client is the median time of a whole docker command.
-	Client map[string]float64 `json:"docker_version_ms"`
+	// Client is the median time of a whole docker command, by its name.
+	Client map[string]map[string]float64 `json:"docker_command_ms"`
 	// Upload is the throughput of a stream into the engine, the best of three.
 	Upload map[string]float64 `json:"upload_mb_per_s"`
 	// Resident is the memory of devvm's processes, from /proc/PID/status.
@@ -52,7 +55,7 @@ type report struct {
 func BenchmarkReport(b *testing.B) {
 	h := newBench(b)
 	r := report{
-		Boot: map[string]map[string]float64{}, Ping: map[string]float64{}, Client: map[string]float64{},
+		Boot: map[string]map[string]float64{}, Ping: map[string]float64{}, Client: map[string]map[string]float64{},
 		Upload: map[string]float64{}, Resident: map[string]float64{}, Many: map[string]float64{},
 	}
 	h.boots(&r)
@@ -203,7 +206,7 @@ func (h *bench) socket(r *report) {
 	}
 	defer func() { _ = forward.Process.Kill(); _ = forward.Wait() }()
 	for deadline := time.Now().Add(time.Minute); ; {
-		if _, err := ping(theirs); err == nil {
+		if _, err := ping(dialUnix(theirs)); err == nil {
 			break
 		} else if time.Now().After(deadline) {
 			h.Fatal(err)
@@ -211,11 +214,14 @@ func (h *bench) socket(r *report) {
 		time.Sleep(100 * time.Millisecond)
 	}
 
-	sockets := map[string]string{"docker.sock": ours, "ssh -L": theirs}
+	sockets := map[string]dialer{"docker.sock": dialUnix(ours), "ssh -L": dialUnix(theirs), "ssh://": dialSSH(config, host)}
 	samples := map[string][]float64{}
-	for range 60 { // in turn, so that the machine's moods are shared
-		for name, path := range sockets {
-			d, err := ping(path)
+	for i := range 60 { // in turn, so that the machine's moods are shared
+		for name, dial := range sockets {
+			if name == "ssh://" && i%6 != 0 {
+				continue
+			}
+			d, err := ping(dial)
 			if err != nil {
 				h.Fatal(err)
 			}
@@ -253,14 +259,19 @@ func (h *bench) socket(r *report) {
 		return cmd
 	}
 	ways := []struct{ name, host string }{{"docker.sock", "unix://" + ours}, {"ssh -L", "unix://" + theirs}, {"ssh://", "ssh://" + host}}
-	for _, way := range ways {
-		var s []float64
+	for _, command := range []string{"ps", "version"} {
+		samples := map[string][]float64{}
 		for range 7 {
-			start := time.Now()
-			h.must(client(way.host, "version"))
-			s = append(s, ms(time.Since(start)))
+			for _, way := range ways {
+				start := time.Now()
+				h.must(client(way.host, command))
+				samples[way.name] = append(samples[way.name], ms(time.Since(start)))
+			}
 		}
-		r.Client[way.name] = median(s)
+		r.Client[command] = map[string]float64{}
+		for name, s := range samples {
+			r.Client[command][name] = median(s)
+		}
 	}
 
 	// Upload: a stream into a container that throws it away.
@@ -291,13 +302,41 @@ type zeroes struct{}
 
 func (zeroes) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
+// dialer makes a connection to an engine.
+type dialer = func(context.Context) (net.Conn, error)
+
+func dialUnix(path string) dialer {
+	return func(ctx context.Context) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", path)
+	}
+}
+
+// dialSSH connects as the docker command does for DOCKER_HOST=ssh://, by the standard
+// streams of "docker system dial-stdio" on the other side.
+func dialSSH(config, host string) dialer {
+	return func(context.Context) (net.Conn, error) {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		near, far := os.NewFile(uintptr(fds[0]), "ssh"), os.NewFile(uintptr(fds[1]), "ssh")
+		defer near.Close()
+		defer far.Close()
+		cmd := exec.Command("ssh", "-F", config, "-o", "ConnectTimeout=30", "-T", "--", host, "docker", "system", "dial-stdio")
+		cmd.Stdin, cmd.Stdout = far, far
+		if err := cmd.Start(); err != nil {
+			return nil, err
+		}
+		go cmd.Wait() // it ends with the connection
+		return net.FileConn(near)
+	}
+}
+
 // ping asks an engine for a sign of life on a new connection.
-func ping(socket string) (time.Duration, error) {
+func ping(dial dialer) (time.Duration, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}}
 	start := time.Now()
 	resp, err := client.Get("http://docker/_ping")
@@ -389,8 +428,11 @@ func (r report) print(w io.Writer) {
 		fmt.Fprintf(t, "  %s\t%.2f\t\t\t\n", what, r.Ratio[what])
 	}
 	fmt.Fprintln(t, "\nthe engine's socket\tdocker.sock\tssh -L\tssh://")
-	fmt.Fprintf(t, "  GET /_ping, ms (median)\t%.1f\t%.1f\t\n", r.Ping["docker.sock"], r.Ping["ssh -L"])
-	fmt.Fprintf(t, "  docker version, ms (median)\t%.0f\t%.0f\t%.0f\n", r.Client["docker.sock"], r.Client["ssh -L"], r.Client["ssh://"])
+	fmt.Fprintf(t, "  GET /_ping, ms (median)\t%.1f\t%.1f\t%.1f\n", r.Ping["docker.sock"], r.Ping["ssh -L"], r.Ping["ssh://"])
+	for _, command := range slices.Sorted(maps.Keys(r.Client)) {
+		c := r.Client[command]
+		fmt.Fprintf(t, "  docker %s, ms (median)\t%.0f\t%.0f\t%.0f\n", command, c["docker.sock"], c["ssh -L"], c["ssh://"])
+	}
 	fmt.Fprintf(t, "  upload, MB/s (best of 3)\t%.1f\t%.1f\t\n", r.Upload["docker.sock"], r.Upload["ssh -L"])
 	fmt.Fprintln(t, "\nsize\t\t\t")
 	fmt.Fprintf(t, "  supervisor, resident MB\t%.1f\t\t\n  network process, resident MB\t%.1f\t\t\n  binary, MB\t%.1f\t\t\n", r.Resident["supervisor"], r.Resident["net"], r.BinaryMB)
