@@ -175,13 +175,11 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 			return fmt.Errorf("watch %s: %w", o.Root, err)
 		}
 		w.settle()
+		w.tell(use)
 		if w.behind && time.Now().After(w.again) {
 			w.rescan()
+			w.tell(use) // what it found
 		}
-		if events := w.batch.drain(w.exists); len(events) > 0 {
-			use(events)
-		}
-		w.found = 0
 		if w.lost {
 			return fmt.Errorf("watch %s: %w", o.Root, ErrGone)
 		}
@@ -288,11 +286,12 @@ func (w *watcher) overrun() error {
 	return nil
 }
 
-// gone tells whether a directory could not be watched because it is no more one, or
-// not the user's.
+// gone tells whether a directory could not be watched because it is no more one, not the
+// user's, or too deep to be named.
 func gone(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) ||
-		errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV)
+		errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.EXDEV) ||
+		errors.Is(err, unix.ENAMETOOLONG)
 }
 
 // forget stops watching a directory and all below it.
@@ -434,6 +433,14 @@ func (w *watcher) settle() {
 			w.vanish(from)
 		}
 	}
+}
+
+// tell passes on what was put together.
+func (w *watcher) tell(use func([]Event)) {
+	if events := w.batch.drain(w.exists); len(events) > 0 {
+		use(events)
+	}
+	w.found = 0
 }
 
 // exists tells whether there is something at a path, which need not be exact: it only

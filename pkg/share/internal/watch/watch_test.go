@@ -245,3 +245,37 @@ func TestMovesAtRandom(t *testing.T) {
 		})
 	}
 }
+
+// Directories too deep to be named do not keep the others from being watched.
+func TestDeep(t *testing.T) {
+	dir := t.TempDir()
+	name := strings.Repeat("n", 200)
+	at, err := os.OpenRoot(dir)
+	for range 30 {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := at.Mkdir(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		below, berr := at.OpenRoot(name)
+		_ = at.Close()
+		at, err = below, berr
+	}
+	_ = at.Close()
+	if err := os.Mkdir(filepath.Join(dir, "z"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	events := watched(t, dir)
+	if err := os.WriteFile(filepath.Join(dir, "z", "f"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case batch := <-events:
+		if got := text(batch[0]); got != "create z/f" {
+			t.Errorf("got %q", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing was heard of the other")
+	}
+}
