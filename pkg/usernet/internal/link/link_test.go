@@ -315,11 +315,20 @@ func TestLoneAck(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, peer, _, _ := serve(t)
+			if name != "alone" { // the goroutine below may rest for longer than the real delay
+				e.out.ackDelay = time.Hour
+			}
 			go func() {
 				for _, s := range c.send {
 					p := segment(s.port, s.ack, s.flags, s.data)
 					e.out.send(p)
 					p.DecRef()
+				}
+				if name != "alone" {
+					e.out.mu.Lock()
+					e.out.ackDelay = 0
+					e.out.mu.Unlock()
+					e.out.ackLate()
 				}
 			}()
 			var got []sent

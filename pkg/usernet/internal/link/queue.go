@@ -46,6 +46,7 @@ type outQueue struct {
 	space   chan struct{} // closed when frames has been taken
 	work    chan struct{} // capacity 1: wakes the goroutine
 
+	ackDelay time.Duration
 	ack      *stack.PacketBuffer // that waits for a frame to go with it, or nil
 	ackSince time.Time           // when it began to
 	ackTimer *time.Timer
@@ -55,7 +56,7 @@ type outQueue struct {
 }
 
 func newOutQueue(limit int) *outQueue {
-	q := &outQueue{limit: limit, space: make(chan struct{}), work: make(chan struct{}, 1)}
+	q := &outQueue{limit: limit, ackDelay: ackDelay, space: make(chan struct{}), work: make(chan struct{}, 1)}
 	q.ackTimer = time.AfterFunc(time.Hour, q.ackLate)
 	q.ackTimer.Stop()
 	return q
@@ -128,7 +129,7 @@ func (q *outQueue) send(p *stack.PacketBuffer) {
 		q.ack, q.ackSince = p.IncRef(), time.Now()
 		if !q.ackArmed {
 			q.ackArmed = true
-			q.ackTimer.Reset(ackDelay)
+			q.ackTimer.Reset(q.ackDelay)
 		}
 		return
 	}
@@ -144,7 +145,7 @@ func (q *outQueue) ackLate() {
 	if ack == nil {
 		return
 	}
-	if rest := ackDelay - time.Since(q.ackSince); rest > 0 { // it is another one
+	if rest := q.ackDelay - time.Since(q.ackSince); rest > 0 { // it is another one
 		q.ackArmed = true
 		q.ackTimer.Reset(rest)
 		return
