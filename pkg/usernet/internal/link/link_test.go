@@ -163,6 +163,12 @@ func TestSendSocket(t *testing.T) {
 			runtime.Gosched() // let the queue grow
 		}
 	}
+	// A frame is counted after it was written.
+	for end := time.Now().Add(10 * time.Second); e.Counters().FramesOut != frames; runtime.Gosched() {
+		if time.Now().After(end) {
+			break
+		}
+	}
 	if c := e.Counters(); c.FramesOut != frames || c.Dropped != 0 {
 		t.Errorf("counters: %+v", c)
 	}
