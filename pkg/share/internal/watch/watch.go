@@ -177,7 +177,11 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 		w.settle()
 		w.tell(use)
 		if w.behind && time.Now().After(w.again) {
-			w.rescan()
+			if err := w.rescan(); ctx.Err() != nil {
+				return nil
+			} else if err != nil {
+				return fmt.Errorf("watch %s: %w", o.Root, err)
+			}
 			w.tell(use) // what it found
 		}
 		if w.lost {
@@ -340,20 +344,24 @@ func (w *watcher) take(b []byte) {
 
 // rescan looks at all again. Nothing that is watched ceases to be, so no news of it is
 // lost. It takes a tenth of the time at most, however much directories move about.
-func (w *watcher) rescan() {
+func (w *watcher) rescan() error {
 	begin := time.Now()
 	w.behind = false
 	w.watched, w.dirs = w.dirs, make(map[int]*dir, len(w.dirs))
 	if err := w.add(nil, "", false); err != nil {
-		w.Log.Warn("watch again", "dir", w.Root, "err", err)
+		return err
 	}
-	for wd := range w.watched {
-		if w.dirs[wd] == nil {
-			_, _ = unix.InotifyRmWatch(w.fd, uint32(wd))
+	for wd, d := range w.watched {
+		if w.dirs[wd] != nil {
+			continue
+		}
+		if _, err := unix.InotifyRmWatch(w.fd, uint32(wd)); err != nil {
+			w.dirs[wd] = d // removed already, which is yet to be told
 		}
 	}
 	w.watched = nil
 	w.again = time.Now().Add(10 * time.Since(begin))
+	return nil
 }
 
 // note takes one event down.
