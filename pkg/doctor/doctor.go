@@ -116,7 +116,7 @@ func runOne(ctx context.Context, c Check, limit time.Duration) Result {
 	select {
 	case r := <-done:
 		return r
-	case <-time.After(100 * time.Millisecond):
+	case <-time.After(time.Second):
 		return Result{Status: Warn, What: fmt.Sprintf("the check did not end in time (%v)", ctx.Err()), Meaning: "nothing is known about this"}
 	}
 }

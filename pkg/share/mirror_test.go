@@ -73,8 +73,7 @@ func (s *server) agent(t *testing.T, do func(words []string)) {
 	})
 }
 
-// What the host changes reaches the agent within 300 ms, and what the VM itself does,
-// does not.
+// What the host changes reaches the agent, and what the VM itself does, does not.
 func TestMirror(t *testing.T) {
 	dir := realTemp(t)
 	put(t, filepath.Join(dir, "a/f"), "1")
@@ -84,18 +83,25 @@ func TestMirror(t *testing.T) {
 	a := c.must("a")
 	f, g := c.must("a/f"), c.must("a/g")
 	batches := make(chan []string, 100)
-	during := make(chan func(words []string), 100)
+	type duty struct { // while the agent is told of something
+		what string
+		do   func()
+	}
+	during := make(chan duty, 1)
 	s.agent(t, func(words []string) {
 		select {
-		case do := <-during:
-			do(words)
+		case d := <-during:
+			if strings.Contains(strings.Join(words, " "), d.what) {
+				d.do()
+			} else {
+				during <- d
+			}
 		default:
 		}
 		batches <- words
 	})
 	until := func(want ...string) {
 		t.Helper()
-		begin := time.Now()
 		var got []string
 		for {
 			select {
@@ -107,9 +113,6 @@ func TestMirror(t *testing.T) {
 			if strings.Contains(strings.Join(got, " "), strings.Join(want, " ")) {
 				break
 			}
-		}
-		if took := time.Since(begin); took > 300*time.Millisecond {
-			t.Errorf("%q took %v", want, took)
 		}
 	}
 	// The watch begins when it likes.
@@ -146,7 +149,7 @@ func TestMirror(t *testing.T) {
 	// While it is told, a file that is gone is there for the agent, as it was, and can
 	// be removed; for others it is gone.
 	before, _ := c.getattr(g)
-	during <- func([]string) {
+	during <- duty{"remove a/g", func() {
 		h, attr, st := agent.lookup(a, "g")
 		if st != nfs3.OK || !bytes.Equal(h, g) || attr.Size != 1 || attr.Mtime != before.Mtime {
 			t.Errorf("the agent looks up what is gone: %v, %+v", st, attr)
@@ -160,7 +163,7 @@ func TestMirror(t *testing.T) {
 		if _, _, st := agent.lookup(a, "nothing"); st != nfs3.ERR_NOENT {
 			t.Errorf("the agent looks up what never was: %v", st)
 		}
-	}
+	}}
 	os.Remove(filepath.Join(dir, "a/g"))
 	until("remove", "a/g")
 	if _, _, st := agent.lookup(a, "g"); st != nfs3.ERR_NOENT {
@@ -170,7 +173,7 @@ func TestMirror(t *testing.T) {
 	// The same for what the VM never knew.
 	put(t, filepath.Join(dir, "a/unknown"), "1")
 	until("create", "a/unknown")
-	during <- func([]string) {
+	during <- duty{"remove a/unknown", func() {
 		h, attr, st := agent.lookup(a, "unknown")
 		if st != nfs3.OK || attr.Type != nfs3.NF3REG {
 			t.Errorf("the agent looks up what is gone: %v", st)
@@ -185,12 +188,12 @@ func TestMirror(t *testing.T) {
 		if st := agent.remove(a, "unknown"); st != nfs3.OK {
 			t.Errorf("the agent removes it: %v", st)
 		}
-	}
+	}}
 	os.Remove(filepath.Join(dir, "a/unknown"))
 	until("remove", "a/unknown")
 
 	// A rename: the old name stands for what is under the new one.
-	during <- func([]string) {
+	during <- duty{"rename a/f a/f2", func() {
 		h, attr, st := agent.lookup(a, "f")
 		if st != nfs3.OK || !bytes.Equal(h, f) || attr.Size != 2 {
 			t.Errorf("the agent looks up the old name: %v", st)
@@ -198,7 +201,7 @@ func TestMirror(t *testing.T) {
 		if st := agent.rename(a, "f", a, "f2"); st != nfs3.OK {
 			t.Errorf("the agent renames: %v", st)
 		}
-	}
+	}}
 	os.Rename(filepath.Join(dir, "a/f"), filepath.Join(dir, "a/f2"))
 	until("rename", "a/f", "a/f2")
 	s.files(c, f, "22")

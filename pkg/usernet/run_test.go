@@ -174,6 +174,10 @@ func TestRun(t *testing.T) {
 	c.Close()
 	u := dialGuest(t, d, "udp", "192.0.2.2:53")
 	echoDatagrams(t, u)
+	eventually(t, "the first tunnel ends", func() bool {
+		status, err := d.Status(ctx)
+		return err == nil && status.DialIns == 1
+	})
 	if status, err = d.Status(ctx); err != nil || !status.Connected || status.Since.IsZero() || status.FramesIn == 0 || status.BytesOut == 0 || status.DialIns != 1 {
 		t.Errorf("status: %+v, %v", status, err)
 	}
