@@ -334,6 +334,8 @@ func TestUDP(t *testing.T) {
 	port := freePort(t)
 	peers := g.echoUDP(t, inVM(port))
 	table.Set([]ports.Published{published(port, "udp")})
+	// Another test that looks for a free port may have it for a moment.
+	eventually(t, "the port opens", func() bool { return table.Report().Ports[0].State == ports.StateOpen })
 	clients := int64(0)
 	for _, host := range hosts(t) {
 		for range 5 {
