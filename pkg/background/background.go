@@ -97,26 +97,34 @@ func Start(ctx context.Context, c Command) error {
 	}
 }
 
-// Ready tells the process that called [Start] that this one is in service.
-// Without such a process it does nothing.
-func Ready() { report(ok) }
+// Ready tells the process that called [Start] that this one is in service. The
+// error says that it was killed meanwhile: this process must end, because the next
+// command may have looked for it before it could be found. Without a process that
+// called Start it does nothing.
+func Ready() error {
+	if err := report(ok); err != nil {
+		return fmt.Errorf("nobody waits for this process any more: %w", err)
+	}
+	return nil
+}
 
 // Failed tells the process that called [Start] why this one cannot run.
-func Failed(err error) { report(err.Error()) }
+func Failed(err error) { _ = report(err.Error()) }
 
 // report writes the message and closes the descriptor, once.
-func report(message string) {
+func report(message string) error {
 	fd, err := strconv.Atoi(os.Getenv(readyEnv))
 	if err != nil {
-		return
+		return nil
 	}
 	os.Unsetenv(readyEnv)
 	f := os.NewFile(uintptr(fd), "ready")
 	if f == nil {
-		return
+		return nil
 	}
 	defer f.Close()
-	_, _ = f.WriteString(message) // nobody listens any more: nothing to do
+	_, err = f.WriteString(message)
+	return err
 }
 
 // tail returns the log's last lines since the offset, on lines of their own.

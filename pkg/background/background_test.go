@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -20,7 +21,23 @@ func TestMain(m *testing.M) {
 			Failed(errors.New("no session of its own"))
 			os.Exit(1)
 		}
-		Ready()
+		if Ready() != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	case "starter":
+		_ = Start(context.Background(), Command{
+			Path: os.Args[0],
+			Env:  append(os.Environ(), "BACKGROUND_TEST=orphan"),
+			Log:  os.Getenv("BACKGROUND_LOG"),
+		})
+		os.Exit(1)
+	case "orphan":
+		fmt.Println("started")
+		for gone := os.Getenv("BACKGROUND_LOG") + ".gone"; !exists(gone); {
+			time.Sleep(time.Millisecond)
+		}
+		fmt.Println("ready:", Ready())
 		os.Exit(0)
 	case "failed":
 		Failed(errors.New("port is taken"))
@@ -63,6 +80,46 @@ func TestStart(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOrphan kills the process that called Start before the other is ready: that one
+// must learn it, or it would serve where nobody looks for it.
+func TestOrphan(t *testing.T) {
+	log := filepath.Join(t.TempDir(), "log")
+	starter := exec.CommandContext(t.Context(), os.Args[0])
+	starter.Env = append(os.Environ(), "BACKGROUND_TEST=starter", "BACKGROUND_LOG="+log)
+	if err := starter.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, log, "started")
+	if err := starter.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = starter.Wait()
+	if err := os.WriteFile(log+".gone", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, log, "ready:")
+	if b, _ := os.ReadFile(log); !strings.Contains(string(b), "nobody waits") {
+		t.Errorf("the orphan was told %q", b)
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// waitFor waits until the file has a whole line that begins with the text.
+func waitFor(t *testing.T, path, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		b, _ := os.ReadFile(path)
+		if i := strings.Index("\n"+string(b), "\n"+text); i >= 0 && strings.Contains(string(b)[i:], "\n") {
+			return
+		}
+	}
+	t.Fatalf("%s never had a line %q", path, text)
 }
 
 func TestStartCancelled(t *testing.T) {

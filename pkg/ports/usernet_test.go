@@ -28,7 +28,7 @@ func network(t testing.TB) (*usernet.Dialer, *usernettest.Guest) {
 		ended <- usernet.Run(ctx, usernet.Options{
 			Config:    usernet.Config{Log: slog.New(slog.DiscardHandler)},
 			NetSocket: filepath.Join(dir, "net"), DialSocket: filepath.Join(dir, "dial"), Lock: filepath.Join(dir, "lock"),
-			Ready: func() { close(ready) },
+			Ready: func() error { close(ready); return nil },
 		})
 	}()
 	t.Cleanup(func() {

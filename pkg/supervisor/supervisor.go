@@ -59,7 +59,7 @@ type Options struct {
 	Target  guest.Target
 	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
 	Version string           // of this program
-	Ready   func()           // called once both sockets listen
+	Ready   func() error     // called once both sockets listen; its error ends the supervisor
 	// Forked says that the VM goes on from another one's memory: it sets its own clock
 	// before it takes the first link, and mounts by itself what its firmware tells it to.
 	Forked bool
@@ -168,7 +168,11 @@ func Run(ctx context.Context, o Options) error {
 		_ = server.Shutdown(grace)
 	})
 	if o.Ready != nil {
-		o.Ready()
+		if err := o.Ready(); err != nil {
+			stop()
+			control.Close()
+			return err
+		}
 	}
 	o.Log.Info("supervisor started", "project", o.Name, "version", o.Version)
 	if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {

@@ -84,7 +84,7 @@ func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)
 			},
 			Settings: func() (ports.Settings, error) { return ports.Settings{}, nil },
 		},
-		Ready: func() { close(ready) },
+		Ready: func() error { close(ready); return nil },
 	}
 	for _, c := range change {
 		c(&options, &o)
@@ -287,5 +287,21 @@ func TestMirror(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("nothing was repeated")
 		}
+	}
+}
+
+// TestRunUnwanted: a supervisor that nobody waits for any more does not stay.
+func TestRunUnwanted(t *testing.T) {
+	var o supervisor.Options
+	f := start(t, func(_ *guesttest.Options, options *supervisor.Options) { o = *options })
+	if err := f.client.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err := <-f.ended
+	f.ended <- err
+	unwanted := errors.New("nobody waits")
+	o.Ready = func() error { return unwanted }
+	if err := supervisor.Run(t.Context(), o); !errors.Is(err, unwanted) {
+		t.Errorf("Run returned %v, want %v", err, unwanted)
 	}
 }

@@ -50,8 +50,9 @@ type Options struct {
 	// Reconnect is how long to wait for QEMU to come back after its connection
 	// ended; 0: not at all.
 	Reconnect time.Duration
-	// Ready, if any, is called once both sockets take connections.
-	Ready func()
+	// Ready, if any, is called once both sockets take connections. Its error ends
+	// the process.
+	Ready func() error
 }
 
 // Run serves one VM's network: the body of the process `devvm net`. It removes
@@ -109,7 +110,10 @@ func Run(ctx context.Context, o Options) error {
 		}
 	})
 	if o.Ready != nil {
-		o.Ready()
+		if err := o.Ready(); err != nil {
+			stop(errStopped)
+			return err
+		}
 	}
 	err = serveQEMU(ctx, s, qemu, o)
 	stop(errStopped) // ends the dial-in side

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("USERNET_TEST_RUN"); dir != "" {
 		o := optionsIn(dir)
 		o.Reconnect = time.Minute
-		o.Ready = func() { os.Stdout.WriteString("ready\n") }
+		o.Ready = func() error { _, err := os.Stdout.WriteString("ready\n"); return err }
 		if err := usernet.Run(context.Background(), o); err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")
 			os.Exit(1)
@@ -64,7 +64,7 @@ func start(t *testing.T, o usernet.Options) *running {
 	}
 	r := &running{Options: o, done: make(chan struct{})}
 	ready := make(chan struct{})
-	r.Ready = func() { close(ready) }
+	r.Ready = func() error { close(ready); return nil }
 	ctx, cancel := context.WithCancel(context.Background())
 	r.stop = cancel
 	go func() {
@@ -81,6 +81,20 @@ func start(t *testing.T, o usernet.Options) *running {
 		t.Fatalf("Run: %v", r.err)
 	}
 	return r
+}
+
+// TestRunUnwanted: a process that nobody waits for any more does not stay.
+func TestRunUnwanted(t *testing.T) {
+	unwanted := errors.New("nobody waits")
+	o := optionsIn(t.TempDir())
+	o.Ready = func() error { return unwanted }
+	if err := usernet.Run(t.Context(), o); !errors.Is(err, unwanted) {
+		t.Errorf("Run returned %v, want %v", err, unwanted)
+	}
+	o.Ready = func() error { return errors.New("the lock is free") }
+	if err := usernet.Run(t.Context(), o); errors.Is(err, usernet.ErrLocked) {
+		t.Error("the lock is still held")
+	}
 }
 
 // end waits until Run has returned, and for the sockets to be gone.
