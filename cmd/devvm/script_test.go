@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,18 +34,45 @@ func TestMain(m *testing.M) {
 
 // TestScript runs the command line against the fake hypervisor. The scripts in
 // testdata/script are the manual of what devvm promises at its surface.
-func TestScript(t *testing.T) { runScripts(t, "testdata/script") }
+func TestScript(t *testing.T) { runScripts(t, "testdata/script", "") }
 
 // TestAudit is apart from the scripts that run at the same time: audit looks at all
-// processes of devvm's that the user has.
-func TestAudit(t *testing.T) { runScripts(t, "testdata/audit") }
+// processes of devvm's that the user has. It works below a directory that nobody else
+// can replace, because audit asks for that too.
+func TestAudit(t *testing.T) {
+	for _, dir := range []string{"/tmp", "/var/tmp", os.Getenv("HOME")} {
+		if !replaceable(dir) {
+			dir, err := os.MkdirTemp(dir, "dv") //nolint:usetesting // see above
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.RemoveAll(dir) })
+			runScripts(t, "testdata/audit", dir)
+			return
+		}
+	}
+	t.Fatal("other users can replace /tmp, /var/tmp and the home directory")
+}
 
-func runScripts(t *testing.T, dir string) {
+// replaceable tells whether anybody can put another directory in the place of one in dir
+// or above it.
+func replaceable(dir string) bool {
+	if dir == "" {
+		return true
+	}
+	info, err := os.Stat(dir)
+	return err != nil || info.Mode()&0o002 != 0 && info.Mode()&os.ModeSticky == 0 ||
+		dir != "/" && replaceable(filepath.Dir(dir))
+}
+
+// runScripts runs the scripts of dir. Their directories are in root; "": the usual one.
+func runScripts(t *testing.T, dir, root string) {
 	t.Helper()
 	testscript.Run(t, testscript.Params{
 		Dir:                 dir,
+		WorkdirRoot:         root,
 		RequireExplicitExec: true,
-		Setup:               setUpScript,
+		Setup:               func(e *testscript.Env) error { return setUpScript(e, root) },
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"fake":         cmdFake,
 			"code":         cmdCode,
@@ -61,9 +89,9 @@ func runScripts(t *testing.T, dir string) {
 // setUpScript gives a script a home of its own, where VMs are booted but for the script
 // named fork, and ends, when it is done, all
 // processes that it started.
-func setUpScript(e *testscript.Env) error {
+func setUpScript(e *testscript.Env, root string) error {
 	// Unix sockets have short paths; a test's work directory need not.
-	run, err := os.MkdirTemp("/tmp", "dv")
+	run, err := os.MkdirTemp(cmp.Or(root, "/tmp"), "dv")
 	if err != nil {
 		return err
 	}

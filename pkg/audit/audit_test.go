@@ -450,6 +450,9 @@ func TestParents(t *testing.T) {
 		if got := files(f.Host, Dirs{Data: "/open/home/data"}); got.Status != c.want {
 			t.Errorf("mode %v: %+v", c.mode, got)
 		}
+		if got := files(f.Host, Dirs{Data: "/open/none"}); got.Status != OK {
+			t.Errorf("mode %v: nothing is there to replace: %+v", c.mode, got)
+		}
 	}
 }
 

@@ -111,8 +111,11 @@ type walk struct {
 }
 
 // parents checks that nobody else can put another directory in the place of one of
-// devvm's.
+// devvm's that is there.
 func (w *walk) parents(dir string) {
+	if _, err := os.Lstat(w.h.path(dir)); errors.Is(err, fs.ErrNotExist) {
+		return
+	}
 	for dir := filepath.Dir(dir); ; dir = filepath.Dir(dir) {
 		info, err := os.Lstat(w.h.path(dir))
 		if err == nil {
