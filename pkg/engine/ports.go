@@ -2,11 +2,13 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -143,7 +145,13 @@ func (w *watch) list(ctx context.Context) error {
 // over is with, over connections of the caller's.
 func over(dial Dial, act string, ask func(*client.Client) error) error {
 	c, err := client.New(client.WithHost("unix:///dial"), client.WithDialContext(
-		func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }))
+		func(ctx context.Context, _, _ string) (net.Conn, error) {
+			conn, err := dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			return &bounded{Conn: conn}, nil
+		}))
 	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
 	}
@@ -152,4 +160,33 @@ func over(dial Dial, act string, ask func(*client.Client) error) error {
 		return fmt.Errorf("%s: %w", act, explain(err))
 	}
 	return nil
+}
+
+// maxAnswer is how much an engine may say after a question, in bytes: more than the list
+// of 4,000 containers. Whoever follows its events asks anew after so many.
+const maxAnswer = 16 << 20
+
+var errLong = errors.New("the engine's answer has no end")
+
+// bounded is a connection to an engine that root in the VM may have put there, with an
+// answer without end to fill the memory of whoever reads it.
+type bounded struct {
+	net.Conn
+	heard atomic.Int64 // bytes since the last question
+}
+
+// Read implements net.Conn.
+func (c *bounded) Read(b []byte) (int, error) {
+	if c.heard.Load() > maxAnswer {
+		return 0, errLong
+	}
+	n, err := c.Conn.Read(b)
+	c.heard.Add(int64(n))
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *bounded) Write(b []byte) (int, error) {
+	c.heard.Store(0)
+	return c.Conn.Write(b)
 }

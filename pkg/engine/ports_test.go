@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -128,6 +129,48 @@ func TestWatchStaleList(t *testing.T) {
 	mu.Unlock()
 	events <- "disconnect"
 	next(t, told, 0)
+}
+
+// An engine whose answer has no end, which root in a VM can put in the place of Docker's,
+// does not fill this process's memory.
+func TestWatchEndless(t *testing.T) {
+	endless := func(w http.ResponseWriter, begin string) {
+		more := strings.Repeat("x", 64<<10)
+		for _, err := io.WriteString(w, begin); err == nil; _, err = io.WriteString(w, more) {
+		}
+	}
+	for _, c := range []struct{ name, list, event string }{
+		{"list", `[{"Id":"`, ""},
+		{"event", "", `{"Type":"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sock := handler(t, map[string]any{
+				"/_ping": "OK",
+				"/containers/json": http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					if c.list != "" {
+						endless(w, c.list)
+					}
+					_, _ = io.WriteString(w, "[]")
+				}),
+				"/events": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					_ = http.NewResponseController(w).Flush()
+					if c.event != "" {
+						endless(w, c.event)
+					}
+					<-r.Context().Done()
+				}),
+			})
+			_, ended := watch(t, dialer(sock))
+			select {
+			case err := <-ended:
+				if err == nil || !strings.Contains(err.Error(), "has no end") {
+					t.Error(err)
+				}
+			case <-time.After(time.Minute):
+				t.Error("it is still being read")
+			}
+		})
+	}
 }
 
 func TestWishes(t *testing.T) {
