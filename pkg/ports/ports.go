@@ -73,7 +73,7 @@ func Plan(published []Published, vm VM, mapping map[uint16]uint16) []Line {
 		id, protocol    string
 		port, published uint16
 	}
-	reached := map[port]bool{}
+	reached, known := map[port]bool{}, map[Line]bool{}
 	var lines []Line
 	add := func(p Published, target netip.Addr, why string) {
 		key := port{p.ID, p.Protocol, p.Port, p.HostPort}
@@ -85,7 +85,8 @@ func Plan(published []Published, vm VM, mapping map[uint16]uint16) []Line {
 			reached[key] = true
 			l.Target = netip.AddrPortFrom(target, p.HostPort)
 		}
-		if !slices.Contains(lines, l) {
+		if !known[l] {
+			known[l] = true
 			lines = append(lines, l)
 		}
 	}
@@ -108,8 +109,15 @@ func Plan(published []Published, vm VM, mapping map[uint16]uint16) []Line {
 		return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Port, b.Port),
 			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort), a.Target.Compare(b.Target))
 	})
+	for i := maxLines; i < len(lines); i++ {
+		lines[i].Target, lines[i].Why = netip.AddrPort{}, "the project publishes more ports than devvm opens"
+	}
 	return lines
 }
+
+// maxLines bounds what one project has of the host's sockets, of which each line has up
+// to three.
+const maxLines = 4096
 
 // target is the address to dial for a published port, invalid if there is none.
 func (vm VM) target(p Published) netip.Addr {

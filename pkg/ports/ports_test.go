@@ -160,3 +160,23 @@ func TestOwnAddress(t *testing.T) {
 		}
 	}
 }
+
+// A project does not have all of the host's sockets, and no list keeps this process busy.
+func TestPlanMany(t *testing.T) {
+	vm := VM{Addr: addr("192.0.2.2"), Loopback: addr("192.0.2.3")}
+	var published []Published
+	for port := range 60_000 {
+		published = append(published, Published{
+			Container: "web", ID: "1", Protocol: "tcp", Port: uint16(port + 1), HostPort: uint16(port + 1), IP: addr("0.0.0.0"),
+		})
+	}
+	lines := Plan(published, vm, nil)
+	if len(lines) != len(published) {
+		t.Fatalf("%d lines", len(lines))
+	}
+	for i, l := range lines {
+		if open := l.Target.IsValid(); open != (i < maxLines) || open == (l.Why != "") {
+			t.Fatalf("line %d: %+v", i, l)
+		}
+	}
+}

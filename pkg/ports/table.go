@@ -218,8 +218,12 @@ func (t *Table) reconcile() {
 			s.line.Container = w.Container
 		}
 	}
+	routes := make(map[Line]bool, len(t.lines))
+	for _, l := range t.lines {
+		routes[l.route()] = true
+	}
 	for l := range t.counters {
-		if !slices.ContainsFunc(t.lines, func(o Line) bool { return o.route() == l }) {
+		if !routes[l] {
 			delete(t.counters, l)
 		}
 	}
