@@ -10,14 +10,18 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
 const (
 	dnsPort = 53
-	// dnsQueries bounds the queries under way; each holds a socket.
+	// dnsQueries bounds the queries under way; each holds a socket. dnsWaiting bounds
+	// them with those that wait for one, dnsConns the guest's connections over TCP.
 	dnsQueries = 256
+	dnsWaiting = 1024
+	dnsConns   = 256
 	// dnsTimeout bounds one query with all its attempts; a guest's resolver
 	// gives up after 5 s by default and asks again.
 	dnsTimeout = 9 * time.Second
@@ -41,7 +45,8 @@ type resolver struct {
 	conf  *resolvConf
 	hosts *hostsFile
 	dial  func(ctx context.Context, network, server string) (net.Conn, error)
-	slots chan struct{}
+	slots chan struct{} // for queries under way
+	queue chan struct{} // for all
 }
 
 func newResolver(s *Stack) *resolver {
@@ -51,6 +56,7 @@ func newResolver(s *Stack) *resolver {
 		hosts: &hostsFile{path: s.cfg.Hosts},
 		dial:  s.cfg.DialDNS,
 		slots: make(chan struct{}, dnsQueries),
+		queue: make(chan struct{}, dnsWaiting),
 	}
 	if r.dial == nil {
 		r.dial = func(ctx context.Context, network, server string) (net.Conn, error) {
@@ -75,7 +81,7 @@ func (r *resolver) serve() error {
 	}
 	for _, server := range []*dns.Server{
 		{PacketConn: packets, Handler: r.handler("udp"), UDPSize: dns.MaxMsgSize},
-		{Listener: listener, Handler: r.handler("tcp"), IdleTimeout: func() time.Duration { return dnsIdle }, MaxTCPQueries: -1},
+		{Listener: netutil.LimitListener(listener, dnsConns), Handler: r.handler("tcp"), IdleTimeout: func() time.Duration { return dnsIdle }, MaxTCPQueries: -1},
 	} {
 		server.MsgAcceptFunc = acceptQuery
 		context.AfterFunc(r.s.ctx, func() {
@@ -105,7 +111,14 @@ func acceptQuery(h dns.Header) dns.MsgAcceptAction {
 
 func (r *resolver) handler(network string) dns.HandlerFunc {
 	return func(w dns.ResponseWriter, query *dns.Msg) {
-		answer := r.answer(r.s.ctx, network, query)
+		var answer *dns.Msg
+		select {
+		case r.queue <- struct{}{}:
+			answer = r.answer(r.s.ctx, network, query)
+			<-r.queue
+		default:
+			answer = new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
+		}
 		answer.Compress = true // as nameservers do
 		if network == "udp" {
 			answer.Truncate(udpSize(query))

@@ -371,6 +371,51 @@ func TestDNSFailover(t *testing.T) {
 }
 
 // Only plain questions reach the host's nameservers.
+// A guest that asks more than the host's nameservers can answer is told so at once; its
+// questions do not pile up here.
+func TestDNSFlood(t *testing.T) {
+	release := make(chan struct{})
+	up := newUpstream(t, answerA("203.0.113.80"))
+	c := dnsNetwork(t, usernet.Config{DialDNS: func(ctx context.Context, network, server string) (net.Conn, error) {
+		<-release
+		return nameservers(map[string]*upstream{"203.0.113.1": up})(ctx, network, server)
+	}})
+	answerAll := sync.OnceFunc(func() { close(release) })
+	defer answerAll()
+	conn, err := c.g.Dial(testContext(t), "udp", "192.0.2.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	query, err := new(dns.Msg).SetQuestion("example.com.", dns.TypeA).Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 1500)
+	began := time.Now()
+	for n := 0; ; n++ {
+		if _, err := conn.Write(query); err != nil {
+			t.Fatal(err)
+		}
+		if n%64 > 0 {
+			continue
+		}
+		conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+		if size, err := conn.Read(buf); err == nil {
+			var m dns.Msg
+			if err := m.Unpack(buf[:size]); err != nil || m.Rcode != dns.RcodeServerFailure {
+				t.Errorf("%v, %v", &m, err)
+			}
+			break
+		}
+		if time.Since(began) > 8*time.Second { // later each would fail by itself
+			t.Fatalf("%d questions wait for an answer", n)
+		}
+	}
+	answerAll()
+	eventually(t, "an answer", func() bool { return c.ask("udp", "example.com", dns.TypeA) == "203.0.113.80" })
+}
+
 func TestDNSOnlyQuestions(t *testing.T) {
 	u := newUpstream(t, answerA("198.51.100.1"))
 	c := dnsNetwork(t, usernet.Config{DialDNS: nameservers(map[string]*upstream{"203.0.113.1": u})})

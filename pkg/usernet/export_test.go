@@ -18,3 +18,6 @@ func (s *Stack) SetHost(own func(netip.Addr) bool) {
 
 // ParseHosts parses a hosts file.
 var ParseHosts = parseHosts
+
+// Relays says how many connections are being carried.
+func (s *Stack) Relays() int64 { return s.relays.running.Load() }

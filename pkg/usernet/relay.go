@@ -91,12 +91,23 @@ func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn) e
 		})
 	}
 	wg.Wait()
-	err = context.Cause(ctx)
-	if err == nil {
-		_ = guest.Close()
-		_ = host.Close()
+	if err := context.Cause(ctx); err != nil {
+		return err
 	}
-	return err
+	_ = host.Close()
+	// What the guest has not taken yet stays in the stack, and so this counts until then.
+	gone, hup := waiter.NewChannelEntry(waiter.EventHUp)
+	guest.Queue.EventRegister(&gone)
+	defer guest.Queue.EventUnregister(&gone)
+	for guest.Endpoint.Readiness(waiter.EventHUp) == 0 {
+		select {
+		case <-hup:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	_ = guest.Close()
+	return nil
 }
 
 // abort ends a connection at once, so that the peer sees that it broke and did

@@ -602,6 +602,65 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
+// What the guest has not taken counts as long as it is kept for it, though both sides
+// have said all.
+func TestLeftovers(t *testing.T) {
+	var gate sync.RWMutex
+	ended, answer, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	data := randomBytes(10 << 10)
+	server := localTCP(t, func(c net.Conn) {
+		io.Copy(io.Discard, c)
+		close(ended)
+		<-answer
+		c.Write(data)
+	})
+	dial := dialTo(server)
+	s := newStack(t, usernet.Config{DialOut: func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+		c, err := dial(ctx, network, to)
+		if err != nil {
+			return nil, err
+		}
+		return &noted{c.(*net.TCPConn), closed}, nil
+	}})
+	g := plug(t, s, usernettest.Options{Frames: func([]byte) {
+		gate.RLock()
+		defer gate.RUnlock()
+	}})
+	c, err := g.Dial(testContext(t), "tcp", outside+":80")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.(halfCloser).CloseWrite()
+	<-ended
+	gate.Lock() // the guest hears nothing more
+	close(answer)
+	<-closed
+	for range 20 {
+		time.Sleep(5 * time.Millisecond) // nothing to wait for: it must not happen
+		if s.Relays() != 1 {
+			t.Error("a connection ended that has bytes for the guest")
+			break
+		}
+	}
+	gate.Unlock()
+	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, data) {
+		t.Errorf("got %d bytes, %v", len(got), err)
+	}
+	eventually(t, "the connection has ended", func() bool { return s.Relays() == 0 })
+}
+
+// noted says when it is closed.
+type noted struct {
+	*net.TCPConn
+	closed chan struct{}
+}
+
+func (c *noted) Close() error {
+	close(c.closed)
+	return c.TCPConn.Close()
+}
+
 // A VM that goes and comes back within the same network keeps its connections.
 func TestReplug(t *testing.T) {
 	server := localTCP(t, echo)
