@@ -46,6 +46,7 @@ type export struct {
 	locks [64]sync.Mutex // of objects that are being changed, by their keys
 	modes sync.Mutex     // of modes that are being changed; taken last
 
+	reading  sync.Mutex    // one reading of a directory for listings at a time
 	finding  sync.Mutex    // one search at a time
 	searched time.Time     // when the last search of much of the tree ended
 	owed     time.Duration // by then, of the time that searches may take
@@ -396,7 +397,7 @@ func (e *export) reopen(n *node) (*object, error) {
 
 // busy tells whether an error is of the moment.
 func busy(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
 }
 
 // known returns the node of a key, and keeps it and those above it in memory.
@@ -421,12 +422,13 @@ func (e *export) openNode(n *node) (*object, error) {
 	if err != nil || n == e.root {
 		return root, err
 	}
-	defer root.close()
 	name, err := e.path(n)
 	if err != nil {
+		root.close()
 		return nil, err
 	}
 	o, err := e.openAs(root.fd, name, n)
+	root.close() // not held open while those above are looked for, each by this function
 	if err == nil || errors.Is(err, unix.EACCES) {
 		return o, err
 	}

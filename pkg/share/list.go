@@ -68,9 +68,10 @@ type listing struct {
 
 const (
 	// listingAge is how long a listing is kept for the next search, and
-	// manyListings how many.
+	// manyListings how many. manyListed bounds the entries of one, and of all.
 	listingAge   = 10 * time.Second
 	manyListings = 16
+	manyListed   = 1 << 20
 	// tick is more than the grain of a file system's times: what was read within a
 	// tick after a change may lack another change.
 	tick = 20 * time.Millisecond
@@ -86,17 +87,30 @@ func (l *listing) of(ino uint64) []string {
 	return names
 }
 
-// list returns what a directory has in it now.
-func (e *export) list(dir *object) (*listing, error) {
-	k := dir.n.key
+// listed returns what a directory has in it if that was read and is still so, or nil.
+func (e *export) listed(dir *object) *listing {
 	e.mu.Lock()
+	defer e.mu.Unlock()
 	for _, l := range e.listings {
-		if l.dir == k && l.mtime == dir.st.Mtime && l.read.Sub(time.Unix(l.mtime.Sec, int64(l.mtime.Nsec))) > tick {
-			e.mu.Unlock()
-			return l, nil
+		if l.dir == dir.n.key && l.mtime == dir.st.Mtime && l.read.Sub(time.Unix(l.mtime.Sec, int64(l.mtime.Nsec))) > tick {
+			return l
 		}
 	}
-	e.mu.Unlock()
+	return nil
+}
+
+// list returns what a directory has in it now, as far as manyListed goes. One directory is
+// read at a time, whatever the VM asks for at once.
+func (e *export) list(dir *object) (*listing, error) {
+	if l := e.listed(dir); l != nil {
+		return l, nil
+	}
+	e.reading.Lock()
+	defer e.reading.Unlock()
+	if l := e.listed(dir); l != nil { // another request has read it meanwhile
+		return l, nil
+	}
+	k := dir.n.key
 	l := &listing{dir: k, mtime: dir.st.Mtime, read: time.Now()}
 	fd, err := dir.openList()
 	if err != nil {
@@ -107,7 +121,7 @@ func (e *export) list(dir *object) (*listing, error) {
 		if x.name != "." && x.name != ".." {
 			l.entries = append(l.entries, x)
 		}
-		return true
+		return len(l.entries) < manyListed
 	})
 	if err != nil {
 		return nil, err
@@ -116,7 +130,13 @@ func (e *export) list(dir *object) (*listing, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.listings = slices.DeleteFunc(e.listings, func(old *listing) bool { return old.dir == k })
-	if len(e.listings) >= manyListings {
+	kept := len(l.entries)
+	for _, old := range e.listings {
+		kept += len(old.entries)
+	}
+	for len(e.listings) > 0 && (len(e.listings) >= manyListings || kept > manyListed) {
+		kept -= len(e.listings[0].entries)
+		e.listings[0] = nil
 		e.listings = e.listings[1:]
 	}
 	e.listings = append(e.listings, l)

@@ -285,8 +285,9 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 		late.Stop()
 		kill()
 	}()
-	defer context.AfterFunc(ctx, func() { _ = fromAgent.Close() })() // ends a wait for its answer
-	answers := bufio.NewReader(fromAgent)
+	// An agent that neither reads nor answers does not hold up the end.
+	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
+	answers := bufio.NewReader(fromAgent) // of which one must fit
 	for {
 		events := m.take(batchSize)
 		if len(events) == 0 {
@@ -326,7 +327,7 @@ func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) 
 	if _, err := w.Write(b.Bytes()); err != nil {
 		return err
 	}
-	_, err := answers.ReadString('\n')
+	_, err := answers.ReadSlice('\n')
 	e.mirror.mu.Lock()
 	e.mirror.ghosts = nil
 	e.mirror.mu.Unlock()

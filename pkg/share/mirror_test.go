@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -357,5 +358,47 @@ func TestAgent(t *testing.T) {
 	}
 	if have(t, filepath.Join(dir, "old")) != "old" {
 		t.Error("content changed")
+	}
+}
+
+// An agent that answers without end, or neither reads nor answers, which root in the VM
+// can see to, neither fills this process's memory nor holds up its end.
+func TestHostileAgent(t *testing.T) {
+	dir := realTemp(t)
+	s, _ := mirrored(t, dir)
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	busyUntil, quiet := context.WithCancel(t.Context())
+	defer quiet()
+	busy.Go(func() { // there is always something to tell
+		for busyUntil.Err() == nil {
+			put(t, filepath.Join(dir, "f"), "")
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	said := make(chan error, 1)
+	err := s.share.Mirror(t.Context(), func(_ context.Context, _ []string, stdin io.Reader, stdout io.Writer) error {
+		go func() { _, _ = io.Copy(io.Discard, stdin) }()
+		for {
+			if _, err := stdout.Write(bytes.Repeat([]byte("x"), 64<<10)); err != nil {
+				said <- err
+				return err
+			}
+		}
+	})
+	if err == nil {
+		t.Error("Mirror took an endless answer")
+	}
+	<-said
+
+	ctx, cancel := context.WithCancel(t.Context())
+	err = s.share.Mirror(ctx, func(ctx context.Context, _ []string, stdin io.Reader, _ io.Writer) error {
+		_, _ = stdin.Read(make([]byte, 1)) // it is about to be told
+		cancel()
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }

@@ -128,6 +128,9 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// acceptPause is how long a host that has no descriptor left, or no memory, is left alone.
+const acceptPause = 200 * time.Millisecond
+
 // Serve answers connections until ctx ends or the listener fails; it closes the
 // listener and waits for what is under way.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
@@ -148,6 +151,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
+			}
+			if busy(err) {
+				s.log.Warn("cannot accept a connection for files for now", "err", err)
+				select {
+				case <-time.After(acceptPause):
+				case <-ctx.Done():
+				}
+				continue
 			}
 			return fmt.Errorf("accept a connection for files: %w", err)
 		}

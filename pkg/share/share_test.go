@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -850,3 +852,31 @@ func TestMounted(t *testing.T) {
 		t.Error("a new server cannot know")
 	}
 }
+
+// A host that has no descriptor left for a moment keeps its server.
+func TestFewFilesAtAccept(t *testing.T) {
+	s, err := share.New(share.Options{Exports: []share.Export{{Source: t.TempDir(), Target: target}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	l := &short{errs: []error{syscall.EMFILE, syscall.ENFILE, net.ErrClosed}}
+	if err := s.Serve(t.Context(), l); !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+	if len(l.errs) > 0 {
+		t.Errorf("accept was not tried again: %v is left", l.errs)
+	}
+}
+
+// short is a listener that fails.
+type short struct{ errs []error }
+
+func (l *short) Accept() (net.Conn, error) {
+	err := l.errs[0]
+	l.errs = l.errs[1:]
+	return nil, err
+}
+
+func (l *short) Close() error   { return nil }
+func (l *short) Addr() net.Addr { return &net.UnixAddr{} }

@@ -61,7 +61,7 @@ type Options struct {
 
 const (
 	mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB |
-		unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
+		unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MOVE_SELF | unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
 	// quiet ends a batch of changes when nothing has come for so long, and longest in
 	// any case.
 	quiet   = 15 * time.Millisecond
@@ -330,6 +330,9 @@ func (w *watcher) take(b []byte) {
 		d := w.dirs[wd]
 		if d == nil {
 			continue
+		}
+		if d.parent == nil && bits&unix.IN_MOVE_SELF != 0 {
+			w.lost = true // another directory may have its name
 		}
 		if bits&unix.IN_IGNORED != 0 {
 			w.lost = w.lost || d.parent == nil

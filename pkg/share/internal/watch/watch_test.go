@@ -182,12 +182,17 @@ func TestMany(t *testing.T) {
 func TestGone(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "d")
 	os.Mkdir(dir, 0o755)
-	err := watch.Watch(t.Context(), watch.Options{
-		Root: dir, Log: slog.New(slog.DiscardHandler), Ready: func() { os.Remove(dir) },
-		Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
-	}, func([]watch.Event) {})
-	if !errors.Is(err, watch.ErrGone) {
-		t.Error(err)
+	for _, end := range []func(){
+		func() { os.Rename(dir, dir+"2"); os.Mkdir(dir, 0o755) },
+		func() { os.Remove(dir) },
+	} {
+		err := watch.Watch(t.Context(), watch.Options{
+			Root: dir, Log: slog.New(slog.DiscardHandler), Ready: end,
+			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
+		}, func([]watch.Event) {})
+		if !errors.Is(err, watch.ErrGone) {
+			t.Error(err)
+		}
 	}
 }
 
