@@ -64,7 +64,7 @@ func (c *Client) clock(ctx context.Context, set bool) (offset, roundtrip time.Du
 		if _, err := io.WriteString(ask, line+"\n"); err != nil {
 			return fmt.Errorf("guest clock: %w", err)
 		}
-		text, err := in.ReadString('\n')
+		text, err := in.ReadSlice('\n') // of what the buffer holds, whatever the guest says
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
@@ -72,7 +72,7 @@ func (c *Client) clock(ctx context.Context, set bool) (offset, roundtrip time.Du
 			return fmt.Errorf("guest clock: %w", err)
 		}
 		roundtrip = time.Since(start)
-		now, err := parseSeconds(strings.TrimSpace(text))
+		now, err := parseSeconds(strings.TrimSpace(string(text)))
 		if err != nil {
 			return fmt.Errorf("guest clock: %w", err)
 		}

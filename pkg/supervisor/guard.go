@@ -143,7 +143,7 @@ func (s *supervisor) look(ctx context.Context, paths []string) ([]guard.Kind, er
 	}
 	ctx, cancel := context.WithTimeout(ctx, patienceLook)
 	defer cancel()
-	var out strings.Builder
+	var out excerpt
 	code, err := link.Run(ctx, guest.Command{Argv: append([]string{"sh", "-c", lookCommand, "look"}, paths...), Stdout: &out})
 	if err != nil {
 		return nil, err

@@ -154,7 +154,7 @@ func (h Share) script() string {
 
 // mountShares sees to it that the VM has its directories.
 func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error {
-	var said strings.Builder
+	var said excerpt
 	command := guest.Command{Argv: []string{"sh", "-c", mountCommand}, Stdin: strings.NewReader(s.Share.script()), Stdout: &said, Stderr: &said}
 	switch {
 	case s.Share.Told && len(s.Share.Exports) == 0:
@@ -198,7 +198,7 @@ func (s *supervisor) mirror(ctx context.Context, link *guest.Client) {
 	}
 	for ctx.Err() == nil {
 		err := s.files.Mirror(ctx, func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Writer) error {
-			var said strings.Builder
+			var said excerpt
 			code, err := link.Run(ctx, guest.Command{Argv: argv, Stdin: stdin, Stdout: stdout, Stderr: &said})
 			if err == nil {
 				err = fmt.Errorf("exit code %d: %s", code, strings.TrimSpace(said.String()))
@@ -215,4 +215,17 @@ func (s *supervisor) mirror(ctx context.Context, link *guest.Client) {
 			timer.Stop()
 		}
 	}
+}
+
+// maxExcerpt is more than a command of ours in the VM has to say, in bytes.
+const maxExcerpt = 64 << 10
+
+// excerpt keeps the beginning of what a command in the VM says: root there can make it
+// say things without end.
+type excerpt struct{ strings.Builder }
+
+// Write implements io.Writer.
+func (e *excerpt) Write(b []byte) (int, error) {
+	_, _ = e.Builder.Write(b[:min(len(b), maxExcerpt-e.Len())])
+	return len(b), nil
 }

@@ -127,3 +127,16 @@ func TestToldToMount(t *testing.T) {
 		t.Error("a path was run as a command")
 	}
 }
+
+// Of what a command in the VM says without end only so much is kept.
+func TestExcerpt(t *testing.T) {
+	var said excerpt
+	for range 3 {
+		if n, err := said.Write(make([]byte, maxExcerpt-1)); n != maxExcerpt-1 || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	if said.Len() != maxExcerpt {
+		t.Errorf("%d bytes are kept", said.Len())
+	}
+}
