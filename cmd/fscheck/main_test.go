@@ -70,7 +70,7 @@ func TestCases(t *testing.T) {
 func TestRandom(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
 	var out bytes.Buffer
-	if err := random(t.Context(), path, randomOptions{length: 200 * time.Millisecond, seed: 1, size: 100_000}, &out); err != nil {
+	if err := random(t.Context(), path, randomOptions{length: time.Second, seed: 1, size: 100_000}, &out); err != nil {
 		t.Fatalf("%v\n%s", err, &out)
 	}
 	b, err := os.ReadFile(path)
@@ -97,7 +97,7 @@ func TestRandom(t *testing.T) {
 func TestTree(t *testing.T) {
 	dir := t.TempDir()
 	var out bytes.Buffer
-	if err := tree(t.Context(), dir, 300*time.Millisecond, 1, 3, &out); err != nil {
+	if err := tree(t.Context(), dir, time.Second, 1, 3, &out); err != nil {
 		t.Fatal(err)
 	}
 	count, err := verify(dir)

@@ -63,7 +63,7 @@ func network(t testing.TB) (*usernet.Dialer, *usernettest.Guest) {
 // the VM.
 func TestThroughTheNetwork(t *testing.T) {
 	dialer, g := network(t)
-	table := newTable(t, ports.Options{Dial: dialer.Dial, UDPIdle: 300 * time.Millisecond})
+	table := newTable(t, ports.Options{Dial: dialer.Dial, UDPIdle: 2 * time.Second})
 	all, loopback := freePort(t), freePort(t)
 	accept := func(l net.Listener, err error) {
 		t.Helper()

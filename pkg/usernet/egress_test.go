@@ -165,7 +165,7 @@ func (n outsideNet) reach(network, address string) string {
 func pingPong(network string, conn net.Conn) error {
 	patience := 20 * time.Second
 	if network == "udp" {
-		patience = 500 * time.Millisecond
+		patience = time.Second
 	}
 	_ = conn.SetDeadline(time.Now().Add(patience))
 	if _, err := conn.Write([]byte("ping")); err != nil {
@@ -177,7 +177,11 @@ func pingPong(network string, conn net.Conn) error {
 
 func (n outsideNet) wantReach(want, network, address string) {
 	n.t.Helper()
-	if got := n.reach(network, address); got != want {
+	got := n.reach(network, address)
+	for tries := 1; got != want && want == "" && network == "udp" && tries < 20; tries++ {
+		got = n.reach(network, address) // the answer may have been late
+	}
+	if got != want {
 		n.t.Errorf("%s %s: %q, want %q", network, address, got, want)
 	}
 }
