@@ -357,10 +357,10 @@ func (s *Server) directory(data []byte) (*object, error) {
 func (e *export) object(h handle) (*object, error) {
 	if h.key == (key{}) {
 		o, err := e.openRoot()
-		if err != nil {
+		if err != nil && !busy(err) {
 			return nil, unix.ESTALE
 		}
-		return o, nil
+		return o, err
 	}
 	n := e.known(h.key)
 	switch {
@@ -429,7 +429,7 @@ func (e *export) openNode(n *node) (*object, error) {
 	}
 	o, err := e.openAs(root.fd, name, n)
 	root.close() // not held open while those above are looked for, each by this function
-	if err == nil || errors.Is(err, unix.EACCES) {
+	if err == nil || errors.Is(err, unix.EACCES) || busy(err) {
 		return o, err
 	}
 	e.mu.Lock()
@@ -437,16 +437,19 @@ func (e *export) openNode(n *node) (*object, error) {
 	e.mu.Unlock()
 	for _, p := range append([]place{here}, others...) {
 		dir, err := e.openNode(p.dir)
+		if busy(err) {
+			return nil, err
+		}
 		if err != nil {
 			continue
 		}
 		o, err := e.openAs(dir.fd, p.name, n)
-		if err != nil {
+		if err != nil && !busy(err) {
 			o, err = e.searchIn(dir, n)
 		}
 		dir.close()
-		if err == nil {
-			return o, nil
+		if err == nil || busy(err) {
+			return o, err
 		}
 	}
 	return nil, unix.ESTALE
@@ -459,9 +462,12 @@ func (e *export) searchIn(dir *object, n *node) (*object, error) {
 		return nil, err
 	}
 	for _, name := range names.of(n.ino) {
-		if o, err := e.openAs(dir.fd, name, n); err == nil {
+		o, err := e.openAs(dir.fd, name, n)
+		if err == nil {
 			e.move(n, place{dir.n, name})
-			return o, nil
+		}
+		if err == nil || busy(err) {
+			return o, err
 		}
 	}
 	return nil, unix.ESTALE

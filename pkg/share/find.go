@@ -32,6 +32,9 @@ func (e *export) find(h handle) (*object, error) {
 		return e.reopen(n)
 	}
 	root, err := e.openRoot()
+	if busy(err) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, unix.ESTALE
 	}
@@ -40,6 +43,9 @@ func (e *export) find(h handle) (*object, error) {
 	o, err := e.follow(root, h, h.trail, &steps)
 	if err != nil && len(h.trail) < maxTrail {
 		o, err = e.searchBelow(e.root, h)
+	}
+	if busy(err) {
+		return nil, err
 	}
 	if err != nil {
 		return nil, unix.ESTALE

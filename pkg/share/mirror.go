@@ -328,6 +328,9 @@ func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) 
 		return err
 	}
 	_, err := answers.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
+	}
 	e.mirror.mu.Lock()
 	e.mirror.ghosts = nil
 	e.mirror.mu.Unlock()
