@@ -97,8 +97,8 @@ func Start(ctx context.Context, c Command) error {
 	}
 }
 
-// Ready tells the process that called [Start] that this one is in service. The
-// error says that it was killed meanwhile: this process must end, because the next
+// Ready tells the process that called [Start] that this one is in service. It fails if
+// that one waits no more, killed perhaps: this process must end then, because the next
 // command may have looked for it before it could be found. Without a process that
 // called Start it does nothing.
 func Ready() error {

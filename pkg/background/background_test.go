@@ -34,7 +34,8 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	case "orphan":
 		fmt.Println("started")
-		for gone := os.Getenv("BACKGROUND_LOG") + ".gone"; !exists(gone); {
+		gone := os.Getenv("BACKGROUND_LOG") + ".gone"
+		for deadline := time.Now().Add(time.Minute); !exists(gone) && time.Now().Before(deadline); {
 			time.Sleep(time.Millisecond)
 		}
 		fmt.Println("ready:", Ready())

@@ -35,6 +35,7 @@ import (
 
 // Times that shape the link. A dead link must be noticed within 15 s.
 const (
+	lockTimeout      = 5 * time.Second // for the supervisor before this one to end
 	keepaliveEvery   = 5 * time.Second
 	keepaliveTimeout = 8 * time.Second
 	handshakeTimeout = 60 * time.Second // a cold guest under emulation is slow
@@ -93,12 +94,16 @@ type supervisor struct {
 // Run supervises until ctx ends or a client asks for the stop.
 func Run(ctx context.Context, o Options) error {
 	lock := flock.New(o.Lock, flock.SetPermissions(0o600))
-	got, err := lock.TryLock()
-	if err != nil {
-		return fmt.Errorf("lock %s: %w", o.Lock, err)
-	}
-	if !got {
+	locking, cancel := context.WithTimeout(ctx, lockTimeout)
+	got, err := lock.TryLockContext(locking, 50*time.Millisecond)
+	cancel()
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case errors.Is(err, context.DeadlineExceeded), err == nil && !got:
 		return ErrRunning
+	case err != nil:
+		return fmt.Errorf("lock %s: %w", o.Lock, err)
 	}
 	defer lock.Close()
 

@@ -99,6 +99,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer dialin.Close()
 
+	if o.Ready != nil { // before anything is answered: a client waits until it is
+		if err := o.Ready(); err != nil {
+			return err
+		}
+	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	var wg sync.WaitGroup
@@ -109,12 +114,6 @@ func Run(ctx context.Context, o Options) error {
 			stop(err)
 		}
 	})
-	if o.Ready != nil {
-		if err := o.Ready(); err != nil {
-			stop(errStopped)
-			return err
-		}
-	}
 	err = serveQEMU(ctx, s, qemu, o)
 	stop(errStopped) // ends the dial-in side
 	if cause := context.Cause(ctx); err == nil && !errors.Is(cause, errStopped) && !errors.Is(cause, context.Canceled) {
