@@ -45,8 +45,8 @@ type resolver struct {
 	conf  *resolvConf
 	hosts *hostsFile
 	dial  func(ctx context.Context, network, server string) (net.Conn, error)
-	slots chan struct{} // for queries under way
-	queue chan struct{} // for all
+	slots chan struct{} // of queries under way
+	queue chan struct{} // of these and of those that wait
 }
 
 func newResolver(s *Stack) *resolver {
@@ -111,14 +111,7 @@ func acceptQuery(h dns.Header) dns.MsgAcceptAction {
 
 func (r *resolver) handler(network string) dns.HandlerFunc {
 	return func(w dns.ResponseWriter, query *dns.Msg) {
-		var answer *dns.Msg
-		select {
-		case r.queue <- struct{}{}:
-			answer = r.answer(r.s.ctx, network, query)
-			<-r.queue
-		default:
-			answer = new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
-		}
+		answer := r.answer(r.s.ctx, network, query)
 		answer.Compress = true // as nameservers do
 		if network == "udp" {
 			answer.Truncate(udpSize(query))
@@ -175,6 +168,12 @@ func (r *resolver) renew(ctx context.Context, name string) {
 func (r *resolver) lookUp(ctx context.Context, network string, query *dns.Msg) *dns.Msg {
 	if m := r.hosts.answer(query); m != nil {
 		return m
+	}
+	select {
+	case r.queue <- struct{}{}:
+		defer func() { <-r.queue }()
+	default:
+		return new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
 	}
 	ctx, cancel := context.WithTimeout(ctx, dnsTimeout)
 	defer cancel()

@@ -370,7 +370,6 @@ func TestDNSFailover(t *testing.T) {
 	}
 }
 
-// Only plain questions reach the host's nameservers.
 // A guest that asks more than the host's nameservers can answer is told so at once; its
 // questions do not pile up here.
 func TestDNSFlood(t *testing.T) {
@@ -416,6 +415,7 @@ func TestDNSFlood(t *testing.T) {
 	eventually(t, "an answer", func() bool { return c.ask("udp", "example.com", dns.TypeA) == "203.0.113.80" })
 }
 
+// Only plain questions reach the host's nameservers.
 func TestDNSOnlyQuestions(t *testing.T) {
 	u := newUpstream(t, answerA("198.51.100.1"))
 	c := dnsNetwork(t, usernet.Config{DialDNS: nameservers(map[string]*upstream{"203.0.113.1": u})})

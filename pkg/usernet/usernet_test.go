@@ -620,7 +620,7 @@ func TestLeftovers(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
-		return &noted{c.(*net.TCPConn), closed}, nil
+		return &noted{c.(*net.TCPConn), sync.OnceFunc(func() { close(closed) })}, nil
 	}})
 	g := plug(t, s, usernettest.Options{Frames: func([]byte) {
 		gate.RLock()
@@ -653,11 +653,11 @@ func TestLeftovers(t *testing.T) {
 // noted says when it is closed.
 type noted struct {
 	*net.TCPConn
-	closed chan struct{}
+	note func()
 }
 
 func (c *noted) Close() error {
-	close(c.closed)
+	c.note()
 	return c.TCPConn.Close()
 }
 
