@@ -163,10 +163,11 @@ func over(dial Dial, act string, ask func(*client.Client) error) error {
 }
 
 // maxAnswer is how much an engine may say after a question, in bytes: more than the list
-// of 4,000 containers. Whoever follows its events asks anew after so many.
-const maxAnswer = 16 << 20
+// of 1,000 containers, or of 20,000 ports; decoded, the worst that fits is some 100 times as
+// large. Whoever follows its events must ask anew after so many.
+const maxAnswer = 2 << 20
 
-var errLong = errors.New("the engine's answer has no end")
+var errLong = errors.New("the engine has said more than is read at once")
 
 // bounded is a connection to an engine that root in the VM may have put there, with an
 // answer without end to fill the memory of whoever reads it.

@@ -163,7 +163,7 @@ func TestWatchEndless(t *testing.T) {
 			_, ended := watch(t, dialer(sock))
 			select {
 			case err := <-ended:
-				if err == nil || !strings.Contains(err.Error(), "has no end") {
+				if err == nil || !strings.Contains(err.Error(), "more than is read at once") {
 					t.Error(err)
 				}
 			case <-time.After(time.Minute):
