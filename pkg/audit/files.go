@@ -122,7 +122,7 @@ func (w *walk) parents(dir string) {
 			switch owner := uidOf(info); {
 			case owner != 0 && owner != w.h.UID && owner >= 0:
 				w.bad = append(w.bad, fmt.Sprintf("%s belongs to %s, who can replace what is in it", dir, userName(owner)))
-			case info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0:
+			case info.Mode()&fs.ModeSymlink == 0 && info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0:
 				w.bad = append(w.bad, fmt.Sprintf("%s: everybody can replace what is in it (mode %04o)", dir, info.Mode().Perm()))
 			}
 		}
