@@ -92,14 +92,14 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 }
 
 // Stop asks the supervisor to end and waits until it has; ErrNone if there is
-// none.
+// none, or one that is ending already.
 func (c *Client) Stop(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodPost, "/stop", nil)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	// The connection ends with the process, by EOF or reset: that is the proof.
+	// The answer ends with the supervisor, by its end or by a broken connection.
 	_, _ = io.Copy(io.Discard, resp.Body)
 	return ctx.Err()
 }
@@ -162,6 +162,8 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 	resp, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
+		return nil, ErrNone
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE): // it has ended, or is about to
 		return nil, ErrNone
 	case err != nil:
 		return nil, fmt.Errorf("ask supervisor: %w", err)

@@ -87,6 +87,7 @@ type supervisor struct {
 	proxy   *dockerproxy.Proxy
 	ports   *ports.Table
 	files   *share.Server // nil: the VM has nothing of the host's
+	ended   chan struct{} // closed when nothing runs any more but the server of control.sock
 
 	guardOff atomic.Bool // see Guard
 }
@@ -113,6 +114,7 @@ func Run(ctx context.Context, o Options) error {
 		Options: o,
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
+		ended:   make(chan struct{}),
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
@@ -145,6 +147,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer os.Remove(o.Control)
 
+	var clients sync.WaitGroup // of control.sock: who asked for the end learns of it
+	defer clients.Wait()
+	defer close(s.ended)
 	var owned sync.WaitGroup
 	defer owned.Wait()
 	if err := s.serveShare(ctx, &owned, stop); err != nil {
@@ -165,9 +170,10 @@ func Run(ctx context.Context, o Options) error {
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
-	owned.Go(func() {
+	clients.Go(func() {
 		<-ctx.Done()
-		// The answer to /stop must reach its client before the process ends.
+		_ = control.Close()
+		<-s.ended
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = server.Shutdown(grace)
@@ -180,7 +186,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 	}
 	o.Log.Info("supervisor started", "project", o.Name, "version", o.Version)
-	if err := server.Serve(control); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(control); ctx.Err() == nil {
 		stop()
 		return fmt.Errorf("control.sock: %w", err)
 	}
@@ -229,7 +235,9 @@ func (s *supervisor) handler(stop func()) http.Handler {
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
 		stop()
+		<-s.ended
 	})
 	return mux
 }

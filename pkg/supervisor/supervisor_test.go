@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -189,6 +190,56 @@ func TestStop(t *testing.T) {
 	}
 	if _, err := os.Stat(f.docker); !os.IsNotExist(err) {
 		t.Errorf("docker.sock stays: %v", err)
+	}
+}
+
+// TestStopWaits: who asks for the end waits for all that the supervisor does, and who
+// comes meanwhile is told that there is none.
+func TestStopWaits(t *testing.T) {
+	dialing, released := make(chan struct{}), make(chan struct{})
+	release := sync.OnceFunc(func() { close(released) })
+	defer release()
+	f := start(t, func(_ *guesttest.Options, o *supervisor.Options) {
+		o.Target.Dial = func(context.Context) (net.Conn, error) {
+			select {
+			case <-dialing:
+			default:
+				close(dialing)
+			}
+			<-released // whatever the context says
+			return nil, errGone
+		}
+	})
+	<-dialing
+	stopped := make(chan error, 1)
+	go func() { stopped <- f.client.Stop(t.Context()) }()
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		_, err := f.client.Status(t.Context())
+		if errors.Is(err, supervisor.ErrNone) {
+			break
+		}
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("status of one that ends: %v", err)
+		}
+	}
+	if err := f.client.Stop(t.Context()); !errors.Is(err, supervisor.ErrNone) {
+		t.Errorf("stop of one that ends: %v", err)
+	}
+	select {
+	case err := <-stopped:
+		t.Errorf("Stop returned %v before the supervisor had ended", err)
+	case err := <-f.ended:
+		t.Fatalf("Run returned %v, and its goroutine was busy", err)
+	default:
+	}
+	release()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	err := <-f.ended
+	f.ended <- err
+	if err != nil {
+		t.Error(err)
 	}
 }
 
