@@ -336,8 +336,10 @@ func TestServerHooks(t *testing.T) {
 		o.Intercept = func(line string) (int, bool) { return 42, strings.HasSuffix(line, "special") }
 	})
 	c := h.connect(t)
-	if code, err := c.Run(t.Context(), guest.Command{Line: "special"}); code != 42 || err != nil {
-		t.Error(code, err)
+	for range 200 { // one that ends at once is answered all the same
+		if code, err := c.Run(t.Context(), guest.Command{Line: "special"}); code != 42 || err != nil {
+			t.Fatal(code, err)
+		}
 	}
 	if code, err := c.Run(t.Context(), guest.Command{Argv: []string{"systemctl", "poweroff"}}); code != 0 || err != nil {
 		t.Error(code, err)

@@ -78,6 +78,8 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 				break
 			}
 			started = true
+			// Before the command can end: a channel that is closed has no answers.
+			_ = req.Reply(true, nil)
 			running.Go(func() {
 				if req.Type == "subsystem" {
 					s.sftp(ch)
@@ -86,6 +88,7 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 				}
 				_ = ch.Close()
 			})
+			continue
 		}
 		_ = req.Reply(ok, nil)
 	}
