@@ -296,6 +296,9 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 				continue
 			case err := <-ended:
 				ended <- err
+				if ctx.Err() != nil { // it ended for that
+					return nil
+				}
 				return err
 			case <-ctx.Done():
 				return nil
