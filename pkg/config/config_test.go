@@ -721,7 +721,7 @@ func FuzzLoad(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		text := string(data)
 		if len(text) > maxFile {
-			t.Skip()
+			t.Skip("Load refuses a file of this size before it is parsed")
 		}
 		for _, user := range []bool{false, true} {
 			c, err := apply(Default(bigHost), "/p/devvm.toml", text, bigHost, user)
