@@ -44,7 +44,8 @@ const liveReload = 300 * time.Millisecond
 // and git do.
 func cmdLiveReload(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
-	cmd := exec.Command("docker", "run", "--rm", "-v", ts.MkAbs(".")+":/w", "box", "/w/shareprobe", "watch", "/w/"+args[0])
+	// env finds the client in the script's PATH, where this process does not look.
+	cmd := exec.Command("env", "docker", "run", "--rm", "-v", ts.MkAbs(".")+":/w", "box", "/w/shareprobe", "watch", "/w/"+args[0])
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+ts.Getenv("DOCKER_HOST"), "DOCKER_CONFIG="+ts.Getenv("DOCKER_CONFIG"), "PATH="+ts.Getenv("PATH"))
 	cmd.Stderr = ts.Stderr()
 	out, err := cmd.StdoutPipe()

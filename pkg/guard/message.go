@@ -9,6 +9,10 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
+// thenRestart ends messages. Docker's command line puts a full stop after the last
+// character of a message, which nobody should have to take out of what he copies.
+const thenRestart = "Then run 'devvm down && devvm up'"
+
 // Refuse judges binds that [Guard.Serves] leaves open, by what was found for each, and
 // returns what to tell the client; "": all pass.
 func (g Guard) Refuse(binds []Bind, found []Found) string {
@@ -36,7 +40,7 @@ func (g Guard) Refuse(binds []Bind, found []Found) string {
 	}
 	message := `invalid mount config for type "bind": ` + strings.Join(what, "; ") + "\n" + strings.Join(slices.Compact(why), "\n")
 	if len(add) > 0 {
-		message += fmt.Sprintf("\nTo share it, add at the end of %s, and run: devvm down && devvm up\n\n%s", path.Join(g.Dir, "devvm.toml"), strings.TrimSuffix(strings.Join(add, "\n"), "\n"))
+		message += fmt.Sprintf("\nTo share it, add at the end of %s:\n\n%s\n%s", path.Join(g.Dir, "devvm.toml"), strings.Join(add, "\n"), thenRestart)
 	}
 	return message
 }
@@ -65,7 +69,7 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 		if unfit := g.unfit(g.Dir, g.Dir); unfit != "" {
 			return reason + " It cannot: " + unfit + ".", ""
 		}
-		return reason + fmt.Sprintf(" Write mount = true at the top of %s, and run: devvm down && devvm up", path.Join(g.Dir, "devvm.toml")), ""
+		return reason + fmt.Sprintf(" Write mount = true at the top of %s. %s", path.Join(g.Dir, "devvm.toml"), thenRestart), ""
 	}
 	switch {
 	case !onHost && g.unfit(b.Path, b.Path) != "":
@@ -87,7 +91,7 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 		if v == hollow {
 			first = fmt.Sprintf("devvm exec -- rmdir %s && ", quote(b.Path))
 		}
-		return reason + fmt.Sprintf(" Its directory cannot be shared: copy it with: %sdevvm cp %s vm:%[2]s", first, quote(b.Path)), ""
+		return reason + fmt.Sprintf(" Its directory cannot be shared; this makes a copy: %sdevvm cp %s vm:%[2]s (again after each change)", first, quote(b.Path)), ""
 	}
 	reason = fmt.Sprintf("%s is on this host, but %s.", b.Path, state)
 	if unfit := g.unfit(f.Real, b.Path); unfit != "" {

@@ -72,7 +72,7 @@ func TestGuard(t *testing.T) {
 	}
 	made := len(f.engine.State().Containers)
 
-	lines := "\n\n[[mounts]]\nsource = \"" + other + "\"\n"
+	lines, end := "\n\n[[mounts]]\nsource = \""+other+"\"\n", "\nThen run 'devvm down && devvm up'"
 	driver := map[string]any{"Name": "local", "Options": map[string]string{"type": "none", "o": "bind", "device": other}}
 	for _, host := range []map[string]any{
 		{"Binds": []string{other + ":/a"}},
@@ -83,7 +83,7 @@ func TestGuard(t *testing.T) {
 	} {
 		code, text := f.bind(t, "bad", host)
 		if code != http.StatusBadRequest || !strings.HasPrefix(text, `invalid mount config for type "bind": bind source path does not exist: `+other+"\n") ||
-			!strings.HasSuffix(text, lines+"writable = true") || !strings.Contains(text, filepath.Join(shared, "devvm.toml")) {
+			!strings.HasSuffix(text, lines+"writable = true\n"+end) || !strings.Contains(text, filepath.Join(shared, "devvm.toml")) {
 			t.Errorf("%v: %d %s", host, code, text)
 		}
 	}
@@ -95,7 +95,7 @@ func TestGuard(t *testing.T) {
 	if err := os.Mkdir(other+".vm", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if code, text := f.bind(t, "bad", map[string]any{"Binds": []string{other + ":/a:ro"}}); code != http.StatusBadRequest || !strings.HasSuffix(text, strings.TrimSuffix(lines, "\n")) {
+	if code, text := f.bind(t, "bad", map[string]any{"Binds": []string{other + ":/a:ro"}}); code != http.StatusBadRequest || !strings.HasSuffix(text, lines+end) {
 		t.Errorf("%d %s", code, text)
 	}
 	// What somebody has made there.
