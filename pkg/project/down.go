@@ -32,7 +32,7 @@ func (s *Service) Down(ctx context.Context, p Project, pr *ui.Progress) error {
 func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.Hypervisor, vm.Domain) error) error {
 	files := s.Dirs.paths(p.Name)
 	if !exists(files.root) {
-		return errNoVM(p)
+		return s.errNoVM(p)
 	}
 	lock, err := files.acquire(ctx, verb, nil)
 	if err != nil {

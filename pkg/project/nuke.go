@@ -28,7 +28,7 @@ type Loss struct {
 func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 	f := s.Dirs.paths(p.Name)
 	if !exists(f.vm) && !exists(f.undo) {
-		return Loss{}, errNoVM(p)
+		return Loss{}, s.errNoVM(p)
 	}
 	loss := Loss{Disk: used(f.vm), Undo: used(f.undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
@@ -56,7 +56,7 @@ type NukeOptions struct {
 func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Progress) error {
 	f := s.Dirs.paths(p.Name)
 	if !exists(f.root) {
-		return errNoVM(p)
+		return s.errNoVM(p)
 	}
 	if o.Undo && !exists(f.undo) {
 		return &ui.Error{

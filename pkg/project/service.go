@@ -67,13 +67,28 @@ var guestAddress = netip.AddrPortFrom(usernet.Guest, 22).String()
 const guestMAC = "52:54:00:64:76:6d"
 
 // errNoVM says that the project has no VM.
-func errNoVM(p Project) error {
+func (s *Service) errNoVM(p Project) error {
+	hint := "make one with: devvm up"
+	if above, ok := s.above(p); ok {
+		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %[1]s && devvm init)", above.Dir)
+	}
 	return &ui.Error{
 		Code: ui.ExitNoVM,
 		Msg:  fmt.Sprintf("no VM for this project (%s)", p.Dir),
-		Hint: "make one with: devvm up",
+		Hint: hint,
 		Err:  vm.ErrNotFound,
 	}
+}
+
+// above returns the nearest project above a directory that has a VM, if there is one.
+func (s *Service) above(p Project) (Project, bool) {
+	for d := p.Dir; d != filepath.Dir(d); {
+		d = filepath.Dir(d)
+		if q := identify(d); exists(s.Dirs.paths(q.Name).root) {
+			return q, true
+		}
+	}
+	return Project{}, false
 }
 
 // errNotRunning says that the project's VM is off.
@@ -203,7 +218,7 @@ func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
 func (s *Service) Keys(p Project) (guest.Keys, error) {
 	keys, err := guest.LoadKeys(s.Dirs.paths(p.Name).keys())
 	if errors.Is(err, fs.ErrNotExist) {
-		return keys, errNoVM(p)
+		return keys, s.errNoVM(p)
 	}
 	return keys, err
 }
@@ -223,7 +238,7 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Dom
 	dom, err := hv.Get(ctx, p.Name)
 	switch {
 	case errors.Is(err, vm.ErrNotFound):
-		return dom, errNoVM(p)
+		return dom, s.errNoVM(p)
 	case errors.Is(err, vm.ErrForeign):
 		return dom, &ui.Error{
 			Msg:  fmt.Sprintf("a libvirt domain named %s%s exists that devvm did not make; it stays as it is", vm.DomainPrefix, p.Name),

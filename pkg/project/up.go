@@ -67,6 +67,9 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err
 	}
+	if above, ok := s.above(p); ok && err != nil {
+		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
+	}
 	return s.upFrom(ctx, hv, p, dom, pr)
 }
 
