@@ -131,6 +131,12 @@ func DomainXML(spec Spec, host Host) (string, error) {
 			}},
 		},
 		QEMUCommandline: network(spec, host),
+		// With this capability libvirt asks QEMU for each of 400 features of the CPU, one
+		// after the other, before it starts or restores a VM: 0.6 s under emulation. Without
+		// it, libvirt reads them all at once.
+		QEMUCapabilities: &libvirtxml.DomainQEMUCapabilities{
+			Del: []libvirtxml.DomainQEMUCapabilitiesEntry{{Name: "cpu-unavailable-features"}},
+		},
 	}
 	switch spec.Accel {
 	case AccelKVM:
@@ -164,7 +170,7 @@ func DomainXML(spec Spec, host Host) (string, error) {
 	if host.testDriver() {
 		// libvirt's test driver has no QEMU arguments and a domain type of its
 		// own; all else of the definition it takes.
-		d.Type, d.CPU, d.QEMUCommandline, d.GenID = "test", nil, nil, nil
+		d.Type, d.CPU, d.QEMUCommandline, d.QEMUCapabilities, d.GenID = "test", nil, nil, nil, nil
 	}
 	doc, err := d.Marshal()
 	if err != nil {
