@@ -80,11 +80,10 @@ type supervisor struct {
 
 	mu      sync.Mutex
 	status  Status
-	link    *guest.Client     // nil while down
-	links   int               // made so far
-	rest    bool              // no link until resumed
-	changed chan struct{}     // closed and replaced at each change
-	flushes chan chan<- error // see flush; unbuffered
+	link    *guest.Client // nil while down
+	links   int           // made so far
+	rest    bool          // no link until resumed
+	changed chan struct{} // closed and replaced at each change
 	proxy   *dockerproxy.Proxy
 	ports   *ports.Table
 	files   *share.Server // nil: the VM has nothing of the host's
@@ -115,7 +114,6 @@ func Run(ctx context.Context, o Options) error {
 		Options: o,
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
-		flushes: make(chan chan<- error),
 		ended:   make(chan struct{}),
 	}
 	for _, e := range o.Share.Exports {
@@ -314,6 +312,21 @@ func (s *supervisor) suspend(rest bool) {
 	}
 }
 
+// sync makes the guest write its caches.
+func (s *supervisor) sync(ctx context.Context) error {
+	s.mu.Lock()
+	link := s.link
+	s.mu.Unlock()
+	if link == nil {
+		return errors.New("the VM does not answer")
+	}
+	code, err := link.Run(ctx, guest.Command{Argv: []string{"sync"}})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("sync: exit code %d", code)
+	}
+	return err
+}
+
 // resting tells whether no link must be made now.
 func (s *supervisor) resting() bool {
 	s.mu.Lock()
@@ -453,7 +466,6 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	s.set(StateReady, link, nil)
 	owned.Go(func() { s.followPorts(ctx, link) })
 	owned.Go(func() { s.mirror(ctx, link) })
-	owned.Go(func() { s.flush(ctx, link) })
 	s.keepClock(ctx, link) // until the link dies
 	owned.Wait()
 	return dead
