@@ -205,14 +205,19 @@ next:
 	return out
 }
 
-// slay WORDS… sends SIGKILL to the processes whose command line has the words.
+// slay [-stop] WORDS… sends SIGKILL, or SIGSTOP, to the processes whose command line has
+// the words.
 func cmdSlay(ts *testscript.TestScript, _ bool, args []string) {
+	signal := syscall.SIGKILL
+	if args[0] == "-stop" {
+		signal, args = syscall.SIGSTOP, args[1:]
+	}
 	found := match(ts, args)
 	if len(found) == 0 {
 		ts.Fatalf("no process with %q", args)
 	}
 	for _, p := range found {
-		ts.Check(syscall.Kill(p.pid, syscall.SIGKILL))
+		ts.Check(syscall.Kill(p.pid, signal))
 	}
 }
 

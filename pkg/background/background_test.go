@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,6 +47,14 @@ func TestMain(m *testing.M) {
 	case "silent":
 		fmt.Println("panic: out of luck")
 		os.Exit(3)
+	case "stopped": // listens, and does no more
+		if _, err := net.Listen("unix", os.Getenv("BACKGROUND_SOCKET")); err != nil {
+			Failed(err)
+			os.Exit(1)
+		}
+		_ = Ready()
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		time.Sleep(time.Hour) // until it is killed
 	case "hang":
 		time.Sleep(time.Hour) // until it is killed
 	}
@@ -121,6 +130,38 @@ func waitFor(t *testing.T, path, text string) {
 		}
 	}
 	t.Fatalf("%s never had a line %q", path, text)
+}
+
+// TestKill: a process that a signal has stopped listens on, and ends by force alone.
+func TestKill(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	if err := Kill(t.Context(), socket); err != nil {
+		t.Errorf("nobody was there: %v", err)
+	}
+	t.Setenv("BACKGROUND_SOCKET", socket)
+	if err := start(t.Context(), t, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := listener(t.Context(), socket)
+	if err != nil || pid == 0 || pid == os.Getpid() {
+		t.Fatalf("listener %d: %v", pid, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	if err := Kill(ctx, socket); err != nil {
+		t.Fatal(err)
+	}
+	if pid, err := listener(t.Context(), socket); err != nil || pid != 0 {
+		t.Errorf("%d listens on: %v", pid, err)
+	}
+	if err := Kill(ctx, socket); err != nil {
+		t.Errorf("it had ended: %v", err)
+	}
 }
 
 func TestStartCancelled(t *testing.T) {

@@ -274,9 +274,14 @@ func (s *Service) startNet(ctx context.Context, p Project, policy egress.Policy,
 	return nil
 }
 
-// stopNet ends the network process, if there is one.
+// stopNet ends the network process, if there is one; by force, if need be.
 func (s *Service) stopNet(ctx context.Context, p Project) error {
-	err := usernet.NewDialer(s.Dirs.paths(p.Name).dialSocket()).Stop(ctx)
+	socket := s.Dirs.paths(p.Name).dialSocket()
+	err := usernet.NewDialer(socket).Stop(ctx)
+	if errors.Is(err, usernet.ErrHung) {
+		s.Log.Warn("killing a network process that does not end", "project", p.Name)
+		err = background.Kill(ctx, socket)
+	}
 	if err != nil {
 		return fmt.Errorf("stop the network process: %w", err)
 	}
@@ -295,10 +300,16 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 		}
 		return nil
 	}
-	if err == nil { // of another version, and nobody uses it
-		if err := s.stopSupervisor(ctx, p); err != nil {
-			return err
-		}
+	switch {
+	case err == nil: // of another version, and nobody uses it
+		err = s.stopSupervisor(ctx, p)
+	case errors.Is(err, supervisor.ErrHung):
+		err = s.killSupervisor(ctx, p)
+	default:
+		err = nil
+	}
+	if err != nil {
+		return err
 	}
 	args := []string{"supervisor", "--project-name", p.Name}
 	if emulated {
@@ -312,11 +323,23 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 	return nil
 }
 
-// stopSupervisor ends the supervisor, if there is one.
+// stopSupervisor ends the supervisor, if there is one; by force, if need be.
 func (s *Service) stopSupervisor(ctx context.Context, p Project) error {
-	err := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket()).Stop(ctx)
+	err := s.supervisor(p).Stop(ctx)
+	if errors.Is(err, supervisor.ErrHung) {
+		return s.killSupervisor(ctx, p)
+	}
 	if err != nil && !errors.Is(err, supervisor.ErrNone) {
 		return fmt.Errorf("stop the supervisor: %w", err)
+	}
+	return nil
+}
+
+// killSupervisor ends a supervisor that does not answer.
+func (s *Service) killSupervisor(ctx context.Context, p Project) error {
+	s.Log.Warn("killing a supervisor that does not answer", "project", p.Name)
+	if err := background.Kill(ctx, s.Dirs.paths(p.Name).controlSocket()); err != nil {
+		return fmt.Errorf("kill the supervisor: %w", err)
 	}
 	return nil
 }

@@ -68,15 +68,21 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probePatience)
 	defer cancel()
-	if net, err := usernet.NewDialer(f.dialSocket()).Status(ctx); err == nil {
+	switch net, err := usernet.NewDialer(f.dialSocket()).Status(ctx); {
+	case err == nil:
 		st.Network = &net
-	} else {
+	case errors.Is(err, usernet.ErrNoNetwork):
 		st.Problem = "the VM's network process is gone"
+	default:
+		st.Problem = "the VM's network process does not answer"
 	}
-	if sup, err := supervisor.NewClient(f.controlSocket()).Status(ctx); err == nil {
+	switch sup, err := s.supervisor(p).Status(ctx); {
+	case err == nil:
 		st.Supervisor = &sup
-	} else {
+	case errors.Is(err, supervisor.ErrNone):
 		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
+	case st.Problem == "":
+		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
 	}
 	if st.Problem == "" {
 		start := time.Now()

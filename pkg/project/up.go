@@ -220,7 +220,10 @@ func (b *boot) changes(dom vm.Domain) string {
 // rewire gives a running VM a new network process. QEMU 8.0 and later comes
 // back to the socket by itself; an older one must be saved and restored.
 func (b *boot) rewire(ctx context.Context) error {
-	b.progress.Start("network", "the VM's network process is gone: starting another")
+	b.progress.Start("network", "the VM's network process does not answer: starting another")
+	if err := b.stopNet(ctx, b.project); err != nil {
+		return err
+	}
 	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}

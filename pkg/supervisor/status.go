@@ -61,7 +61,17 @@ const whyNFS = "the one way that needs no root and lives through suspend and for
 // ErrNone says that no supervisor listens on the control socket.
 var ErrNone = errors.New("no supervisor is running")
 
-// Client talks to a supervisor over its control socket.
+// ErrHung says that a supervisor listens on the control socket and does not answer.
+var ErrHung = errors.New("the supervisor does not answer (repair it with: devvm up)")
+
+// Patience with a supervisor that is busy.
+const (
+	patienceAnswer = 5 * time.Second
+	patienceEnd    = 30 * time.Second
+)
+
+// Client talks to a supervisor over its control socket. What it asks fails with ErrHung
+// if there is no answer within 5 s.
 type Client struct {
 	http http.Client
 }
@@ -70,7 +80,8 @@ type Client struct {
 func NewClient(controlSocket string) *Client {
 	var d net.Dialer
 	return &Client{http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
+		DisableKeepAlives:     true,
+		ResponseHeaderTimeout: patienceAnswer,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return d.DialContext(ctx, "unix", controlSocket)
 		},
@@ -91,9 +102,11 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return s, nil
 }
 
-// Stop asks the supervisor to end and waits until it has; ErrNone if there is
-// none, or one that is ending already.
+// Stop asks the supervisor to end and waits until it has, or 30 s (ErrHung); ErrNone if
+// there is none, or one that is ending already.
 func (c *Client) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patienceAnswer+patienceEnd, ErrHung)
+	defer cancel()
 	resp, err := c.do(ctx, http.MethodPost, "/stop", nil)
 	if err != nil {
 		return err
@@ -101,7 +114,7 @@ func (c *Client) Stop(ctx context.Context) error {
 	defer resp.Body.Close()
 	// The answer ends with the supervisor, by its end or by a broken connection.
 	_, _ = io.Copy(io.Discard, resp.Body)
-	return ctx.Err()
+	return context.Cause(ctx)
 }
 
 // Suspend makes the supervisor close its link and make none until Resume; clients
@@ -112,7 +125,21 @@ func (c *Client) Suspend(ctx context.Context) error { return c.post(ctx, "/suspe
 func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume") }
 
 // Sync makes the guest write its caches to its disk, over the link that is up.
-func (c *Client) Sync(ctx context.Context) error { return c.post(ctx, "/sync") }
+func (c *Client) Sync(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodPost, "/sync", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	why, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	if err != nil {
+		return fmt.Errorf("ask supervisor: %w", err)
+	}
+	if len(why) > 0 {
+		return errors.New(strings.TrimSpace(string(why)))
+	}
+	return nil
+}
 
 func (c *Client) post(ctx context.Context, path string) error {
 	resp, err := c.do(ctx, http.MethodPost, path, nil)
@@ -160,7 +187,10 @@ func (c *Client) do(ctx context.Context, method, path string, body any) (*http.R
 		return nil, fmt.Errorf("ask supervisor: %w", err)
 	}
 	resp, err := c.http.Do(req)
+	var late net.Error
 	switch {
+	case ctx.Err() == nil && errors.As(err, &late) && late.Timeout():
+		return nil, ErrHung
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, ErrNone
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE): // it has ended, or is about to

@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -228,9 +229,11 @@ func (s *supervisor) handler(stop func()) http.Handler {
 		w.WriteHeader(http.StatusOK)
 	})
 	s.handlePorts(mux)
-	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("POST /sync", func(w http.ResponseWriter, r *http.Request) { // answers why it failed, if it has
+		w.WriteHeader(http.StatusOK)
+		_ = http.NewResponseController(w).Flush()
 		if err := s.sync(r.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
+			_, _ = io.WriteString(w, err.Error())
 		}
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {

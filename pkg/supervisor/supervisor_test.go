@@ -193,6 +193,29 @@ func TestStop(t *testing.T) {
 	}
 }
 
+// TestHung: one that listens and does not answer is told from one that is not there.
+func TestHung(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	client := supervisor.NewClient(socket)
+	if _, err := client.Status(t.Context()); !errors.Is(err, supervisor.ErrNone) {
+		t.Errorf("nobody listens: %v", err)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if _, err := client.Status(t.Context()); !errors.Is(err, supervisor.ErrHung) {
+		t.Errorf("nobody answers: %v", err)
+	}
+}
+
 // TestStopWaits: who asks for the end waits for all that the supervisor does, and who
 // comes meanwhile is told that there is none.
 func TestStopWaits(t *testing.T) {

@@ -164,11 +164,15 @@ func (d *Dialer) FollowEgress(ctx context.Context, use func(Attempt) error) erro
 	return nil
 }
 
-// stopPatience is how long a network process may fail to take the order to end.
-const stopPatience = 10 * time.Second
+// patience is how long a network process may leave a call without an answer, or fail to
+// take the order to end.
+const patience = 5 * time.Second
+
+// ErrHung says that the VM's network process does not end when it is told to.
+var ErrHung = errors.New("the VM's network process does not end")
 
 // Stop ends the network process and waits until its socket is closed, or ctx
-// ends. That it does not run is no error.
+// ends. That it does not run is no error; ErrHung says that it runs on after 5 s.
 func (d *Dialer) Stop(ctx context.Context) error {
 	start := time.Now()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -181,8 +185,8 @@ func (d *Dialer) Stop(ctx context.Context) error {
 			return nil
 		case ctx.Err() != nil:
 			return fmt.Errorf("stop the network: %w", context.Cause(ctx))
-		case err != nil && time.Since(start) > stopPatience:
-			return fmt.Errorf("stop the network: %w", err)
+		case time.Since(start) > patience:
+			return errors.Join(ErrHung, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -193,7 +197,7 @@ func (d *Dialer) Stop(ctx context.Context) error {
 
 // call is request for what is answered at once.
 func (d *Dialer) call(ctx context.Context, method, path string, body []byte, read func(*http.Response) error) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	return d.request(ctx, method, path, body, read)
 }
