@@ -150,6 +150,7 @@ func Checks(h Host, o Options) []Check {
 		{"Docker on the host", d.dockerHost},
 		{"other hypervisors", d.hypervisors},
 		{"shared files", d.sharedFiles},
+		{"shared repositories", d.gitIndex},
 		{"leftovers", d.leftovers},
 	}
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -162,6 +164,11 @@ func (b *bench) remove(paths ...string) {
 			b.t.Fatal(err)
 		}
 	}
+}
+
+// gitIndex is the start of an index of git's of so many files.
+func gitIndex(files uint32) string {
+	return string(binary.BigEndian.AppendUint32([]byte("DIRC\x00\x00\x00\x02"), files))
 }
 
 // own makes the fake user the owner of the files.
@@ -492,6 +499,27 @@ func TestChecks(t *testing.T) {
 			b.file("/home/me/app/rust/Cargo.toml", "")
 			b.file("/home/me/app/.venv/pyvenv.cfg", "")
 		}, want{Warn, false, "shared with the VM: /home/me/app/.venv (2001 files), /home/me/app/rust/target (2001 files)\n", "-v venv:/app/.venv"}},
+		{"git not shared", "shared repositories", func(b *bench) { b.file("/home/me/app/.git/index", gitIndex(manyFiles)) }, want{OK, false, "git does not", "-"}},
+		{"git shared", "shared repositories", func(b *bench) {
+			b.o.Shared = []string{"/home/me/my app", "/gone", "/home/me/small", "/home/me/told", "/home/me/odd", "/home/me/pipe"}
+			b.file("/home/me/my app/.git/index", gitIndex(manyFiles))
+			b.file("/home/me/my app/.git/config", "[core]\n\tcheckStat = default\n")
+			b.file("/home/me/small/.git/index", gitIndex(manyFiles-1))
+			b.file("/home/me/told/.git/index", gitIndex(manyFiles))
+			b.file("/home/me/told/.git/config", "[core]\n\tcheckstat = Minimal\n")
+			b.file("/home/me/odd/.git/index", "DIRC")
+			b.file("/home/me/pipe/.git/HEAD", "")
+			for _, name := range []string{"index", "config"} {
+				if err := unix.Mkfifo(b.h.path("/home/me/pipe/.git/"+name), 0o600); err != nil {
+					b.t.Fatal(err)
+				}
+			}
+		}, want{Warn, false, "who owns the files of /home/me/my app (2000 files)\n", "git -C '/home/me/my app' config core.checkStat minimal"}},
+		{"git shared by root", "shared repositories", func(b *bench) {
+			b.h.UID = 0
+			b.o.Shared = []string{"/root/app"}
+			b.file("/root/app/.git/index", gitIndex(manyFiles))
+		}, want{OK, false, "git does not", "-"}},
 		{"leftovers", "leftovers", func(b *bench) {
 			b.o.Leftovers = func(context.Context) ([]Leftover, error) {
 				return []Leftover{{"a broken image build", "devvm image prune"}, {"odd", ""}, {"the VM of /gone", "devvm rm --project gone-1"}}, nil

@@ -2,12 +2,17 @@ package doctor
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // made are directories that a tool fills with files that nobody edits, by name. One of
@@ -153,4 +158,54 @@ func volumeName(rel string) string {
 		name = "made-" + name
 	}
 	return name
+}
+
+// checkStat is the line of git's that has it compare only what is the same on all sides
+// (git-config(1), core.checkStat).
+var checkStat = regexp.MustCompile(`(?mi)^\s*checkstat\s*=\s*minimal\s*$`)
+
+// gitIndex looks for large repositories in what is shared. git notes the owner of each
+// file, whom the VM shows otherwise.
+func (d *doctor) gitIndex(context.Context) Result {
+	var found, fix []string
+	for _, share := range d.o.Shared {
+		git := filepath.Join(share, ".git")
+		if d.h.UID == 0 || checkStat.Match(d.start(filepath.Join(git, "config"), 64<<10)) {
+			continue
+		}
+		if n := d.indexed(filepath.Join(git, "index")); n >= manyFiles {
+			found = append(found, fmt.Sprintf("%s (%d files)", share, n))
+			fix = append(fix, fmt.Sprintf("git -C %s config core.checkStat minimal", quote(share)))
+		}
+	}
+	if len(found) == 0 {
+		return ok("git does not read shared files more often than it must", "")
+	}
+	return warn("git on this host and git in containers do not agree on who owns the files of "+strings.Join(found, ", "),
+		"each reads all files again after the other has", strings.Join(fix, "\n"))
+}
+
+// indexed returns how many files an index of git's names: the third word of its header
+// (gitformat-index(5)), 0 for none.
+func (d *doctor) indexed(path string) int {
+	head := d.start(path, 12)
+	if len(head) < 12 || string(head[:4]) != "DIRC" {
+		return 0
+	}
+	return int(binary.BigEndian.Uint32(head[8:]))
+}
+
+// start reads the start of a file that may be the VM's work: of no pipe, which it would
+// wait for.
+func (d *doctor) start(path string, most int64) []byte {
+	f, err := os.OpenFile(d.h.path(path), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	b, _ := io.ReadAll(io.LimitReader(f, most))
+	return b
 }
