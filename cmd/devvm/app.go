@@ -48,9 +48,9 @@ func newApp(streams *ui.Streams, getenv func(string) string, open openFunc) *app
 func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.newRootCmd()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.started {
-		err = &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm --help"}
+		err = &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: " + cmd.CommandPath() + " --help"}
 	}
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}

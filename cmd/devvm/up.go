@@ -32,7 +32,7 @@ half done is completed, and a VM that runs already is left alone.`,
 		}),
 	}
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
-	cmd.Flags().BoolVar(&o.yes, "yes", false, "do not ask: neither in the home directory nor when devvm.toml gives the VM more than before")
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask: neither in the home directory nor when devvm.toml gives the VM more than before")
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
