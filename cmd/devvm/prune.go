@@ -13,8 +13,9 @@ func (a *app) newPruneCmd() *cobra.Command {
 		Use:   "prune",
 		Short: "Give back the room of images and templates that no VM uses",
 		Long: `Remove all templates that no project's disk, nor the undo of one, lies on, and all
-such images but the newest of each name. Nothing of a project is touched; the next
-up of a new VM takes longer, because it makes its template again.`,
+such images but the newest of each name. Nothing of a project is touched, and its
+nuke is as quick as before; the up of a new project takes longer, if no other has a VM
+of the same shape, because it makes its template again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.service()

@@ -40,7 +40,7 @@ type Entry struct {
 // Ledger lists what devvm keeps on this host's disk.
 func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	users := map[string]int{}
-	err := s.eachDisk(ctx, func(backing []string) {
+	err := s.eachDisk(ctx, func(_ string, backing []string) {
 		for _, d := range backing {
 			users[filepath.Base(filepath.Dir(d))]++
 		}
@@ -92,7 +92,7 @@ type Pruned struct {
 }
 
 // Prune removes every image and template that no disk lies on, but with keepWarm
-// those that the next up can use.
+// those that the next up can use. Where a project's nuke can go back to, it can after.
 func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	var out Pruned
 	if err := s.clearBuilders(ctx); err != nil {
@@ -106,7 +106,11 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	if err != nil {
 		return out, err
 	}
-	keep := func(t template.Template) bool { return keepWarm && s.usable(t, host, images) }
+	forked, err := s.templatesToNuke(ctx)
+	if err != nil {
+		return out, err
+	}
+	keep := func(t template.Template) bool { return (keepWarm || forked[t.ID]) && s.usable(t, host, images) }
 	out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
 	if err != nil {
 		return out, err

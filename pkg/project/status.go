@@ -165,7 +165,7 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 // in use must not be removed.
 func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
 	in := map[string]bool{}
-	err := s.eachDisk(ctx, func(backing []string) { in[imageOf(backing)] = true })
+	err := s.eachDisk(ctx, func(_ string, backing []string) { in[imageOf(backing)] = true })
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +173,7 @@ func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
 }
 
 // eachDisk calls f with what each disk of a project, undo or template lies on.
-func (s *Service) eachDisk(ctx context.Context, f func(backing []string)) error {
+func (s *Service) eachDisk(ctx context.Context, f func(path string, backing []string)) error {
 	for _, pattern := range []string{
 		filepath.Join(s.Dirs.Data, "projects", "*", "*", "disk.qcow2"),
 		filepath.Join(s.Templates.Dir(), "*", "disk.qcow2"),
@@ -190,7 +190,7 @@ func (s *Service) eachDisk(ctx context.Context, f func(backing []string)) error 
 			if err != nil {
 				return err
 			}
-			f(backing)
+			f(d, backing)
 		}
 	}
 	return nil

@@ -336,9 +336,24 @@ func below(ctx context.Context, path string) ([]string, error) {
 // another template, lies on. The result is nil with an error, never partial.
 func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
 	in := map[string]bool{}
-	err := s.eachDisk(ctx, func(backing []string) {
+	err := s.eachDisk(ctx, func(_ string, backing []string) {
 		for _, d := range backing[:max(0, len(backing)-1)] {
 			in[filepath.Base(filepath.Dir(d))] = true
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+// templatesToNuke returns the IDs of the templates that projects were forked from, whose
+// memory their nuke goes back to. The result is nil with an error, never partial.
+func (s *Service) templatesToNuke(ctx context.Context) (map[string]bool, error) {
+	in := map[string]bool{}
+	err := s.eachDisk(ctx, func(path string, backing []string) {
+		if len(backing) > 1 && !s.isTemplate(path) {
+			in[filepath.Base(filepath.Dir(backing[0]))] = true
 		}
 	})
 	if err != nil {
