@@ -77,6 +77,7 @@ Docker changes the VM's firewall, never this host's.
   eval "$(devvm env)"      # DOCKER_HOST points at the VM
   docker compose up        # any Docker client, unchanged
   devvm nuke               # reset`,
+		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
@@ -87,6 +88,7 @@ Docker changes the VM's firewall, never this host's.
 		},
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
+	root.SetVersionTemplate("devvm {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
 	flags.StringVar(&a.project, "project", "", "the project's `directory or name` (default: found from the current directory)")

@@ -79,8 +79,13 @@ func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error 
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprint(a.Out, text)
-	return err
+	if _, err := fmt.Fprint(a.Out, text); err != nil {
+		return err
+	}
+	if above, ok := s.Above(p); ok && !o.unset {
+		fmt.Fprintf(a.Err, "note: %s has no VM; to use that of the directory above: --project %s\n", ui.Escape(p.Dir), ui.Escape(above.Dir))
+	}
+	return nil
 }
 
 // renderEnv writes the variables in a shell's language. It is pure.

@@ -52,7 +52,11 @@ func (a *app) runInGuest(ctx context.Context, s *project.Service, p project.Proj
 	}
 	defer client.Close()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, os.Stderr
-	cmd.Start = a.guestDir(s, p)
+	if cmd.Start = a.guestDir(s, p); cmd.Start != "" {
+		if err := s.Serves(ctx, p); err != nil {
+			return err
+		}
+	}
 	if tty {
 		restore, err := a.terminal(ctx, &cmd)
 		if err != nil {

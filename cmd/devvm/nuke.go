@@ -42,9 +42,11 @@ func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project
 		if err != nil {
 			return err
 		}
-		question := describeLoss(p, loss) + "\nThe old disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?"
+		question := describeLoss(p, loss) + "\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?"
 		if o.Undo {
-			question = describeLoss(p, loss) + "\nThis VM is kept aside in exchange for the earlier one. Go ahead?"
+			earlier := loss.Undo
+			loss.Undo = 0 // it is not lost
+			question = describeLoss(p, loss) + fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier))
 		}
 		if err := a.confirmLoss(ctx, question); err != nil {
 			return err
@@ -109,7 +111,7 @@ func describeLoss(p project.Project, loss project.Loss) string {
 	}
 	fmt.Fprintf(&b, "  disk: %s", ui.Size(loss.Disk))
 	if loss.Undo > 0 {
-		fmt.Fprintf(&b, "\nAn older disk (%s), kept by an earlier nuke, is affected too.", ui.Size(loss.Undo))
+		fmt.Fprintf(&b, "\nAn older disk (%s), kept by an earlier nuke, is deleted for good.", ui.Size(loss.Undo))
 	}
 	return b.String()
 }

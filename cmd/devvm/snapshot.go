@@ -114,11 +114,14 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
 			if !yes {
+				if err := s.HasSnapshot(ctx, p, name); err != nil {
+					return err
+				}
 				loss, err := s.Loss(ctx, p)
 				if err != nil {
 					return err
 				}
-				loss.Snapshots = 0 // they stay
+				loss.Snapshots, loss.Undo = 0, 0 // they stay
 				if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nIn its place comes what was there at snapshot "+name+". Go ahead?"); err != nil {
 					return err
 				}

@@ -124,13 +124,17 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	case o.NoUp:
 		return nil
 	case overtakes:
-		err := s.upFrom(ctx, hv, p, vm.Domain{}, show)
+		err = s.upFrom(ctx, hv, p, vm.Domain{}, show)
 		if err != nil && !exists(f.disk()) { // it has not come to the new VM
 			err = errors.Join(err, forget(context.WithoutCancel(ctx), hv, p))
 		}
-		return err
+	default:
+		err = s.up(ctx, hv, p, show)
 	}
-	return s.up(ctx, hv, p, show)
+	if err != nil && !o.Undo && exists(f.undo) {
+		show.Note("the former VM is kept; to have it back: devvm nuke --undo")
+	}
+	return err
 }
 
 // forget makes libvirt forget the VM, if it knows it.

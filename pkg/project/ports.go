@@ -111,6 +111,24 @@ func (s *Service) supervisor(p Project) *supervisor.Client {
 	return supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
 }
 
+// Serves is no error if programs in the VM can use what it has of this host, for which
+// its supervisor must be there.
+func (s *Service) Serves(ctx context.Context, p Project) error {
+	has, err := s.Dirs.paths(p.Name).readShares()
+	if err != nil || len(has.Exports) == 0 {
+		return err
+	}
+	_, err = s.supervisor(p).Status(ctx)
+	if errors.Is(err, supervisor.ErrNone) || errors.Is(err, supervisor.ErrHung) {
+		return &ui.Error{
+			Msg:  "the supervisor does not answer, and what uses this host's files in the VM would wait for it",
+			Hint: "bring it back with: devvm up",
+			Err:  err,
+		}
+	}
+	return err
+}
+
 // attended explains why a project's supervisor cannot be asked.
 func (s *Service) attended(ctx context.Context, p Project, err error) error {
 	if !errors.Is(err, supervisor.ErrNone) {

@@ -70,7 +70,11 @@ const guestMAC = "52:54:00:64:76:6d"
 func (s *Service) errNoVM(p Project) error {
 	hint := "make one with: devvm up"
 	if above, ok := s.above(p); ok {
-		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %[1]s && devvm init)", above.Dir)
+		dir, err := guest.Quote(above.Dir)
+		if err != nil { // no path has a NUL byte
+			dir = above.Dir
+		}
+		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, dir)
 	}
 	return &ui.Error{
 		Code: ui.ExitNoVM,
@@ -80,7 +84,16 @@ func (s *Service) errNoVM(p Project) error {
 	}
 }
 
-// above returns the nearest project above a directory that has a VM, if there is one.
+// Above returns the nearest project above a directory that has a VM, if there is one and
+// the directory itself has none.
+func (s *Service) Above(p Project) (Project, bool) {
+	if exists(s.Dirs.paths(p.Name).root) {
+		return Project{}, false
+	}
+	return s.above(p)
+}
+
+// above is Above for a directory of which nothing is known.
 func (s *Service) above(p Project) (Project, bool) {
 	for d := p.Dir; d != filepath.Dir(d); {
 		d = filepath.Dir(d)

@@ -35,7 +35,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 			return &ui.Error{
 				Code: ui.ExitNotRunning,
 				Msg:  fmt.Sprintf("a VM that is %s cannot be snapshotted", dom.State),
-				Hint: "let it run (devvm up) or stop it (devvm down)",
+				Hint: "let it go on with: devvm up",
 			}
 		}
 		all, err := hv.Snapshots(ctx, p.Name)
@@ -144,6 +144,15 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		show.Done()
 		return nil
 	})
+}
+
+// HasSnapshot is no error if the project's VM has a snapshot of the name.
+func (s *Service) HasSnapshot(ctx context.Context, p Project, name string) error {
+	all, err := s.Snapshots(ctx, p)
+	if err == nil && !slices.ContainsFunc(all, func(o vm.Snapshot) bool { return o.Name == name }) {
+		err = errNoSnapshot(name)
+	}
+	return err
 }
 
 // DeleteSnapshot removes a snapshot of the project's VM.
