@@ -48,6 +48,9 @@ func (s *screen) write(b []byte) (int, error) {
 // line writes one whole line of the display's own, whatever others have begun.
 func (s *screen) line(text string) {
 	if s.live != nil {
+		// The display erases from the cursor's column on, which keys that the terminal
+		// has shown (^C) may have moved.
+		_, _ = s.out.Write([]byte("\r"))
 		_, _ = s.live.Write([]byte(text + "\n"))
 		return
 	}

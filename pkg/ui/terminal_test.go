@@ -262,10 +262,11 @@ func TestTerminalCancel(t *testing.T) {
 	p := s.Progress(ctx, FormatAuto)
 	p.Start("ssh", "connect over SSH")
 	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH") })
+	_, _ = v.tty.WriteString("^C") // as the terminal shows the key
 	cancel()
 	waitFor(t, func() bool { return strings.Contains(v.screen(), "✗ connect over SSH") })
 	v.sync()
-	if !v.atLineStart() || strings.Count(v.screen(), "\n") != 1 {
+	if !v.atLineStart() || strings.Count(v.screen(), "\n") != 1 || !strings.HasPrefix(v.screen(), "✗") {
 		t.Errorf("not clean before Close:\n%s", v.screen())
 	}
 	p.Close()
