@@ -50,7 +50,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.started {
-		err = &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: " + cmd.CommandPath() + " --help"}
+		err = misused(cmd, err)
 	}
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
@@ -64,6 +64,21 @@ func (a *app) execute(ctx context.Context, args []string) int {
 		a.WriteError(err)
 	}
 	return ui.ExitCode(err)
+}
+
+// misused explains what is wrong with a command's flags or arguments.
+func misused(cmd *cobra.Command, err error) error {
+	e := &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: " + cmd.CommandPath() + " --help"}
+	words := cmd.Flags().Args()
+	// cobra calls a word that is too many an unknown command. It is a project's name, as
+	// other tools take it.
+	if none := cobra.NoArgs(cmd, words); none != nil && none.Error() == err.Error() && cmd.HasParent() && !cmd.HasSubCommands() {
+		e.Msg = fmt.Sprintf("%s takes no arguments, but got %q", cmd.CommandPath(), words[0])
+		if !cmd.Parent().HasParent() {
+			e.Hint = "a project is named with: " + cmd.CommandPath() + " --project NAME"
+		}
+	}
+	return e
 }
 
 func (a *app) newRootCmd() *cobra.Command {
@@ -87,6 +102,7 @@ Docker changes the VM's firewall, never this host's.
 			}
 		},
 	}
+	root.SuggestionsMinimumDistance = 1 // of names of two letters the most are two apart
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.SetVersionTemplate("devvm {{.Version}}\n")
 	flags := root.PersistentFlags()

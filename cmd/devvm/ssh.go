@@ -21,8 +21,9 @@ type sshOptions struct {
 func (a *app) newSSHCmd() *cobra.Command {
 	var o sshOptions
 	cmd := &cobra.Command{
-		Use:   "ssh [flags] [-- COMMAND ...]",
-		Short: "Open a shell in the VM, or print a configuration for OpenSSH",
+		Use:        "ssh [flags] [-- COMMAND ...]",
+		SuggestFor: []string{"shell", "attach"},
+		Short:      "Open a shell in the VM, or print a configuration for OpenSSH",
 		Long: `Open a shell in the VM, or run a command line in the VM's shell. It starts in the
 directory that this one is in the VM, if it is there, else in /root.
 
