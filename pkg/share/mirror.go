@@ -415,15 +415,36 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 				}
 				to.close()
 			}
-		} else {
+			if x.Dir && g.n == nil { // it has moved on, which will be told
+				continue
+			}
+		} else if !x.Dir || !x.Lives { // for a directory that was moved out may come back
 			unknown[at] = true
 		}
 		ghosts[at] = g
 	}
-	if len(unknown) == 0 {
-		return ghosts
+	// What the VM knew by these names, it must find again by its handles. But a directory
+	// that lives on elsewhere would be an empty one to it for ever, once it was removed.
+	for at, n := range e.lastAt(unknown) {
+		g := ghosts[at]
+		if g.kind == nfs3.NF3DIR {
+			if o, err := e.openNode(n); err == nil {
+				o.close()
+				continue
+			}
+		}
+		g.n = n
+		ghosts[at] = g
 	}
-	// What the VM knew by these names, it must find again by its handles.
+	return ghosts
+}
+
+// lastAt returns what was last seen in some places.
+func (e *export) lastAt(places map[ghostKey]bool) map[ghostKey]*node {
+	found := map[ghostKey]*node{}
+	if len(places) == 0 {
+		return found
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, half := range []map[key]*node{e.nodes.young, e.nodes.old} {
@@ -431,13 +452,10 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 			if n.parent == nil {
 				continue
 			}
-			at := ghostKey{n.parent.key, n.name}
-			if unknown[at] {
-				g := ghosts[at]
-				g.n = n
-				ghosts[at] = g
+			if at := (ghostKey{n.parent.key, n.name}); places[at] {
+				found[at] = n
 			}
 		}
 	}
-	return ghosts
+	return found
 }

@@ -221,6 +221,31 @@ func TestMirror(t *testing.T) {
 	until("attrib", "a/f2")
 	os.Remove(filepath.Join(dir, "a/d"))
 	until("rmdir", "a/d")
+
+	// A directory that moves is itself under its new name. One that is moved out, and may
+	// come back, is not to be removed for ever by the handle that it will have then.
+	os.Mkdir(filepath.Join(dir, "a/moves"), 0o755)
+	until("mkdir", "a/moves")
+	moves := c.must("a/moves")
+	during <- duty{"rename a/moves a/moved", func() {
+		if h, _, st := agent.lookup(a, "moves"); st != nfs3.OK || !bytes.Equal(h, moves) {
+			t.Errorf("the agent looks up the old name: %v", st)
+		}
+		if st := agent.rename(a, "moves", a, "moved"); st != nfs3.OK {
+			t.Errorf("the agent renames a directory: %v", st)
+		}
+	}}
+	os.Rename(filepath.Join(dir, "a/moves"), filepath.Join(dir, "a/moved"))
+	until("rename", "a/moves", "a/moved")
+	during <- duty{"rmdir a/moved", func() {
+		h, attr, st := agent.lookup(a, "moved")
+		if st != nfs3.OK || attr.Type != nfs3.NF3DIR || bytes.Equal(h, moves) {
+			t.Errorf("the agent looks up what was moved out: %v, itself: %t", st, bytes.Equal(h, moves))
+		}
+	}}
+	os.Rename(filepath.Join(dir, "a/moved"), filepath.Join(realTemp(t), "out"))
+	until("rmdir", "a/moved")
+
 	put(t, filepath.Join(dir, ".git/HEAD"), "2")
 	put(t, filepath.Join(dir, "end"), "2")
 	for done := false; !done; {
@@ -283,6 +308,7 @@ func TestPhantom(t *testing.T) {
 		want(t, "rmdir what is there", c.rmdir(c.root, "a"), nfs3.ERR_ACCES)
 		want(t, "rename what is there", c.rename(a, "f", a, "g"), nfs3.ERR_ACCES)
 		want(t, "rename what is gone", c.rename(a, "g", a, "f"), nfs3.OK)
+		want(t, "rename what is gone, over a directory that is another", c.rename(a, "g", c.root, "a"), nfs3.ERR_ACCES)
 		want(t, "link", c.link(f, a, "g"), nfs3.ERR_ROFS)
 		want(t, "mknod", c.nfs(nfs3.PROC_MKNOD, &nfs3.Mknod3args{Where: at(a, "n"), What: &nfs3.Mknoddata3_NF3FIFO{Fifo: attrs(0o600)}}, nil), nfs3.ERR_ROFS)
 		if after := onDisk(t, dir); !slices.Equal(before, after) || stat().Mtim != was.Mtim || stat().Ctim != was.Ctim {

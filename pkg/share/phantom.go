@@ -212,7 +212,9 @@ func (s *Server) phantomRemove(_ context.Context, _ *call, a *nfs3.Diropargs3, w
 }
 
 // phantomRename answers that what is gone from its old name has got its new one. The
-// VM's kernel may choose a name of its own, if the thing is open there.
+// VM's kernel may choose a name of its own, if the thing is open there. A directory that
+// is under the new name must be what was moved: another one would be replaced, and so
+// be an empty one to the VM for ever.
 func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, w *reply) {
 	none := &nfs3.Rename3res{}
 	from, err := s.object(a.From.Dir.Data)
@@ -229,8 +231,22 @@ func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, 
 	defer to.close()
 	if from.has(a.From.Name) {
 		err = unix.EACCES
+	} else if n, st, ferr := to.find(a.To.Name); ferr == nil && isDir(st) && !from.moved(a.From.Name, n) {
+		err = unix.EACCES
 	}
 	w.put(statusOf(err), &nfs3.Rename3res{FromdirWcc: *from.after(nil), TodirWcc: *to.after(nil)})
+}
+
+// moved tells whether what is gone from a name is a node.
+func (o *object) moved(name []byte, n *node) bool {
+	m := o.e.mirror
+	if m == nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g := m.ghosts[ghostKey{o.n.key, string(name)}].n
+	return g != nil && g.key == n.key && g.born == n.born
 }
 
 func (s *Server) refuseWrite(_ context.Context, _ *call, _ *nfs3.Write3args, w *reply) {

@@ -39,10 +39,12 @@ const (
 
 // Event is one change.
 type Event struct {
-	Op   Op
-	Dir  bool // of a directory
-	Path string
-	To   string
+	Op  Op
+	Dir bool // of a directory
+	// Lives says of what is removed that it was moved to where nothing is told of.
+	Lives bool
+	Path  string
+	To    string
 }
 
 // Options of Watch.
@@ -135,6 +137,7 @@ type origin struct {
 	path string
 	isd  bool
 	dir  *dir
+	late bool // a batch has ended since
 }
 
 // Watch calls use with the changes below Root until ctx ends. It does not hold the
@@ -161,9 +164,13 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 		if w.behind {
 			wake = w.again
 		}
+		if len(w.moved) > 0 {
+			wake = time.Now().Add(quiet)
+		}
 		_ = f.SetReadDeadline(wake)
 		n, err := f.Read(buf)
-		for end := time.Now().Add(longest); err == nil; {
+		end := time.Now().Add(longest)
+		for err == nil {
 			w.take(buf[:n])
 			_ = f.SetReadDeadline(earlier(time.Now().Add(quiet), end))
 			n, err = f.Read(buf)
@@ -174,7 +181,7 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 			}
 			return fmt.Errorf("watch %s: %w", o.Root, err)
 		}
-		w.settle()
+		w.settle(time.Now().Before(end))
 		w.tell(use)
 		if w.behind && time.Now().After(w.again) {
 			if err := w.rescan(); ctx.Err() != nil {
@@ -392,7 +399,7 @@ func (w *watcher) note(d *dir, name string, bits, cookie uint32) {
 		switch {
 		case w.ignored(p):
 			if ok {
-				w.vanish(from)
+				w.vanish(from, true)
 			}
 		case !ok:
 			w.appear(d, name, p, isDir)
@@ -409,7 +416,7 @@ func (w *watcher) note(d *dir, name string, bits, cookie uint32) {
 			w.batch.add(Event{Op: Rename, Dir: isDir, Path: from.path, To: p})
 		}
 	case bits&unix.IN_DELETE != 0:
-		w.vanish(origin{path: p, isd: isDir, dir: d.subs[name]})
+		w.vanish(origin{path: p, isd: isDir, dir: d.subs[name]}, false)
 	case bits&(unix.IN_MODIFY|unix.IN_CLOSE_WRITE) != 0:
 		w.batch.add(Event{Op: Modify, Path: p})
 	case bits&unix.IN_ATTRIB != 0:
@@ -428,20 +435,27 @@ func (w *watcher) appear(d *dir, name, p string, isDir bool) {
 	}
 }
 
-// vanish notes that something is gone from where it was.
-func (w *watcher) vanish(from origin) {
+// vanish notes that something is gone from where it was, and whether it lives on.
+func (w *watcher) vanish(from origin, lives bool) {
 	if from.dir != nil {
 		w.forget(from.dir)
 	}
-	w.batch.add(Event{Op: Remove, Dir: from.isd, Path: from.path})
+	w.batch.add(Event{Op: Remove, Dir: from.isd, Lives: lives, Path: from.path})
 }
 
-// settle ends a batch: what was moved, and did not arrive below the root, is gone.
-func (w *watcher) settle() {
+// settle ends a batch, because it is quiet or it took long: what was moved, and has not
+// arrived below the root, is gone. The kernel tells the two halves of a move one right
+// after the other, but a batch that took long may end in between.
+func (w *watcher) settle(quiet bool) {
 	for cookie, from := range w.moved {
+		if !quiet && !from.late {
+			from.late = true
+			w.moved[cookie] = from
+			continue
+		}
 		delete(w.moved, cookie)
 		if !w.ignored(from.path) {
-			w.vanish(from)
+			w.vanish(from, true)
 		}
 	}
 }

@@ -254,6 +254,46 @@ func TestMovesAtRandom(t *testing.T) {
 	}
 }
 
+// What moves within the tree is not told as removed, even where a batch ends between the
+// two halves of the move.
+func TestMovesAreWhole(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	if err := os.Mkdir(a, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	events := watched(t, dir)
+	told := make(chan int)
+	go func() {
+		n := 0
+		for batch := range events {
+			for _, e := range batch {
+				if e.Op == watch.Remove {
+					t.Errorf("told: %s", text(e))
+				}
+				if n++; e.Path == "end" {
+					told <- n
+					return
+				}
+			}
+		}
+	}()
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+		if err := errors.Join(os.Rename(a, b), os.Rename(b, a)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "end"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case n := <-told:
+		t.Logf("%d events", n)
+	case <-time.After(20 * time.Second):
+		t.Fatal("the end was not told")
+	}
+}
+
 // Directories too deep to be named do not keep the others from being watched.
 func TestDeep(t *testing.T) {
 	dir := t.TempDir()
