@@ -95,11 +95,15 @@ Docker changes the VM's firewall, never this host's.
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRun: func(cmd *cobra.Command, _ []string) {
-			a.started = true
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if f := cmd.Flags().Lookup("json"); f != nil {
 				a.json = f.Value.String() == "true"
 			}
+			if err := cmd.ValidateFlagGroups(); err != nil { // cobra does so later, as of a run that failed
+				return err
+			}
+			a.started = true
+			return nil
 		},
 	}
 	root.SuggestionsMinimumDistance = 1 // of names of two letters the most are two apart
@@ -109,6 +113,8 @@ Docker changes the VM's firewall, never this host's.
 	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
 	flags.StringVar(&a.project, "project", "", "the project's `directory or name` (default: found from the current directory)")
 	flags.CountVarP(&a.verbose, "verbose", "v", "tell more; twice: all")
+	complete(root, "directory", cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs))
+	complete(root, "project", a.completion(projectWords, cobra.ShellCompDirectiveDefault))
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.AddCommand(

@@ -38,6 +38,8 @@ The user's Docker context is never switched. The VM need not run.`,
 	cmd.Flags().StringVar(&o.shell, "shell", "", "bash, zsh, sh or fish (default: the shell that runs this)")
 	cmd.Flags().BoolVar(&o.unset, "unset", false, "print what removes the variables")
 	cmd.Flags().Bool("json", false, "print JSON")
+	cmd.MarkFlagsMutuallyExclusive("unset", "json") // JSON has the variables, not what to do with them
+	complete(cmd, "shell", cobra.FixedCompletions([]cobra.Completion{"bash", "zsh", "sh", "fish"}, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

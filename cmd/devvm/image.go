@@ -24,7 +24,7 @@ func (a *app) newImageCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.newImageBuildCmd(), a.newImageLsCmd(), a.newImageImportCmd(), a.newImageExportCmd(), a.newImageRmCmd(), a.newImagePruneCmd())
+	cmd.AddCommand(a.newImageBuildCmd(), a.newImageLsCmd(), a.newImageImportCmd(), a.completes(a.newImageExportCmd(), imageWords), a.completes(a.newImageRmCmd(), imageWords), a.newImagePruneCmd())
 	return cmd
 }
 
@@ -99,9 +99,10 @@ func (a *app) runImageBuild(ctx context.Context, s *project.Service, o image.Bui
 
 func (a *app) newImageLsCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ls",
-		Short: "List the base images",
-		Args:  cobra.NoArgs,
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the base images",
+		Args:    cobra.NoArgs,
 		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
 			images, err := s.Images.List(ctx)
 			if err != nil {

@@ -19,6 +19,7 @@ import (
 type logsOptions struct {
 	follow                                          bool
 	console, engine, supervisor, network, provision bool
+	tail                                            int // lines; less than 0: all
 }
 
 func (a *app) newLogsCmd() *cobra.Command {
@@ -33,6 +34,7 @@ func (a *app) newLogsCmd() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&o.follow, "follow", "f", false, "go on until Ctrl-C")
+	f.IntVarP(&o.tail, "tail", "n", -1, "only the last `lines`; -1: all")
 	f.BoolVar(&o.engine, "engine", false, "Docker Engine's log in the VM (default)")
 	f.BoolVar(&o.console, "console", false, "the guest's serial console")
 	f.BoolVar(&o.supervisor, "supervisor", false, "the process that serves docker.sock")
@@ -56,7 +58,7 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 		path = logs.Provision
 	}
 	if path != "" {
-		return a.showFile(ctx, path, o.follow)
+		return a.showFile(ctx, path, o)
 	}
 	client, err := s.Connect(ctx, p)
 	if err != nil {
@@ -64,8 +66,14 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 	}
 	defer client.Close()
 	argv := []string{"journalctl", "--no-pager", "--output=short-iso", "--unit=docker.service", "--unit=containerd.service"}
+	switch {
+	case o.tail >= 0:
+		argv = append(argv, fmt.Sprintf("--lines=%d", o.tail))
+	case o.follow:
+		argv = append(argv, "--lines=100")
+	}
 	if o.follow {
-		argv = append(argv, "--follow", "--lines=100")
+		argv = append(argv, "--follow")
 	}
 	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: a.Out, Stderr: a.Err})
 	if ctx.Err() != nil {
@@ -83,8 +91,8 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 // followEvery is how often a followed file is looked at.
 const followEvery = 200 * time.Millisecond
 
-// showFile copies a log file to the output; with follow, until ctx ends.
-func (a *app) showFile(ctx context.Context, path string, follow bool) error {
+// showFile copies a log file to the output; to follow it, until ctx ends.
+func (a *app) showFile(ctx context.Context, path string, o logsOptions) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
@@ -93,13 +101,18 @@ func (a *app) showFile(ctx context.Context, path string, follow bool) error {
 		return fmt.Errorf("read log: %w", err)
 	}
 	defer f.Close()
+	if o.tail >= 0 {
+		if err := seekTail(f, o.tail); err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+	}
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
 		if _, err := io.Copy(a.Out, f); err != nil {
 			return fmt.Errorf("read log: %w", err)
 		}
-		if !follow {
+		if !o.follow {
 			return nil
 		}
 		select {
@@ -108,4 +121,31 @@ func (a *app) showFile(ctx context.Context, path string, follow bool) error {
 			return nil
 		}
 	}
+}
+
+// seekTail puts a file's offset where its last lines begin.
+func seekTail(f *os.File, lines int) error {
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil || lines == 0 {
+		return err
+	}
+	block := make([]byte, 64<<10)
+	for start := end; start > 0; {
+		n := min(start, int64(len(block)))
+		start -= n
+		if _, err := f.ReadAt(block[:n], start); err != nil {
+			return err
+		}
+		for i := n - 1; i >= 0; i-- {
+			if block[i] != '\n' || start+i == end-1 { // that ends the last line
+				continue
+			}
+			if lines--; lines == 0 {
+				_, err := f.Seek(start+i+1, io.SeekStart)
+				return err
+			}
+		}
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return err
 }

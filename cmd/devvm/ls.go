@@ -8,11 +8,10 @@ import (
 
 func (a *app) newLsCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:        "ls",
-		SuggestFor: []string{"list"},
-		Aliases:    []string{"list"},
-		Short:      "List all projects of this user that have a VM",
-		Args:       cobra.NoArgs,
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List all projects of this user that have a VM",
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.service()
 			if err != nil {

@@ -18,7 +18,7 @@ func (a *app) newSnapshotCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.newSnapshotCreateCmd(), a.newSnapshotLsCmd(), a.newSnapshotRestoreCmd(), a.newSnapshotRmCmd())
+	cmd.AddCommand(a.newSnapshotCreateCmd(), a.newSnapshotLsCmd(), a.completes(a.newSnapshotRestoreCmd(), a.snapshotWords), a.completes(a.newSnapshotRmCmd(), a.snapshotWords))
 	return cmd
 }
 

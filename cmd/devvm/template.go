@@ -23,7 +23,7 @@ template when there is none.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.newTemplateBuildCmd(), a.newTemplateLsCmd(), a.newTemplateRmCmd(), a.newTemplatePruneCmd())
+	cmd.AddCommand(a.newTemplateBuildCmd(), a.newTemplateLsCmd(), a.completes(a.newTemplateRmCmd(), templateWords), a.newTemplatePruneCmd())
 	return cmd
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ports"
-	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -123,7 +122,7 @@ func (s *Service) beginSync(ctx context.Context, p Project) <-chan error {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, patienceSync)
 		defer cancel()
-		err := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket()).Sync(ctx)
+		err := s.supervisor(p).Sync(ctx)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}

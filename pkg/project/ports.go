@@ -106,11 +106,6 @@ func (s *Service) Conceal(ctx context.Context, p Project, port uint16) (int, err
 	return ports.Forget(s.Dirs.paths(p.Name).exposures(), port)
 }
 
-// supervisor is a client of the project's supervisor.
-func (s *Service) supervisor(p Project) *supervisor.Client {
-	return supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
-}
-
 // Serves is no error if programs in the VM can use what it has of this host, for which
 // its supervisor must be there.
 func (s *Service) Serves(ctx context.Context, p Project) error {

@@ -301,11 +301,16 @@ func (s *Service) stopNet(ctx context.Context, p Project) error {
 	return nil
 }
 
+// supervisor is a client of the project's supervisor.
+func (s *Service) supervisor(p Project) *supervisor.Client {
+	return supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
+}
+
 // startSupervisor starts the project's supervisor, unless it runs. More arguments
 // are for the new one.
 func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool, more ...string) error {
 	f := s.Dirs.paths(p.Name)
-	client := supervisor.NewClient(f.controlSocket())
+	client := s.supervisor(p)
 	status, err := client.Status(ctx)
 	if err == nil && (status.Version == s.Version || status.Connections > 0) {
 		if err := client.Resume(ctx); err != nil && status.Version == s.Version {

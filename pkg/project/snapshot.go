@@ -56,7 +56,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
-			sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
+			sup := s.supervisor(p)
 			if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
 				return err
 			}
@@ -93,9 +93,9 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if err != nil {
 			return err
 		}
-		i := slices.IndexFunc(all, func(o vm.Snapshot) bool { return o.Name == name })
-		if i < 0 {
-			return errNoSnapshot(name)
+		snapshot, err := named(all, name)
+		if err != nil {
+			return err
 		}
 		cfg, err := s.granted(p)
 		if err != nil {
@@ -124,7 +124,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 			return err
 		}
 		show.Start("restore", "go back to snapshot "+name)
-		if all[i].Memory {
+		if snapshot.Memory {
 			if err := s.startNet(ctx, p, b.cfg.Policy(), host); err != nil {
 				return err
 			}
@@ -133,7 +133,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 			_ = s.stopNet(context.WithoutCancel(ctx), p)
 			return err
 		}
-		if all[i].Memory {
+		if snapshot.Memory {
 			if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
 				return err
 			}
@@ -149,10 +149,20 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 // HasSnapshot is no error if the project's VM has a snapshot of the name.
 func (s *Service) HasSnapshot(ctx context.Context, p Project, name string) error {
 	all, err := s.Snapshots(ctx, p)
-	if err == nil && !slices.ContainsFunc(all, func(o vm.Snapshot) bool { return o.Name == name }) {
-		err = errNoSnapshot(name)
+	if err != nil {
+		return err
 	}
+	_, err = named(all, name)
 	return err
+}
+
+// named finds a snapshot by its name.
+func named(all []vm.Snapshot, name string) (vm.Snapshot, error) {
+	i := slices.IndexFunc(all, func(o vm.Snapshot) bool { return o.Name == name })
+	if i < 0 {
+		return vm.Snapshot{}, errNoSnapshot(name)
+	}
+	return all[i], nil
 }
 
 // DeleteSnapshot removes a snapshot of the project's VM.

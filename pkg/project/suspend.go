@@ -35,7 +35,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		if err := s.syncGuest(ctx, p, dom); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}
-		sup := supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
+		sup := s.supervisor(p)
 		if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
 			return err
 		}

@@ -344,7 +344,7 @@ func (b *boot) detach(ctx context.Context, saved bool) error {
 	if !saved {
 		return b.stopHelpers(ctx, b.project)
 	}
-	err := supervisor.NewClient(b.files.controlSocket()).Suspend(ctx)
+	err := b.supervisor(b.project).Suspend(ctx)
 	if err != nil && !errors.Is(err, supervisor.ErrNone) {
 		return err
 	}
@@ -710,7 +710,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer owned.Wait()
 	defer cancel()
 	owned.Go(func() {
-		watched <- supervisor.NewClient(b.files.controlSocket()).Watch(ctx, func(st supervisor.Status) bool {
+		watched <- b.supervisor(b.project).Watch(ctx, func(st supervisor.Status) bool {
 			select {
 			case states <- st:
 				return st.State != supervisor.StateReady
