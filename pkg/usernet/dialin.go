@@ -97,8 +97,8 @@ func answerFailure(answer *http.Response) error {
 
 // serveDialIn serves the dial socket until ctx ends; then it ends the tunnels.
 func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) error {
-	var tunnels sync.WaitGroup
-	defer tunnels.Wait()
+	var running sync.WaitGroup // connections, and tunnels, which outlive them
+	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
@@ -110,8 +110,6 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 		_ = json.NewEncoder(w).Encode(status)
 	})
 	mux.HandleFunc("GET /egress", func(w http.ResponseWriter, r *http.Request) {
-		tunnels.Add(1)
-		defer tunnels.Done()
 		w.Header().Set("Content-Type", "application/json")
 		if !r.URL.Query().Has("follow") {
 			_ = json.NewEncoder(w).Encode(s.Egress())
@@ -140,8 +138,8 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 		stop()
 	})
 	mux.HandleFunc("GET "+udpPath+"{host}/{port}/", func(w http.ResponseWriter, r *http.Request) {
-		tunnels.Add(1)
-		defer tunnels.Done()
+		running.Add(1)
+		defer running.Done()
 		s.tunnelUDP(ctx, w, r)
 	})
 	server := &http.Server{
@@ -149,18 +147,29 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
+		// A connection counts from its accept on: one that counted first in its
+		// handler could come after the Wait.
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew:
+				running.Add(1)
+			case http.StateHijacked, http.StateClosed:
+				running.Done()
+			}
+		},
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method != http.MethodConnect { // the mux has no patterns for authorities
 				mux.ServeHTTP(w, r)
 				return
 			}
-			tunnels.Add(1)
-			defer tunnels.Done()
+			running.Add(1)
+			defer running.Done()
 			s.tunnelTCP(ctx, w, r)
 		}),
 	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 	err := server.Serve(l)
+	_ = server.Close() // also what was accepted meanwhile
 	if ctx.Err() != nil {
 		return nil
 	}
