@@ -79,6 +79,10 @@ func bornOf(st *unix.Statx_t) uint32 {
 	if st.Mask&unix.STATX_BTIME == 0 {
 		return 0
 	}
-	n := uint64(st.Btime.Sec)*1_000_000_007 + uint64(st.Btime.Nsec)
+	return hashTime(st.Btime)
+}
+
+func hashTime(t unix.StatxTimestamp) uint32 {
+	n := uint64(t.Sec)*1_000_000_007 + uint64(t.Nsec)
 	return uint32(n ^ n>>32)
 }

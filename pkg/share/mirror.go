@@ -51,11 +51,22 @@ type mirror struct {
 	pending []watch.Event
 	news    chan struct{} // has room for one: there is something pending
 	ghosts  map[ghostKey]ghost
+	attempt attempt // the agent's last, of what it does to a directory; see phantom.go
 	done    recent[ghostKey, deed]
+	ended   recent[being, struct{}]
 }
 
 func newMirror() *mirror {
-	return &mirror{news: make(chan struct{}, 1), done: newRecent[ghostKey, deed](manyDeeds)}
+	return &mirror{
+		news: make(chan struct{}, 1),
+		done: newRecent[ghostKey, deed](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
+	}
+}
+
+// being is a directory that there will never be again.
+type being struct {
+	ino  uint64
+	born uint32
 }
 
 // ghostKey is a name in a directory.
@@ -162,7 +173,9 @@ const watchAgain = 5 * time.Second
 func (e *export) watch(ctx context.Context, s *Server) {
 	said := ""
 	for ctx.Err() == nil {
-		err := watch.Watch(ctx, watch.Options{Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch}, e.notice)
+		err := watch.Watch(ctx, watch.Options{
+			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end,
+		}, e.notice)
 		if err == nil {
 			return
 		}
@@ -213,11 +226,29 @@ func (m *mirror) tell(events []watch.Event) {
 	}
 }
 
-// take returns the news, some at a time.
+// end notes that a directory has ended.
+func (m *mirror) end(ino uint64, born unix.StatxTimestamp) {
+	m.mu.Lock()
+	m.ended.put(being{ino, hashTime(born)}, struct{}{})
+	m.mu.Unlock()
+}
+
+// take returns the news, some at a time, in which a name goes once: it is by the name
+// that the agent finds what is gone.
 func (m *mirror) take(most int) []watch.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	n := min(most, len(m.pending))
+	n, going := 0, map[string]bool{}
+	for ; n < min(most, len(m.pending)); n++ {
+		x := m.pending[n]
+		if x.Op != watch.Remove && x.Op != watch.Rename {
+			continue
+		}
+		if going[x.Path] {
+			break
+		}
+		going[x.Path] = true
+	}
 	events := m.pending[:n:n]
 	m.pending = m.pending[n:]
 	return events
@@ -256,11 +287,7 @@ const batchSize = 500
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
 	m := e.mirror
-	defer func() {
-		m.mu.Lock()
-		m.ghosts = nil
-		m.mu.Unlock()
-	}()
+	defer m.haunt(nil)
 	// The agent ends with its input; to kill it takes longer.
 	running, kill := context.WithCancel(context.WithoutCancel(ctx))
 	in, toAgent := io.Pipe()
@@ -315,10 +342,8 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 
 // send has the agent repeat a batch, and waits until it has.
 func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
-	ghosts := e.ghostsOf(events)
-	e.mirror.mu.Lock()
-	e.mirror.ghosts = ghosts
-	e.mirror.mu.Unlock()
+	e.mirror.haunt(e.ghostsOf(events))
+	defer e.mirror.haunt(nil)
 	var b bytes.Buffer
 	for _, x := range events {
 		for _, word := range e.words(x) {
@@ -334,10 +359,14 @@ func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) 
 	if errors.Is(err, bufio.ErrBufferFull) {
 		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
 	}
-	e.mirror.mu.Lock()
-	e.mirror.ghosts = nil
-	e.mirror.mu.Unlock()
 	return err
+}
+
+// haunt says what is gone and must be found.
+func (m *mirror) haunt(ghosts map[ghostKey]ghost) {
+	m.mu.Lock()
+	m.ghosts, m.attempt = ghosts, attempt{}
+	m.mu.Unlock()
 }
 
 // words are what the agent is told of an event.
@@ -418,7 +447,7 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 			if x.Dir && g.n == nil { // it has moved on, which will be told
 				continue
 			}
-		} else if !x.Dir || !x.Lives { // for a directory that was moved out may come back
+		} else {
 			unknown[at] = true
 		}
 		ghosts[at] = g
@@ -427,16 +456,20 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 	// that lives on elsewhere would be an empty one to it for ever, once it was removed.
 	for at, n := range e.lastAt(unknown) {
 		g := ghosts[at]
-		if g.kind == nfs3.NF3DIR {
-			if o, err := e.openNode(n); err == nil {
-				o.close()
-				continue
-			}
+		if g.kind != nfs3.NF3DIR || e.mirror.hasEnded(n) {
+			g.n = n
+			ghosts[at] = g
 		}
-		g.n = n
-		ghosts[at] = g
 	}
 	return ghosts
+}
+
+// hasEnded tells whether a directory is known to have ended.
+func (m *mirror) hasEnded(n *node) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, ok := m.ended.get(being{n.ino, n.born})
+	return ok && n.born != 0
 }
 
 // lastAt returns what was last seen in some places.

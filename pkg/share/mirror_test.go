@@ -219,21 +219,61 @@ func TestMirror(t *testing.T) {
 	until("symlink", "a/l", "to where")
 	os.Chmod(filepath.Join(dir, "a/f2"), 0o600)
 	until("attrib", "a/f2")
+
+	check := func(what string, got, want nfs3.Nfsstat3) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: got %s, want %s", what, nfs3.Nfsstat3_name[got], nfs3.Nfsstat3_name[want])
+		}
+	}
+
+	// Nothing happens to a directory that the agent did not just see to be gone. One that
+	// has ended is itself to the last.
+	ends := c.must("a/d")
+	during <- duty{"rmdir a/d", func() {
+		again := func() []byte {
+			t.Helper()
+			check("rmdir at once", agent.rmdir(a, "d"), nfs3.ERR_STALE)
+			h, _, st := agent.lookup(a, "d")
+			check("the agent looks it up", st, nfs3.OK)
+			return h
+		}
+		check("rmdir without a look", agent.rmdir(a, "d"), nfs3.ERR_STALE)
+		if h := again(); !bytes.Equal(h, ends) {
+			t.Error("another handle for what has ended")
+		}
+		os.Mkdir(filepath.Join(dir, "a/d"), 0o755)
+		check("rmdir of one that has come", agent.rmdir(a, "d"), nfs3.ERR_ACCES)
+		check("rmdir without a ghost", agent.rmdir(a, "e"), nfs3.ERR_STALE)
+		os.Remove(filepath.Join(dir, "a/d"))
+		again()
+		check("rmdir", agent.rmdir(a, "d"), nfs3.OK)
+		check("rmdir again", agent.rmdir(a, "d"), nfs3.ERR_STALE)
+	}}
 	os.Remove(filepath.Join(dir, "a/d"))
 	until("rmdir", "a/d")
 
-	// A directory that moves is itself under its new name. One that is moved out, and may
-	// come back, is not to be removed for ever by the handle that it will have then.
+	// A directory that moves is itself under its new name, which stands for nothing until
+	// then. One that is moved out, and may come back, is not to be removed for ever by the
+	// handle that it will have then.
 	os.Mkdir(filepath.Join(dir, "a/moves"), 0o755)
 	until("mkdir", "a/moves")
 	moves := c.must("a/moves")
 	during <- duty{"rename a/moves a/moved", func() {
-		if h, _, st := agent.lookup(a, "moves"); st != nfs3.OK || !bytes.Equal(h, moves) {
-			t.Errorf("the agent looks up the old name: %v", st)
+		check("rename at once", agent.rename(a, "moves", a, "moved"), nfs3.ERR_STALE)
+		h, _, st := agent.lookup(a, "moves")
+		check("the agent looks up the old name", st, nfs3.OK)
+		if !bytes.Equal(h, moves) {
+			t.Error("another handle under the old name")
 		}
-		if st := agent.rename(a, "moves", a, "moved"); st != nfs3.OK {
-			t.Errorf("the agent renames a directory: %v", st)
-		}
+		_, _, st = agent.lookup(a, "moved")
+		check("the agent looks up the new name", st, nfs3.ERR_NOENT)
+		_, _, st = c.lookup(a, "moved")
+		check("another looks up the new name", st, nfs3.OK)
+		check("rename elsewhere", agent.rename(a, "moves", a, "elsewhere"), nfs3.ERR_STALE)
+		check("rename without a look", agent.rename(a, "moves", a, "moved"), nfs3.ERR_STALE)
+		agent.lookup(a, "moves")
+		check("rename", agent.rename(a, "moves", a, "moved"), nfs3.OK)
 	}}
 	os.Rename(filepath.Join(dir, "a/moves"), filepath.Join(dir, "a/moved"))
 	until("rename", "a/moves", "a/moved")
@@ -277,6 +317,10 @@ func TestPhantom(t *testing.T) {
 		}
 		was := stat()
 		c.uid = agentUID
+		unheard := nfs3.ERR_STALE
+		if !events {
+			unheard = nfs3.ERR_ACCES
+		}
 		want(t, "truncate", c.setattr(f, func() nfs3.Sattr3 {
 			x, size := attrs(0o600), uint64(0)
 			x.Size, x.Mtime = &size, &nfs3.SetTime_SET_TO_CLIENT_TIME{Time: nfs3.Nfstime3{Seconds: 1}}
@@ -306,9 +350,9 @@ func TestPhantom(t *testing.T) {
 		want(t, "remove what is there", c.remove(a, "f"), nfs3.ERR_ACCES)
 		want(t, "remove what is gone", c.remove(a, "gone"), nfs3.OK)
 		want(t, "rmdir what is there", c.rmdir(c.root, "a"), nfs3.ERR_ACCES)
+		want(t, "rmdir what is not known to be gone", c.rmdir(c.root, "gone"), unheard)
 		want(t, "rename what is there", c.rename(a, "f", a, "g"), nfs3.ERR_ACCES)
-		want(t, "rename what is gone", c.rename(a, "g", a, "f"), nfs3.OK)
-		want(t, "rename what is gone, over a directory that is another", c.rename(a, "g", c.root, "a"), nfs3.ERR_ACCES)
+		want(t, "rename what is not known to be gone", c.rename(a, "g", a, "f"), unheard)
 		want(t, "link", c.link(f, a, "g"), nfs3.ERR_ROFS)
 		want(t, "mknod", c.nfs(nfs3.PROC_MKNOD, &nfs3.Mknod3args{Where: at(a, "n"), What: &nfs3.Mknoddata3_NF3FIFO{Fifo: attrs(0o600)}}, nil), nfs3.ERR_ROFS)
 		if after := onDisk(t, dir); !slices.Equal(before, after) || stat().Mtim != was.Mtim || stat().Ctim != was.Ctim {

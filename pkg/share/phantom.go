@@ -27,7 +27,7 @@ var phantomProcedures = map[nfs3.Nfsproc3]procedure{
 	nfs3.PROC_SYMLINK: {do: with((*Server).phantomSymlink)},
 	nfs3.PROC_MKNOD:   {do: with((*Server).refuseMknod)},
 	nfs3.PROC_REMOVE:  {do: with((*Server).phantomRemove)},
-	nfs3.PROC_RMDIR:   {do: with((*Server).phantomRemove)},
+	nfs3.PROC_RMDIR:   {do: with((*Server).phantomRmdir)},
 	nfs3.PROC_RENAME:  {do: with((*Server).phantomRename)},
 	nfs3.PROC_LINK:    {do: with((*Server).refuseLink)},
 	nfs3.PROC_COMMIT:  {do: with((*Server).refuseCommit)},
@@ -130,15 +130,13 @@ func (s *Server) phantomLookup(ctx context.Context, c *call, a *nfs3.Diropargs3,
 	}
 	defer dir.close()
 	at := ghostKey{dir.n.key, string(a.Name)}
-	var g ghost
-	found := false
-	if m := dir.e.mirror; m != nil {
-		m.mu.Lock()
-		g, found = m.ghosts[at]
-		m.mu.Unlock()
-	}
-	if !found || dir.has(a.Name) {
+	g, role := dir.e.mirror.look(at, dir.has(a.Name))
+	switch role {
+	case lives:
 		s.lookup(ctx, c, a, w)
+		return
+	case comes:
+		w.put(nfs3.ERR_NOENT, optional{dir.e.attributes(dir.n, &dir.st)})
 		return
 	}
 	h := dir.e.ghostHandle(at, g)
@@ -211,10 +209,94 @@ func (s *Server) phantomRemove(_ context.Context, _ *call, a *nfs3.Diropargs3, w
 	w.put(statusOf(err), dir.after(nil))
 }
 
+// A directory that the VM's kernel has seen removed, or replaced by another, is an empty
+// one to it for ever, even if it lives on and only had another name meanwhile. So it may
+// see that only of what the server has just shown it under that name: the first attempt
+// is answered STALE, upon which the kernel looks the names up anew (retry_estale of
+// Linux's fs/namei.c), all of them and with its directories locked, and tries again.
+
+// attempt is what the agent tried to do to a directory.
+type attempt struct {
+	goes, comes ghostKey // comes is empty for one that is removed
+	seen        bool     // the ghost was shown since
+}
+
+// role is what a name stands for to the agent.
+type role int
+
+const (
+	lives role = iota // what is there
+	gone              // a ghost
+	comes             // nothing, so far
+)
+
+// look returns what a name stands for.
+func (m *mirror) look(at ghostKey, there bool) (ghost, role) {
+	if m == nil {
+		return ghost{}, lives
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.ghosts[at]
+	switch {
+	case at == m.attempt.comes:
+		return ghost{}, comes
+	case there || !ok:
+		return ghost{}, lives
+	}
+	m.attempt.seen = m.attempt.seen || at == m.attempt.goes
+	return g, gone
+}
+
+// try tells whether the agent may do something to a directory that is gone, or has to
+// try again.
+func (m *mirror) try(goes, comes ghostKey) error {
+	if m == nil {
+		return unix.EACCES
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	last := m.attempt
+	m.attempt = attempt{}
+	if _, ok := m.ghosts[goes]; !ok {
+		return unix.ESTALE
+	}
+	if last == (attempt{goes, comes, true}) {
+		return nil
+	}
+	m.attempt = attempt{goes: goes, comes: comes}
+	return unix.ESTALE
+}
+
+// isDir tells whether what is gone from a name was a directory.
+func (m *mirror) isDir(at ghostKey) bool {
+	if m == nil {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.ghosts[at]
+	return !ok || g.kind == nfs3.NF3DIR
+}
+
+// phantomRmdir answers that a directory that is gone was removed.
+func (s *Server) phantomRmdir(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
+	dir, err := s.object(a.Dir.Data)
+	if err != nil {
+		w.put(statusOf(err), &nfs3.WccData{})
+		return
+	}
+	defer dir.close()
+	if dir.has(a.Name) {
+		err = unix.EACCES
+	} else {
+		err = dir.e.mirror.try(ghostKey{dir.n.key, string(a.Name)}, ghostKey{})
+	}
+	w.put(statusOf(err), dir.after(nil))
+}
+
 // phantomRename answers that what is gone from its old name has got its new one. The
-// VM's kernel may choose a name of its own, if the thing is open there. A directory that
-// is under the new name must be what was moved: another one would be replaced, and so
-// be an empty one to the VM for ever.
+// VM's kernel may choose a name of its own, if the thing is open there.
 func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, w *reply) {
 	none := &nfs3.Rename3res{}
 	from, err := s.object(a.From.Dir.Data)
@@ -229,24 +311,13 @@ func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, 
 		return
 	}
 	defer to.close()
+	goes := ghostKey{from.n.key, string(a.From.Name)}
 	if from.has(a.From.Name) {
 		err = unix.EACCES
-	} else if n, st, ferr := to.find(a.To.Name); ferr == nil && isDir(st) && !from.moved(a.From.Name, n) {
-		err = unix.EACCES
+	} else if from.e.mirror.isDir(goes) {
+		err = from.e.mirror.try(goes, ghostKey{to.n.key, string(a.To.Name)})
 	}
 	w.put(statusOf(err), &nfs3.Rename3res{FromdirWcc: *from.after(nil), TodirWcc: *to.after(nil)})
-}
-
-// moved tells whether what is gone from a name is a node.
-func (o *object) moved(name []byte, n *node) bool {
-	m := o.e.mirror
-	if m == nil {
-		return false
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	g := m.ghosts[ghostKey{o.n.key, string(name)}].n
-	return g != nil && g.key == n.key && g.born == n.born
 }
 
 func (s *Server) refuseWrite(_ context.Context, _ *call, _ *nfs3.Write3args, w *reply) {

@@ -39,12 +39,10 @@ const (
 
 // Event is one change.
 type Event struct {
-	Op  Op
-	Dir bool // of a directory
-	// Lives says of what is removed that it was moved to where nothing is told of.
-	Lives bool
-	Path  string
-	To    string
+	Op   Op
+	Dir  bool // of a directory
+	Path string
+	To   string
 }
 
 // Options of Watch.
@@ -59,11 +57,15 @@ type Options struct {
 	Log  *slog.Logger
 	// Ready, if any, is called when all that is there is watched.
 	Ready func()
+	// Ended, if any, is called when a directory that was removed has ended: by its inode
+	// number and its time of birth. One that a program has open has not, and one that
+	// was moved to where nothing is told of may come back.
+	Ended func(ino uint64, born unix.StatxTimestamp)
 }
 
 const (
 	mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB |
-		unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MOVE_SELF | unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
+		unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_MOVE_SELF | unix.IN_DELETE_SELF | unix.IN_ONLYDIR | unix.IN_EXCL_UNLINK
 	// quiet ends a batch of changes when nothing has come for so long, and longest in
 	// any case.
 	quiet   = 15 * time.Millisecond
@@ -77,6 +79,8 @@ type dir struct {
 	parent *dir // nil: the root
 	name   string
 	wd     int
+	ino    uint64
+	born   unix.StatxTimestamp // zero: the file system does not tell
 	subs   map[string]*dir
 }
 
@@ -259,6 +263,10 @@ func (w *watcher) add(parent *dir, name string, told bool) error {
 	if err != nil {
 		return err
 	}
+	var st unix.Statx_t
+	if unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &st) == nil && st.Mask&unix.STATX_BTIME != 0 {
+		d.ino, d.born = st.Ino, st.Btime
+	}
 	old := w.dirs[d.wd]
 	w.dirs[d.wd] = d
 	if old != nil { // it was moved, and the news of that is still to come
@@ -341,6 +349,9 @@ func (w *watcher) take(b []byte) {
 		if d.parent == nil && bits&unix.IN_MOVE_SELF != 0 {
 			w.lost = true // another directory may have its name
 		}
+		if bits&unix.IN_DELETE_SELF != 0 && w.Ended != nil && d.born != (unix.StatxTimestamp{}) {
+			w.Ended(d.ino, d.born)
+		}
 		if bits&unix.IN_IGNORED != 0 {
 			w.lost = w.lost || d.parent == nil
 			w.forget(d)
@@ -399,7 +410,7 @@ func (w *watcher) note(d *dir, name string, bits, cookie uint32) {
 		switch {
 		case w.ignored(p):
 			if ok {
-				w.vanish(from, true)
+				w.vanish(from)
 			}
 		case !ok:
 			w.appear(d, name, p, isDir)
@@ -416,7 +427,10 @@ func (w *watcher) note(d *dir, name string, bits, cookie uint32) {
 			w.batch.add(Event{Op: Rename, Dir: isDir, Path: from.path, To: p})
 		}
 	case bits&unix.IN_DELETE != 0:
-		w.vanish(origin{path: p, isd: isDir, dir: d.subs[name]}, false)
+		if x := d.subs[name]; x != nil {
+			x.unlink() // and watched on: its end is to be told
+		}
+		w.vanish(origin{path: p, isd: isDir})
 	case bits&(unix.IN_MODIFY|unix.IN_CLOSE_WRITE) != 0:
 		w.batch.add(Event{Op: Modify, Path: p})
 	case bits&unix.IN_ATTRIB != 0:
@@ -435,12 +449,12 @@ func (w *watcher) appear(d *dir, name, p string, isDir bool) {
 	}
 }
 
-// vanish notes that something is gone from where it was, and whether it lives on.
-func (w *watcher) vanish(from origin, lives bool) {
+// vanish notes that something is gone from where it was.
+func (w *watcher) vanish(from origin) {
 	if from.dir != nil {
 		w.forget(from.dir)
 	}
-	w.batch.add(Event{Op: Remove, Dir: from.isd, Lives: lives, Path: from.path})
+	w.batch.add(Event{Op: Remove, Dir: from.isd, Path: from.path})
 }
 
 // settle ends a batch, because it is quiet or it took long: what was moved, and has not
@@ -455,7 +469,7 @@ func (w *watcher) settle(quiet bool) {
 		}
 		delete(w.moved, cookie)
 		if !w.ignored(from.path) {
-			w.vanish(from, true)
+			w.vanish(from)
 		}
 	}
 }

@@ -15,13 +15,23 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/devvm/devvm/pkg/share/internal/watch"
 )
 
 // watched starts watching a directory and returns what it tells.
 func watched(t *testing.T, dir string) <-chan []watch.Event {
 	t.Helper()
+	events, _ := start(t, dir)
+	return events
+}
+
+// start is watched, and returns the inode numbers of the directories that have ended.
+func start(t *testing.T, dir string) (<-chan []watch.Event, <-chan uint64) {
+	t.Helper()
 	events := make(chan []watch.Event, 100)
+	ended := make(chan uint64, 100)
 	ready := make(chan struct{})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -29,6 +39,12 @@ func watched(t *testing.T, dir string) <-chan []watch.Event {
 		done <- watch.Watch(ctx, watch.Options{
 			Root: dir, Ignore: []string{".git", "*.swp", "/build/out"},
 			Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Ready: func() { close(ready) },
+			Ended: func(ino uint64, _ unix.StatxTimestamp) {
+				select {
+				case ended <- ino:
+				default: // nobody asks
+				}
+			},
 			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
 		}, func(e []watch.Event) { events <- e })
 	}()
@@ -43,7 +59,7 @@ func watched(t *testing.T, dir string) <-chan []watch.Event {
 			t.Errorf("Watch: %v", err)
 		}
 	})
-	return events
+	return events, ended
 }
 
 // text is an event in words.
@@ -254,44 +270,61 @@ func TestMovesAtRandom(t *testing.T) {
 	}
 }
 
-// What moves within the tree is not told as removed, even where a batch ends between the
-// two halves of the move.
-func TestMovesAreWhole(t *testing.T) {
+// A directory that was removed has ended when nobody has it open any more. One that moves,
+// even out of the tree, has not.
+func TestEnded(t *testing.T) {
 	dir := t.TempDir()
-	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
-	if err := os.Mkdir(a, 0o755); err != nil {
+	ino := map[string]uint64{}
+	for _, name := range []string{"removed", "open", "moved", "out", "last"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, filepath.Join(dir, name), 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Mask&unix.STATX_BTIME == 0 {
+			t.Skip("the file system does not tell when a directory was made")
+		}
+		ino[name] = st.Ino
+	}
+	open, err := os.Open(filepath.Join(dir, "open"))
+	if err != nil {
 		t.Fatal(err)
 	}
-	events := watched(t, dir)
-	told := make(chan int)
+	events, ended := start(t, dir)
 	go func() {
-		n := 0
-		for batch := range events {
-			for _, e := range batch {
-				if e.Op == watch.Remove {
-					t.Errorf("told: %s", text(e))
-				}
-				if n++; e.Path == "end" {
-					told <- n
-					return
-				}
-			}
+		for range events { // nobody asks
 		}
 	}()
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
-		if err := errors.Join(os.Rename(a, b), os.Rename(b, a)); err != nil {
+	next := func(name string) {
+		t.Helper()
+		select {
+		case got := <-ended:
+			if got != ino[name] {
+				t.Errorf("the end of %d is told, want %s: %v", got, name, ino)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatalf("the end of %s is not told", name)
+		}
+	}
+	for _, err := range []error{
+		os.Rename(filepath.Join(dir, "moved"), filepath.Join(dir, "moves")),
+		os.Rename(filepath.Join(dir, "out"), filepath.Join(t.TempDir(), "out")),
+		os.Remove(filepath.Join(dir, "open")),
+		os.Remove(filepath.Join(dir, "removed")),
+	} {
+		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "end"), nil, 0o644); err != nil {
+	next("removed")
+	open.Close()
+	next("open")
+	if err := os.Remove(filepath.Join(dir, "last")); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case n := <-told:
-		t.Logf("%d events", n)
-	case <-time.After(20 * time.Second):
-		t.Fatal("the end was not told")
-	}
+	next("last")
 }
 
 // Directories too deep to be named do not keep the others from being watched.
