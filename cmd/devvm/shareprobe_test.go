@@ -24,6 +24,9 @@ import (
 //	                                   tries to leave DIR; INODEs are of files outside
 //	shareprobe race DIR SECONDS        reads DIR/d/f and makes files in DIR/d as fast as
 //	                                   it can; prints each content that it has seen
+//	shareprobe hold DIR                lists DIR and all below it until it is gone, and
+//	                                   keeps many directories open meanwhile; prints how
+//	                                   many it has opened
 func shareProbe() int {
 	var err error
 	switch args := os.Args[1:]; args[0] {
@@ -33,6 +36,8 @@ func shareProbe() int {
 		err = probeOutside(args[1], args[2:])
 	case "race":
 		err = probeRace(args[1], args[2])
+	case "hold":
+		probeHold(args[1])
 	default:
 		err = fmt.Errorf("unknown probe %q", args[0])
 	}
@@ -105,6 +110,33 @@ func probeRace(dir, seconds string) error {
 	}
 	fmt.Printf("made %t\n", made > 0)
 	return nil
+}
+
+func probeHold(top string) {
+	held := make([]*os.File, 500)
+	opened := 0
+	var open func(dir string)
+	open = func(dir string) {
+		d, err := os.Open(dir)
+		if err != nil {
+			return
+		}
+		at := opened % len(held)
+		_ = held[at].Close() // nil at first, which is an error
+		held[at] = d
+		opened++
+		names, _ := d.Readdirnames(-1)
+		for _, name := range names {
+			open(filepath.Join(dir, name))
+		}
+	}
+	for {
+		if _, err := os.Stat(top); errors.Is(err, os.ErrNotExist) {
+			fmt.Println(opened, "opened")
+			return
+		}
+		open(top)
+	}
 }
 
 // probe is a client of NFS version 3 (RFC 1813) that asks what no kernel would.

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -21,6 +23,7 @@ import (
 var shareCommands = map[string]func(ts *testscript.TestScript, neg bool, args []string){
 	"share-probe": cmdShareProbe,
 	"live-reload": cmdLiveReload,
+	"move-about":  cmdMoveAbout,
 }
 
 // cmdShareProbe: share-probe puts shareprobe into the current directory.
@@ -34,6 +37,43 @@ func cmdShareProbe(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 	_, err = io.Copy(to, from)
 	ts.Check(errors.Join(err, to.Close()))
+}
+
+// cmdMoveAbout: move-about DIR SECONDS makes, removes and moves directories in a directory
+// at random.
+func cmdMoveAbout(ts *testscript.TestScript, _ bool, args []string) {
+	length, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	name := func() string {
+		name := ts.MkAbs(args[0])
+		for range 1 + r.IntN(2) {
+			name = filepath.Join(name, string(rune('a'+r.IntN(3))))
+		}
+		return name
+	}
+	changes := 0
+	for end := time.Now().Add(time.Duration(length) * time.Second); time.Now().Before(end); {
+		var err error
+		switch n := r.IntN(200); {
+		case n == 0:
+			err = os.RemoveAll(name())
+		case n < 40:
+			err = os.Mkdir(name(), 0o755)
+		case n < 60:
+			err = os.Remove(name())
+		default:
+			err = os.Rename(name(), name())
+		}
+		if err == nil {
+			changes++
+		}
+		if r.IntN(20) == 0 { // the VM meets the directories, too
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
+	fmt.Fprintf(ts.Stdout(), "%d changes, seed %d\n", changes, seed)
 }
 
 // liveReload is how soon a change must be told, in the middle of some.
