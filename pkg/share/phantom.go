@@ -171,6 +171,7 @@ func (s *Server) appear(where *nfs3.Diropargs3, kind uint16, w *reply) {
 		return
 	}
 	defer dir.close()
+	dir.e.mirror.giveUp()
 	n, st, err := dir.find(where.Name)
 	if err == nil && st.Mode&unix.S_IFMT != kind {
 		err = unix.EEXIST
@@ -266,6 +267,16 @@ func (m *mirror) try(goes, comes ghostKey) error {
 	}
 	m.attempt = attempt{goes: goes, comes: comes}
 	return unix.ESTALE
+}
+
+// giveUp says that the agent does something else now: it makes what it could not rename.
+func (m *mirror) giveUp() {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	m.attempt = attempt{}
+	m.mu.Unlock()
 }
 
 // isDir tells whether what is gone from a name was a directory.
