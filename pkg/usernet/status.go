@@ -15,14 +15,14 @@ type Status struct {
 	Offline   bool              `json:"offline"`        // outbound is refused
 	Policy    *egress.Policy    `json:"policy"`         // what the VM may reach
 	MTU       int               `json:"mtu"`            // bytes of an IP packet
-	FramesIn  uint64            `json:"framesIn"`       // from the VM
-	BytesIn   uint64            `json:"bytesIn"`        // from the VM
-	FramesOut uint64            `json:"framesOut"`      // to the VM
-	BytesOut  uint64            `json:"bytesOut"`       // to the VM
+	FramesIn  uint64            `json:"frames_in"`      // from the VM
+	BytesIn   uint64            `json:"bytes_in"`       // from the VM
+	FramesOut uint64            `json:"frames_out"`     // to the VM
+	BytesOut  uint64            `json:"bytes_out"`      // to the VM
 	Dropped   uint64            `json:"dropped"`        // frames that the VM did not take
-	TCPFlows  int               `json:"tcpFlows"`       // outbound connections, those being dialled included
-	UDPFlows  int               `json:"udpFlows"`       // outbound
-	DialIns   int               `json:"dialIns"`        // connections into the VM through the unix socket
+	TCPFlows  int               `json:"tcp_flows"`      // outbound connections, those being dialled included
+	UDPFlows  int               `json:"udp_flows"`      // outbound
+	DialIns   int               `json:"dial_ins"`       // connections into the VM through the unix socket
 	Refused   map[string]uint64 `json:"refused"`        // refused so far, by reason
 	PID       int               `json:"pid,omitempty"`  // of the network process
 }
