@@ -53,13 +53,14 @@ type mirror struct {
 	ghosts  map[ghostKey]ghost
 	attempt attempt // the agent's last, of what it does to a directory; see phantom.go
 	done    recent[ghostKey, deed]
+	changes recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
 	ended   recent[being, struct{}]
 }
 
 func newMirror() *mirror {
 	return &mirror{
 		news: make(chan struct{}, 1),
-		done: newRecent[ghostKey, deed](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
+		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
 	}
 }
 
@@ -83,9 +84,8 @@ type ghost struct {
 
 // deed is a change that the server made for the VM, which has heard of it.
 type deed struct {
-	at    time.Time
-	ino   uint64 // of what the name then stood for; 0: it was removed
-	ctime unix.StatxTimestamp
+	at  time.Time
+	ino uint64 // of what the name then stood for; 0: it was removed
 }
 
 const (
@@ -110,12 +110,13 @@ func (e *export) did(dir key, name string, st *unix.Statx_t) {
 		return
 	}
 	d := deed{at: time.Now()}
-	if st != nil {
-		d.ino, d.ctime = st.Ino, st.Ctime
-	}
 	e.mirror.mu.Lock()
+	defer e.mirror.mu.Unlock()
+	if st != nil {
+		d.ino = st.Ino
+		e.mirror.changes.put(e.keyOf(st), st.Ctime)
+	}
 	e.mirror.done.put(ghostKey{dir, name}, d)
-	e.mirror.mu.Unlock()
 }
 
 // echo tells whether an event is of the server's own making.
@@ -139,7 +140,13 @@ func (e *export) echo(x watch.Event) bool {
 	if err != nil {
 		return d.ino == 0
 	}
-	return d.ino == st.Ino && (isDir(st) || d.ctime == st.Ctime)
+	if d.ino != st.Ino || isDir(st) {
+		return d.ino == st.Ino
+	}
+	e.mirror.mu.Lock()
+	last, ok := e.mirror.changes.get(e.keyOf(st))
+	e.mirror.mu.Unlock()
+	return ok && last == st.Ctime
 }
 
 // openPath opens a directory below the root and knows it from then on.

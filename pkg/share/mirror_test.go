@@ -134,6 +134,10 @@ func TestMirror(t *testing.T) {
 	c.rename(a, "own", a, "own2")
 	c.remove(a, "own2")
 	c.mkdir(a, "owndir", 0o755)
+	h, _ = c.create(a, "own3", guarded(0o644))
+	c.link(h, a, "own4")
+	c.link(h, a, "own5")
+	c.remove(a, "own3")
 	put(t, filepath.Join(dir, "mark"), "")
 	select {
 	case words := <-batches:

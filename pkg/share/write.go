@@ -480,6 +480,12 @@ func (o *object) removed(st *unix.Statx_t, name string) {
 	if ok && last {
 		e.files.drop(n, true)
 	}
+	if ok && !last && e.mirror != nil { // its other names have a new ctime, which is no news
+		if other, err := e.openNode(n); err == nil {
+			other.changed()
+			other.close()
+		}
+	}
 }
 
 func (s *Server) rename(_ context.Context, _ *call, a *nfs3.Rename3args, w *reply) {
