@@ -196,18 +196,30 @@ func (s *Server) phantomSymlink(_ context.Context, _ *call, a *nfs3.Symlink3args
 	s.appear(&a.Where, unix.S_IFLNK, w)
 }
 
-// phantomRemove answers that what is gone was removed.
-func (s *Server) phantomRemove(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
-	dir, err := s.object(a.Dir.Data)
+// disappear answers that what is gone was removed, unless more says otherwise.
+func (s *Server) disappear(where *nfs3.Diropargs3, w *reply, more func(dir *object) error) {
+	dir, err := s.object(where.Dir.Data)
 	if err != nil {
 		w.put(statusOf(err), &nfs3.WccData{})
 		return
 	}
 	defer dir.close()
-	if dir.has(a.Name) {
+	if dir.has(where.Name) {
 		err = unix.EACCES
+	} else {
+		err = more(dir)
 	}
 	w.put(statusOf(err), dir.after(nil))
+}
+
+func (s *Server) phantomRemove(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
+	s.disappear(a, w, func(*object) error { return nil })
+}
+
+func (s *Server) phantomRmdir(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
+	s.disappear(a, w, func(dir *object) error {
+		return dir.e.mirror.try(ghostKey{dir.n.key, string(a.Name)}, ghostKey{})
+	})
 }
 
 // A directory that the VM's kernel has seen removed, or replaced by another, is an empty
@@ -288,22 +300,6 @@ func (m *mirror) isDir(at ghostKey) bool {
 	defer m.mu.Unlock()
 	g, ok := m.ghosts[at]
 	return !ok || g.kind == nfs3.NF3DIR
-}
-
-// phantomRmdir answers that a directory that is gone was removed.
-func (s *Server) phantomRmdir(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
-	dir, err := s.object(a.Dir.Data)
-	if err != nil {
-		w.put(statusOf(err), &nfs3.WccData{})
-		return
-	}
-	defer dir.close()
-	if dir.has(a.Name) {
-		err = unix.EACCES
-	} else {
-		err = dir.e.mirror.try(ghostKey{dir.n.key, string(a.Name)}, ghostKey{})
-	}
-	w.put(statusOf(err), dir.after(nil))
 }
 
 // phantomRename answers that what is gone from its old name has got its new one. The
