@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -72,6 +73,9 @@ func showStatus(w io.Writer, st project.Status) {
 		} else {
 			line("engine", "does NOT answer: %s", st.Problem)
 		}
+	}
+	if st.Supervisor != nil && !st.Supervisor.Rebooted.IsZero() {
+		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
 	if st.CPUs > 0 {
 		accel := ""

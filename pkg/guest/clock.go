@@ -12,27 +12,32 @@ import (
 	"time"
 )
 
-// clockScript answers each line: "t" with the time, a number by setting the
-// clock to it first. One process for all questions, because starting one costs
-// an emulated guest more than the network does.
-const clockScript = `while read -r l; do
+// clockScript tells which boot it is of, and answers each line: "t" with the time, a
+// number by setting the clock to it first. One process for all questions, because
+// starting one costs an emulated guest more than the network does.
+const clockScript = `read -r boot </proc/sys/kernel/random/boot_id && echo "$boot" || exit 1
+while read -r l; do
 case $l in t) ;; *) date -u -s "@$l" >/dev/null || exit 1 ;; esac
 date +%s.%N || exit 1
 done`
 
-// Clock compares the guest's clock with the host's: offset is how far the guest
-// is ahead (negative: behind), and half of roundtrip bounds its error.
-func (c *Client) Clock(ctx context.Context) (offset, roundtrip time.Duration, err error) {
-	return c.clock(ctx, false)
+// Clock is the guest's clock, compared with the host's.
+type Clock struct {
+	Offset    time.Duration // how far the guest is ahead; negative: behind
+	Roundtrip time.Duration // half of it bounds the offset's error
+	// Boot identifies the guest's boot: another one after each, and the same in a guest
+	// that goes on from a saved memory (random(4), boot_id).
+	Boot string
 }
+
+// Clock reads the guest's clock.
+func (c *Client) Clock(ctx context.Context) (Clock, error) { return c.clock(ctx, false) }
 
 // SetClock sets the guest's clock to the host's, and returns what [Client.Clock]
 // says afterwards.
-func (c *Client) SetClock(ctx context.Context) (offset, roundtrip time.Duration, err error) {
-	return c.clock(ctx, true)
-}
+func (c *Client) SetClock(ctx context.Context) (Clock, error) { return c.clock(ctx, true) }
 
-func (c *Client) clock(ctx context.Context, set bool) (offset, roundtrip time.Duration, err error) {
+func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	questions, ask := io.Pipe()
@@ -59,42 +64,52 @@ func (c *Client) clock(ctx context.Context, set bool) (offset, roundtrip time.Du
 	}()
 	in := bufio.NewReader(answers)
 
+	answer := func() (string, error) {
+		text, err := in.ReadSlice('\n') // of what the buffer holds, whatever the guest says
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil {
+			return "", fmt.Errorf("guest clock: %w", err)
+		}
+		return strings.TrimSpace(string(text)), nil
+	}
 	question := func(line string) error {
 		start := time.Now()
 		if _, err := io.WriteString(ask, line+"\n"); err != nil {
 			return fmt.Errorf("guest clock: %w", err)
 		}
-		text, err := in.ReadSlice('\n') // of what the buffer holds, whatever the guest says
+		text, err := answer()
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return fmt.Errorf("guest clock: %w", err)
+			return err
 		}
-		roundtrip = time.Since(start)
-		now, err := parseSeconds(strings.TrimSpace(string(text)))
+		clock.Roundtrip = time.Since(start)
+		now, err := parseSeconds(text)
 		if err != nil {
 			return fmt.Errorf("guest clock: %w", err)
 		}
-		offset = now.Sub(start.Add(roundtrip / 2).Round(0))
+		clock.Offset = now.Sub(start.Add(clock.Roundtrip / 2).Round(0))
 		return nil
 	}
-	// The first answer includes the shell's start.
+	if clock.Boot, err = answer(); err != nil {
+		return Clock{}, err
+	}
+	// The first answer includes the start of date.
 	for range 2 {
 		if err := question("t"); err != nil {
-			return 0, 0, err
+			return Clock{}, err
 		}
 	}
 	if set {
-		at := time.Now().Add(roundtrip / 2)
+		at := time.Now().Add(clock.Roundtrip / 2)
 		if err := question(fmt.Sprintf("%d.%09d", at.Unix(), at.Nanosecond())); err != nil {
-			return 0, 0, err
+			return Clock{}, err
 		}
 		if err := question("t"); err != nil {
-			return 0, 0, err
+			return Clock{}, err
 		}
 	}
-	return offset, roundtrip, nil
+	return clock, nil
 }
 
 // parseSeconds reads seconds since 1970 with a fraction, as date prints them.

@@ -40,7 +40,10 @@ type Status struct {
 	Version     string    `json:"version"`
 	Connections int       `json:"connections"` // open on docker.sock now
 	Redials     int       `json:"redials"`     // times the link was made anew
-	Ports       int       `json:"ports"`       // published ones that are open on this host
+	// Rebooted is when the VM was last found to have booted by itself: after a crash of
+	// its kernel, or by a command in it.
+	Rebooted time.Time `json:"rebooted,omitzero"`
+	Ports    int       `json:"ports"` // published ones that are open on this host
 
 	Exposures []ports.Exposed `json:"exposures,omitempty"` // to others than this host
 

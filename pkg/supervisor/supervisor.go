@@ -83,6 +83,7 @@ type supervisor struct {
 	status  Status
 	link    *guest.Client // nil while down
 	links   int           // made so far
+	boot    string        // of the VM (guest.Clock); empty: not known
 	rest    bool          // no link until resumed
 	changed chan struct{} // closed and replaced at each change
 	proxy   *dockerproxy.Proxy
@@ -268,6 +269,9 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		reason = why.Error()
 	}
 	s.link = link
+	if state == StateStopped { // what starts next was asked for
+		s.boot, s.status.Rebooted = "", time.Time{}
+	}
 	if state == StateStopped || state == StateSuspended {
 		// The VM's network process ends with the VM, and connections with it: a port
 		// that stayed open could only disappoint. Resume brings it back.
@@ -493,12 +497,27 @@ func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
 func (s *supervisor) setClock(ctx context.Context, link *guest.Client) {
 	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
 	defer cancel()
-	offset, roundtrip, err := link.Clock(ctx)
-	if err == nil && offset.Abs() > clockTolerance+roundtrip/2 { // half of it bounds the error
-		s.Log.Info("guest's clock was off", "offset", offset)
-		_, _, err = link.SetClock(ctx)
+	clock, err := link.Clock(ctx)
+	if err == nil {
+		s.noteBoot(clock.Boot)
+	}
+	if err == nil && clock.Offset.Abs() > clockTolerance+clock.Roundtrip/2 {
+		s.Log.Info("guest's clock was off", "offset", clock.Offset)
+		_, err = link.SetClock(ctx)
 	}
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		s.Log.Warn("guest's clock", "err", err)
 	}
+}
+
+// noteBoot tells when the VM has booted by itself: its containers have ended, and who
+// wonders why learns it from status.
+func (s *supervisor) noteBoot(boot string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.boot != "" && s.boot != boot {
+		s.status.Rebooted = time.Now()
+		s.Log.Warn("the VM has booted again, by a crash or a command in it", "more", "devvm logs --console")
+	}
+	s.boot = boot
 }

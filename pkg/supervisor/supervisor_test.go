@@ -141,6 +141,55 @@ func TestLink(t *testing.T) {
 	f.until(t, supervisor.StateReady, 2)
 }
 
+// A VM that boots by itself is told from one whose link broke, and from one that was
+// stopped and started.
+func TestReboot(t *testing.T) {
+	boot := filepath.Join(t.TempDir(), "boot")
+	write := func(id string) {
+		t.Helper()
+		if err := os.WriteFile(boot+".new", []byte(id+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(boot+".new", boot); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one")
+	f := start(t, func(g *guesttest.Options, _ *supervisor.Options) {
+		g.Intercept = nil
+		g.Rewrite = strings.NewReplacer("/proc/sys/kernel/random/boot_id", boot, "date -u -s", "false").Replace
+	})
+	rebooted := func(links int) bool {
+		t.Helper()
+		f.until(t, supervisor.StateReady, links)
+		st, err := f.client.Status(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return !st.Rebooted.IsZero()
+	}
+	if rebooted(0) {
+		t.Error("the first boot was taken for another")
+	}
+	f.server.CloseConns()
+	if rebooted(1) {
+		t.Error("a new link was taken for a boot")
+	}
+	write("two")
+	f.server.CloseConns()
+	if !rebooted(2) {
+		t.Error("a boot went unnoticed")
+	}
+	f.gone.Store(true)
+	f.server.CloseConns()
+	f.until(t, supervisor.StateStopped, 2)
+	write("three")
+	f.gone.Store(false)
+	if rebooted(3) {
+		t.Error("a VM that was stopped and started has not booted by itself")
+	}
+}
+
 // A suspended VM is not connected to, and clients are told so at once.
 func TestSuspend(t *testing.T) {
 	f := start(t)
