@@ -17,6 +17,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -713,7 +714,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 		watched <- b.supervisor(b.project).Watch(ctx, func(st supervisor.Status) bool {
 			select {
 			case states <- st:
-				return st.State != supervisor.StateReady
+				return true
 			case <-ctx.Done():
 				return false
 			}
@@ -734,17 +735,31 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	}
 	b.progress.Start(phase, phaseText[phase])
 	var last supervisor.Status
+	// Ready is what the supervisor knows, and a VM that has just crashed looks ready for
+	// some seconds: the engine itself has the last word.
+	answers := make(chan error, 1)
+	asking := false
+	ask := func() {
+		if asking || last.State != supervisor.StateReady {
+			return
+		}
+		asking = true
+		owned.Go(func() { answers <- engine.Ping(ctx, b.files.dockerSocket()) })
+	}
 	for {
 		select {
+		case err := <-answers:
+			if err == nil {
+				return nil
+			}
+			asking = false
 		case last = <-states:
 			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
 			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
 				phase = next
 				b.progress.Start(phase, phaseText[phase])
 			}
-			if last.State == supervisor.StateReady {
-				return nil
-			}
+			ask()
 			if last.State == supervisor.StateStopped { // by what it knows, which may be old
 				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 				if errors.Is(err, usernet.ErrNoNetwork) {
@@ -758,6 +773,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				b.progress.Start(phase, phaseText[phase])
 			}
 		case <-check.C:
+			ask()
 			dom, err := b.hv.Get(ctx, b.project.Name)
 			if err == nil && dom.State != vm.StateRunning {
 				return b.died(dom, kernelUp)
