@@ -205,12 +205,15 @@ next:
 	return out
 }
 
-// slay [-stop] WORDS… sends SIGKILL, or SIGSTOP, to the processes whose command line has
-// the words.
+// slay [-stop|-cont] WORDS… sends SIGKILL, or SIGSTOP or SIGCONT, to the processes whose
+// command line has the words.
 func cmdSlay(ts *testscript.TestScript, _ bool, args []string) {
 	signal := syscall.SIGKILL
-	if args[0] == "-stop" {
+	switch args[0] {
+	case "-stop":
 		signal, args = syscall.SIGSTOP, args[1:]
+	case "-cont":
+		signal, args = syscall.SIGCONT, args[1:]
 	}
 	found := match(ts, args)
 	if len(found) == 0 {
