@@ -36,6 +36,11 @@ type Published struct {
 	Type        string
 }
 
+// chosen is where the ports begin that the engine chooses. A real engine's begin in the
+// range from which this host's own connections take theirs, and one of those may have a
+// port just when a test wants it.
+const chosen = 21000
+
 // Published are the ports that the container publishes. Ports that the engine is to
 // choose are derived from the container's own.
 func (c Container) Published() []Published {
@@ -45,7 +50,7 @@ func (c Container) Published() []Published {
 		private, _ := strconv.Atoi(number)
 		for _, w := range wishes {
 			public, _ := strconv.Atoi(w.HostPort)
-			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, 32768+private), Type: cmp.Or(protocol, "tcp")}
+			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, chosen+private), Type: cmp.Or(protocol, "tcp")}
 			if p.IP != "" {
 				list = append(list, p)
 				continue
