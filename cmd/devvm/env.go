@@ -50,7 +50,7 @@ type variable struct{ name, value string }
 // variables are what Docker clients and Testcontainers look at.
 // https://docs.docker.com/reference/cli/docker/#environment-variables
 // https://java.testcontainers.org/features/configuration/#customizing-docker-host-detection
-func variables(project, socket string) []variable {
+func variables(p project.Project, socket string) []variable {
 	return []variable{
 		{"DOCKER_HOST", "unix://" + socket},
 		{"DOCKER_CONTEXT", ""},
@@ -58,12 +58,15 @@ func variables(project, socket string) []variable {
 		{"DOCKER_CERT_PATH", ""},
 		// What a container must mount to reach the engine: its path in the VM.
 		{"TESTCONTAINERS_DOCKER_SOCKET_OVERRIDE", "/var/run/docker.sock"},
-		{"DEVVM_PROJECT", project},
+		// Each engine gives the ports that it chooses the same numbers, so that on
+		// localhost the next container may be another project's.
+		{"TESTCONTAINERS_HOST_OVERRIDE", p.Address().String()},
+		{"DEVVM_PROJECT", p.Name},
 	}
 }
 
 func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error {
-	vars := variables(p.Name, s.Socket(p))
+	vars := variables(p, s.Socket(p))
 	if a.json {
 		out := map[string]string{}
 		for _, v := range vars {
