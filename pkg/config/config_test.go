@@ -281,6 +281,8 @@ func TestMessages(t *testing.T) {
 		{"mount key near", "[[mounts]]\nsource = \"a\"\nwriteable = true\n"},
 		{"mount key unknown", "[[mounts]]\nsource = \"a\"\nowner = \"me\"\n"},
 		{"mount writable string", "[[mounts]]\nsource = \"a\"\nwritable = \"yes\"\n"},
+		{"mount, the second of two", "cpus = 2\n\n[[mounts]]\nsource = \"a\"\n\n[[mounts]]\nsource = \"b\"\nwritable = 1\n"},
+		{"mount, the second of a list", "mounts = [\n\t{source = \"a\"},\n\t{target = \"/b\"},\n]\n"},
 		{"mount target relative", "[[mounts]]\nsource = \"a\"\ntarget = \"data\"\n"},
 		{"mount target with dots", "[[mounts]]\nsource = \"a\"\ntarget = \"/data/../etc\"\n"},
 		{"mount of another's home", "mounts = [{source = \"~bob/x\"}]\n"},

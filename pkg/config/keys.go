@@ -43,6 +43,7 @@ type problem struct {
 	msg  string // continues `key = value: `
 	hint string
 	sub  string // key below this one that is meant; empty: the key itself
+	item int    // table of a list of tables that is meant, from 1; 0: none
 	full bool   // msg is a whole sentence
 }
 

@@ -274,12 +274,10 @@ func (l *layer) value(f *field, prim toml.Primitive, line int) {
 		return
 	}
 	// The keys of a table have lines of their own.
-	lines := map[string]int{}
+	var lines map[string]int
 	var sub map[string]toml.Primitive
 	if _, ok := v.(map[string]any); ok && l.meta.PrimitiveDecode(prim, &sub) == nil {
-		for k, p := range sub {
-			lines[k] = l.line(p)
-		}
+		lines = l.lines(sub)
 	}
 	if p := f.set(&l.c, l.env, v); p != nil {
 		e := &Error{File: l.path, Line: line, Key: f.Name, Msg: p.msg, Hint: p.hint}
@@ -290,8 +288,11 @@ func (l *layer) value(f *field, prim toml.Primitive, line int) {
 		if !p.full {
 			e.Msg = fmt.Sprintf("%s = %s: %s", f.Name, brief(v), p.msg)
 		}
+		if p.item > 0 {
+			lines = l.itemLines(prim, p.item)
+		}
+		e.Line = cmp.Or(lines[p.sub], line)
 		if p.sub != "" {
-			e.Line = cmp.Or(lines[p.sub], line)
 			e.Key += "." + quoteKey(p.sub)
 		}
 		l.errs = append(l.errs, e)
@@ -301,6 +302,29 @@ func (l *layer) value(f *field, prim toml.Primitive, line int) {
 	for k, n := range lines {
 		l.c.origins[f.Name+"."+quoteKey(k)] = origin{l.path, cmp.Or(n, line)}
 	}
+}
+
+// lines finds the lines of a table's keys.
+func (l *layer) lines(table map[string]toml.Primitive) map[string]int {
+	lines := make(map[string]int, len(table))
+	for k, p := range table {
+		lines[k] = l.line(p)
+	}
+	return lines
+}
+
+// itemLines finds the lines of the keys of a table in a list, and as that of "" the
+// first of them.
+func (l *layer) itemLines(list toml.Primitive, item int) map[string]int {
+	var tables []map[string]toml.Primitive
+	if l.meta.PrimitiveDecode(list, &tables) != nil || item > len(tables) {
+		return nil
+	}
+	lines := l.lines(tables[item-1])
+	if len(lines) > 0 {
+		lines[""] = slices.Min(slices.Collect(maps.Values(lines)))
+	}
+	return lines
 }
 
 // errProbe makes the decoder say where it is.

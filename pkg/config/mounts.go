@@ -40,9 +40,10 @@ func setMounts(c *Config, _ Env, v any) *problem {
 		return &problem{msg: fmt.Sprintf("%d mounts are more than a VM has: %d", len(tables), maxMounts), hint: "share a directory above them", full: true}
 	}
 	mounts := []Mount{}
-	for _, t := range tables {
+	for i, t := range tables {
 		m, p := mountOf(t)
 		if p != nil {
+			p.item = i + 1
 			return p
 		}
 		mounts = append(mounts, m)
@@ -53,7 +54,9 @@ func setMounts(c *Config, _ Env, v any) *problem {
 
 func mountOf(t map[string]any) (Mount, *problem) {
 	var m Mount
-	fail := func(msg, hint string) (Mount, *problem) { return m, &problem{msg: msg, hint: hint, full: true} }
+	fail := func(key, msg, hint string) (Mount, *problem) {
+		return m, &problem{msg: msg, hint: hint, sub: key, full: true}
+	}
 	const example = `write source = "../shared", target = "/srv/shared", writable = true`
 	for _, k := range sortedKeys(t) {
 		ok := false
@@ -69,21 +72,21 @@ func mountOf(t map[string]any) (Mount, *problem) {
 			if near := nearest(k, []string{"source", "target", "writable"}); near != "" {
 				hint = fmt.Sprintf("did you mean %q?", near)
 			}
-			return fail("unknown key "+briefKey("mounts."+quoteKey(k)), hint)
+			return fail(k, "unknown key "+briefKey("mounts."+quoteKey(k)), hint)
 		}
 		if !ok {
-			return fail(fmt.Sprintf("mounts.%s = %s is %s", k, brief(t[k]), typeName(t[k])), example)
+			return fail(k, fmt.Sprintf("mounts.%s = %s is %s", k, brief(t[k]), typeName(t[k])), example)
 		}
 	}
 	switch {
 	case m.Source == "":
-		return fail("a mount has no source: the directory of the host", example)
+		return fail("", "a mount has no source: the directory of the host", example)
 	case strings.ContainsRune(m.Source+m.Target, 0):
-		return fail("a path of a mount holds a NUL character", "remove \\u0000")
+		return fail("", "a path of a mount holds a NUL character", "remove \\u0000")
 	case strings.HasPrefix(m.Source, "~") && m.Source != "~" && !strings.HasPrefix(m.Source, "~/"):
-		return fail(fmt.Sprintf("mounts.source = %s: only your own home has a short form", brief(m.Source)), `write "~/directory" or an absolute path`)
+		return fail("source", fmt.Sprintf("mounts.source = %s: only your own home has a short form", brief(m.Source)), `write "~/directory" or an absolute path`)
 	case m.Target != "" && (!path.IsAbs(m.Target) || path.Clean(m.Target) != m.Target):
-		return fail(fmt.Sprintf("mounts.target = %s is not a plain absolute path", brief(m.Target)), `write a path like "/srv/shared", or leave it out: the path on the host`)
+		return fail("target", fmt.Sprintf("mounts.target = %s is not a plain absolute path", brief(m.Target)), `write a path like "/srv/shared", or leave it out: the path on the host`)
 	}
 	return m, nil
 }
