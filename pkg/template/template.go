@@ -42,7 +42,7 @@ var (
 
 // Version of what a template is; a change of what VMs are made of, or of how they
 // are sealed, counts it up.
-const Version = 1
+const Version = 2
 
 // Shape is everything that a saved memory depends on.
 type Shape struct {

@@ -144,7 +144,7 @@ func DomainXML(spec Spec, host Host) (string, error) {
 		d.CPU = &libvirtxml.DomainCPU{Mode: "host-passthrough", Check: "none", Migratable: "on"}
 		d.Clock.Timer = append(d.Clock.Timer, libvirtxml.DomainTimer{Name: "kvmclock", Present: "yes"})
 	case AccelTCG:
-		d.OS.Cmdline = emulatedCmdline(spec)
+		d.OS.Cmdline = emulatedCmdline(spec, host)
 		// All that QEMU can emulate, since images ask for x86-64-v2 and more;
 		// but without "rep movsb" as the fast way to copy, for it is
 		// emulated byte by byte: kernel and Go programs then write memory 1.4
@@ -179,15 +179,27 @@ func DomainXML(spec Spec, host Host) (string, error) {
 	return doc + "\n", nil
 }
 
-// emulatedCmdline is the kernel's command line under emulation. Linux counts
-// timer ticks at boot and panics ("IO-APIC + timer doesn't work!") when some are
-// late, which on a busy host they are. Under KVM it leaves that out by itself.
-func emulatedCmdline(spec Spec) string {
-	const option = "no_timer_check"
-	if spec.Kernel == "" || slices.Contains(strings.Fields(spec.Cmdline), option) {
-		return spec.Cmdline
+// emulatedCmdline is the kernel's command line under emulation.
+//
+// Linux counts timer ticks at boot and panics ("IO-APIC + timer doesn't work!") when some
+// are late, which on a busy host they are. Under KVM it leaves that out by itself.
+//
+// QEMU before 8.0 gives CMPXCHG16B flags that another instruction has left behind. Linux
+// takes and frees memory with it; an interrupt before the next instruction that sets flags
+// keeps them, and with the wrong ones the kernel panics, rarely. Programs in the VM still
+// find it in CPUID: some want x86-64-v2.
+func emulatedCmdline(spec Spec, host Host) string {
+	options := []string{"no_timer_check"}
+	if !versionAtLeast(host.QEMU, 8, 0) {
+		options = append(options, "clearcpuid=cx16")
 	}
-	return strings.TrimLeft(spec.Cmdline+" "+option, " ")
+	cmdline := spec.Cmdline
+	for _, option := range options {
+		if spec.Kernel != "" && !slices.Contains(strings.Fields(cmdline), option) {
+			cmdline = strings.TrimLeft(cmdline+" "+option, " ")
+		}
+	}
+	return cmdline
 }
 
 // disk is the VM's own disk.

@@ -56,6 +56,7 @@ func TestDomainXML(t *testing.T) {
 		"session-tcg":      {session, func(s *Spec) { s.Accel = AccelTCG }},
 		"system-apparmor":  {system, func(*Spec) {}},
 		"qemu-8":           {Host{URI: uriSession, QEMU: "8.2.2"}, func(*Spec) {}},
+		"qemu-8-tcg":       {Host{URI: uriSession, QEMU: "8.2.2"}, func(s *Spec) { s.Accel = AccelTCG }},
 		"firmware-seed":    {session, func(s *Spec) { s.Kernel, s.Initrd, s.Cmdline, s.Seed = "", "", "", "/s/seed.img" }},
 		"two-images":       {system, func(s *Spec) { s.Backing = []string{"/templates/t/disk.qcow2", "/images/i/disk.qcow2"} }},
 		"no-network":       {session, func(s *Spec) { s.NetSocket, s.Console, s.Credentials, s.Backing = "", "", nil, nil }},
