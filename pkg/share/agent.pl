@@ -40,6 +40,7 @@ my %do = (
 	remove  => sub { unlink word() },
 	rmdir   => sub { rmdir word() },
 	rename  => sub { my $from = word(); my $to = word(); rename $from, $to or touch($to, 1) },
+	list    => sub { if (opendir my $d, word()) { 1 while defined readdir $d } },
 	sync    => sub { print ".\n" },
 );
 while (1) { ($do{word()} || die "unknown\n")->() }

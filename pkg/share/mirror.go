@@ -55,12 +55,15 @@ type mirror struct {
 	done    recent[ghostKey, deed]
 	changes recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
 	ended   recent[being, struct{}]
+
+	ahead ahead
 }
 
 func newMirror() *mirror {
 	return &mirror{
 		news: make(chan struct{}, 1),
 		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
+		ahead: newAhead(),
 	}
 }
 
@@ -227,6 +230,11 @@ func (m *mirror) tell(events []watch.Event) {
 	room := max(0, manyPending-len(m.pending))
 	m.pending = append(m.pending, events[:min(room, len(events))]...)
 	m.mu.Unlock()
+	m.wake()
+}
+
+// wake says that there is something for the agent to do.
+func (m *mirror) wake() {
 	select {
 	case m.news <- struct{}{}:
 	default:
@@ -295,6 +303,7 @@ const batchSize = 500
 func (e *export) repeat(ctx context.Context, run Run) error {
 	m := e.mirror
 	defer m.haunt(nil)
+	defer m.ahead.attend(false)
 	// The agent ends with its input; to kill it takes longer.
 	running, kill := context.WithCancel(context.WithoutCancel(ctx))
 	in, toAgent := io.Pipe()
@@ -323,8 +332,12 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
 	answers := bufio.NewReader(fromAgent) // of which one must fit
 	for {
-		events := m.take(batchSize)
-		if len(events) == 0 {
+		var err error
+		if events := m.take(batchSize); len(events) > 0 {
+			err = e.send(toAgent, answers, events)
+		} else if dirs := e.takeAhead(); len(dirs) > 0 {
+			err = e.sendAhead(toAgent, answers, dirs)
+		} else {
 			select {
 			case <-m.news:
 				continue
@@ -338,7 +351,7 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 				return nil
 			}
 		}
-		if err := e.send(toAgent, answers, events); err != nil {
+		if err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
@@ -349,22 +362,41 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 
 // send has the agent repeat a batch, and waits until it has.
 func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
+	e.mirror.ahead.attend(false)
 	e.mirror.haunt(e.ghostsOf(events))
 	defer e.mirror.haunt(nil)
-	var b bytes.Buffer
+	var words []string
 	for _, x := range events {
-		for _, word := range e.words(x) {
-			b.WriteString(word)
-			b.WriteByte(0)
-		}
+		words = append(words, e.words(x)...)
 	}
-	b.WriteString("sync\x00")
+	return order(w, answers, words)
+}
+
+// sendAhead has the agent list directories, and waits until it has.
+func (e *export) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) error {
+	var words []string
+	for _, dir := range dirs {
+		words = append(words, "list", dir)
+	}
+	err := order(w, answers, words)
+	e.mirror.ahead.dismiss(dirs...)
+	e.mirror.ahead.attend(err == nil)
+	return err
+}
+
+// order gives the agent its words, and waits until it has done what they say.
+func order(w io.Writer, answers *bufio.Reader, words []string) error {
+	var b bytes.Buffer
+	for _, word := range append(words, "sync") {
+		b.WriteString(word)
+		b.WriteByte(0)
+	}
 	if _, err := w.Write(b.Bytes()); err != nil {
 		return err
 	}
 	_, err := answers.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
+		err = errors.New("the agent in the VM says what it should not")
 	}
 	return err
 }

@@ -403,7 +403,7 @@ func TestAgent(t *testing.T) {
 	}
 	cmd := exec.Command("perl", "-e", string(script), fmt.Sprint(uint32(agentUID)), nr, dir)
 	words := []string{
-		"create", "new", "modify", "old", "attrib", "old", "mkdir", "dir", "symlink", "link", "to where",
+		"list", ".", "list", "nothing", "create", "new", "modify", "old", "attrib", "old", "mkdir", "dir", "symlink", "link", "to where",
 		"rename", "new", "neu", "remove", "neu", "rmdir", "dir", "modify", "nothing", "rename", "no", "old", "sync",
 	}
 	cmd.Stdin = strings.NewReader(strings.Join(words, "\x00") + "\x00")
@@ -424,7 +424,7 @@ func TestAgent(t *testing.T) {
 		name := strings.TrimRight(string(b[16:size]), "\x00")
 		for bit, s := range map[uint32]string{
 			unix.IN_CREATE: "create", unix.IN_MODIFY: "modify", unix.IN_ATTRIB: "attrib", unix.IN_CLOSE_WRITE: "close",
-			unix.IN_MOVED_FROM: "from", unix.IN_MOVED_TO: "to", unix.IN_DELETE: "delete",
+			unix.IN_ACCESS: "read", unix.IN_MOVED_FROM: "from", unix.IN_MOVED_TO: "to", unix.IN_DELETE: "delete",
 		} {
 			if mask&bit != 0 {
 				got = append(got, s+" "+name)
@@ -433,7 +433,7 @@ func TestAgent(t *testing.T) {
 		b = b[size:]
 	}
 	wants := []string{
-		"create new", "modify new", "close new", "modify old", "close old", "attrib old", "create dir", "create link",
+		"read ", "create new", "modify new", "close new", "modify old", "close old", "attrib old", "create dir", "create link",
 		"from new", "to neu", "delete neu", "delete dir", "modify old", "close old",
 	}
 	if !slices.Equal(got, wants) {

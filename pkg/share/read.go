@@ -39,11 +39,19 @@ func nameError(name []byte) error {
 	return nil
 }
 
-func (s *Server) lookup(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
+func (s *Server) lookup(ctx context.Context, c *call, a *nfs3.Diropargs3, w *reply) {
+	if x, wait := s.lookUp(c, a, w, true); wait != nil {
+		x.mirror.ahead.wait(ctx, wait)
+		s.lookUp(c, a, w, false) // it may be otherwise by now
+	}
+}
+
+// lookUp answers, or says what to wait for before that if it may.
+func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) (*export, <-chan struct{}) {
 	dir, err := s.object(a.Dir.Data)
 	if err != nil {
 		w.put(statusOf(err), optional{})
-		return
+		return nil, nil
 	}
 	defer dir.close()
 	if dir.n == dir.e.root && strings.HasPrefix(string(a.Name), mountedMark) {
@@ -52,12 +60,18 @@ func (s *Server) lookup(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply
 	n, st, err := dir.find(a.Name)
 	if err != nil {
 		w.put(statusOf(err), optional{dir.e.attributes(dir.n, &dir.st)})
-		return
+		return nil, nil
+	}
+	if may {
+		if wait := dir.lookAhead(c, st); wait != nil {
+			return dir.e, wait
+		}
 	}
 	w.put(nfs3.OK, &nfs3.Lookup3resok{
 		Object: dir.e.handle(n), ObjAttributes: dir.e.attributes(n, st),
 		DirAttributes: dir.e.attributes(dir.n, &dir.st),
 	})
+	return nil, nil
 }
 
 // find returns what a directory has under a name.
@@ -344,14 +358,14 @@ const (
 	listBatch = 32 << 10 // of the kernel's entries at a time
 )
 
-func (s *Server) readdir(_ context.Context, _ *call, a *nfs3.Readdir3args, w *reply) {
-	s.entries(a.Dir.Data, a.Cookie, a.Count, w, func(_ *object, x entry, id uint64) sized {
+func (s *Server) readdir(_ context.Context, c *call, a *nfs3.Readdir3args, w *reply) {
+	s.entries(c, a.Dir.Data, a.Cookie, a.Count, w, func(_ *object, x entry, id uint64) sized {
 		return &nfs3.Entry3{Fileid: id, Name: []byte(x.name), Cookie: x.cookie}
 	})
 }
 
-func (s *Server) readdirplus(_ context.Context, _ *call, a *nfs3.Readdirplus3args, w *reply) {
-	s.entries(a.Dir.Data, a.Cookie, a.Maxcount, w, func(dir *object, x entry, id uint64) sized {
+func (s *Server) readdirplus(_ context.Context, c *call, a *nfs3.Readdirplus3args, w *reply) {
+	s.entries(c, a.Dir.Data, a.Cookie, a.Maxcount, w, func(dir *object, x entry, id uint64) sized {
 		plus := &nfs3.Entryplus3{Fileid: id, Name: []byte(x.name), Cookie: x.cookie}
 		if x.name == "." || x.name == ".." {
 			return plus
@@ -375,7 +389,7 @@ type sized interface {
 }
 
 // entries answers with entries of a directory, as many as fit.
-func (s *Server) entries(data []byte, cookie uint64, limit uint32, w *reply, encode func(*object, entry, uint64) sized) {
+func (s *Server) entries(c *call, data []byte, cookie uint64, limit uint32, w *reply, encode func(*object, entry, uint64) sized) {
 	dir, err := s.object(data)
 	if err != nil {
 		w.put(statusOf(err), optional{})
@@ -414,6 +428,7 @@ func (s *Server) entries(data []byte, cookie uint64, limit uint32, w *reply, enc
 		w.Truncate(start)
 		w.put(nfs3.ERR_TOOSMALL, optional{attributes})
 	default:
+		dir.e.tells(c, dir.n.key)
 		w.uint32(0)
 		if end {
 			w.uint32(1)

@@ -1,0 +1,363 @@
+package share
+
+import (
+	"context"
+	"path"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A program that goes through a tree, as git status does, asks for one name after the
+// other, and the VM's kernel has a call for each, though one READDIRPLUS tells of many. So
+// the agent lists the directories in which names are being asked for, and the ones that
+// come next: what its kernel learns by that all programs in the VM know. It is what a
+// kernel does for a file that is read from front to back.
+
+const (
+	// namesAsked is how many names are asked for in a directory before it is listed.
+	namesAsked = 3
+	// fewEntries and mostEntries bound the entries of a directory that is listed: to ask for
+	// few takes no longer, and of many the VM's kernel takes the names alone.
+	fewEntries, mostEntries = 16, 1000
+	// fewAhead and manyAhead are how many directories are listed ahead: few with the second
+	// of a row, then twice as many each time.
+	fewAhead, manyAhead = 4, 64
+	// manySiblings is how many entries a directory may have in which the next ones are
+	// looked for.
+	manySiblings = 2000
+	// walkAge is how long it is remembered what was asked for, and listed.
+	walkAge    = 10 * time.Second
+	manyWalked = 8 << 10
+	// aheadBatch is how many directories the agent lists before it is told of changes.
+	aheadBatch = 4
+	// namesFree is how many names are asked for in a directory before the next call waits
+	// for it to be listed, if more than fewHeld directories are to be; of manyWaiting calls
+	// at once, as there is room for others on their connections, and for patienceHeld.
+	namesFree    = 6
+	fewHeld      = 2
+	manyWaiting  = 32
+	patienceHeld = 500 * time.Millisecond
+	// changing is how long after a change a directory is left alone: watchers in the VM
+	// would hear of a name that its kernel knows already as changed, and not as new.
+	changing = time.Second
+)
+
+// ahead is what an export has the VM list before it asks.
+type ahead struct {
+	patience time.Duration
+
+	mu      sync.Mutex
+	attends bool // the agent does what it is told, and lists, if anything
+	waiting int  // calls
+	asked   recent[key, *asked]
+	listed  recent[uint64, listed] // by a hash of the path
+	held    map[key]*walked
+	now     []*walked // directories in which names are being asked for
+	next    []string  // those that come next
+}
+
+// asked is how often the VM has asked for a name in a directory lately.
+type asked struct {
+	since time.Time
+	names int
+}
+
+// walked is a directory in which names are being asked for.
+type walked struct {
+	dir  key
+	name string
+	at   time.Time
+	done chan struct{} // closed when it is listed, or will not be
+}
+
+// listed is a directory that the agent was to list, and how many ahead with it.
+type listed struct {
+	at    time.Time
+	ahead int
+}
+
+func newAhead() ahead {
+	return ahead{
+		patience: patienceHeld,
+		asked:    newRecent[key, *asked](manyWalked), listed: newRecent[uint64, listed](manyWalked),
+		held: map[key]*walked{},
+	}
+}
+
+// lookAhead notes that the VM asks for a name in a directory, and returns what the call
+// must wait for, if anything.
+//
+// Where programs ask for many names in several directories, they wait until those are
+// listed: they keep the VM busy, and so the agent, which has all their answers in one. In
+// the VM the agent can wait for them in turn: for the name that one asks for, or behind
+// another who wants to change the directory. So nobody waits for longer than the agent's
+// being told what the directory has, or than its doing something else, or than patience.
+// Nobody waits for what leads to other directories.
+func (o *object) lookAhead(c *call, found *unix.Statx_t) <-chan struct{} {
+	if o.e.mirror == nil || c.uid == agentUID || isChanging(&o.st) {
+		return nil
+	}
+	a := &o.e.mirror.ahead
+	begins, wait := a.ask(o.n.key)
+	if begins {
+		if name, err := o.e.path(o.n); err == nil {
+			a.walk(&walked{o.n.key, path.Clean(name), time.Now(), make(chan struct{})})
+			o.e.mirror.wake()
+		}
+	}
+	if isDir(found) {
+		return nil
+	}
+	return wait
+}
+
+// ask notes that the VM has asked for a name in a directory. It says whether that has made
+// it worth listing, and what to wait for before the answer, if anything.
+func (a *ahead) ask(dir key) (begins bool, wait <-chan struct{}) {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x, ok := a.asked.get(dir)
+	if !ok || now.Sub(x.since) > walkAge {
+		x = &asked{since: now}
+		a.asked.put(dir, x)
+	}
+	x.names++
+	w := a.held[dir]
+	if w != nil && a.attends && x.names > namesFree && len(a.held) > fewHeld && a.waiting < manyWaiting && !a.stale(w) {
+		wait = w.done
+	}
+	return x.names == namesAsked, wait
+}
+
+// stale tells whether it is too late to list a directory: the names were asked for.
+func (a *ahead) stale(w *walked) bool { return time.Since(w.at) > a.patience }
+
+// wait waits for a directory to be listed. If that takes too long, nobody else waits before
+// the agent has answered.
+func (a *ahead) wait(ctx context.Context, done <-chan struct{}) {
+	timer := time.NewTimer(a.patience)
+	defer timer.Stop()
+	a.mu.Lock()
+	a.waiting++
+	a.mu.Unlock()
+	late := false
+	select {
+	case <-done:
+	case <-timer.C:
+		late = true
+	case <-ctx.Done():
+	}
+	a.mu.Lock()
+	a.waiting--
+	a.mu.Unlock()
+	if late {
+		a.attend(false)
+	}
+}
+
+// walk has a directory listed.
+func (a *ahead) walk(w *walked) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.now) == manyAhead {
+		a.drop(a.now[0])
+		a.now = a.now[1:]
+	}
+	if before := a.held[w.dir]; before != nil {
+		a.drop(before)
+	}
+	a.now = append(a.now, w)
+	a.held[w.dir] = w
+}
+
+// drop lets go who waits for a directory. The caller holds mu.
+func (a *ahead) drop(w *walked) {
+	if a.held[w.dir] == w {
+		close(w.done)
+		delete(a.held, w.dir)
+	}
+}
+
+// tells notes that the agent is told what a directory has in it.
+func (e *export) tells(c *call, dir key) {
+	if e.mirror == nil || c.uid != agentUID {
+		return
+	}
+	a := &e.mirror.ahead
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.held[dir]; w != nil {
+		a.drop(w)
+	}
+}
+
+// attend notes whether the agent attends to lists. Where it does not, nobody waits.
+func (a *ahead) attend(attends bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.attends = attends
+	if attends {
+		return
+	}
+	for _, w := range a.held {
+		a.drop(w)
+	}
+}
+
+// takeAhead returns directories for the agent to list: those in which names are being
+// asked for, and else some of those that come next.
+func (e *export) takeAhead() []string {
+	a := &e.mirror.ahead
+	var taken []*walked
+	for len(taken) < aheadBatch {
+		w := a.pop()
+		if w == nil {
+			break
+		}
+		taken = append(taken, w)
+		a.after(w.name, e.directoriesBeside(w.name))
+	}
+	var list []string
+	for _, w := range taken {
+		if e.worthListing(w.name) {
+			list = append(list, w.name)
+		} else {
+			a.dismiss(w.name)
+		}
+	}
+	for _, name := range a.upcoming(aheadBatch - len(taken)) {
+		if taken = append(taken, nil); e.worthListing(name) {
+			list = append(list, name)
+		}
+	}
+	if len(list) == 0 && len(taken) > 0 { // there may be more
+		e.mirror.wake()
+	}
+	return list
+}
+
+// upcoming takes some of the directories that come next.
+func (a *ahead) upcoming(most int) []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := min(most, len(a.next))
+	next := a.next[:n:n]
+	a.next = a.next[n:]
+	return next
+}
+
+// pop takes the first directory in which names are being asked for, or nil.
+func (a *ahead) pop() *walked {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.now) > 0 {
+		w := a.now[0]
+		a.now = a.now[1:]
+		if !a.stale(w) {
+			return w
+		}
+		a.drop(w)
+	}
+	return nil
+}
+
+// dismiss lets go who waits for directories that are listed, or will not be.
+func (a *ahead) dismiss(names ...string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.held {
+		if slices.Contains(names, w.name) {
+			a.drop(w)
+		}
+	}
+}
+
+// after notes that a directory is listed, and which come next: none, unless the one before
+// it has been listed, too. siblings are all that are beside it, and itself, in order.
+func (a *ahead) after(name string, siblings []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	lately := func(name string) (listed, bool) {
+		x, ok := a.listed.get(hash64(name))
+		return x, ok && now.Sub(x.at) <= walkAge
+	}
+	i, found := slices.BinarySearch(siblings, path.Base(name))
+	x := listed{at: now}
+	if found && i > 0 {
+		if before, ok := lately(path.Join(path.Dir(name), siblings[i-1])); ok {
+			x.ahead = min(max(fewAhead, 2*before.ahead), manyAhead)
+		}
+	}
+	a.listed.put(hash64(name), x)
+	for n := 0; n < x.ahead && i+1+n < len(siblings); n++ {
+		sibling := path.Join(path.Dir(name), siblings[i+1+n])
+		if _, ok := lately(sibling); ok || len(a.next) >= manyAhead {
+			break
+		}
+		a.listed.put(hash64(sibling), x)
+		a.next = append(a.next, sibling)
+	}
+}
+
+// directoriesBeside returns a directory's name and those of the ones beside it, in order,
+// or nothing if there are too many.
+func (e *export) directoriesBeside(name string) []string {
+	if name == "." {
+		return nil
+	}
+	var names []string
+	err := e.eachEntry(path.Dir(name), manySiblings, func(x entry) {
+		if x.kind == unix.DT_DIR {
+			names = append(names, x.name)
+		}
+	})
+	if err != nil {
+		return nil
+	}
+	slices.Sort(names)
+	return names
+}
+
+// isChanging tells whether something was made, removed or renamed in a directory just now.
+func isChanging(dir *unix.Statx_t) bool {
+	return time.Since(time.Unix(dir.Mtime.Sec, int64(dir.Mtime.Nsec))) < changing
+}
+
+// worthListing tells whether a directory has neither few nor many entries, and rests.
+func (e *export) worthListing(name string) bool {
+	dir, err := e.openPath(name)
+	if err != nil {
+		return false
+	}
+	defer dir.close()
+	n := 0
+	err = e.eachEntry(name, mostEntries, func(entry) { n++ })
+	return err == nil && n >= fewEntries && !isChanging(&dir.st)
+}
+
+// eachEntry calls f for each entry of a directory. If it has more than most, the error is
+// E2BIG.
+func (e *export) eachEntry(name string, most int, f func(entry)) error {
+	dir, err := e.openForWatch(name)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	end, err := readEntries(int(dir.Fd()), make([]byte, 32<<10), func(x entry) bool {
+		if x.name == "." || x.name == ".." {
+			return true
+		}
+		f(x)
+		most--
+		return most >= 0
+	})
+	if err == nil && !end {
+		err = unix.E2BIG
+	}
+	return err
+}
