@@ -212,29 +212,30 @@ func (a *ahead) attend(attends bool) {
 // asked for, and else some of those that come next.
 func (e *export) takeAhead() []string {
 	a := &e.mirror.ahead
-	var taken []*walked
-	for len(taken) < aheadBatch {
+	var now []string
+	for len(now) < aheadBatch {
 		w := a.pop()
 		if w == nil {
 			break
 		}
-		taken = append(taken, w)
+		now = append(now, w.name)
 		a.after(w.name, e.directoriesBeside(w.name))
 	}
+	next := a.upcoming(aheadBatch - len(now))
 	var list []string
-	for _, w := range taken {
-		if e.worthListing(w.name) {
-			list = append(list, w.name)
+	for _, name := range now {
+		if e.worthListing(name) {
+			list = append(list, name)
 		} else {
-			a.dismiss(w.name)
+			a.dismiss(name)
 		}
 	}
-	for _, name := range a.upcoming(aheadBatch - len(taken)) {
-		if taken = append(taken, nil); e.worthListing(name) {
+	for _, name := range next {
+		if e.worthListing(name) {
 			list = append(list, name)
 		}
 	}
-	if len(list) == 0 && len(taken) > 0 { // there may be more
+	if len(list) == 0 && len(now)+len(next) > 0 { // there may be more
 		e.mirror.wake()
 	}
 	return list

@@ -24,9 +24,10 @@ import (
 // No file system of the network tells watchers (inotify) in the VM what the host has
 // changed: the VM's kernel tells of what is done through itself. So a small program in
 // the VM, the agent, does what the host has done: makes the file that the host has
-// made, removes the one that the host has removed. The kernel asks the server to do
-// it; the server knows the agent by its user, does nothing, and answers as if it had. The VM's kernel tells all who watch, and what it
-// then believes of the directory is what is so. See phantom.go for the answers.
+// made, removes the one that the host has removed. The kernel asks the server to do it;
+// the server knows the agent by its user, does nothing, and answers as if it had. The
+// VM's kernel tells all who watch, and what it then believes of the directory is what is
+// so. See phantom.go for the answers.
 
 // Run runs a command in the VM, as root.
 type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Writer) error
@@ -369,7 +370,7 @@ func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) 
 	for _, x := range events {
 		words = append(words, e.words(x)...)
 	}
-	return order(w, answers, words)
+	return e.order(w, answers, words)
 }
 
 // sendAhead has the agent list directories, and waits until it has.
@@ -378,14 +379,14 @@ func (e *export) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) er
 	for _, dir := range dirs {
 		words = append(words, "list", dir)
 	}
-	err := order(w, answers, words)
+	err := e.order(w, answers, words)
 	e.mirror.ahead.dismiss(dirs...)
 	e.mirror.ahead.attend(err == nil)
 	return err
 }
 
 // order gives the agent its words, and waits until it has done what they say.
-func order(w io.Writer, answers *bufio.Reader, words []string) error {
+func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error {
 	var b bytes.Buffer
 	for _, word := range append(words, "sync") {
 		b.WriteString(word)
@@ -396,7 +397,7 @@ func order(w io.Writer, answers *bufio.Reader, words []string) error {
 	}
 	_, err := answers.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
-		err = errors.New("the agent in the VM says what it should not")
+		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
 	}
 	return err
 }
