@@ -31,8 +31,8 @@ import (
 // report is what the bench prints as JSON, and before that as tables.
 type report struct {
 	// Boot is the phases of a way to a running VM (a cold up with the image
-	// "trimmed" or "stock", the up of a "fork", a "nuke"), medians in seconds;
-	// "total" is from the command's start to an answering engine.
+	// "trimmed" or "stock", the up of a "fork", a "nuke", these two also "at once"),
+	// medians in seconds; "total" is from the command's start to an answering engine.
 	Boot map[string]map[string]float64 `json:"boot_seconds"`
 	// Ratio is one total to another.
 	Ratio map[string]float64 `json:"boot_ratios"`
@@ -116,9 +116,15 @@ func (h *bench) must(cmd *exec.Cmd) []byte {
 }
 
 // boots measures, in turn, a cold up with the untrimmed and the trimmed image, the up
-// of a new project that is forked from a template, and a nuke.
+// of a new project that is forked from a template, and a nuke: of a machine at rest, as
+// users do it, and of both at once, one command after the other. Then a nuke waits until
+// the VM has written what it wrote while it came up, and an up finds the memory that the
+// rm before it has freed.
 func (h *bench) boots(r *report) {
-	const rounds = 3
+	const (
+		rounds = 5
+		rest   = 3 * time.Second
+	)
 	samples := map[string]map[string][]float64{}
 	image := func(name string) {
 		if err := os.WriteFile(filepath.Join(h.dir, "devvm.toml"), []byte("image = \""+name+"\"\ncpus = 2\nmemory = \"2GiB\"\n"), 0o600); err != nil {
@@ -131,17 +137,21 @@ func (h *bench) boots(r *report) {
 	for range rounds {
 		for _, way := range []struct {
 			kind, image string
+			rest        time.Duration
 			args        []string
 		}{
-			{"stock", "debian-13-stock", []string{"up", "--cold", "--json"}},
-			{"trimmed", "debian-13", []string{"up", "--cold", "--json"}},
-			{"fork", "debian-13", []string{"up", "--json"}},
-			{"nuke", "debian-13", []string{"nuke", "--yes", "--json"}},
+			{"stock", "debian-13-stock", rest, []string{"up", "--cold", "--json"}},
+			{"trimmed", "debian-13", rest, []string{"up", "--cold", "--json"}},
+			{"fork", "debian-13", rest, []string{"up", "--json"}},
+			{"nuke", "debian-13", rest, []string{"nuke", "--yes", "--json"}},
+			{"fork at once", "debian-13", 0, []string{"up", "--json"}},
+			{"nuke at once", "debian-13", 0, []string{"nuke", "--yes", "--json"}},
 		} {
-			if way.kind != "nuke" {
+			if way.args[0] == "up" {
 				_ = h.devvm("rm", "--yes").Run()
 			}
 			image(way.image)
+			time.Sleep(way.rest)
 			start := time.Now()
 			out := h.must(h.devvm(way.args...))
 			phases := samples[way.kind]
@@ -169,10 +179,11 @@ func (h *bench) boots(r *report) {
 	}
 	total := func(kind string) float64 { return r.Boot[kind]["total"] }
 	r.Ratio = map[string]float64{
-		"trimmed to stock": total("trimmed") / total("stock"),
-		"trimmed to fork":  total("trimmed") / total("fork"),
-		"stock to fork":    total("stock") / total("fork"),
-		"nuke to fork":     total("nuke") / total("fork"),
+		"trimmed to stock":      total("trimmed") / total("stock"),
+		"trimmed to fork":       total("trimmed") / total("fork"),
+		"stock to fork":         total("stock") / total("fork"),
+		"nuke to fork":          total("nuke") / total("fork"),
+		"at once, nuke to fork": total("nuke at once") / total("fork at once"),
 	}
 }
 
@@ -411,7 +422,7 @@ func median(s []float64) float64 {
 // print writes tables for people, then one JSON document.
 func (r report) print(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	kinds := []string{"stock", "trimmed", "fork", "nuke"}
+	kinds := []string{"stock", "trimmed", "fork", "nuke", "fork at once", "nuke at once"}
 	fmt.Fprintf(t, "\nto a running VM, seconds (medians)\t%s\n", strings.Join(kinds, "\t"))
 	for _, phase := range []string{"destroy", "disk", "define", "start", "fork", "kernel", "ssh", "engine", "total"} {
 		row := "  " + phase
