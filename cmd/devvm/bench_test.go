@@ -117,9 +117,8 @@ func (h *bench) must(cmd *exec.Cmd) []byte {
 
 // boots measures, in turn, a cold up with the untrimmed and the trimmed image, the up
 // of a new project that is forked from a template, and a nuke: of a machine at rest, as
-// users do it, and of both at once, one command after the other. Then a nuke waits until
-// the VM has written what it wrote while it came up, and an up finds the memory that the
-// rm before it has freed.
+// users do it, and both at once, right after the command before. A nuke at once waits
+// until the VM has written what it wrote while it came up.
 func (h *bench) boots(r *report) {
 	const (
 		rounds = 5

@@ -1,10 +1,10 @@
 # devvm's agent in the VM: does what the host has done already, so that the VM's kernel
-# tells those who watch. Arguments: a user that the server knows it by, the number of
-# the system call utimensat, a directory. On standard input: what to do, each word
-# ended by a NUL. The server carries out nothing of it.
+# tells those who watch. Arguments: a user that the server knows it by, the numbers of
+# the system calls utimensat and fadvise64, a directory. On standard input: what to do,
+# each word ended by a NUL. The server carries out nothing of it.
 use strict;
 use Fcntl;
-my ($uid, $utimensat, $top) = @ARGV;
+my ($uid, $utimensat, $fadvise64, $top) = @ARGV;
 chdir $top or die "$top: $!\n";
 umask 0;
 $( = $uid;
@@ -31,6 +31,13 @@ sub touch {
 	}
 }
 
+# The kernel asks the server anew, and not its own memory, after POSIX_FADV_DONTNEED.
+sub list {
+	opendir my $d, word() or return;
+	syscall($fadvise64 + 0, fileno($d) + 0, 0, 0, 4);
+	1 while defined readdir $d;
+}
+
 my %do = (
 	create  => sub { touch(word(), 1) },
 	modify  => sub { touch(word(), 0) },
@@ -40,7 +47,7 @@ my %do = (
 	remove  => sub { unlink word() },
 	rmdir   => sub { rmdir word() },
 	rename  => sub { my $from = word(); my $to = word(); rename $from, $to or touch($to, 1) },
-	list    => sub { if (opendir my $d, word()) { 1 while defined readdir $d } },
+	list    => \&list,
 	sync    => sub { print ".\n" },
 );
 while (1) { ($do{word()} || die "unknown\n")->() }

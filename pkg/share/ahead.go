@@ -11,14 +11,16 @@ import (
 )
 
 // A program that goes through a tree, as git status does, asks for one name after the
-// other, and the VM's kernel has a call for each, though one READDIRPLUS tells of many. So
-// the agent lists the directories in which names are being asked for, and the ones that
-// come next: what its kernel learns by that all programs in the VM know. It is what a
-// kernel does for a file that is read from front to back.
+// other, or, of files that are known, what has changed, and the VM's kernel has a call for
+// each (LOOKUP, GETATTR), though one READDIRPLUS tells of many. So the agent lists the
+// directories in which this is being asked, and the ones that come next: what its kernel
+// learns by that all programs in the VM know. It is what a kernel does for a file that is
+// read from front to back.
 
 const (
-	// namesAsked is how many names are asked for in a directory before it is listed.
-	namesAsked = 3
+	// namesAsked is how many names are asked for in a directory before it is listed, and
+	// filesAsked is for what has changed of files that are known.
+	namesAsked, filesAsked = 3, 12
 	// fewEntries and mostEntries bound the entries of a directory that is listed: to ask for
 	// few takes no longer, and of many the VM's kernel takes the names alone.
 	fewEntries, mostEntries = 16, 1000
@@ -40,6 +42,18 @@ const (
 	fewHeld      = 2
 	manyWaiting  = 32
 	patienceHeld = 500 * time.Millisecond
+	// justListed is how long after it was listed a directory is not listed again: calls that
+	// still arrive were sent before.
+	justListed = 2 * time.Second
+	// knownAge is for how long the VM knows what it was told of a file (see acregmin where
+	// it mounts), from when it asked, and it may have waited for the answer.
+	knownAge = 10*time.Second - patienceHeld
+	// manyOpens is how many files that the VM knows are asked for in openTime, less
+	// openWeight for each that it has to know anew, until that is taken for opening them:
+	// lists save no calls then. For walkAge none is made for the sake of known files.
+	manyOpens  = 64
+	openWeight = 8
+	openTime   = time.Second
 	// changing is how long after a change a directory is left alone: watchers in the VM
 	// would hear of a name that its kernel knows already as changed, and not as new.
 	changing = time.Second
@@ -50,22 +64,34 @@ type ahead struct {
 	patience time.Duration
 
 	mu      sync.Mutex
-	attends bool // the agent does what it is told, and lists, if anything
-	waiting int  // calls
-	asked   recent[key, *asked]
+	attends bool      // the agent does what it is told, and lists, if anything
+	waiting int       // calls
+	late    time.Time // when one last waited too long
+	resumes time.Time // nobody waits before
+	opens   int       // see manyOpens
+	counted time.Time // when it began to be counted
+	opening time.Time // when it was last as many
+	asked   recent[question, *asked]
 	listed  recent[uint64, listed] // by a hash of the path
+	told    recent[key, time.Time] // when the agent was told what a directory has
 	held    map[key]*walked
-	now     []*walked // directories in which names are being asked for
+	now     []*walked // directories in which is being asked
 	next    []string  // those that come next
 }
 
-// asked is how often the VM has asked for a name in a directory lately.
+// question is what is asked in a directory: for names, or again for files that are known.
+type question struct {
+	dir   key
+	again bool
+}
+
+// asked is how often the VM has asked it lately.
 type asked struct {
 	since time.Time
 	names int
 }
 
-// walked is a directory in which names are being asked for.
+// walked is a directory in which is being asked, for names or for known files.
 type walked struct {
 	dir  key
 	name string
@@ -82,93 +108,149 @@ type listed struct {
 func newAhead() ahead {
 	return ahead{
 		patience: patienceHeld,
-		asked:    newRecent[key, *asked](manyWalked), listed: newRecent[uint64, listed](manyWalked),
+		asked:    newRecent[question, *asked](manyWalked), listed: newRecent[uint64, listed](manyWalked),
+		told: newRecent[key, time.Time](manyWalked),
 		held: map[key]*walked{},
 	}
 }
 
-// lookAhead notes that the VM asks for a name in a directory, and returns what the call
-// must wait for, if anything.
+// lookAhead notes that the VM asks for a name in a directory, or again for a file that it
+// knows, and returns what the call must wait for, if anything.
 //
-// Where programs ask for many names in several directories, they wait until those are
-// listed: they keep the VM busy, and so the agent, which has all their answers in one. In
-// the VM the agent can wait for them in turn: for the name that one asks for, or behind
-// another who wants to change the directory. So nobody waits for longer than the agent's
-// being told what the directory has, or than its doing something else, or than patience.
-// Nobody waits for what leads to other directories.
-func (o *object) lookAhead(c *call, found *unix.Statx_t) <-chan struct{} {
-	if o.e.mirror == nil || c.uid == agentUID || isChanging(&o.st) {
+// Where programs ask for many in several directories, they wait until those are listed:
+// they keep the VM busy, and so the agent, which has all their answers in one. In the VM
+// the agent can wait for them in turn: for the name that one asks for, or behind another
+// who wants to change the directory. So nobody waits for longer than the agent's being
+// told what the directory has, or than its doing something else, or than patience.
+func (e *export) lookAhead(c *call, dir *node, again bool) <-chan struct{} {
+	if e.mirror == nil || c.uid == agentUID {
 		return nil
 	}
-	a := &o.e.mirror.ahead
-	begins, wait := a.ask(o.n.key)
+	a := &e.mirror.ahead
+	begins, wait := a.ask(question{dir.key, again})
 	if begins {
-		if name, err := o.e.path(o.n); err == nil {
-			a.walk(&walked{o.n.key, path.Clean(name), time.Now(), make(chan struct{})})
-			o.e.mirror.wake()
+		if name, err := e.path(dir); err == nil {
+			a.walk(&walked{dir.key, path.Clean(name), time.Now(), make(chan struct{})})
+			e.mirror.wake()
 		}
-	}
-	if isDir(found) {
-		return nil
 	}
 	return wait
 }
 
-// ask notes that the VM has asked for a name in a directory. It says whether that has made
-// it worth listing, and what to wait for before the answer, if anything.
-func (a *ahead) ask(dir key) (begins bool, wait <-chan struct{}) {
+// lookAgain is lookAhead for a file that the VM asks for again: because what it was told
+// has become too old, or, if it has not, because a program opens the file.
+func (e *export) lookAgain(c *call, n *node) <-chan struct{} {
+	if e.mirror == nil || c.uid == agentUID {
+		return nil
+	}
+	e.mu.Lock()
+	dir, told := n.parent, time.UnixMilli(n.sight.told)
+	e.mu.Unlock()
+	if e.mirror.ahead.opened(time.Since(told) < knownAge) {
+		return nil
+	}
+	return e.lookAhead(c, dir, true)
+}
+
+// opened notes that a file is asked for again, which is known to the VM or must become so.
+// It tells whether lists are of no use for that.
+func (a *ahead) opened(known bool) bool {
 	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	x, ok := a.asked.get(dir)
+	if now.Sub(a.counted) > openTime {
+		a.opens, a.counted = 0, now
+	}
+	if known {
+		a.opens++
+	} else {
+		a.opens = max(0, a.opens-openWeight)
+	}
+	if a.opens >= manyOpens {
+		a.opens, a.opening = 0, now
+	}
+	return known || now.Sub(a.opening) < walkAge
+}
+
+// inTurn has a call answered: at once, or when what it says to wait for has come. It may
+// have another answer by then.
+func inTurn(ctx context.Context, answer func(may bool) (*export, <-chan struct{})) {
+	if e, wait := answer(true); wait != nil {
+		e.mirror.ahead.wait(ctx, wait)
+		answer(false)
+	}
+}
+
+// ask notes that the VM has asked in a directory. It says whether that has made it worth
+// listing, and what to wait for before the answer, if anything.
+func (a *ahead) ask(q question) (begins bool, wait <-chan struct{}) {
+	now := time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	x, ok := a.asked.get(q)
 	if !ok || now.Sub(x.since) > walkAge {
 		x = &asked{since: now}
-		a.asked.put(dir, x)
+		a.asked.put(q, x)
 	}
 	x.names++
-	w := a.held[dir]
-	if w != nil && a.attends && x.names > namesFree && len(a.held) > fewHeld && a.waiting < manyWaiting && !a.stale(w) {
+	enough, free := namesAsked, namesFree
+	if q.again {
+		enough, free = filesAsked, filesAsked
+	}
+	w := a.held[q.dir]
+	if w != nil && a.attends && now.After(a.resumes) && x.names > free && len(a.held) > fewHeld && a.waiting < manyWaiting && !a.stale(w) {
 		wait = w.done
 	}
-	return x.names == namesAsked, wait
+	return x.names == enough, wait
 }
 
 // stale tells whether it is too late to list a directory: the names were asked for.
 func (a *ahead) stale(w *walked) bool { return time.Since(w.at) > a.patience }
 
 // wait waits for a directory to be listed. If that takes too long, nobody else waits before
-// the agent has answered.
+// the agent has answered; the second time in a short while, nobody does for as long.
 func (a *ahead) wait(ctx context.Context, done <-chan struct{}) {
 	timer := time.NewTimer(a.patience)
 	defer timer.Stop()
 	a.mu.Lock()
 	a.waiting++
 	a.mu.Unlock()
-	late := false
 	select {
 	case <-done:
 	case <-timer.C:
-		late = true
 	case <-ctx.Done():
 	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.waiting--
-	a.mu.Unlock()
-	if late {
-		a.attend(false)
+	select {
+	case <-done:
+		return
+	case <-ctx.Done():
+		return
+	default:
 	}
+	now := time.Now()
+	if now.Sub(a.late) < walkAge {
+		a.resumes = now.Add(walkAge)
+	}
+	a.late = now
+	a.giveUp()
 }
 
 // walk has a directory listed.
 func (a *ahead) walk(w *walked) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if before := a.held[w.dir]; before != nil {
+		if !a.stale(before) {
+			return
+		}
+		a.drop(before)
+	}
 	if len(a.now) == manyAhead {
 		a.drop(a.now[0])
 		a.now = a.now[1:]
-	}
-	if before := a.held[w.dir]; before != nil {
-		a.drop(before)
 	}
 	a.now = append(a.now, w)
 	a.held[w.dir] = w
@@ -190,19 +272,35 @@ func (e *export) tells(c *call, dir key) {
 	a := &e.mirror.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.told.put(dir, time.Now())
 	if w := a.held[dir]; w != nil {
 		a.drop(w)
 	}
+}
+
+// isTold tells whether the agent was told just now what a directory has.
+func (a *ahead) isTold(dir key) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at, ok := a.told.get(dir)
+	return ok && time.Since(at) < justListed
 }
 
 // attend notes whether the agent attends to lists. Where it does not, nobody waits.
 func (a *ahead) attend(attends bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.attends = attends
 	if attends {
-		return
+		a.attends = true
+	} else {
+		a.giveUp()
 	}
+}
+
+// giveUp lets go all who wait, and others not wait before the agent attends. The caller
+// holds mu.
+func (a *ahead) giveUp() {
+	a.attends = false
 	for _, w := range a.held {
 		a.drop(w)
 	}
@@ -329,13 +427,17 @@ func isChanging(dir *unix.Statx_t) bool {
 	return time.Since(time.Unix(dir.Mtime.Sec, int64(dir.Mtime.Nsec))) < changing
 }
 
-// worthListing tells whether a directory has neither few nor many entries, and rests.
+// worthListing tells whether a directory has neither few nor many entries, rests, and was
+// not listed just now.
 func (e *export) worthListing(name string) bool {
 	dir, err := e.openPath(name)
 	if err != nil {
 		return false
 	}
 	defer dir.close()
+	if e.mirror.ahead.isTold(dir.n.key) {
+		return false
+	}
 	n := 0
 	err = e.eachEntry(name, mostEntries, func(entry) { n++ })
 	return err == nil && n >= fewEntries && !isChanging(&dir.st)

@@ -48,13 +48,16 @@ func (e *export) fileID(k key) uint64 {
 // ownerOf tells whose an object is in the VM: whose root there has said, else root's,
 // or nobody's if it is not the host user's.
 func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
-	if !own(st) {
-		return owner{uid: nobody, gid: nobody}
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.mirror != nil {
-		n.sight = sight{st.Size, st.Blocks, st.Mtime, st.Ctime, st.Mode}
+		n.sight.told = time.Now().UnixMilli()
+	}
+	if !own(st) {
+		return owner{uid: nobody, gid: nobody}
+	}
+	if e.mirror != nil {
+		n.sight = sight{st.Size, st.Blocks, st.Mtime, st.Ctime, st.Mode, n.sight.told}
 	}
 	if o, ok := e.owners.get(n.key); ok && o.born == n.born {
 		return o

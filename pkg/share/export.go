@@ -69,6 +69,7 @@ type sight struct {
 	size, blocks uint64
 	mtime, ctime unix.StatxTimestamp
 	mode         uint16
+	told         int64 // when, in Unix milliseconds
 }
 
 // place is a name in a directory.

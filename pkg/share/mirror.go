@@ -35,8 +35,8 @@ type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Wri
 //go:embed agent.pl
 var agentScript string
 
-// agentCommand finds the number of utimensat and runs the agent.
-const agentCommand = `case $(uname -m) in x86_64) n=280 ;; *) n=88 ;; esac; exec perl -e "$1" "$2" "$n" "$3"`
+// agentCommand finds the numbers of utimensat and fadvise64 and runs the agent.
+const agentCommand = `case $(uname -m) in x86_64) n='280 221' ;; *) n='88 223' ;; esac; exec perl -e "$1" "$2" $n "$3"`
 
 // agentUID is the agent's user in the VM, which nobody else is. Whether there is an
 // agent or not, nothing that this user asks for is ever carried out.

@@ -397,11 +397,7 @@ func TestAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nr := "280"
-	if out, _ := exec.Command("uname", "-m").Output(); strings.TrimSpace(string(out)) != "x86_64" {
-		nr = "88"
-	}
-	cmd := exec.Command("perl", "-e", string(script), fmt.Sprint(uint32(agentUID)), nr, dir)
+	cmd := exec.Command("perl", "-e", string(script), fmt.Sprint(uint32(agentUID)), fmt.Sprint(unix.SYS_UTIMENSAT), fmt.Sprint(unix.SYS_FADVISE64), dir)
 	words := []string{
 		"list", ".", "list", "nothing", "create", "new", "modify", "old", "attrib", "old", "mkdir", "dir", "symlink", "link", "to where",
 		"rename", "new", "neu", "remove", "neu", "rmdir", "dir", "modify", "nothing", "rename", "no", "old", "sync",

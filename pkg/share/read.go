@@ -16,14 +16,25 @@ import (
 
 // What only reads.
 
-func (s *Server) getattr(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) {
+func (s *Server) getattr(ctx context.Context, c *call, a *nfs3.NfsFh3, w *reply) {
+	inTurn(ctx, func(may bool) (*export, <-chan struct{}) { return s.getAttr(c, a, w, may) })
+}
+
+// getAttr answers, or says what to wait for before that if it may.
+func (s *Server) getAttr(c *call, a *nfs3.NfsFh3, w *reply, may bool) (*export, <-chan struct{}) {
 	o, err := s.object(a.Data)
 	if err != nil {
 		w.put(statusOf(err))
-		return
+		return nil, nil
 	}
 	defer o.close()
+	if may && isRegular(&o.st) {
+		if wait := o.e.lookAgain(c, o.n); wait != nil {
+			return o.e, wait
+		}
+	}
 	w.put(nfs3.OK, o.e.attributes(o.n, &o.st))
+	return nil, nil
 }
 
 // nameError tells what is wrong with a name in a directory.
@@ -40,10 +51,7 @@ func nameError(name []byte) error {
 }
 
 func (s *Server) lookup(ctx context.Context, c *call, a *nfs3.Diropargs3, w *reply) {
-	if x, wait := s.lookUp(c, a, w, true); wait != nil {
-		x.mirror.ahead.wait(ctx, wait)
-		s.lookUp(c, a, w, false) // it may be otherwise by now
-	}
+	inTurn(ctx, func(may bool) (*export, <-chan struct{}) { return s.lookUp(c, a, w, may) })
 }
 
 // lookUp answers, or says what to wait for before that if it may.
@@ -62,8 +70,8 @@ func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) (*expor
 		w.put(statusOf(err), optional{dir.e.attributes(dir.n, &dir.st)})
 		return nil, nil
 	}
-	if may {
-		if wait := dir.lookAhead(c, st); wait != nil {
+	if may && !isChanging(&dir.st) {
+		if wait := dir.e.lookAhead(c, dir.n, false); wait != nil && !isDir(st) { // they lead to others
 			return dir.e, wait
 		}
 	}
@@ -83,10 +91,11 @@ func (o *object) find(name []byte) (*node, *unix.Statx_t, error) {
 	case ".":
 		return o.n, &o.st, nil
 	case "..":
-		if o.n.parent == nil {
+		above := o.e.parent(o.n)
+		if above == nil {
 			return o.n, &o.st, nil
 		}
-		up, err := o.e.reopen(o.e.parent(o.n))
+		up, err := o.e.reopen(above)
 		if err != nil {
 			return nil, nil, err
 		}
