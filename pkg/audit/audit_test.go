@@ -437,6 +437,29 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// TestQEMUsFiles lists what libvirt gives to the user that runs QEMU, which is no fault of
+// that only where QEMU has a user of its own.
+func TestQEMUsFiles(t *testing.T) {
+	for path, want := range map[string]bool{
+		"images/x/kernel":                    true,
+		"images/x/initrd":                    true,
+		"images/x/disk.qcow2":                false,
+		"images/kernel":                      false,
+		"templates/x/disk.qcow2":             false,
+		"projects/a/vm/disk.qcow2":           true,
+		"projects/a/vm/credentials/host_key": true,
+		"projects/a/vm/keys/id_ed25519":      false,
+		"projects/a/lock":                    false,
+	} {
+		if got := dataRule(path, true).qemu; got != want {
+			t.Errorf("%s may be QEMU's: %v, not %v", path, got, want)
+		}
+		if dataRule(path, false).qemu {
+			t.Errorf("%s may be QEMU's though that has no user", path)
+		}
+	}
+}
+
 func TestParents(t *testing.T) {
 	f := newFake(t, os.Getuid())
 	f.file("open/home/data/images/x", "")
@@ -459,6 +482,11 @@ func TestParents(t *testing.T) {
 func TestReachable(t *testing.T) {
 	f := newFake(t, os.Getuid())
 	f.file("run/a/x.sock", "")
+	if os.Getuid() == 0 { // root's group is nobody else's
+		if err := errors.Join(os.Chown(f.path("run/a"), 0, 12), os.Chown(f.path("run/a/x.sock"), 0, 34)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, c := range []struct {
 		dir, sock fs.FileMode
 		want      bool
@@ -468,6 +496,29 @@ func TestReachable(t *testing.T) {
 		}
 		if got := reachable(f.Host, "/run/a/x.sock"); (got != "") != c.want {
 			t.Errorf("directory %04o, socket %04o: %q", c.dir, c.sock, got)
+		}
+	}
+}
+
+// TestOthers has the modes of a monitor's socket and of its directories as libvirt's
+// daemon makes them for root's VMs.
+func TestOthers(t *testing.T) {
+	const root, group = 0, 64055
+	for _, c := range []struct {
+		mode fs.FileMode
+		gid  int
+		want fs.FileMode
+	}{
+		{fs.ModeSocket | 0o775, root, 0o5},
+		{fs.ModeSocket | 0o775, group, 0o7},
+		{fs.ModeSocket | 0o660, root, 0},
+		{fs.ModeSocket | 0o602, root, 0o2},
+		{fs.ModeDir | 0o750, group, 0o5},
+		{fs.ModeDir | 0o711, root, 0o1},
+		{fs.ModeDir | 0o700, group, 0},
+	} {
+		if got := others(c.mode, c.gid); got != c.want {
+			t.Errorf("%v of group %d: %03b, not %03b", c.mode, c.gid, got, c.want)
 		}
 	}
 }

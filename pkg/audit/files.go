@@ -43,6 +43,8 @@ func dataRule(path string, shared bool) rule {
 	}
 	f := strings.Split(path, "/")
 	switch {
+	case f[0] == "images" && len(f) == 3 && (f[2] == "kernel" || f[2] == "initrd"):
+		return rule{file: 0o755, qemu: shared} // libvirt hands them over while a VM runs
 	case path == ".", f[0] == "images", f[0] == "templates":
 		return public
 	case f[0] != "projects":
@@ -227,6 +229,14 @@ func qemuUsers() []int {
 func uidOf(info fs.FileInfo) int {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return int(st.Uid)
+	}
+	return -1
+}
+
+// gidOf is the group of a file, -1 if unknown.
+func gidOf(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Gid)
 	}
 	return -1
 }

@@ -336,8 +336,8 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 	return f
 }
 
-// reachable says why others than its owner can connect to a unix socket, "" if they
-// cannot: they need to pass each directory and to write to the socket (unix(7)).
+// reachable says why others than its owner and root can connect to a unix socket, "" if
+// they cannot: they need to pass each directory and to write to the socket (unix(7)).
 func reachable(h Host, path string) string {
 	if strings.HasPrefix(path, "@") || !filepath.IsAbs(path) {
 		return "it has no file that would protect it"
@@ -346,12 +346,12 @@ func reachable(h Host, path string) string {
 	if err != nil {
 		return "" // removed: nobody can
 	}
-	if info.Mode().Perm()&0o022 == 0 {
+	if others(info.Mode(), gidOf(info))&0o2 == 0 {
 		return ""
 	}
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
 		info, err := os.Lstat(h.path(dir))
-		if err != nil || info.Mode().Perm()&0o011 == 0 {
+		if err != nil || others(info.Mode(), gidOf(info))&0o1 == 0 {
 			return ""
 		}
 		if dir == filepath.Dir(dir) {
@@ -359,4 +359,14 @@ func reachable(h Host, path string) string {
 		}
 	}
 	return fmt.Sprintf("mode %04o, in directories that others may pass", info.Mode().Perm())
+}
+
+// others is what a file's mode allows to anybody but its owner and root, as the three
+// bits of a class. Who is in a group is not asked, but for root's own: QEMU makes its
+// sockets root's, and lets the group write.
+func others(mode fs.FileMode, gid int) fs.FileMode {
+	if gid == 0 {
+		return mode & 0o7
+	}
+	return (mode | mode>>3) & 0o7
 }
