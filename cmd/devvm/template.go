@@ -87,13 +87,16 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 			table := a.Table("ID", "IMAGE", "CPUS", "MEMORY", "CREATED", "USED", "STATE")
 			for _, t := range all {
 				state := "ready"
-				if !t.Warm() {
+				switch {
+				case !t.Warm():
 					state = "only its disk"
+				case t.Version != template.Version:
+					state = "of another devvm"
 				}
 				if used[t.ID] {
 					state += ", in use"
 				}
-				table.Row(t.ID, t.Image[:12], fmt.Sprint(t.CPUs), ui.Size(t.Shape.Memory), t.Created.Local().Format("2006-01-02 15:04"), ui.Size(t.Used()), state)
+				table.Row(t.ID, fmt.Sprintf("%.12s", t.Image), fmt.Sprint(t.CPUs), ui.Size(t.Shape.Memory), t.Created.Local().Format("2006-01-02 15:04"), ui.Size(t.Used()), state)
 			}
 			return table.Flush()
 		}),

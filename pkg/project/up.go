@@ -317,10 +317,14 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		err = b.launch(ctx, img)
 	}
 	if errors.Is(err, vm.ErrAccel) && b.accel == vm.AccelKVM {
-		if rerr := b.Accel.Record(b.host, false, err.Error()); rerr != nil {
+		why := err.Error()
+		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
+			why = words // QEMU's own
+		}
+		if rerr := b.Accel.Record(b.host, false, why); rerr != nil {
 			b.Log.Warn("remember that KVM does not work", "err", rerr)
 		}
-		b.progress.Warn("KVM does not work here (%v): using software emulation, which is much slower", err)
+		b.progress.Warn("KVM does not work here (%s): using software emulation, which is much slower", why)
 		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
 			return fmt.Errorf("stop the VM: %w", err)
 		}
@@ -839,7 +843,7 @@ func because(reason string) string {
 // died explains a VM that stopped while its engine was awaited.
 func (b *boot) died(dom vm.Domain, kernelUp bool) error {
 	if b.accel == vm.AccelKVM && !kernelUp {
-		return fmt.Errorf("the guest died before its kernel ran (%s): %w", dom.Reason, vm.ErrAccel)
+		return fmt.Errorf("%w: the guest died before its kernel ran (%s)", vm.ErrAccel, dom.Reason)
 	}
 	return &ui.Error{
 		Msg:  fmt.Sprintf("the VM stopped while it was starting: %s%s", dom.State, because(dom.Reason)),

@@ -130,7 +130,8 @@ func NewStore(dir string, log *slog.Logger) *Store { return &Store{dir, log} }
 // Dir is the store's directory.
 func (s *Store) Dir() string { return s.dir }
 
-// List returns all templates, the newest first. What is damaged is left out.
+// List returns all templates, the newest first, those of other versions of devvm too.
+// What is damaged is left out.
 func (s *Store) List() ([]Template, error) {
 	entries, err := os.ReadDir(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -166,8 +167,9 @@ func (s *Store) read(id string) (Template, error) {
 	if err := json.Unmarshal(b, &t.Manifest); err != nil {
 		return t, fmt.Errorf("read template %s: %w", id, err)
 	}
-	if t.Key != t.Shape.Key() {
-		return t, fmt.Errorf("template %s: its manifest is of another version, or damaged", id)
+	// What is of another version takes room and can be removed, but is not understood.
+	if t.Version == Version && t.Key != t.Shape.Key() {
+		return t, fmt.Errorf("template %s: its manifest is damaged", id)
 	}
 	return t, nil
 }
@@ -180,7 +182,7 @@ func (s *Store) Find(shape Shape) (Template, error) {
 	}
 	key := shape.Key()
 	for _, t := range all {
-		if t.Key != key || !t.Warm() {
+		if t.Version != Version || t.Key != key || !t.Warm() {
 			continue
 		}
 		if err := t.check(); err != nil {

@@ -1,8 +1,10 @@
 package template
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -103,6 +105,38 @@ func TestFindDamaged(t *testing.T) {
 		if got, err := s.Find(Shape{CPUs: 1}); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: found %s, %v", name, got.ID, err)
 		}
+	}
+}
+
+// A template of another devvm's is not used, and seen by who looks for room.
+func TestAnotherVersion(t *testing.T) {
+	var log bytes.Buffer
+	s := NewStore(filepath.Join(t.TempDir(), "templates"), slog.New(slog.NewTextHandler(&log, nil)))
+	tpl := add(t, s, Shape{CPUs: 1}, "")
+	manifest := filepath.Join(tpl.Dir, manifestName)
+	was, err := os.ReadFile(manifest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := bytes.Replace(was, fmt.Appendf(nil, `"version": %d`, Version), []byte(`"version": 1, "gone": true`), 1)
+	if err := errors.Join(os.Chmod(manifest, 0o600), os.WriteFile(manifest, now, 0o600)); err != nil || bytes.Equal(was, now) {
+		t.Fatal(err, string(now))
+	}
+	if got, err := s.Find(Shape{CPUs: 1}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("found %s, %v", got.ID, err)
+	}
+	if all, err := s.List(); err != nil || len(all) != 1 || all[0].Used() == 0 || log.Len() > 0 {
+		t.Errorf("listed: %+v, %v, and said: %s", all, err, log.String())
+	}
+	used := map[string]bool{tpl.ID: true}
+	users := func(context.Context) (map[string]bool, error) { return used, nil }
+	none := func(Template) bool { return false }
+	if freed, err := s.Prune(t.Context(), users, none); err != nil || freed == 0 || blocks(tpl.Memory()) > 0 || blocks(tpl.Disk()) == 0 {
+		t.Errorf("of one whose disk is used %d bytes were given back, its memory is %d, its disk %d, %v", freed, blocks(tpl.Memory()), blocks(tpl.Disk()), err)
+	}
+	delete(used, tpl.ID)
+	if _, err := s.Remove(t.Context(), tpl.ID, users); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -72,7 +72,12 @@ func (s *AccelStore) Choose(host Host) Verdict {
 	case known && seen.Works:
 		return Verdict{Accel: AccelKVM, Proven: true}
 	case known && seen.Device == host.kvmState():
-		return Verdict{Accel: AccelTCG, Proven: true, Note: "KVM did not work here (" + seen.Why + "): " + slow}
+		v := Verdict{Accel: AccelTCG, Proven: true, Note: "KVM did not work here (" + seen.Why + "): " + slow}
+		if host.URI == uriSystem && strings.Contains(seen.Why, "Permission denied") {
+			v.Hint = "# QEMU's user may not open it; the system's libvirt then asks QEMU anew at each start, which takes seconds\n" +
+				"sudo chgrp kvm " + host.KVMDevice + "\nsudo chmod 660 " + host.KVMDevice
+		}
+		return v
 	}
 	return Verdict{Accel: AccelKVM}
 }

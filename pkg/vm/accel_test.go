@@ -41,6 +41,18 @@ func TestAccelRemembers(t *testing.T) {
 		t.Errorf("after it failed: %+v", v)
 	}
 
+	if v := choose(); v.Hint != "" {
+		t.Errorf("the device is not to blame: %+v", v)
+	}
+	system := host
+	system.URI = uriSystem
+	if err := NewAccelStore(path).Record(system, false, "failed to initialize kvm: Permission denied"); err != nil {
+		t.Fatal(err)
+	}
+	if v := NewAccelStore(path).Choose(system); !strings.Contains(v.Hint, "sudo chmod 660 "+host.KVMDevice) {
+		t.Errorf("QEMU's user may not open the device: %+v", v)
+	}
+
 	// Another QEMU, another try.
 	other := host
 	other.QEMU = "8.0.0"

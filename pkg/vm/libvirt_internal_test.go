@@ -25,6 +25,12 @@ func TestExplain(t *testing.T) {
 		{"unsupported configuration: Emulator '/usr/bin/qemu-system-x86_64' does not support virt type 'kvm'", "", ErrAccel},
 		{"invalid argument: could not find capabilities for arch=x86_64 domaintype=kvm ", "", ErrAccel},
 		{"unsupported configuration: Domain requires KVM, but it is not available. Check that virtualization is enabled", "", ErrAccel},
+		{
+			"internal error: process exited while connecting to monitor: error: failed to set MSR 0x10a to 0x69\nqemu-system-x86_64: ../../target/i386/kvm/kvm.c:3183: kvm_buf_set_msrs: Assertion `ret == cpu->kvm_msr_buf->nmsrs' failed.",
+			"error: failed to set MSR 0x10a to 0x69 ../../target/i386/kvm/kvm.c:3183: kvm_buf_set_msrs: Assertion `ret == cpu->kvm_msr_buf->nmsrs' failed.",
+			ErrAccel,
+		},
+		{"internal error: process exited while connecting to monitor: ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy", "ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy", ErrAccel},
 		{"Cannot access storage file '/d' (as uid:64055, gid:64055): No such file or directory", "", fs.ErrNotExist},
 		{"internal error: process exited while connecting to monitor: qemu-system-x86_64: -netdev {}: Failed to connect to '/n.sock': Connection refused", "-netdev {}: Failed to connect to '/n.sock': Connection refused", syscall.ECONNREFUSED},
 		{"internal error: qemu unexpectedly closed the monitor: /usr/bin/qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory", "cannot set up guest memory 'pc.ram': Cannot allocate memory", syscall.ENOMEM},
