@@ -55,8 +55,10 @@ type Service struct {
 const (
 	patienceKVM = 2 * time.Minute
 	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM.
-	patienceKernel = 90 * time.Second
+	// patienceKernel is many times what a kernel needs on a busy host without KVM,
+	// patienceKernelKVM on one with it, also until cloud-init of another image speaks.
+	patienceKernel    = 90 * time.Second
+	patienceKernelKVM = time.Minute
 )
 
 // guestAddress is where the guest's sshd listens on the VM's network.

@@ -306,7 +306,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		return err
 	}
 	err = b.launch(ctx, img)
-	if errors.Is(err, errNoKernel) {
+	if errors.Is(err, errNoKernel) && b.accel == vm.AccelTCG {
 		b.progress.Warn("%v: starting the VM again", err)
 		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
 			return fmt.Errorf("stop the VM: %w", err)
@@ -731,7 +731,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer check.Stop()
 
 	kernelUp := con == nil
-	kernel := time.NewTimer(patienceKernel)
+	kernel := time.NewTimer(b.patienceKernel())
 	defer kernel.Stop()
 	phase := "kernel"
 	if kernelUp {
@@ -784,7 +784,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 		case <-kernel.C:
 			if !kernelUp {
-				return errNoKernel
+				return b.noKernel()
 			}
 		case err := <-watched:
 			if ctx.Err() == nil {
@@ -810,7 +810,25 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 // errNoKernel says that the guest's kernel does not get on. Under emulation a boot now
 // and then comes to rest for ever, with both CPUs halted and no timer that would wake
 // them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
-var errNoKernel = fmt.Errorf("the guest's kernel did not come up within %s", patienceKernel)
+var errNoKernel = errors.New("the guest's kernel did not come up")
+
+// patienceKernel is how long a kernel may take to come up.
+func (b *boot) patienceKernel() time.Duration {
+	if b.accel == vm.AccelKVM {
+		return patienceKernelKVM
+	}
+	return patienceKernel
+}
+
+// noKernel says that no kernel came up within the time. Under KVM that is KVM's fault:
+// nested in another hypervisor, it may run a guest that gets nowhere.
+func (b *boot) noKernel() error {
+	err := fmt.Errorf("%w within %s", errNoKernel, b.patienceKernel())
+	if b.accel == vm.AccelKVM {
+		return fmt.Errorf("%w: %w", vm.ErrAccel, err)
+	}
+	return err
+}
 
 var errPatience = errors.New("the engine did not answer in time")
 
