@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/doctor"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
@@ -46,6 +48,9 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 		Memory:    cfg.Memory,
 		Socket:    s.Dirs.LongestSocket(),
 		Shared:    a.sharedHere(ctx, s),
+
+		EngineProxy: a.engineProxy(ctx, s, cfg),
+		ConfigFile:  filepath.Join(s.Dirs.Config, "config.toml"),
 	}))
 	if a.json {
 		if err := a.JSON(findings); err != nil {
@@ -69,6 +74,18 @@ func (a *app) sharedHere(ctx context.Context, s *project.Service) []string {
 		return nil
 	}
 	return s.SharedDirs(p)
+}
+
+// engineProxy tells whether the engine of the project here has a proxy, or that of a new
+// one by the user's own configuration.
+func (a *app) engineProxy(ctx context.Context, s *project.Service, own config.Config) bool {
+	cfg := own
+	if p, err := a.find(ctx, s); err == nil {
+		if here, err := s.Config(p.Dir); err == nil {
+			cfg = here
+		}
+	}
+	return cfg.Daemon["proxies"] != nil
 }
 
 // leftovers turns projects whose directory is gone into what doctor shows.

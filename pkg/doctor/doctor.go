@@ -77,6 +77,9 @@ type Options struct {
 	Memory  int64  // bytes that a VM is given
 
 	Shared []string // directories of this host that the VM of the project here has
+
+	EngineProxy bool   // the engine is configured to use a proxy
+	ConfigFile  string // the user's own, for all projects
 }
 
 // Leftover is a thing of ours that nothing needs any more.
@@ -146,6 +149,7 @@ func Checks(h Host, o Options) []Check {
 		{"memory", d.memory},
 		{"runtime directory", d.runtimeDir},
 		{"sockets", d.sockets},
+		{"proxy", d.proxy},
 		{"Docker client", d.dockerClient},
 		{"Docker on the host", d.dockerHost},
 		{"other hypervisors", d.hypervisors},
