@@ -83,8 +83,12 @@ func (s *AccelStore) Choose(host Host) Verdict {
 }
 
 // Record remembers that a guest's kernel has come up under KVM, or why KVM is
-// of no use. Why is ignored if it works.
+// of no use. Why is ignored if it works. That another hypervisor has the processor
+// (EBUSY) is of the moment, and the next VM tries again.
 func (s *AccelStore) Record(host Host, works bool, why string) error {
+	if !works && strings.Contains(why, "Device or resource busy") {
+		return nil
+	}
 	key := host.accelKey()
 	all := s.load()
 	p := proof{Works: works}

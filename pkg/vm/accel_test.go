@@ -36,6 +36,10 @@ func TestAccelRemembers(t *testing.T) {
 	if v := choose(); v.Accel != AccelKVM || !v.Proven || v.Note != "" {
 		t.Errorf("after it worked: %+v", v)
 	}
+	record(false, "ioctl(KVM_CREATE_VM) failed: 16 Device or resource busy")
+	if v := choose(); v.Accel != AccelKVM {
+		t.Errorf("while another hypervisor had the processor: %+v", v)
+	}
 	record(false, "KVM internal error\n suberror: 1")
 	if v := choose(); v.Accel != AccelTCG || !v.Proven || !strings.Contains(v.Note, "KVM internal error suberror: 1") {
 		t.Errorf("after it failed: %+v", v)
