@@ -85,7 +85,8 @@ func (a *app) engineProxy(ctx context.Context, s *project.Service, own config.Co
 			cfg = here
 		}
 	}
-	return cfg.Daemon["proxies"] != nil
+	proxies, _ := cfg.Daemon["proxies"].(map[string]any)
+	return proxies["http-proxy"] != nil || proxies["https-proxy"] != nil
 }
 
 // leftovers turns projects whose directory is gone into what doctor shows.

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -437,8 +439,8 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestQEMUsFiles lists what libvirt gives to the user that runs QEMU, which is no fault of
-// that only where QEMU has a user of its own.
+// TestQEMUsFiles lists what libvirt gives to the user that runs QEMU, which is
+// allowed only where QEMU runs as a user of its own.
 func TestQEMUsFiles(t *testing.T) {
 	for path, want := range map[string]bool{
 		"images/x/kernel":                    true,
@@ -482,11 +484,6 @@ func TestParents(t *testing.T) {
 func TestReachable(t *testing.T) {
 	f := newFake(t, os.Getuid())
 	f.file("run/a/x.sock", "")
-	if os.Getuid() == 0 { // root's group is nobody else's
-		if err := errors.Join(os.Chown(f.path("run/a"), 0, 12), os.Chown(f.path("run/a/x.sock"), 0, 34)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for _, c := range []struct {
 		dir, sock fs.FileMode
 		want      bool
@@ -494,32 +491,71 @@ func TestReachable(t *testing.T) {
 		if err := errors.Join(os.Chmod(f.path("run/a"), c.dir), os.Chmod(f.path("run/a/x.sock"), c.sock), os.Chmod(f.Root, 0o755)); err != nil {
 			t.Fatal(err)
 		}
-		if got := reachable(f.Host, "/run/a/x.sock"); (got != "") != c.want {
+		if got := reachable(f.Host, "/run/a/x.sock", os.Getuid()); (got != "") != c.want {
 			t.Errorf("directory %04o, socket %04o: %q", c.dir, c.sock, got)
 		}
 	}
 }
 
-// TestOthers has the modes of a monitor's socket and of its directories as libvirt's
-// daemon makes them for root's VMs.
-func TestOthers(t *testing.T) {
-	const root, group = 0, 64055
-	for _, c := range []struct {
-		mode fs.FileMode
-		gid  int
-		want fs.FileMode
+// TestOpen is about who gets to a socket, with the owners and groups that a test cannot
+// make: root's VMs have a user and a group of their own for QEMU.
+func TestOpen(t *testing.T) {
+	const root, qemu, me, mallory = 0, 64055, 1000, 1001
+	public := access{mode: fs.ModeDir | 0o755}
+	for name, c := range map[string]struct {
+		way  []access
+		uid  int
+		want bool
 	}{
-		{fs.ModeSocket | 0o775, root, 0o5},
-		{fs.ModeSocket | 0o775, group, 0o7},
-		{fs.ModeSocket | 0o660, root, 0},
-		{fs.ModeSocket | 0o602, root, 0o2},
-		{fs.ModeDir | 0o750, group, 0o5},
-		{fs.ModeDir | 0o711, root, 0o1},
-		{fs.ModeDir | 0o700, group, 0},
+		"root's QEMU":                     {[]access{{mode: 0o775}, {mode: 0o750, uid: qemu, gid: qemu}, public}, qemu, false},
+		"root's QEMU, of another user":    {[]access{{mode: 0o775}, {mode: 0o770, uid: mallory, gid: root}, public}, qemu, true},
+		"root's group":                    {[]access{{mode: 0o660}, {mode: 0o750}, public}, root, true},
+		"root's group, not to write":      {[]access{{mode: 0o640}, {mode: 0o750}, public}, root, false},
+		"a group":                         {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 50}, public}, me, true},
+		"two groups":                      {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 51}, public}, me, false},
+		"a group, and everybody":          {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o711, uid: me, gid: 51}, public}, me, true},
+		"a group that is not known":       {[]access{{mode: 0o660, uid: me, gid: -1}, {mode: 0o711, uid: me, gid: -1}, public}, me, true},
+		"everybody":                       {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o711, uid: me, gid: me}, public}, me, true},
+		"my own":                          {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: me, gid: me}, public}, me, false},
+		"in another user's directory":     {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: mallory, gid: mallory}, public}, me, true},
+		"another user's, in mine":         {[]access{{mode: 0o600, uid: mallory, gid: mallory}, {mode: 0o700, uid: me, gid: me}, public}, me, false},
+		"another user's, in a public one": {[]access{{mode: 0o600, uid: mallory, gid: mallory}, public}, me, true},
+		"users by name":                   {[]access{{mode: 0o770, acl: true}, {mode: 0o711}, public}, root, true},
+		"users by name, in mine":          {[]access{{mode: 0o770, acl: true}, {mode: 0o700}, public}, root, false},
+		"users by name in both":           {[]access{{mode: 0o660, uid: me, gid: 50, acl: true}, {mode: 0o710, uid: me, gid: 51, acl: true}, public}, me, true},
 	} {
-		if got := others(c.mode, c.gid); got != c.want {
-			t.Errorf("%v of group %d: %03b, not %03b", c.mode, c.gid, got, c.want)
+		if got := open(c.way, c.uid); got != c.want {
+			t.Errorf("%s: %v, not %v", name, got, c.want)
 		}
+	}
+}
+
+// A list of users on a socket shows in the group's bits alone.
+func TestReachableByACL(t *testing.T) {
+	f := newFake(t, os.Getuid())
+	f.file("run/a/x.sock", "")
+	acl := []byte{2, 0, 0, 0} // version, then tag, permissions and id of each (xattr(7), linux/posix_acl_xattr.h)
+	for _, e := range []struct {
+		tag, perm uint16
+		id        uint32
+	}{{0x01, 6, ^uint32(0)}, {0x02, 6, 1234}, {0x04, 0, ^uint32(0)}, {0x10, 6, ^uint32(0)}, {0x20, 0, ^uint32(0)}} {
+		acl = binary.LittleEndian.AppendUint16(acl, e.tag)
+		acl = binary.LittleEndian.AppendUint16(acl, e.perm)
+		acl = binary.LittleEndian.AppendUint32(acl, e.id)
+	}
+	if err := errors.Join(os.Chmod(f.Root, 0o755), os.Chmod(f.path("run/a"), 0o711), os.Chmod(f.path("run/a/x.sock"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if got := reachable(f.Host, "/run/a/x.sock", os.Getuid()); got != "" {
+		t.Errorf("before: %q", got)
+	}
+	if err := unix.Setxattr(f.path("run/a/x.sock"), "system.posix_acl_access", acl, 0); errors.Is(err, unix.ENOTSUP) {
+		t.Skip("this file system has no lists of users")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	if got := reachable(f.Host, "/run/a/x.sock", os.Getuid()); got == "" {
+		t.Error("a user who is named on the socket is not seen")
 	}
 }
 

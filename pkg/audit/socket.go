@@ -14,6 +14,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Verdicts on a [Listener].
@@ -322,7 +324,7 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 				continue
 			}
 			seen[u.path] = true
-			if why := reachable(h, u.path); why != "" {
+			if why := reachable(h, u.path, p.UID); why != "" {
 				bad = append(bad, fmt.Sprintf("%s of %s: %s", u.path, p.name(), why))
 			}
 		}
@@ -336,37 +338,78 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 	return f
 }
 
-// reachable says why others than its owner and root can connect to a unix socket, "" if
-// they cannot: they need to pass each directory and to write to the socket (unix(7)).
-func reachable(h Host, path string) string {
+// reachable says why somebody other than root and the user that its process runs as can
+// connect to a unix socket, "" if nobody can: one needs to pass each directory and to write
+// to the socket (unix(7)).
+func reachable(h Host, path string, uid int) string {
 	if strings.HasPrefix(path, "@") || !filepath.IsAbs(path) {
 		return "it has no file that would protect it"
 	}
-	info, err := os.Lstat(h.path(path))
+	socket, err := lookAt(h, path)
 	if err != nil {
 		return "" // removed: nobody can
 	}
-	if others(info.Mode(), gidOf(info))&0o2 == 0 {
-		return ""
-	}
+	way := []access{socket}
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
-		info, err := os.Lstat(h.path(dir))
-		if err != nil || others(info.Mode(), gidOf(info))&0o1 == 0 {
+		a, err := lookAt(h, dir)
+		if err != nil {
 			return ""
 		}
+		way = append(way, a)
 		if dir == filepath.Dir(dir) {
 			break
 		}
 	}
-	return fmt.Sprintf("mode %04o, in directories that others may pass", info.Mode().Perm())
+	if open(way, uid) {
+		return fmt.Sprintf("mode %04o, in directories that others may pass", socket.mode.Perm())
+	}
+	return ""
 }
 
-// others is what a file's mode allows to anybody but its owner and root, as the three
-// bits of a class. Who is in a group is not asked, but for root's own: QEMU makes its
-// sockets root's, and lets the group write.
-func others(mode fs.FileMode, gid int) fs.FileMode {
-	if gid == 0 {
-		return mode & 0o7
+// access is what decides who may use a file.
+type access struct {
+	mode     fs.FileMode
+	uid, gid int
+	acl      bool // it names more users and groups (acl(5)), whom the group's bits bound
+}
+
+func lookAt(h Host, path string) (access, error) {
+	info, err := os.Lstat(h.path(path))
+	if err != nil {
+		return access{}, err
 	}
-	return (mode | mode>>3) & 0o7
+	_, err = unix.Lgetxattr(h.path(path), "system.posix_acl_access", nil)
+	acl := !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP)
+	return access{info.Mode(), uidOf(info), gidOf(info), acl}, nil
+}
+
+// open tells whether anybody but root and the given user gets to the socket that is the
+// first of the way, through the directories that are the rest: anybody at all, the owner of
+// one of them, or who is in the group of one. Who is in two groups is not thought of: the
+// monitor of root's QEMU is of root's group, in directories of the group of QEMU's user.
+func open(way []access, uid int) bool {
+	passes := func(may func(a access, bit fs.FileMode) bool) bool {
+		for i, a := range way {
+			bit := fs.FileMode(0o1)
+			if i == 0 {
+				bit = 0o2
+			}
+			if a.mode&bit == 0 && !(a.acl && a.mode&(bit<<3) != 0) && !may(a, bit) {
+				return false
+			}
+		}
+		return true
+	}
+	for _, who := range way {
+		if passes(func(a access, bit fs.FileMode) bool { return a.gid == who.gid && a.mode&(bit<<3) != 0 }) {
+			return true
+		}
+		if who.uid != 0 && who.uid != uid &&
+			passes(func(a access, bit fs.FileMode) bool {
+				return a.mode&(bit<<3) != 0 || a.uid == who.uid && a.mode&(bit<<6) != 0
+			}) {
+			return true
+		}
+	}
+	return false
 }

@@ -465,11 +465,19 @@ func TestChecks(t *testing.T) {
 		{"path just right", "sockets", func(b *bench) { b.o.Socket = "/" + strings.Repeat("x", 106) }, want{OK, false, "107 of 107", "-"}},
 		{"no path", "sockets", func(b *bench) { b.o.Socket = "" }, want{OK, false, "", "-"}},
 
-		{"for the engine too", "proxy", func(b *bench) { b.env["https_proxy"] = "http://proxy.example.com:3128"; b.o.EngineProxy = true }, want{OK, false, "devvm.toml has a proxy", "-"}},
-		{"not for the engine", "proxy", func(b *bench) { b.env["HTTP_PROXY"] = "proxy.example.com:3128" }, want{Warn, false, "HTTP_PROXY is set", "# [docker.daemon.proxies]\n# http-proxy = \"http://proxy.example.com:3128\"\n# https-proxy = \"http://proxy.example.com:3128\""}},
-		{"with a password", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "http://me:secret@proxy.example.com" }, want{Warn, false, "HTTPS_PROXY is set", `"http://me:xxxxx@proxy.example.com"`}},
-		{"of this host", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "http://127.0.0.1:3128/" }, want{Warn, false, "HTTPS_PROXY is set", "# [network]\n# host_ports = [3128]\n# [docker.daemon.proxies]\n# http-proxy = \"http://host.docker.internal:3128/\""}},
-		{"no URL", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "://" }, want{Warn, false, "HTTPS_PROXY is set", "# see the README"}},
+		{"for the engine too", "proxy", func(b *bench) { b.env["https_proxy"] = "http://proxy.example.com:3128"; b.o.EngineProxy = true }, want{OK, false, "the engine has one, too", "-"}},
+		{"not for the engine", "proxy", func(b *bench) { b.env["HTTP_PROXY"] = "proxy.example.com:3128" }, want{Warn, false, "one is set here", "#   [docker.daemon.proxies]\n#   http-proxy = \"http://proxy.example.com:3128\""}},
+		{"in small letters", "proxy", func(b *bench) { b.env["http_proxy"] = "http://p:1" }, want{Warn, false, "", `http-proxy = "http://p:1"`}},
+		{"two, and without", "proxy", func(b *bench) {
+			b.env["HTTP_PROXY"], b.env["https_proxy"], b.env["no_proxy"] = "http://p:1", "http://q:2", "intern.example.com"
+		}, want{Warn, false, "", "#   http-proxy = \"http://p:1\"\n#   https-proxy = \"http://q:2\"\n#   no-proxy = \"intern.example.com\""}},
+		{"with a password", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "http://me:secret@proxy.example.com" }, want{Warn, false, "", `"http://USER:PASSWORD@proxy.example.com"`}},
+		{"with a token", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "http://token@proxy.example.com" }, want{Warn, false, "", `"http://USER:PASSWORD@proxy.example.com"`}},
+		{"of this host", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "http://127.0.0.1:3128/" }, want{Warn, false, "", "#   [network]\n#   host_ports = [3128]\n#   [docker.daemon.proxies]\n#   https-proxy = \"http://host.docker.internal:3128/\""}},
+		{"of this host, no port", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "http://Localhost" }, want{Warn, false, "", `host_ports = [80]`}},
+		{"of this host, TLS", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "https://[::1]" }, want{Warn, false, "", `host_ports = [443]`}},
+		{"of this host, SOCKS", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "socks5://0.0.0.0" }, want{Warn, false, "", `host_ports = [1080]`}},
+		{"no URL", "proxy", func(b *bench) { b.env["HTTPS_PROXY"] = "://" }, want{Warn, false, "", `https-proxy = "http://PROXY:PORT"`}},
 
 		{"context set", "Docker client", func(b *bench) { b.env["DOCKER_CONTEXT"] = "colima" }, want{Warn, false, `DOCKER_CONTEXT is set to "colima"`, "unset DOCKER_CONTEXT"}},
 		{"TLS set", "Docker client", func(b *bench) { b.env["DOCKER_TLS_VERIFY"] = "1" }, want{Warn, false, "DOCKER_TLS_VERIFY", "unset DOCKER_TLS_VERIFY"}},

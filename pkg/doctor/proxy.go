@@ -1,52 +1,66 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 )
 
-// proxy tells who reaches the network by a proxy that the engine in the VM has to be told
-// of: its settings are not taken from this host's environment.
+// proxy warns if this host's environment has a proxy and the engine has none: the VM does
+// not see that environment.
 func (d *doctor) proxy(context.Context) Result {
-	for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
-		value := d.h.Getenv(name)
+	env := func(name string) string { return cmp.Or(d.h.Getenv(strings.ToUpper(name)), d.h.Getenv(name)) }
+	var lines, ports []string
+	for _, key := range []string{"http-proxy", "https-proxy"} {
+		value := env(strings.ReplaceAll(key, "-", "_"))
 		if value == "" {
 			continue
 		}
-		if d.o.EngineProxy {
-			return ok(name+" is set here, and devvm.toml has a proxy for the engine", "")
+		u, port := forVM(value)
+		lines = append(lines, fmt.Sprintf("%s = %q", key, u))
+		if port != "" && !slices.Contains(ports, port) {
+			ports = append(ports, port)
 		}
-		return warn(name+" is set here, and the engine in the VM has no proxy",
-			"it pulls images without one, which may not be possible here; these lines in "+d.o.ConfigFile+" are for all projects", engineProxy(value))
 	}
-	return ok("none is set here", "")
+	switch {
+	case len(lines) == 0:
+		return ok("none is set here", "")
+	case d.o.EngineProxy:
+		return ok("one is set here, and the engine has one, too", "")
+	}
+	if no := env("no_proxy"); no != "" {
+		lines = append(lines, fmt.Sprintf("no-proxy = %q", no))
+	}
+	lines = append([]string{"[docker.daemon.proxies]"}, lines...)
+	if len(ports) > 0 {
+		lines = append([]string{"[network]", "host_ports = [" + strings.Join(ports, ", ") + "]"}, lines...)
+	}
+	return warn("one is set here, and the engine in the VM has none",
+		"it pulls images without a proxy, which may not be possible here",
+		"# put this into "+d.o.ConfigFile+", without the # (README: behind a proxy):\n#   "+strings.Join(lines, "\n#   "))
 }
 
-// engineProxy is what gives the engine the proxy of this host.
-func engineProxy(value string) string {
+// forVM is a proxy as the VM sees it. One of this host's is host.docker.internal there, if
+// its port is opened. Who may use it is left to be filled in.
+func forVM(value string) (proxy, port string) {
 	if !strings.Contains(value, "://") {
 		value = "http://" + value
 	}
 	u, err := url.Parse(value)
-	if err != nil || u.Hostname() == "" {
-		return "# see the README: behind a proxy"
+	if err != nil {
+		return "http://PROXY:PORT", ""
 	}
-	var lines []string
+	if u.User != nil {
+		u.User = url.UserPassword("USER", "PASSWORD")
+	}
 	ip, err := netip.ParseAddr(u.Hostname())
-	if u.Hostname() == "localhost" || err == nil && ip.IsLoopback() { // of this host's, not the VM's
-		port := u.Port()
-		if port == "" {
-			port = "80"
-		}
+	if strings.EqualFold(u.Hostname(), "localhost") || err == nil && (ip.IsLoopback() || ip.IsUnspecified()) {
+		port = cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme], "1080")
 		u.Host = "host.docker.internal:" + port
-		lines = append(lines, "[network]", "host_ports = ["+port+"]")
 	}
-	lines = append(lines, "[docker.daemon.proxies]")
-	for _, key := range []string{"http-proxy", "https-proxy"} {
-		lines = append(lines, fmt.Sprintf("%s = %q", key, u.Redacted()))
-	}
-	return "# " + strings.Join(lines, "\n# ")
+	return u.String(), port
 }

@@ -55,10 +55,8 @@ type Service struct {
 const (
 	patienceKVM = 2 * time.Minute
 	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM,
-	// patienceKernelKVM on one with it, also until cloud-init of another image speaks.
-	patienceKernel    = 90 * time.Second
-	patienceKernelKVM = time.Minute
+	// patienceKernel is many times what a kernel needs on a busy host without KVM.
+	patienceKernel = 90 * time.Second
 )
 
 // guestAddress is where the guest's sshd listens on the VM's network.

@@ -305,31 +305,24 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err := b.prepare(ctx, img); err != nil {
 		return err
 	}
+	untried := b.accel == vm.AccelKVM && !verdict.Proven
 	err = b.launch(ctx, img)
-	if errors.Is(err, errNoKernel) && b.accel == vm.AccelTCG {
+	if errors.Is(err, errNoKernel) && !untried {
 		b.progress.Warn("%v: starting the VM again", err)
-		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
-			return fmt.Errorf("stop the VM: %w", err)
-		}
-		if err := b.stopHelpers(ctx, b.project); err != nil {
-			return err
-		}
-		err = b.launch(ctx, img)
+		err = b.relaunch(ctx, img)
 	}
-	if errors.Is(err, vm.ErrAccel) && b.accel == vm.AccelKVM {
+	if b.accel == vm.AccelKVM && (errors.Is(err, vm.ErrAccel) || errors.Is(err, errNoKernel) && untried) {
 		why := err.Error()
 		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
-			why = words // QEMU's own
-		}
-		if rerr := b.Accel.Record(b.host, false, why); rerr != nil {
-			b.Log.Warn("remember that KVM does not work", "err", rerr)
+			why = words
 		}
 		b.progress.Warn("KVM does not work here (%s): using software emulation, which is much slower", why)
-		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
-			return fmt.Errorf("stop the VM: %w", err)
-		}
 		b.accel = vm.AccelTCG
-		err = b.launch(ctx, img)
+		if err = b.relaunch(ctx, img); err == nil {
+			if rerr := b.Accel.Record(b.host, false, why); rerr != nil {
+				b.Log.Warn("remember that KVM does not work", "err", rerr)
+			}
+		}
 	}
 	if err != nil {
 		return err
@@ -625,6 +618,17 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 	return b.await(ctx, console)
 }
 
+// relaunch is launch, after what a launch that came to nothing has left.
+func (b *boot) relaunch(ctx context.Context, img image.Image) error {
+	if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
+		return fmt.Errorf("stop the VM: %w", err)
+	}
+	if err := b.stopHelpers(ctx, b.project); err != nil {
+		return err
+	}
+	return b.launch(ctx, img)
+}
+
 // resume lets a suspended VM go on and waits for its engine.
 func (b *boot) resume(ctx context.Context) error {
 	b.progress.Start("resume", "resume the suspended VM")
@@ -731,7 +735,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer check.Stop()
 
 	kernelUp := con == nil
-	kernel := time.NewTimer(b.patienceKernel())
+	kernel := time.NewTimer(patienceKernel)
 	defer kernel.Stop()
 	phase := "kernel"
 	if kernelUp {
@@ -784,7 +788,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 		case <-kernel.C:
 			if !kernelUp {
-				return b.noKernel()
+				return errNoKernel
 			}
 		case err := <-watched:
 			if ctx.Err() == nil {
@@ -810,25 +814,8 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 // errNoKernel says that the guest's kernel does not get on. Under emulation a boot now
 // and then comes to rest for ever, with both CPUs halted and no timer that would wake
 // them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
-var errNoKernel = errors.New("the guest's kernel did not come up")
-
-// patienceKernel is how long a kernel may take to come up.
-func (b *boot) patienceKernel() time.Duration {
-	if b.accel == vm.AccelKVM {
-		return patienceKernelKVM
-	}
-	return patienceKernel
-}
-
-// noKernel says that no kernel came up within the time. Under KVM that is KVM's fault:
-// nested in another hypervisor, it may run a guest that gets nowhere.
-func (b *boot) noKernel() error {
-	err := fmt.Errorf("%w within %s", errNoKernel, b.patienceKernel())
-	if b.accel == vm.AccelKVM {
-		return fmt.Errorf("%w: %w", vm.ErrAccel, err)
-	}
-	return err
-}
+// Under a KVM that has never run a VM here, nested in another hypervisor, none may.
+var errNoKernel = fmt.Errorf("the guest's kernel did not come up within %s", patienceKernel)
 
 var errPatience = errors.New("the engine did not answer in time")
 

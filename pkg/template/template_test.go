@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -89,7 +90,10 @@ func TestFindDamaged(t *testing.T) {
 		"manifest gone":  func(t Template) error { return os.Remove(filepath.Join(t.Dir, manifestName)) },
 		"manifest empty": func(t Template) error { return os.WriteFile(filepath.Join(t.Dir, manifestName), nil, 0o600) },
 		"manifest of another shape": func(t Template) error {
-			return os.WriteFile(filepath.Join(t.Dir, manifestName), []byte(`{"key":"`+t.Key+`","cpus":4}`), 0o600)
+			return os.WriteFile(filepath.Join(t.Dir, manifestName), fmt.Appendf(nil, `{"key":%q,"cpus":4,"version":%d}`, t.Key, Version), 0o600)
+		},
+		"manifest of no version": func(t Template) error {
+			return os.WriteFile(filepath.Join(t.Dir, manifestName), []byte(`{"key":"`+t.Key+`"}`), 0o600)
 		},
 	} {
 		s := store(t)
@@ -105,6 +109,9 @@ func TestFindDamaged(t *testing.T) {
 		if got, err := s.Find(Shape{CPUs: 1}); !errors.Is(err, ErrNotFound) {
 			t.Errorf("%s: found %s, %v", name, got.ID, err)
 		}
+		if all, err := s.List(); err != nil || strings.HasPrefix(name, "manifest") != (len(all) == 0) {
+			t.Errorf("%s: listed %v, %v", name, all, err)
+		}
 	}
 }
 
@@ -119,6 +126,7 @@ func TestAnotherVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := bytes.Replace(was, fmt.Appendf(nil, `"version": %d`, Version), []byte(`"version": 1, "gone": true`), 1)
+	now = bytes.Replace(now, []byte(`"cpus": 1`), []byte(`"cpus": "one"`), 1)
 	if err := errors.Join(os.Chmod(manifest, 0o600), os.WriteFile(manifest, now, 0o600)); err != nil || bytes.Equal(was, now) {
 		t.Fatal(err, string(now))
 	}

@@ -74,7 +74,7 @@ func (s *AccelStore) Choose(host Host) Verdict {
 	case known && seen.Device == host.kvmState():
 		v := Verdict{Accel: AccelTCG, Proven: true, Note: "KVM did not work here (" + seen.Why + "): " + slow}
 		if host.URI == uriSystem && strings.Contains(seen.Why, "Permission denied") {
-			v.Hint = "# QEMU's user may not open it; the system's libvirt then asks QEMU anew at each start, which takes seconds\n" +
+			v.Hint = "# QEMU's user may not open " + host.KVMDevice + ", so libvirt asks QEMU anew at each start, which takes seconds; until the next boot:\n" +
 				"sudo chgrp kvm " + host.KVMDevice + "\nsudo chmod 660 " + host.KVMDevice
 		}
 		return v

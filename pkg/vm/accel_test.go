@@ -45,17 +45,29 @@ func TestAccelRemembers(t *testing.T) {
 		t.Errorf("after it failed: %+v", v)
 	}
 
-	if v := choose(); v.Hint != "" {
-		t.Errorf("the device is not to blame: %+v", v)
-	}
 	system := host
 	system.URI = uriSystem
-	if err := NewAccelStore(path).Record(system, false, "failed to initialize kvm: Permission denied"); err != nil {
-		t.Fatal(err)
+	for _, c := range []struct {
+		host Host
+		why  string
+		hint bool
+	}{
+		{system, "failed to initialize kvm: Permission denied", true},
+		{system, "KVM internal error", false},
+		{host, "failed to initialize kvm: Permission denied", false},
+	} {
+		if err := NewAccelStore(path).Record(c.host, false, c.why); err != nil {
+			t.Fatal(err)
+		}
+		if v := NewAccelStore(path).Choose(c.host); strings.Contains(v.Hint, "sudo chmod 660 "+host.KVMDevice) != c.hint {
+			t.Errorf("%s, %s: %+v", c.host.URI, c.why, v)
+		}
 	}
-	if v := NewAccelStore(path).Choose(system); !strings.Contains(v.Hint, "sudo chmod 660 "+host.KVMDevice) {
-		t.Errorf("QEMU's user may not open the device: %+v", v)
+	record(true, "Device or resource busy")
+	if v := choose(); v.Accel != AccelKVM || !v.Proven {
+		t.Errorf("after it worked again: %+v", v)
 	}
+	record(false, "KVM internal error")
 
 	// Another QEMU, another try.
 	other := host

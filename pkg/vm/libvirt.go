@@ -802,9 +802,9 @@ var causes = []struct {
 		"kvm_init_vcpu failed",
 		"kvm run failed",
 		"KVM internal error",
-		"failed to set MSR",    // a hypervisor below that promises more than it does
-		"/kvm/kvm.c:",          // an assertion of QEMU's
-		"ioctl(KVM_CREATE_VM)", // another hypervisor has the processor
+		"failed to set MSR",               // a hypervisor below that promises more than it does
+		"/kvm/kvm.c:",                     // an assertion of QEMU's
+		"ioctl(KVM_CREATE_VM) failed: 16", // EBUSY: another hypervisor has the processor
 		"/dev/kvm",
 		"virt type 'kvm'",
 		"type=kvm", // also domaintype=

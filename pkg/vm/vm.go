@@ -54,7 +54,8 @@ var (
 	ErrConnectionLost = errors.New("connection to libvirt lost")
 	// ErrNoSnapshot says that the VM has no snapshot of the name.
 	ErrNoSnapshot = errors.New("no such snapshot")
-	// ErrAccel says that the VM could not start with hardware acceleration.
+	// ErrAccel says that the VM could not start with hardware acceleration, or ended
+	// before its kernel ran.
 	ErrAccel = errors.New("KVM does not work here")
 )
 
