@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"time"
 
@@ -77,7 +78,13 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		return err
 	}
 	defer hv.Close()
-	if !o.NoUp { // a bad devvm.toml must show before anything is lost
+	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
+		if _, err := os.Stat(p.Dir); errors.Is(err, fs.ErrNotExist) {
+			return &ui.Error{
+				Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
+				Hint: "to remove its VM: devvm --project " + p.Name + " rm",
+			}
+		}
 		if err := s.checkConfig(p, !o.Undo); err != nil {
 			return err
 		}
@@ -95,6 +102,9 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	case err == nil:
 		show.Start("destroy", "destroy the VM")
 		if err := s.unplug(ctx, hv, p, dom, synced); err != nil {
+			if ctx.Err() != nil {
+				show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
+			}
 			return err
 		}
 		if overtakes {

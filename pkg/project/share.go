@@ -124,10 +124,16 @@ var systemPaths = map[string]bool{
 	"/root": false, "/run": false, "/tmp": false, "/usr": false, "/var": false, "/var/log": false,
 }
 
+// longestSource is how long Linux lets the source of a mount be, in bytes (fsconfig(2)).
+const longestSource = 255
+
 // unfit tells why a directory cannot be had; "" if it can.
 func (s *Service) unfit(e share.Export) string {
 	if strings.ContainsFunc(e.Target, unicode.IsControl) {
 		return "its path holds a control character"
+	}
+	if most := longestSource - len(usernet.Gateway.String()+":"); len(e.Target) > most {
+		return fmt.Sprintf("its path has %d bytes; the VM's kernel mounts none with more than %d", len(e.Target), most)
 	}
 	for path, all := range systemPaths {
 		if within(e.Target, path) || all && within(path, e.Target) {

@@ -43,6 +43,9 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 			_ = sup.Resume(context.WithoutCancel(ctx)) // the VM runs on
 			return fmt.Errorf("suspend the VM: %w", err)
 		}
+		if ctx.Err() != nil {
+			pr.Note("its memory was saved by then: the VM is suspended")
+		}
 		phase.Done()
 		return nil
 	})

@@ -768,6 +768,12 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				b.progress.Start(phase, phaseText[phase])
 			}
 			ask()
+			if last.EngineFailed != "" {
+				return &ui.Error{
+					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
+					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
+				}
+			}
 			if last.State == supervisor.StateStopped { // by what it knows, which may be old
 				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 				if errors.Is(err, usernet.ErrNoNetwork) {

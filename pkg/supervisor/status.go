@@ -33,13 +33,16 @@ const (
 // Status is what the supervisor knows. It is served as JSON on control.sock;
 // fields are only ever added.
 type Status struct {
-	State       State     `json:"state"`
-	Since       time.Time `json:"since"`
-	Error       string    `json:"error,omitempty"` // why State is not ready
-	PID         int       `json:"pid"`
-	Version     string    `json:"version"`
-	Connections int       `json:"connections"` // open on docker.sock now
-	Redials     int       `json:"redials"`     // times the link was made anew
+	State State     `json:"state"`
+	Since time.Time `json:"since"`
+	Error string    `json:"error,omitempty"` // why State is not ready
+	// EngineFailed is what the engine said last, if the VM does not start it again.
+	EngineFailed string `json:"engine_failed,omitempty"`
+
+	PID         int    `json:"pid"`
+	Version     string `json:"version"`
+	Connections int    `json:"connections"` // open on docker.sock now
+	Redials     int    `json:"redials"`     // times the link was made anew
 	// Rebooted is when the VM was last found to have booted by itself: after a crash of
 	// its kernel, or by a command in it.
 	Rebooted time.Time `json:"rebooted,omitzero"`

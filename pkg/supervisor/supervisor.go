@@ -280,6 +280,10 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	if s.status.State == state && s.status.Error == reason {
 		return
 	}
+	s.status.EngineFailed = ""
+	if failed, ok := errors.AsType[*engineError](why); ok {
+		s.status.EngineFailed = failed.words
+	}
 	s.Log.Info("state", "state", state, "reason", reason)
 	if s.status.State != state {
 		s.status.Since = time.Now()
@@ -460,6 +464,9 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	err = s.Ping(asking)
 	done()
 	if err != nil {
+		if words := engineFailure(ctx, link); words != "" {
+			return &engineError{words}
+		}
 		return fmt.Errorf("ask the engine: %w", err)
 	}
 	if !s.Forked || s.links > 0 { // a VM that was resumed has the time of its saving

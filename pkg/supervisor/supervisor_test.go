@@ -190,6 +190,45 @@ func TestReboot(t *testing.T) {
 	}
 }
 
+// An engine that the VM has given up is not waited for: who watches learns what it said.
+func TestEngineFailed(t *testing.T) {
+	failed := filepath.Join(t.TempDir(), "failed")
+	if err := os.WriteFile(failed, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := start(t, func(g *guesttest.Options, o *supervisor.Options) {
+		g.Rewrite = strings.NewReplacer(
+			"systemctl is-failed -q docker.service", "test -e "+failed,
+			"journalctl -b -q -o cat -n 1 _COMM=dockerd", "echo no such option: foo",
+		).Replace
+		ping := o.Ping
+		o.Ping = func(ctx context.Context) error {
+			if _, err := os.Stat(failed); err == nil {
+				return errors.New("connection refused")
+			}
+			return ping(ctx)
+		}
+	})
+	var last supervisor.Status
+	watch := func(more func() bool) {
+		t.Helper()
+		if err := f.client.Watch(t.Context(), func(s supervisor.Status) bool { last = s; return more() }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	watch(func() bool { return last.EngineFailed == "" })
+	if last.EngineFailed != "no such option: foo" || last.State == supervisor.StateReady {
+		t.Errorf("%+v", last)
+	}
+	if err := os.Remove(failed); err != nil {
+		t.Fatal(err)
+	}
+	watch(func() bool { return last.State != supervisor.StateReady })
+	if last.EngineFailed != "" {
+		t.Errorf("an engine that answers has failed: %+v", last)
+	}
+}
+
 // A suspended VM is not connected to, and clients are told so at once.
 func TestSuspend(t *testing.T) {
 	f := start(t)

@@ -568,14 +568,42 @@ func (h *hypervisor) Destroy(ctx context.Context, name string) error {
 	})
 }
 
-// Save implements Hypervisor.
+// Save implements Hypervisor. When ctx ends, libvirt is told to stop, and lets the VM run
+// on.
 func (h *hypervisor) Save(ctx context.Context, name string) error {
-	return h.act(ctx, "save", name, func(l *link, v view) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	finish, done := finishing(ctx)
+	defer done()
+	err := h.act(finish, "save", name, func(l *link, v view) error {
 		if !v.on() {
 			return ErrNotRunning
 		}
+		stop := context.AfterFunc(ctx, func() { _ = l.DomainAbortJob(v.dom) }) // the answer is that of the save
+		defer stop()
 		return l.DomainManagedSave(v.dom, 0)
 	})
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// patienceFinish is for what libvirt is at when a command is cancelled.
+const patienceFinish = 20 * time.Second
+
+// finishing is a context for what must not be left half done: libvirt goes on with a call
+// whose client is gone, and a VM may stand still meanwhile. It ends a while after ctx.
+func finishing(ctx context.Context) (finish context.Context, done func()) {
+	finish, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(patienceFinish, func() { cancel(context.Cause(ctx)) })
+	})
+	return finish, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 // DropSaved implements Hypervisor.

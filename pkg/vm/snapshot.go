@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -38,8 +39,22 @@ func parseSnapshot(doc string) (Snapshot, error) {
 	return out, nil
 }
 
-// Snapshot implements Hypervisor.
+// Snapshot implements Hypervisor. QEMU cannot be told to stop it: when ctx ends, what was
+// made is removed again.
 func (h *hypervisor) Snapshot(ctx context.Context, name, snapshot string) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	finish, done := finishing(ctx)
+	defer done()
+	err := h.snapshot(finish, name, snapshot)
+	if err == nil && ctx.Err() != nil {
+		return errors.Join(context.Cause(ctx), h.DeleteSnapshot(finish, name, snapshot))
+	}
+	return err
+}
+
+func (h *hypervisor) snapshot(ctx context.Context, name, snapshot string) error {
 	return h.act(ctx, "snapshot", name, func(l *link, v view) error {
 		doc, err := l.DomainGetXMLDesc(v.dom, 0)
 		if err != nil {

@@ -173,7 +173,8 @@ type Hypervisor interface {
 	// stopped VM is no error.
 	Destroy(ctx context.Context, name string) error
 	// Save stops a running VM and keeps its memory; the next Start resumes it.
-	// For a stopped VM it returns ErrNotRunning.
+	// For a stopped VM it returns ErrNotRunning. When ctx ends before that is done, the
+	// VM runs on.
 	Save(ctx context.Context, name string) error
 	// DropSaved forgets the memory that Save has kept, if any: the next Start boots.
 	DropSaved(ctx context.Context, name string) error
