@@ -52,6 +52,9 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if err != nil && !a.started {
 		err = misused(cmd, err)
 	}
+	if err == nil {
+		err = a.Unanswered()
+	}
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
 	}

@@ -23,3 +23,11 @@ func (s *steps) Done() {
 		s.running = nil
 	}
 }
+
+// Fail ends the running phase as failed, where something else is tried after it.
+func (s *steps) Fail(err error) {
+	if s.running != nil {
+		s.running.Fail(err)
+		s.running = nil
+	}
+}

@@ -269,6 +269,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
 			return err
 		}
+		b.progress.Fail(err)
 		b.progress.Warn("%v: booting it afresh", err)
 		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
 			return fmt.Errorf("drop the saved memory: %w", err)
@@ -292,6 +293,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) {
 			return err
 		}
+		b.progress.Fail(err)
 		b.progress.Warn("%v: booting instead, which takes longer", err)
 		if err := errors.Join(b.discard(ctx), b.makeDirs(b.files)); err != nil {
 			return err
@@ -308,6 +310,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	untried := b.accel == vm.AccelKVM && !verdict.Proven
 	err = b.launch(ctx, img)
 	if errors.Is(err, errNoKernel) && !untried {
+		b.progress.Fail(err)
 		b.progress.Warn("%v: starting the VM again", err)
 		err = b.relaunch(ctx, img)
 	}
@@ -316,6 +319,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
 			why = words
 		}
+		b.progress.Fail(err)
 		b.progress.Warn("KVM does not work here (%s): using software emulation, which is much slower", why)
 		b.accel = vm.AccelTCG
 		if err = b.relaunch(ctx, img); err == nil {
@@ -764,6 +768,9 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 		case last = <-states:
 			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
 			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
+				if next == "ssh" { // back again
+					b.progress.Fail(errors.New(last.Error))
+				}
 				phase = next
 				b.progress.Start(phase, phaseText[phase])
 			}

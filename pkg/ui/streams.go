@@ -14,6 +14,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/term"
@@ -45,7 +46,7 @@ type Streams struct {
 func System(getenv func(string) string) *Streams {
 	s := &Streams{
 		In:          os.Stdin,
-		Out:         os.Stdout,
+		Out:         &answer{w: os.Stdout},
 		Err:         &screen{out: os.Stderr},
 		InTerminal:  term.IsTerminal(int(os.Stdin.Fd())),
 		OutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
@@ -54,6 +55,38 @@ func System(getenv func(string) string) *Streams {
 	}
 	s.environment(getenv)
 	return s
+}
+
+// answer remembers that the standard output took not all that was written.
+type answer struct {
+	w  io.Writer
+	mu sync.Mutex
+	// err is the first one.
+	err error
+}
+
+// Write implements io.Writer.
+func (a *answer) Write(b []byte) (int, error) {
+	n, err := a.w.Write(b)
+	if err != nil {
+		a.mu.Lock()
+		if a.err == nil {
+			a.err = err
+		}
+		a.mu.Unlock()
+	}
+	return n, err
+}
+
+// Unanswered says why not all of the answer could be written; nil if it was.
+func (s *Streams) Unanswered() error {
+	a, ok := s.Out.(*answer)
+	if !ok {
+		return nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.err
 }
 
 func (s *Streams) environment(getenv func(string) string) {
