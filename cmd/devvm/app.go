@@ -61,7 +61,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if errors.Is(err, vm.ErrNoLibvirt) && ui.ExitCode(err) == ui.ExitError {
 		err = &ui.Error{Code: ui.ExitHost, Err: err, Hint: "see what this host lacks with: devvm doctor"}
 	}
-	if a.json {
+	if a.json && a.Unanswered() == nil {
 		a.WriteErrorJSON(err)
 	} else {
 		a.WriteError(err)

@@ -49,8 +49,8 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 		Socket:    s.Dirs.LongestSocket(),
 		Shared:    a.sharedHere(ctx, s),
 
-		EngineProxy: a.engineProxy(ctx, s, cfg),
-		ConfigFile:  filepath.Join(s.Dirs.Config, "config.toml"),
+		EngineProxies: a.engineProxies(ctx, s, cfg),
+		ConfigFile:    filepath.Join(s.Dirs.Config, "config.toml"),
 	}))
 	if a.json {
 		if err := a.JSON(findings); err != nil {
@@ -76,9 +76,9 @@ func (a *app) sharedHere(ctx context.Context, s *project.Service) []string {
 	return s.SharedDirs(p)
 }
 
-// engineProxy tells whether the engine of the project here has a proxy, or that of a new
-// one by the user's own configuration.
-func (a *app) engineProxy(ctx context.Context, s *project.Service, own config.Config) bool {
+// engineProxies are the proxies of the engine of the project here, or of a new one by the
+// user's own configuration.
+func (a *app) engineProxies(ctx context.Context, s *project.Service, own config.Config) []string {
 	cfg := own
 	if p, err := a.find(ctx, s); err == nil {
 		if here, err := s.Config(p.Dir); err == nil {
@@ -86,7 +86,13 @@ func (a *app) engineProxy(ctx context.Context, s *project.Service, own config.Co
 		}
 	}
 	proxies, _ := cfg.Daemon["proxies"].(map[string]any)
-	return proxies["http-proxy"] != nil || proxies["https-proxy"] != nil
+	var out []string
+	for key, value := range proxies {
+		if value != "" {
+			out = append(out, key)
+		}
+	}
+	return out
 }
 
 // leftovers turns projects whose directory is gone into what doctor shows.

@@ -497,6 +497,35 @@ func TestReachable(t *testing.T) {
 	}
 }
 
+// A socket counts by the name that it has, which need not be the one that it was bound to.
+func TestRenamedSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(dir, "~ocker.sock"), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	path := filepath.Join(dir, "docker.sock")
+	if err := errors.Join(os.Rename(filepath.Join(dir, "~ocker.sock"), path), os.Chmod(dir, 0o711)); err != nil {
+		t.Fatal(err)
+	}
+	h := System()
+	s := processSockets(h, []Process{{PID: os.Getpid(), Kind: KindSupervisor, UID: os.Getuid()}})
+	for mode, want := range map[fs.FileMode]Status{0o666: Fail, 0o600: OK} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		f := unixSockets(h, s, Dirs{Runtime: []string{dir}})
+		if f.Status != want || want == OK && !strings.HasPrefix(f.What, "1 socket,") || want == Fail && !strings.Contains(strings.Join(f.Details, "\n"), path) {
+			t.Errorf("mode %04o: %+v", mode, f)
+		}
+	}
+}
+
 // TestOpen is about who gets to a socket, with the owners and groups that a test cannot
 // make: root's VMs have a user and a group of their own for QEMU.
 func TestOpen(t *testing.T) {
@@ -516,6 +545,7 @@ func TestOpen(t *testing.T) {
 		"a group, and everybody":          {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o711, uid: me, gid: 51}, public}, me, true},
 		"a group that is not known":       {[]access{{mode: 0o660, uid: me, gid: -1}, {mode: 0o711, uid: me, gid: -1}, public}, me, true},
 		"everybody":                       {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o711, uid: me, gid: me}, public}, me, true},
+		"an owner who is in no group":     {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o750, uid: me, gid: 51}, {mode: fs.ModeDir | 0o755, uid: mallory, gid: mallory}}, me, false},
 		"my own":                          {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: me, gid: me}, public}, me, false},
 		"in another user's directory":     {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: mallory, gid: mallory}, public}, me, true},
 		"another user's, in mine":         {[]access{{mode: 0o600, uid: mallory, gid: mallory}, {mode: 0o700, uid: me, gid: me}, public}, me, false},

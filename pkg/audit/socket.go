@@ -308,11 +308,34 @@ func parseUnix(text string) []unixSocket {
 	return out
 }
 
-// unixSockets checks that nobody else can connect to the sockets of devvm's processes.
+// unixSockets checks that nobody else can connect to devvm's sockets: those in its
+// directories, and what else its processes listen on by the kernel's word. That names a
+// socket as it was bound, and devvm's get their names after that.
 func unixSockets(h Host, s sockets, d Dirs) Finding {
 	f := Finding{Name: "unix sockets", Status: OK}
+	mine := []int{h.UID}
+	if d.Shared {
+		mine = append(mine, qemuUsers()...)
+	}
 	seen := map[string]bool{}
 	var bad []string
+	look := func(path, of string, mine ...int) {
+		if seen[path] {
+			return
+		}
+		seen[path] = true
+		if why := reachable(h, path, mine...); why != "" {
+			bad = append(bad, path+of+": "+why)
+		}
+	}
+	for _, dir := range d.Runtime {
+		_ = filepath.WalkDir(h.path(dir), func(full string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type() == fs.ModeSocket {
+				look(filepath.Join(dir, strings.TrimPrefix(full, h.path(dir))), "", mine...)
+			}
+			return nil // what cannot be looked at is told of by files
+		})
+	}
 	for _, pid := range s.netns {
 		b, err := h.read("proc", strconv.Itoa(pid), "net/unix")
 		if err != nil {
@@ -320,13 +343,15 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 		}
 		for _, u := range parseUnix(string(b)) {
 			p, ours := s.owner[u.inode]
-			if !ours || seen[u.path] || p.Kind == KindLibvirt && p.UID == 0 {
+			if !ours || p.Kind == KindLibvirt && p.UID == 0 {
 				continue
 			}
-			seen[u.path] = true
-			if why := reachable(h, u.path, p.UID); why != "" {
-				bad = append(bad, fmt.Sprintf("%s of %s: %s", u.path, p.name(), why))
+			if filepath.IsAbs(u.path) {
+				if _, err := os.Lstat(h.path(u.path)); err != nil || strings.HasPrefix(u.path, "/proc/") {
+					continue // not its name any more
+				}
 			}
+			look(u.path, " of "+p.name(), p.UID)
 		}
 	}
 	slices.Sort(bad)
@@ -338,10 +363,10 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 	return f
 }
 
-// reachable says why somebody other than root and the user that its process runs as can
-// connect to a unix socket, "" if nobody can: one needs to pass each directory and to write
-// to the socket (unix(7)).
-func reachable(h Host, path string, uid int) string {
+// reachable says why somebody other than root and those whose it is can connect to a unix
+// socket, "" if nobody can: one needs to pass each directory and to write to the socket
+// (unix(7)).
+func reachable(h Host, path string, mine ...int) string {
 	if strings.HasPrefix(path, "@") || !filepath.IsAbs(path) {
 		return "it has no file that would protect it"
 	}
@@ -360,7 +385,7 @@ func reachable(h Host, path string, uid int) string {
 			break
 		}
 	}
-	if open(way, uid) {
+	if open(way, mine...) {
 		return fmt.Sprintf("mode %04o, in directories that others may pass", socket.mode.Perm())
 	}
 	return ""
@@ -383,11 +408,11 @@ func lookAt(h Host, path string) (access, error) {
 	return access{info.Mode(), uidOf(info), gidOf(info), acl}, nil
 }
 
-// open tells whether anybody but root and the given user gets to the socket that is the
+// open tells whether anybody but root and the given users gets to the socket that is the
 // first of the way, through the directories that are the rest: anybody at all, the owner of
 // one of them, or who is in the group of one. Who is in two groups is not thought of: the
 // monitor of root's QEMU is of root's group, in directories of the group of QEMU's user.
-func open(way []access, uid int) bool {
+func open(way []access, mine ...int) bool {
 	passes := func(may func(a access, bit fs.FileMode) bool) bool {
 		for i, a := range way {
 			bit := fs.FileMode(0o1)
@@ -401,13 +426,11 @@ func open(way []access, uid int) bool {
 		return true
 	}
 	for _, who := range way {
-		if passes(func(a access, bit fs.FileMode) bool { return a.gid == who.gid && a.mode&(bit<<3) != 0 }) {
-			return true
+		group := func(a access, bit fs.FileMode) bool { return a.gid == who.gid && a.mode&(bit<<3) != 0 }
+		owner := func(a access, bit fs.FileMode) bool {
+			return group(a, bit) || a.uid == who.uid && a.mode&(bit<<6) != 0
 		}
-		if who.uid != 0 && who.uid != uid &&
-			passes(func(a access, bit fs.FileMode) bool {
-				return a.mode&(bit<<3) != 0 || a.uid == who.uid && a.mode&(bit<<6) != 0
-			}) {
+		if passes(group) || who.uid != 0 && !slices.Contains(mine, who.uid) && passes(owner) {
 			return true
 		}
 	}

@@ -78,8 +78,8 @@ type Options struct {
 
 	Shared []string // directories of this host that the VM of the project here has
 
-	EngineProxy bool   // the engine is configured to use a proxy
-	ConfigFile  string // the user's own, for all projects
+	EngineProxies []string // what of "http-proxy" and "https-proxy" the engine is told
+	ConfigFile    string   // the user's own, for all projects
 }
 
 // Leftover is a thing of ours that nothing needs any more.

@@ -465,7 +465,11 @@ func TestChecks(t *testing.T) {
 		{"path just right", "sockets", func(b *bench) { b.o.Socket = "/" + strings.Repeat("x", 106) }, want{OK, false, "107 of 107", "-"}},
 		{"no path", "sockets", func(b *bench) { b.o.Socket = "" }, want{OK, false, "", "-"}},
 
-		{"for the engine too", "proxy", func(b *bench) { b.env["https_proxy"] = "http://proxy.example.com:3128"; b.o.EngineProxy = true }, want{OK, false, "the engine has one, too", "-"}},
+		{"for the engine too", "proxy", func(b *bench) {
+			b.env["https_proxy"] = "http://proxy.example.com:3128"
+			b.o.EngineProxies = []string{"https-proxy"}
+		}, want{OK, false, "the engine has one, too", "-"}},
+		{"for http alone", "proxy", func(b *bench) { b.env["https_proxy"] = "http://p:1"; b.o.EngineProxies = []string{"http-proxy"} }, want{Warn, false, "the engine in the VM has none", `https-proxy = "http://p:1"`}},
 		{"not for the engine", "proxy", func(b *bench) { b.env["HTTP_PROXY"] = "proxy.example.com:3128" }, want{Warn, false, "one is set here", "#   [docker.daemon.proxies]\n#   http-proxy = \"http://proxy.example.com:3128\""}},
 		{"in small letters", "proxy", func(b *bench) { b.env["http_proxy"] = "http://p:1" }, want{Warn, false, "", `http-proxy = "http://p:1"`}},
 		{"two, and without", "proxy", func(b *bench) {

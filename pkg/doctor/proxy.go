@@ -14,10 +14,15 @@ import (
 // not see that environment.
 func (d *doctor) proxy(context.Context) Result {
 	env := func(name string) string { return cmp.Or(d.h.Getenv(strings.ToUpper(name)), d.h.Getenv(name)) }
+	var here bool
 	var lines, ports []string
 	for _, key := range []string{"http-proxy", "https-proxy"} {
 		value := env(strings.ReplaceAll(key, "-", "_"))
 		if value == "" {
+			continue
+		}
+		here = true
+		if slices.Contains(d.o.EngineProxies, key) {
 			continue
 		}
 		u, port := forVM(value)
@@ -27,9 +32,9 @@ func (d *doctor) proxy(context.Context) Result {
 		}
 	}
 	switch {
-	case len(lines) == 0:
+	case !here:
 		return ok("none is set here", "")
-	case d.o.EngineProxy:
+	case len(lines) == 0:
 		return ok("one is set here, and the engine has one, too", "")
 	}
 	if no := env("no_proxy"); no != "" {
@@ -41,7 +46,7 @@ func (d *doctor) proxy(context.Context) Result {
 	}
 	return warn("one is set here, and the engine in the VM has none",
 		"it pulls images without a proxy, which may not be possible here",
-		"# put this into "+d.o.ConfigFile+", without the # (README: behind a proxy):\n#   "+strings.Join(lines, "\n#   "))
+		"# add this to "+d.o.ConfigFile+", without the # (README: behind a proxy):\n#   "+strings.Join(lines, "\n#   "))
 }
 
 // forVM is a proxy as the VM sees it. One of this host's is host.docker.internal there, if

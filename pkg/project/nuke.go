@@ -101,16 +101,14 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	switch {
 	case err == nil:
 		show.Start("destroy", "destroy the VM")
-		if err := s.unplug(ctx, hv, p, dom, synced); err != nil {
+		err := s.unplug(ctx, hv, p, dom, synced)
+		if err == nil && !overtakes {
+			err = forget(ctx, hv, p)
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
 			}
-			return err
-		}
-		if overtakes {
-			break
-		}
-		if err := forget(ctx, hv, p); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):

@@ -2,6 +2,7 @@ package project
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -109,6 +110,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	case vm.StateRunning:
 		err = b.attend(ctx, dom)
 		if errors.Is(err, vm.ErrNotRunning) { // it ended a moment ago, which libvirt knows only now
+			b.progress.Fail(err)
 			err = b.start(ctx, false)
 		}
 	case vm.StatePaused:
@@ -314,7 +316,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		b.progress.Warn("%v: starting the VM again", err)
 		err = b.relaunch(ctx, img)
 	}
-	if b.accel == vm.AccelKVM && (errors.Is(err, vm.ErrAccel) || errors.Is(err, errNoKernel) && untried) {
+	if hung := errors.Is(err, errNoKernel); b.accel == vm.AccelKVM && (hung || errors.Is(err, vm.ErrAccel)) {
 		why := err.Error()
 		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
 			why = words
@@ -322,7 +324,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		b.progress.Fail(err)
 		b.progress.Warn("KVM does not work here (%s): using software emulation, which is much slower", why)
 		b.accel = vm.AccelTCG
-		if err = b.relaunch(ctx, img); err == nil {
+		if err = b.relaunch(ctx, img); err == nil && (untried || !hung) {
 			if rerr := b.Accel.Record(b.host, false, why); rerr != nil {
 				b.Log.Warn("remember that KVM does not work", "err", rerr)
 			}
@@ -698,6 +700,7 @@ func (b *boot) await(ctx context.Context, con *console) error {
 	if !errors.Is(err, usernet.ErrNoNetwork) {
 		return err
 	}
+	b.progress.Fail(err)
 	if err := b.rewire(ctx); err != nil {
 		return err
 	}
@@ -747,6 +750,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	}
 	b.progress.Start(phase, phaseText[phase])
 	var last supervisor.Status
+	fresh := false // the first status is what the supervisor knew before
 	// Ready is what the supervisor knows, and a VM that has just crashed looks ready for
 	// some seconds: the engine itself has the last word.
 	answers := make(chan error, 1)
@@ -769,18 +773,19 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
 			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
 				if next == "ssh" { // back again
-					b.progress.Fail(errors.New(last.Error))
+					b.progress.Fail(errors.New(cmp.Or(last.Error, "the link broke")))
 				}
 				phase = next
 				b.progress.Start(phase, phaseText[phase])
 			}
 			ask()
-			if last.EngineFailed != "" {
+			if last.EngineFailed != "" && fresh {
 				return &ui.Error{
 					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
 					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
 				}
 			}
+			fresh = true
 			if last.State == supervisor.StateStopped { // by what it knows, which may be old
 				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 				if errors.Is(err, usernet.ErrNoNetwork) {

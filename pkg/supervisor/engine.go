@@ -16,7 +16,11 @@ func (e *engineError) Error() string { return "Docker Engine does not start: " +
 // failureCommand prints the last words of an engine that systemd does not start again, and
 // nothing of one that it does.
 const failureCommand = `systemctl is-failed -q docker.service || exit 0
-journalctl -b -q -o cat -n 1 _COMM=dockerd || systemctl status --no-pager docker.service`
+words=$(journalctl -b -q -o cat -n 1 _SYSTEMD_UNIT=docker.service _TRANSPORT=stdout 2>/dev/null)
+echo "${words:-$(systemctl show -p Result --value docker.service)}"`
+
+// maxWords bounds what is kept of the engine's last words, in bytes.
+const maxWords = 1000
 
 // patienceFailure is for asking why the engine does not run.
 const patienceFailure = 30 * time.Second
@@ -30,5 +34,6 @@ func engineFailure(ctx context.Context, link *guest.Client) string {
 	if err != nil || code != 0 {
 		return ""
 	}
-	return strings.Join(strings.Fields(said.String()), " ")
+	words := strings.Join(strings.Fields(said.String()), " ")
+	return strings.ToValidUTF8(words[:min(len(words), maxWords)], "")
 }

@@ -363,6 +363,9 @@ func (s *supervisor) awaitResume(ctx context.Context) {
 // unavailable is what a client is told that waited in vain.
 func (s *supervisor) unavailable() string {
 	status, _ := s.current()
+	if status.EngineFailed != "" {
+		return fmt.Sprintf("devvm: Docker Engine does not start in the VM of project %q; see: devvm up", s.Name)
+	}
 	switch status.State {
 	case StateStopped:
 		return fmt.Sprintf("devvm: the VM of project %q is not running; start it with: devvm up", s.Name)
@@ -416,7 +419,11 @@ func (s *supervisor) keepLink(ctx context.Context) {
 		default:
 			s.set(StateConnecting, nil, err)
 		}
-		timer := time.NewTimer(wait)
+		pause := wait
+		if _, failed := errors.AsType[*engineError](err); failed {
+			pause = lastRedial // only somebody in the VM can mend that
+		}
+		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():

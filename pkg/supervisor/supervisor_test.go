@@ -190,42 +190,49 @@ func TestReboot(t *testing.T) {
 	}
 }
 
-// An engine that the VM has given up is not waited for: who watches learns what it said.
+// An engine that the VM has given up is not waited for: who watches learns what it said, or
+// what systemd says of it.
 func TestEngineFailed(t *testing.T) {
-	failed := filepath.Join(t.TempDir(), "failed")
-	if err := os.WriteFile(failed, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f := start(t, func(g *guesttest.Options, o *supervisor.Options) {
-		g.Rewrite = strings.NewReplacer(
-			"systemctl is-failed -q docker.service", "test -e "+failed,
-			"journalctl -b -q -o cat -n 1 _COMM=dockerd", "echo no such option: foo",
-		).Replace
-		ping := o.Ping
-		o.Ping = func(ctx context.Context) error {
-			if _, err := os.Stat(failed); err == nil {
-				return errors.New("connection refused")
+	for journal, want := range map[string]string{"echo no such option: foo": "no such option: foo", "false": "exit-code"} {
+		t.Run(want, func(t *testing.T) {
+			t.Parallel()
+			failed := filepath.Join(t.TempDir(), "failed")
+			if err := os.WriteFile(failed, nil, 0o600); err != nil {
+				t.Fatal(err)
 			}
-			return ping(ctx)
-		}
-	})
-	var last supervisor.Status
-	watch := func(more func() bool) {
-		t.Helper()
-		if err := f.client.Watch(t.Context(), func(s supervisor.Status) bool { last = s; return more() }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	watch(func() bool { return last.EngineFailed == "" })
-	if last.EngineFailed != "no such option: foo" || last.State == supervisor.StateReady {
-		t.Errorf("%+v", last)
-	}
-	if err := os.Remove(failed); err != nil {
-		t.Fatal(err)
-	}
-	watch(func() bool { return last.State != supervisor.StateReady })
-	if last.EngineFailed != "" {
-		t.Errorf("an engine that answers has failed: %+v", last)
+			f := start(t, func(g *guesttest.Options, o *supervisor.Options) {
+				g.Rewrite = strings.NewReplacer(
+					"systemctl is-failed -q docker.service", "test -e "+failed,
+					"systemctl show -p Result --value docker.service", "echo exit-code",
+					"journalctl -b -q -o cat -n 1 _SYSTEMD_UNIT=docker.service _TRANSPORT=stdout", journal,
+				).Replace
+				ping := o.Ping
+				o.Ping = func(ctx context.Context) error {
+					if _, err := os.Stat(failed); err == nil {
+						return errors.New("connection refused")
+					}
+					return ping(ctx)
+				}
+			})
+			var last supervisor.Status
+			watch := func(more func() bool) {
+				t.Helper()
+				if err := f.client.Watch(t.Context(), func(s supervisor.Status) bool { last = s; return more() }); err != nil {
+					t.Fatal(err)
+				}
+			}
+			watch(func() bool { return last.EngineFailed == "" })
+			if last.EngineFailed != want || last.State == supervisor.StateReady {
+				t.Errorf("%+v", last)
+			}
+			if err := os.Remove(failed); err != nil {
+				t.Fatal(err)
+			}
+			watch(func() bool { return last.State != supervisor.StateReady })
+			if last.EngineFailed != "" {
+				t.Errorf("an engine that answers has failed: %+v", last)
+			}
+		})
 	}
 }
 

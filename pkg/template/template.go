@@ -164,17 +164,20 @@ func (s *Store) read(id string) (Template, error) {
 	if err != nil {
 		return t, fmt.Errorf("read template: %w", err)
 	}
+	var of struct{ Version int }
+	if err := json.Unmarshal(b, &of); err != nil {
+		return t, fmt.Errorf("read template %s: %w", id, err)
+	}
 	err = json.Unmarshal(b, &t.Manifest)
-	// What is of another version takes room and can be removed, though its keys may mean
-	// something else there.
-	_, other := errors.AsType[*json.UnmarshalTypeError](err)
-	if t.Version > 0 && t.Version != Version && (err == nil || other) {
+	if of.Version > 0 && of.Version != Version {
+		// It takes room and can be removed, though its keys may mean something else.
+		t.Version = of.Version
 		return t, nil
 	}
 	if err != nil {
 		return t, fmt.Errorf("read template %s: %w", id, err)
 	}
-	if t.Version != Version || t.Key != t.Shape.Key() {
+	if of.Version != Version || t.Key != t.Shape.Key() {
 		return t, fmt.Errorf("template %s: its manifest is damaged", id)
 	}
 	return t, nil

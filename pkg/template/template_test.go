@@ -126,7 +126,7 @@ func TestAnotherVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	now := bytes.Replace(was, fmt.Appendf(nil, `"version": %d`, Version), []byte(`"version": 1, "gone": true`), 1)
-	now = bytes.Replace(now, []byte(`"cpus": 1`), []byte(`"cpus": "one"`), 1)
+	now = bytes.Replace(now, []byte(`"cpus": 1`), []byte(`"created": "yesterday", "cpus": "one"`), 1)
 	if err := errors.Join(os.Chmod(manifest, 0o600), os.WriteFile(manifest, now, 0o600)); err != nil || bytes.Equal(was, now) {
 		t.Fatal(err, string(now))
 	}

@@ -571,40 +571,72 @@ func (h *hypervisor) Destroy(ctx context.Context, name string) error {
 // Save implements Hypervisor. When ctx ends, libvirt is told to stop, and lets the VM run
 // on.
 func (h *hypervisor) Save(ctx context.Context, name string) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
-	}
-	finish, done := finishing(ctx)
-	defer done()
-	err := h.act(finish, "save", name, func(l *link, v view) error {
-		if !v.on() {
-			return ErrNotRunning
-		}
-		stop := context.AfterFunc(ctx, func() { _ = l.DomainAbortJob(v.dom) }) // the answer is that of the save
-		defer stop()
-		return l.DomainManagedSave(v.dom, 0)
+	return finish(ctx, func(patient context.Context) error {
+		return h.act(patient, "save", name, func(l *link, v view) error {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			if !v.on() {
+				return ErrNotRunning
+			}
+			saved := make(chan struct{})
+			var aborting sync.WaitGroup
+			aborting.Go(func() {
+				select {
+				case <-ctx.Done():
+				case <-saved:
+					return
+				}
+				again := time.NewTicker(retryDial)
+				defer again.Stop()
+				for {
+					_ = l.DomainAbortJob(v.dom) // it may not have begun
+					select {
+					case <-again.C:
+					case <-saved:
+						return
+					}
+				}
+			})
+			err := l.DomainManagedSave(v.dom, 0)
+			close(saved)
+			aborting.Wait()
+			if isCode(err, libvirt.ErrOperationAborted) && ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return err
+		})
 	})
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return err
 }
 
 // patienceFinish is for what libvirt is at when a command is cancelled.
-const patienceFinish = 20 * time.Second
+const patienceFinish = time.Minute
 
-// finishing is a context for what must not be left half done: libvirt goes on with a call
-// whose client is gone, and a VM may stand still meanwhile. It ends a while after ctx.
-func finishing(ctx context.Context) (finish context.Context, done func()) {
-	finish, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() {
-		time.AfterFunc(patienceFinish, func() { cancel(context.Cause(ctx)) })
+// finish carries out what must not be left half done: libvirt goes on with a call whose
+// client is gone, and a VM may stand still meanwhile. The context that f gets ends a while
+// after ctx, and f has to see to ctx itself.
+func finish(ctx context.Context, f func(context.Context) error) error {
+	patient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	timer := time.NewTimer(patienceFinish)
+	timer.Stop()
+	defer timer.Stop()
+	defer context.AfterFunc(ctx, func() { timer.Reset(patienceFinish) })()
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	watching.Go(func() {
+		select {
+		case <-timer.C:
+			cancel(errUnfinished)
+		case <-patient.Done():
+		}
 	})
-	return finish, func() {
-		stop()
-		cancel(nil)
-	}
+	return f(patient)
 }
+
+// errUnfinished says that libvirt is still at what was cancelled.
+var errUnfinished = fmt.Errorf("libvirt has not come to an end of it within %s of the cancellation, and goes on", patienceFinish)
 
 // DropSaved implements Hypervisor.
 func (h *hypervisor) DropSaved(ctx context.Context, name string) error {

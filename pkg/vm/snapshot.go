@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -42,20 +41,24 @@ func parseSnapshot(doc string) (Snapshot, error) {
 // Snapshot implements Hypervisor. QEMU cannot be told to stop it: when ctx ends, what was
 // made is removed again.
 func (h *hypervisor) Snapshot(ctx context.Context, name, snapshot string) error {
-	if err := ctx.Err(); err != nil {
-		return context.Cause(ctx)
+	err := finish(ctx, func(patient context.Context) error { return h.snapshot(patient, ctx, name, snapshot) })
+	if err != nil || ctx.Err() == nil {
+		return err
 	}
-	finish, done := finishing(ctx)
-	defer done()
-	err := h.snapshot(finish, name, snapshot)
-	if err == nil && ctx.Err() != nil {
-		return errors.Join(context.Cause(ctx), h.DeleteSnapshot(finish, name, snapshot))
+	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), patienceFinish)
+	defer cancel()
+	if err := h.DeleteSnapshot(patient, name, snapshot); err != nil {
+		return fmt.Errorf("the snapshot was made before the cancellation, and stays: %w", err)
 	}
-	return err
+	return context.Cause(ctx)
 }
 
-func (h *hypervisor) snapshot(ctx context.Context, name, snapshot string) error {
-	return h.act(ctx, "snapshot", name, func(l *link, v view) error {
+// snapshot makes one in the patient context, unless it is not wanted any more.
+func (h *hypervisor) snapshot(patient, wanted context.Context, name, snapshot string) error {
+	return h.act(patient, "snapshot", name, func(l *link, v view) error {
+		if wanted.Err() != nil {
+			return context.Cause(wanted)
+		}
 		doc, err := l.DomainGetXMLDesc(v.dom, 0)
 		if err != nil {
 			return err
