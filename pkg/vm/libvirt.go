@@ -617,17 +617,17 @@ const patienceFinish = time.Minute
 // after ctx, and f has to see to ctx itself.
 func finish(ctx context.Context, f func(context.Context) error) error {
 	patient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer cancel(nil)
-	timer := time.NewTimer(patienceFinish)
-	timer.Stop()
-	defer timer.Stop()
-	defer context.AfterFunc(ctx, func() { timer.Reset(patienceFinish) })()
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel(nil)
 	watching.Go(func() {
 		select {
-		case <-timer.C:
+		case <-ctx.Done():
+		case <-patient.Done():
+			return
+		}
+		select {
+		case <-time.After(patienceFinish):
 			cancel(errUnfinished)
 		case <-patient.Done():
 		}
