@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"flag"
 	"io/fs"
 	"net"
@@ -491,7 +492,7 @@ func TestReachable(t *testing.T) {
 		if err := errors.Join(os.Chmod(f.path("run/a"), c.dir), os.Chmod(f.path("run/a/x.sock"), c.sock), os.Chmod(f.Root, 0o755)); err != nil {
 			t.Fatal(err)
 		}
-		if got := reachable(f.Host, "/run/a/x.sock", os.Getuid()); (got != "") != c.want {
+		if got := reachable(f.Host, "/run/a/x.sock", accounts{}, os.Getuid()); (got != "") != c.want {
 			t.Errorf("directory %04o, socket %04o: %q", c.dir, c.sock, got)
 		}
 	}
@@ -526,10 +527,49 @@ func TestRenamedSocket(t *testing.T) {
 	}
 }
 
+// A group lets nobody in when nobody else is in it, which is how a user has one of the own.
+func TestReachableByGroup(t *testing.T) {
+	f := newFake(t, os.Getuid())
+	f.file("run/a/x.sock", "")
+	if err := errors.Join(os.Chmod(f.Root, 0o755), os.Chmod(f.path("run/a"), 0o750), os.Chmod(f.path("run/a/x.sock"), 0o775)); err != nil {
+		t.Fatal(err)
+	}
+	passwd := fmt.Sprintf("root:x:0:0::/root:/bin/sh\nme:x:%d:%d::/:/bin/sh\n", os.Getuid(), os.Getgid())
+	for name, c := range map[string]struct {
+		passwd, group string
+		want          bool
+	}{
+		"mine alone":       {passwd, fmt.Sprintf("me:x:%d:\n", os.Getgid()), false},
+		"with a member":    {passwd, fmt.Sprintf("me:x:%d:me,mallory\n", os.Getgid()), true},
+		"as their first":   {passwd + fmt.Sprintf("mallory:x:1234:%d::/:/bin/sh\n", os.Getgid()), fmt.Sprintf("me:x:%d:\n", os.Getgid()), true},
+		"of another place": {passwd, "users:x:100:\n", true},
+		"not readable":     {"", "", true},
+	} {
+		f.file("etc/passwd", c.passwd)
+		f.file("etc/group", c.group)
+		if got := reachable(f.Host, "/run/a/x.sock", readAccounts(f.Host), os.Getuid()); (got != "") != c.want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 // TestOpen is about who gets to a socket, with the owners and groups that a test cannot
 // make: root's VMs have a user and a group of their own for QEMU.
 func TestOpen(t *testing.T) {
-	const root, qemu, me, mallory = 0, 64055, 1000, 1001
+	const root, qemu, me, mallory, eve = 0, 64055, 1000, 1001, 1002
+	who := parseAccounts(`root:x:0:0:root:/root:/bin/bash
+qemu:x:64055:64055::/:/usr/sbin/nologin
+me:x:1000:1000::/home/me:/bin/sh
+mallory:x:1001:1001::/home/mallory:/bin/sh
+eve:x:1002:50::/home/eve:/bin/sh
+# nobody:x:
++::::::`, `root:x:0:
+qemu:x:64055:me
+me:x:1000:
+mallory:x:1001:
+users:x:50:me
+lab:x:51:me,eve
+others:x:52:mallory,of-another-host`)
 	public := access{mode: fs.ModeDir | 0o755}
 	for name, c := range map[string]struct {
 		way  []access
@@ -537,24 +577,30 @@ func TestOpen(t *testing.T) {
 		want bool
 	}{
 		"root's QEMU":                     {[]access{{mode: 0o775}, {mode: 0o750, uid: qemu, gid: qemu}, public}, qemu, false},
-		"root's QEMU, of another user":    {[]access{{mode: 0o775}, {mode: 0o770, uid: mallory, gid: root}, public}, qemu, true},
-		"root's group":                    {[]access{{mode: 0o660}, {mode: 0o750}, public}, root, true},
-		"root's group, not to write":      {[]access{{mode: 0o640}, {mode: 0o750}, public}, root, false},
+		"root's QEMU, of another user":    {[]access{{mode: 0o777}, {mode: 0o770, uid: mallory, gid: root}, public}, qemu, true},
+		"root's group, which is root":     {[]access{{mode: 0o660}, {mode: 0o750}, public}, root, false},
 		"a group":                         {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 50}, public}, me, true},
-		"two groups":                      {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 51}, public}, me, false},
-		"a group, and everybody":          {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o711, uid: me, gid: 51}, public}, me, true},
+		"a group, not to write":           {[]access{{mode: 0o640, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 50}, public}, me, false},
+		"two groups":                      {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 51}, public}, me, true},
+		"two groups of different people":  {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o710, uid: me, gid: 52}, public}, me, false},
+		"a group, and everybody":          {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o711, uid: me, gid: me}, public}, me, true},
+		"a group of one's own":            {[]access{{mode: 0o775, uid: me, gid: me}, {mode: 0o755, uid: me, gid: me}, public}, me, false},
+		"a group of one's own, another's": {[]access{{mode: 0o775, uid: me, gid: me}, {mode: 0o755, uid: me, gid: me}, public}, mallory, true},
+		"a member who is not known":       {[]access{{mode: 0o660, uid: mallory, gid: 52}, {mode: 0o755, uid: me, gid: me}, public}, mallory, true},
 		"a group that is not known":       {[]access{{mode: 0o660, uid: me, gid: -1}, {mode: 0o711, uid: me, gid: -1}, public}, me, true},
 		"everybody":                       {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o711, uid: me, gid: me}, public}, me, true},
-		"an owner who is in no group":     {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o750, uid: me, gid: 51}, {mode: fs.ModeDir | 0o755, uid: mallory, gid: mallory}}, me, false},
+		"mine by two groups":              {[]access{{mode: 0o660, uid: me, gid: 50}, {mode: 0o750, uid: me, gid: 51}, public}, eve, true},
+		"only an owner":                   {[]access{{mode: 0o660, uid: me, gid: me}, {mode: 0o750, uid: me, gid: me}, {mode: fs.ModeDir | 0o755, uid: mallory, gid: mallory}}, me, false},
 		"my own":                          {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: me, gid: me}, public}, me, false},
 		"in another user's directory":     {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: mallory, gid: mallory}, public}, me, true},
+		"in a directory of an unknown":    {[]access{{mode: 0o666, uid: me, gid: me}, {mode: 0o700, uid: 4000, gid: me}, public}, me, true},
 		"another user's, in mine":         {[]access{{mode: 0o600, uid: mallory, gid: mallory}, {mode: 0o700, uid: me, gid: me}, public}, me, false},
 		"another user's, in a public one": {[]access{{mode: 0o600, uid: mallory, gid: mallory}, public}, me, true},
 		"users by name":                   {[]access{{mode: 0o770, acl: true}, {mode: 0o711}, public}, root, true},
 		"users by name, in mine":          {[]access{{mode: 0o770, acl: true}, {mode: 0o700}, public}, root, false},
 		"users by name in both":           {[]access{{mode: 0o660, uid: me, gid: 50, acl: true}, {mode: 0o710, uid: me, gid: 51, acl: true}, public}, me, true},
 	} {
-		if got := open(c.way, c.uid); got != c.want {
+		if got := who.open(c.way, c.uid); got != c.want {
 			t.Errorf("%s: %v, not %v", name, got, c.want)
 		}
 	}
@@ -576,7 +622,7 @@ func TestReachableByACL(t *testing.T) {
 	if err := errors.Join(os.Chmod(f.Root, 0o755), os.Chmod(f.path("run/a"), 0o711), os.Chmod(f.path("run/a/x.sock"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if got := reachable(f.Host, "/run/a/x.sock", os.Getuid()); got != "" {
+	if got := reachable(f.Host, "/run/a/x.sock", accounts{}, os.Getuid()); got != "" {
 		t.Errorf("before: %q", got)
 	}
 	if err := unix.Setxattr(f.path("run/a/x.sock"), "system.posix_acl_access", acl, 0); errors.Is(err, unix.ENOTSUP) {
@@ -584,7 +630,7 @@ func TestReachableByACL(t *testing.T) {
 	} else if err != nil {
 		t.Fatal(err)
 	}
-	if got := reachable(f.Host, "/run/a/x.sock", os.Getuid()); got == "" {
+	if got := reachable(f.Host, "/run/a/x.sock", accounts{}, os.Getuid()); got == "" {
 		t.Error("a user who is named on the socket is not seen")
 	}
 }

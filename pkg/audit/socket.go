@@ -317,6 +317,7 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 	if d.Shared {
 		mine = append(mine, qemuUsers()...)
 	}
+	who := readAccounts(h)
 	seen := map[string]bool{}
 	var bad []string
 	look := func(path, of string, mine ...int) {
@@ -324,7 +325,7 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 			return
 		}
 		seen[path] = true
-		if why := reachable(h, path, mine...); why != "" {
+		if why := reachable(h, path, who, mine...); why != "" {
 			bad = append(bad, path+of+": "+why)
 		}
 	}
@@ -366,7 +367,7 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 // reachable says why somebody other than root and those whose it is can connect to a unix
 // socket, "" if nobody can: one needs to pass each directory and to write to the socket
 // (unix(7)).
-func reachable(h Host, path string, mine ...int) string {
+func reachable(h Host, path string, who accounts, mine ...int) string {
 	if strings.HasPrefix(path, "@") || !filepath.IsAbs(path) {
 		return "it has no file that would protect it"
 	}
@@ -385,7 +386,7 @@ func reachable(h Host, path string, mine ...int) string {
 			break
 		}
 	}
-	if open(way, mine...) {
+	if who.open(way, mine...) {
 		return fmt.Sprintf("mode %04o, in directories that others may pass", socket.mode.Perm())
 	}
 	return ""
@@ -406,33 +407,4 @@ func lookAt(h Host, path string) (access, error) {
 	_, err = unix.Lgetxattr(h.path(path), "system.posix_acl_access", nil)
 	acl := !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.ENOTSUP)
 	return access{info.Mode(), uidOf(info), gidOf(info), acl}, nil
-}
-
-// open tells whether anybody but root and the given users gets to the socket that is the
-// first of the way, through the directories that are the rest: anybody at all, the owner of
-// one of them, or who is in the group of one. Who is in two groups is not thought of: the
-// monitor of root's QEMU is of root's group, in directories of the group of QEMU's user.
-func open(way []access, mine ...int) bool {
-	passes := func(may func(a access, bit fs.FileMode) bool) bool {
-		for i, a := range way {
-			bit := fs.FileMode(0o1)
-			if i == 0 {
-				bit = 0o2
-			}
-			if a.mode&bit == 0 && !(a.acl && a.mode&(bit<<3) != 0) && !may(a, bit) {
-				return false
-			}
-		}
-		return true
-	}
-	for _, who := range way {
-		group := func(a access, bit fs.FileMode) bool { return a.gid == who.gid && a.mode&(bit<<3) != 0 }
-		owner := func(a access, bit fs.FileMode) bool {
-			return group(a, bit) || a.uid == who.uid && a.mode&(bit<<6) != 0
-		}
-		if passes(group) || who.uid != 0 && !slices.Contains(mine, who.uid) && passes(owner) {
-			return true
-		}
-	}
-	return false
 }

@@ -1,0 +1,92 @@
+package audit
+
+import (
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// account is a user of this host by what decides which files are theirs.
+type account struct {
+	uid    int
+	groups []int
+}
+
+// nobody is the account of whom nothing is known: no file's owner, in no group.
+const nobody = -2
+
+// accounts are the users and groups of this host, as its files name them (passwd(5),
+// group(5)). Users of a directory service are not in them, nor are their groups.
+type accounts struct {
+	users  []account
+	groups map[int]bool // those that are known
+}
+
+func readAccounts(h Host) accounts {
+	return parseAccounts(h.text("etc/passwd"), h.text("etc/group"))
+}
+
+// parseAccounts reads the two files. A line that it does not understand names nobody.
+func parseAccounts(passwd, group string) accounts {
+	out := accounts{groups: map[int]bool{}}
+	members := map[string][]int{} // a user's name to the groups that list it
+	for line := range strings.Lines(group) {
+		f := strings.Split(strings.TrimSpace(line), ":") // name, password, gid, members
+		if len(f) < 4 {
+			continue
+		}
+		gid, err := strconv.Atoi(f[2])
+		if err != nil {
+			continue
+		}
+		out.groups[gid] = true
+		for name := range strings.SplitSeq(f[3], ",") {
+			members[name] = append(members[name], gid)
+		}
+	}
+	for line := range strings.Lines(passwd) {
+		f := strings.Split(strings.TrimSpace(line), ":") // name, password, uid, gid, …
+		if len(f) < 4 {
+			continue
+		}
+		uid, err := strconv.Atoi(f[2])
+		gid, err2 := strconv.Atoi(f[3])
+		if err != nil || err2 != nil {
+			continue
+		}
+		out.users = append(out.users, account{uid, append(members[f[0]], gid)})
+		delete(members, f[0])
+	}
+	delete(members, "") // of a group without any
+	for _, groups := range members {
+		out.users = append(out.users, account{nobody, groups})
+	}
+	return out
+}
+
+// open tells whether anybody but root and the given users gets to the socket that is the
+// first of the way, through the directories that are the rest. A group that is not known
+// may have anybody in it.
+func (a accounts) open(way []access, mine ...int) bool {
+	users := append(slices.Clone(a.users), account{uid: nobody})
+	for _, f := range way {
+		users = append(users, account{uid: f.uid}) // who may have no other entry
+	}
+	return slices.ContainsFunc(users, func(u account) bool {
+		if u.uid == 0 || slices.Contains(mine, u.uid) {
+			return false
+		}
+		for i, f := range way {
+			bit := fs.FileMode(0o1)
+			if i == 0 {
+				bit = 0o2
+			}
+			in := f.acl || !a.groups[f.gid] || slices.Contains(u.groups, f.gid)
+			if f.mode&bit == 0 && !(in && f.mode&(bit<<3) != 0) && !(u.uid == f.uid && f.mode&(bit<<6) != 0) {
+				return false
+			}
+		}
+		return true
+	})
+}
