@@ -97,12 +97,24 @@ else
 fi`
 
 // packScript takes a path, whether to follow it if it is a link, and whether to name what
-// is in the archive by it.
+// is in the archive by it. A file without a block may be the kernel's own (proc(5),
+// sysfs(5)), of which no size can be believed: tar gets a copy.
 const packScript = `set -eu
 src=$1
 if [ ! -e "$src" ] && [ ! -L "$src" ]; then echo "$src: no such file or directory" >&2; exit 66; fi
 [ -z "$2" ] || src=$(readlink -f -- "$src")
-pack() { exec tar --create --file=- --format=posix --pax-option=delete=atime,delete=ctime "$@"; }
+if [ -f "$src" ] && [ ! -L "$src" ] && [ "$(stat --format=%b -- "$src")" = 0 ]; then
+	tmp=$(mktemp -d)
+	trap 'trap "" HUP INT TERM; unset ` + markName + `; rm -rf -- "$tmp"' EXIT
+	trap 'exit 143' HUP INT TERM
+	cp --archive -- "$src" "$tmp"
+	src=$tmp/$(basename -- "$src")
+fi
+pack() {
+	code=0
+	tar --create --file=- --format=posix --pax-option=delete=atime,delete=ctime "$@" || code=$?
+	exit "$code"
+}
 if [ "$3" ]; then pack --numeric-owner --directory="$(dirname -- "$src")" -- "$(basename -- "$src")"; fi
 if [ -d "$src" ] && [ ! -L "$src" ]; then pack --hard-dereference --directory="$src" -- .; fi
 pack --hard-dereference --directory="$(dirname -- "$src")" -- "./$(basename -- "$src")"`
@@ -287,6 +299,10 @@ func (p *packer) pack(w *tar.Writer, source string) error {
 	return w.Close()
 }
 
+// sizeUnsure is the largest size, in bytes, that the kernel's own files have whatever is
+// in them: none in /proc, a page, of up to 64 KiB, in /sys. Such files are read first.
+const sizeUnsure = 64 << 10
+
 func (p *packer) add(w *tar.Writer, source, name string) error {
 	info, err := os.Lstat(source)
 	if err != nil {
@@ -313,10 +329,18 @@ func (p *packer) add(w *tar.Writer, source, name string) error {
 			return err
 		}
 		h.Typeflag, h.Size = tar.TypeReg, info.Size()
+		content := io.TeeReader(f, p)
+		if h.Size <= sizeUnsure {
+			b, err := io.ReadAll(content)
+			if err != nil {
+				return err
+			}
+			h.Size, content = int64(len(b)), bytes.NewReader(b)
+		}
 		if err := w.WriteHeader(h); err != nil {
 			return err
 		}
-		n, err := io.Copy(w, io.TeeReader(io.LimitReader(f, h.Size), p))
+		n, err := io.Copy(w, io.LimitReader(content, h.Size))
 		if err == nil && n < h.Size {
 			return fmt.Errorf("%s: became shorter while it was copied", source)
 		}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -348,6 +349,50 @@ func TestCopyShrinks(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(remote); len(left) > 0 {
 		t.Error(left)
+	}
+}
+
+// The kernel's own files do not tell how much is in them: 0 in /proc, a page in /sys.
+func TestCopyUnknownSize(t *testing.T) {
+	h := testServer(t)
+	c := h.connect(t)
+	for _, source := range []string{"/proc/sys/kernel/random/boot_id", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/filesystems"} {
+		want, err := os.ReadFile(source)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		dir := t.TempDir()
+		err = errors.Join(err,
+			c.CopyTo(t.Context(), guest.Copy{Local: source, Remote: dir + "/to"}),
+			c.CopyFrom(t.Context(), guest.Copy{Remote: source, Local: dir + "/from"}))
+		var b bytes.Buffer
+		err = errors.Join(err, c.Pack(t.Context(), guest.Copy{Remote: source}, &b))
+		if err != nil {
+			t.Errorf("%s: %v", source, err)
+			continue
+		}
+		r := tar.NewReader(&b)
+		first, err := r.Next()
+		if err != nil || first.Name != filepath.Base(source) {
+			t.Fatal(first, err)
+		}
+		packed, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{"a stream": string(packed)}
+		for _, name := range []string{"to", "from"} {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[name] = string(b)
+		}
+		for name, text := range got {
+			if text != string(want) {
+				t.Errorf("%s, %s: %q, not %q", source, name, text, want)
+			}
+		}
 	}
 }
 
