@@ -579,34 +579,40 @@ func (h *hypervisor) Save(ctx context.Context, name string) error {
 			if !v.on() {
 				return ErrNotRunning
 			}
-			saved := make(chan struct{})
-			var aborting sync.WaitGroup
-			aborting.Go(func() {
-				select {
-				case <-ctx.Done():
-				case <-saved:
-					return
-				}
-				again := time.NewTicker(retryDial)
-				defer again.Stop()
-				for {
-					_ = l.DomainAbortJob(v.dom) // it may not have begun
-					select {
-					case <-again.C:
-					case <-saved:
-						return
-					}
-				}
-			})
-			err := l.DomainManagedSave(v.dom, 0)
-			close(saved)
-			aborting.Wait()
+			err := abortable(ctx, func() error { return l.DomainManagedSave(v.dom, 0) }, func() { _ = l.DomainAbortJob(v.dom) })
 			if isCode(err, libvirt.ErrOperationAborted) && ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			return err
 		})
 	})
+}
+
+// abortable carries out a job of libvirt's that abort ends. Once ctx ends, it aborts until
+// the job has ended: the first time the job may not have begun.
+func abortable(ctx context.Context, job func() error, abort func()) error {
+	done := make(chan struct{})
+	var aborting sync.WaitGroup
+	defer aborting.Wait()
+	defer close(done)
+	aborting.Go(func() {
+		select {
+		case <-ctx.Done():
+		case <-done:
+			return
+		}
+		again := time.NewTicker(retryDial)
+		defer again.Stop()
+		for {
+			abort()
+			select {
+			case <-again.C:
+			case <-done:
+				return
+			}
+		}
+	})
+	return job()
 }
 
 // patienceFinish is for what libvirt is at when a command is cancelled.

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	libvirt "github.com/digitalocean/go-libvirt"
 )
@@ -105,4 +108,45 @@ func TestReduce(t *testing.T) {
 			t.Errorf("reduce(%v, %d, %v) = %v, %q; want %v, %q", c.state, c.reason, c.saved, state, words, c.want, c.words)
 		}
 	}
+}
+
+// A job is aborted once the command is cancelled, and again if it had not begun then.
+func TestAbortable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		aborts := make(chan struct{}, 10)
+		began := time.Now()
+		time.AfterFunc(time.Second, cancel)
+		err := abortable(ctx, func() error {
+			<-aborts // as if libvirt had not begun
+			<-aborts
+			return context.Canceled
+		}, func() { aborts <- struct{}{} })
+		if took := time.Since(began); !errors.Is(err, context.Canceled) || took != time.Second+retryDial {
+			t.Errorf("%v after %s", err, took)
+		}
+		err = abortable(t.Context(), func() error { return nil }, func() { t.Error("aborted what was not cancelled") })
+		if err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What must not be left half done goes on when the command is cancelled, but not for ever.
+func TestFinish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		began := time.Now()
+		time.AfterFunc(time.Hour, cancel)
+		err := finish(ctx, func(patient context.Context) error {
+			<-patient.Done()
+			return context.Cause(patient)
+		})
+		if took := time.Since(began); !errors.Is(err, errUnfinished) || took != time.Hour+patienceFinish {
+			t.Errorf("%v after %s", err, took)
+		}
+		if err := finish(ctx, func(patient context.Context) error { return patient.Err() }); err != nil {
+			t.Error(err)
+		}
+	})
 }
