@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,7 @@ type upOptions struct {
 	context bool
 	yes     bool
 	cold    bool
+	timeout time.Duration
 }
 
 func (a *app) newUpCmd() *cobra.Command {
@@ -28,13 +30,17 @@ Engine answers. It can be run again at any time: what an interrupted run left
 half done is completed, and a VM that runs already is left alone.`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
-			s.Cold = o.cold
+			if o.timeout < 0 {
+				return &ui.Error{Code: ui.ExitUsage, Msg: "--timeout is below zero", Hint: "as in: devvm up --timeout 10m"}
+			}
+			s.Cold, s.Timeout = o.cold, o.timeout
 			return a.runUp(ctx, s, p, o)
 		}),
 	}
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask: neither in the home directory nor when devvm.toml gives the VM more than before")
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "how long Docker Engine may take to answer once the VM has started (default 2m, without KVM 6m)")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
 }

@@ -55,7 +55,8 @@ type Service struct {
 const (
 	patienceKVM = 2 * time.Minute
 	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM.
+	// patienceKernel is many times what a kernel needs on a busy host without KVM. It ends
+	// before the patience with the engine.
 	patienceKernel = 90 * time.Second
 )
 

@@ -742,7 +742,8 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer check.Stop()
 
 	kernelUp := con == nil
-	kernel := time.NewTimer(patienceKernel)
+	patienceBoot := min(patienceKernel, patience/4*3)
+	kernel := time.NewTimer(patienceBoot)
 	defer kernel.Stop()
 	phase := "kernel"
 	if kernelUp {
@@ -806,7 +807,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 		case <-kernel.C:
 			if !kernelUp {
-				return errNoKernel
+				return fmt.Errorf("%w within %s", errNoKernel, patienceBoot)
 			}
 		case err := <-watched:
 			if ctx.Err() == nil {
@@ -822,7 +823,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),
-				Hint: "see what the guest says with: devvm logs --console",
+				Hint: "see what the guest says with: devvm logs --console; if it only needs longer: devvm up --timeout 15m",
 				Err:  errPatience,
 			}
 		}
@@ -833,7 +834,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 // and then comes to rest for ever, with both CPUs halted and no timer that would wake
 // them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
 // Under a KVM that has never run a VM here, nested in another hypervisor, none may.
-var errNoKernel = fmt.Errorf("the guest's kernel did not come up within %s", patienceKernel)
+var errNoKernel = errors.New("the guest's kernel did not come up")
 
 var errPatience = errors.New("the engine did not answer in time")
 
