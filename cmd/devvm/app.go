@@ -194,7 +194,10 @@ func (a *app) projectDir() (string, error) {
 	}
 	dir, err := os.Getwd()
 	if err != nil {
-		return "", fmt.Errorf("current directory: %w", err)
+		return "", &ui.Error{
+			Code: ui.ExitUsage, Msg: "the current directory is gone", Err: err,
+			Hint: "go to a project's directory, or name one with -C or --project (devvm ls)",
+		}
 	}
 	return dir, nil
 }
@@ -202,7 +205,7 @@ func (a *app) projectDir() (string, error) {
 // find returns the project that the flags and the current directory name.
 func (a *app) find(ctx context.Context, s *project.Service) (project.Project, error) {
 	dir, err := a.projectDir()
-	if err != nil {
+	if err != nil && a.project == "" {
 		return project.Project{}, err
 	}
 	if a.project == "" {

@@ -77,6 +77,9 @@ func (s *Service) errNoVM(p Project) error {
 		}
 		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, dir)
 	}
+	if former, ok := s.former(p); ok {
+		hint += "; " + isFormer(former)
+	}
 	return &ui.Error{
 		Code: ui.ExitNoVM,
 		Msg:  fmt.Sprintf("no VM for this project (%s)", p.Dir),
@@ -103,6 +106,25 @@ func (s *Service) above(p Project) (Project, bool) {
 		}
 	}
 	return Project{}, false
+}
+
+// former returns the project that a directory may have been before it was renamed or moved:
+// one with a VM whose directory is gone, and was in the same place or had the same name.
+func (s *Service) former(p Project) (Project, bool) {
+	entries, _ := os.ReadDir(filepath.Join(s.Dirs.Data, "projects")) // none: nor a VM
+	for _, e := range entries {
+		dir := s.Dirs.paths(e.Name()).readRecord()
+		like := filepath.Dir(dir) == filepath.Dir(p.Dir) || filepath.Base(dir) == filepath.Base(p.Dir)
+		if dir != "" && like && !exists(dir) && !s.isTemplate(dir) {
+			return identify(dir), true
+		}
+	}
+	return Project{}, false
+}
+
+// isFormer says what to do about a former project.
+func isFormer(former Project) string {
+	return fmt.Sprintf("if it was called %s, move it back to have its VM again, or remove that VM: devvm rm --project %s", former.Dir, former.Name)
 }
 
 // errNotRunning says that the project's VM is off.

@@ -72,6 +72,9 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
 	}
+	if former, ok := s.former(p); ok && err != nil {
+		pr.Note("%s gets a new VM; %s", p.Dir, isFormer(former))
+	}
 	return s.upFrom(ctx, hv, p, dom, pr)
 }
 
