@@ -70,17 +70,22 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			forkable, err := s.Forkable(ctx)
+			if err != nil {
+				return err
+			}
 			if a.json {
 				type row struct {
 					template.Manifest
-					ID    string `json:"id"`
-					Used  int64  `json:"used"`
-					InUse bool   `json:"in_use"`
-					Warm  bool   `json:"warm"`
+					ID       string `json:"id"`
+					Used     int64  `json:"used"`
+					InUse    bool   `json:"in_use"`
+					Warm     bool   `json:"warm"`
+					Forkable bool   `json:"forkable"`
 				}
 				rows := []row{}
 				for _, t := range all {
-					rows = append(rows, row{t.Manifest, t.ID, t.Used(), used[t.ID], t.Warm()})
+					rows = append(rows, row{t.Manifest, t.ID, t.Used(), used[t.ID], t.Warm(), forkable(t)})
 				}
 				return a.JSON(rows)
 			}
@@ -92,6 +97,8 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 					state = "only its disk"
 				case t.Version != template.Version:
 					state = "of another devvm"
+				case !forkable(t):
+					state = "of another image, kernel, libvirt or QEMU"
 				}
 				if used[t.ID] {
 					state += ", in use"

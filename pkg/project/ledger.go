@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -98,11 +97,7 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	if err := s.clearBuilders(ctx); err != nil {
 		return out, err
 	}
-	host, err := s.Host(ctx)
-	if err != nil {
-		return out, err
-	}
-	images, err := s.Images.List(ctx)
+	forkable, err := s.Forkable(ctx)
 	if err != nil {
 		return out, err
 	}
@@ -110,7 +105,7 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	if err != nil {
 		return out, err
 	}
-	keep := func(t template.Template) bool { return (keepWarm || forked[t.ID]) && s.usable(t, host, images) }
+	keep := func(t template.Template) bool { return (keepWarm || forked[t.ID]) && forkable(t) }
 	out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
 	if err != nil {
 		return out, err
@@ -164,20 +159,31 @@ func (s *Service) clearBuilder(ctx context.Context, p Project) error {
 	return errors.Join(removeAll(b.files.run), removeAll(b.files.netSocket()), removeAll(b.files.root))
 }
 
-// usable tells whether a VM of this host could still be forked from a template.
-func (s *Service) usable(t template.Template, host vm.Host, images []image.Image) bool {
+// Forkable returns what tells whether a VM of this host could still be forked from a
+// template.
+func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, error) {
+	host, err := s.Host(ctx)
+	if err != nil {
+		return nil, err
+	}
+	images, err := s.Images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
 	newest := map[string]string{}
 	for _, i := range images {
 		if newest[i.Name] == "" {
 			newest[i.Name] = i.Digest
 		}
 	}
-	for _, digest := range newest {
-		if digest == t.Image {
-			return t.Warm() && t.QEMU == host.QEMU && t.Libvirt == host.Libvirt && t.Kernel == host.Kernel && t.Version == template.Version
+	return func(t template.Template) bool {
+		for _, digest := range newest {
+			if digest == t.Image {
+				return t.Warm() && t.QEMU == host.QEMU && t.Libvirt == host.Libvirt && t.Kernel == host.Kernel && t.Version == template.Version
+			}
 		}
-	}
-	return false
+		return false
+	}, nil
 }
 
 // BuildTemplate makes the template that the project's next new VM is forked from,
