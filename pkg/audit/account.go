@@ -17,19 +17,42 @@ type account struct {
 const nobody = -2
 
 // accounts are the users and groups of this host, as its files name them (passwd(5),
-// group(5)). Users of a directory service are not in them, nor are their groups.
+// group(5)).
 type accounts struct {
 	users  []account
-	groups map[int]bool // those that are known
+	groups map[int]bool // those of which all members are known
 }
 
 func readAccounts(h Host) accounts {
-	return parseAccounts(h.text("etc/passwd"), h.text("etc/group"))
+	return parseAccounts(h.text("etc/passwd"), h.text("etc/group"), elsewhere(h.text("etc/nsswitch.conf")))
 }
 
-// parseAccounts reads the two files. A line that it does not understand names nobody.
-func parseAccounts(passwd, group string) accounts {
+// elsewhere tells whether users or groups come from more than the files (nsswitch.conf(5)).
+func elsewhere(nsswitch string) bool {
+	for line := range strings.Lines(nsswitch) {
+		line, _, _ = strings.Cut(line, "#")
+		database, services, _ := strings.Cut(line, ":")
+		if database = strings.TrimSpace(database); database != "passwd" && database != "group" && database != "initgroups" {
+			continue
+		}
+		for _, service := range strings.Fields(services) {
+			switch service {
+			case "files", "compat", "systemd", "altfiles": // systemd's are of services, and of homes that are mounted
+			default:
+				if !strings.HasPrefix(service, "[") && !strings.HasSuffix(service, "]") {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// parseAccounts reads the two files. A line that it does not understand names nobody. If
+// users come from elsewhere, too, a group is known that has a user's name, and is theirs.
+func parseAccounts(passwd, group string, elsewhere bool) accounts {
 	out := accounts{groups: map[int]bool{}}
+	names := map[int]string{}     // of groups
 	members := map[string][]int{} // a user's name to the groups that list it
 	for line := range strings.Lines(group) {
 		f := strings.Split(strings.TrimSpace(line), ":") // name, password, gid, members
@@ -40,7 +63,7 @@ func parseAccounts(passwd, group string) accounts {
 		if err != nil {
 			continue
 		}
-		out.groups[gid] = true
+		names[gid] = f[0]
 		for name := range strings.SplitSeq(f[3], ",") {
 			members[name] = append(members[name], gid)
 		}
@@ -57,6 +80,12 @@ func parseAccounts(passwd, group string) accounts {
 		}
 		out.users = append(out.users, account{uid, append(members[f[0]], gid)})
 		delete(members, f[0])
+		out.groups[gid] = out.groups[gid] || names[gid] == f[0]
+	}
+	if !elsewhere && len(out.users) > 0 {
+		for gid := range names {
+			out.groups[gid] = true
+		}
 	}
 	delete(members, "") // of a group without any
 	for _, groups := range members {

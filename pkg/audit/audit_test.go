@@ -535,18 +535,23 @@ func TestReachableByGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	passwd := fmt.Sprintf("root:x:0:0::/root:/bin/sh\nme:x:%d:%d::/:/bin/sh\n", os.Getuid(), os.Getgid())
+	own := fmt.Sprintf("me:x:%d:\n", os.Getgid())
 	for name, c := range map[string]struct {
-		passwd, group string
-		want          bool
+		passwd, group, nsswitch string
+		want                    bool
 	}{
-		"mine alone":       {passwd, fmt.Sprintf("me:x:%d:\n", os.Getgid()), false},
-		"with a member":    {passwd, fmt.Sprintf("me:x:%d:me,mallory\n", os.Getgid()), true},
-		"as their first":   {passwd + fmt.Sprintf("mallory:x:1234:%d::/:/bin/sh\n", os.Getgid()), fmt.Sprintf("me:x:%d:\n", os.Getgid()), true},
-		"of another place": {passwd, "users:x:100:\n", true},
-		"not readable":     {"", "", true},
+		"mine alone":       {passwd, own, "passwd: files systemd\ngroup: files [SUCCESS=merge] systemd\nhosts: files dns\n", false},
+		"mine, of many":    {passwd, own, "passwd: files sss\n", false},
+		"of many":          {passwd, fmt.Sprintf("users:x:%d:\n", os.Getgid()), "# no:\npasswd: files\ngroup: files ldap # more\n", true},
+		"of few":           {passwd, fmt.Sprintf("users:x:%d:\n", os.Getgid()), "passwd: files\n", false},
+		"with a member":    {passwd, fmt.Sprintf("me:x:%d:me,mallory\n", os.Getgid()), "", true},
+		"as their first":   {passwd + fmt.Sprintf("mallory:x:1234:%d::/:/bin/sh\n", os.Getgid()), own, "", true},
+		"of another place": {passwd, "staff:x:4000000:\n", "", true},
+		"not readable":     {"", own, "", true},
 	} {
 		f.file("etc/passwd", c.passwd)
 		f.file("etc/group", c.group)
+		f.file("etc/nsswitch.conf", c.nsswitch)
 		if got := reachable(f.Host, "/run/a/x.sock", readAccounts(f.Host), os.Getuid()); (got != "") != c.want {
 			t.Errorf("%s: %q", name, got)
 		}
@@ -569,7 +574,7 @@ me:x:1000:
 mallory:x:1001:
 users:x:50:me
 lab:x:51:me,eve
-others:x:52:mallory,of-another-host`)
+others:x:52:mallory,of-another-host`, false)
 	public := access{mode: fs.ModeDir | 0o755}
 	for name, c := range map[string]struct {
 		way  []access
