@@ -29,6 +29,7 @@ type app struct {
 	*ui.Streams
 	getenv func(string) string
 	open   openFunc
+	kernel time.Duration // see project.Service
 
 	// Flags of the root command.
 	dir     string // -C
@@ -183,6 +184,7 @@ func (a *app) service() (*project.Service, error) {
 		Version: version(),
 		Home:    env.Home,
 		Zone:    timeZone(a.getenv, "/etc/localtime"),
+		Kernel:  a.kernel,
 		Log:     log,
 	}, nil
 }
@@ -205,7 +207,7 @@ func (a *app) projectDir() (string, error) {
 // find returns the project that the flags and the current directory name.
 func (a *app) find(ctx context.Context, s *project.Service) (project.Project, error) {
 	dir, err := a.projectDir()
-	if err != nil && a.project == "" {
+	if err != nil && (a.project == "" || strings.HasPrefix(a.project, ".")) { // else it need not be known
 		return project.Project{}, err
 	}
 	if a.project == "" {

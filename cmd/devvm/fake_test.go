@@ -20,6 +20,7 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 	"github.com/devvm/devvm/pkg/vm"
@@ -33,13 +34,19 @@ const fakeEnv = "DEVVM_FAKE_DIR"
 // fakeDevvm is devvm with the fake hypervisor. The files are real, and so are
 // the network process, the supervisor and all that they do.
 func fakeDevvm() int {
-	return run(os.Args[1:], func(_ context.Context, _ vm.Options, _ *slog.Logger) (vm.Hypervisor, error) {
-		dir := os.Getenv(fakeEnv)
+	dir := os.Getenv(fakeEnv)
+	a := newApp(ui.System(os.Getenv), os.Getenv, func(_ context.Context, _ vm.Options, _ *slog.Logger) (vm.Hypervisor, error) {
 		if _, err := os.Stat(filepath.Join(dir, "nolibvirt")); err == nil {
 			return nil, fmt.Errorf("no daemon at %s: %w", dir, vm.ErrNoLibvirt)
 		}
 		return vmtest.NewFake(dir, vmtest.Options{Command: []string{"fakevm", "{spec}"}}), nil
 	})
+	if b, err := os.ReadFile(filepath.Join(dir, "kernel")); err == nil { // impatience
+		if a.kernel, err = time.ParseDuration(string(b)); err != nil {
+			panic(err)
+		}
+	}
+	return run(os.Args[1:], a)
 }
 
 // fakeVM is what runs in QEMU's place: a machine that joins the VM's network,

@@ -16,15 +16,14 @@ import (
 )
 
 func main() {
-	os.Exit(run(os.Args[1:], vm.Open))
+	os.Exit(run(os.Args[1:], newApp(ui.System(os.Getenv), os.Getenv, vm.Open)))
 }
 
 // run carries out one command line and returns the exit code. The first
 // Ctrl-C cancels the context, the second one ends the process.
-func run(args []string, open openFunc) int {
+func run(args []string, a *app) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	context.AfterFunc(ctx, stop)
-	a := newApp(ui.System(os.Getenv), os.Getenv, open)
 	return a.execute(ctx, args)
 }

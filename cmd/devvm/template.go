@@ -98,7 +98,7 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 				case t.Version != template.Version:
 					state = "of another devvm"
 				case !forkable(t):
-					state = "of another image, kernel, libvirt or QEMU"
+					state = "of another image, CPU, kernel, libvirt or QEMU"
 				}
 				if used[t.ID] {
 					state += ", in use"

@@ -40,7 +40,7 @@ half done is completed, and a VM that runs already is left alone.`,
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask: neither in the home directory nor when devvm.toml gives the VM more than before")
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
-	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "how long Docker Engine may take to answer once the VM has started (default 2m, without KVM 6m)")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "how long Docker Engine may take to answer after a start of the VM (default 2m, without KVM 6m)")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
 }

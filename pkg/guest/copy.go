@@ -97,24 +97,21 @@ else
 fi`
 
 // packScript takes a path, whether to follow it if it is a link, and whether to name what
-// is in the archive by it. A file without a block may be the kernel's own (proc(5),
-// sysfs(5)), of which no size can be believed: tar gets a copy.
+// is in the archive by it. Of the kernel's own files (proc(5), sysfs(5)) no size can be
+// believed: tar gets a copy.
 const packScript = `set -eu
 src=$1
 if [ ! -e "$src" ] && [ ! -L "$src" ]; then echo "$src: no such file or directory" >&2; exit 66; fi
 [ -z "$2" ] || src=$(readlink -f -- "$src")
-if [ -f "$src" ] && [ ! -L "$src" ] && [ "$(stat --format=%b -- "$src")" = 0 ]; then
-	tmp=$(mktemp -d)
+case $(readlink -f -- "$src") in /proc/* | /sys/*) pseudo=1 ;; *) pseudo= ;; esac
+if [ "$pseudo" ] && [ -f "$src" ] && [ ! -L "$src" ]; then
+	tmp=$(mktemp -d) || exit 2
 	trap 'trap "" HUP INT TERM; unset ` + markName + `; rm -rf -- "$tmp"' EXIT
 	trap 'exit 143' HUP INT TERM
-	cp --archive -- "$src" "$tmp"
+	cp --archive -- "$src" "$tmp" || exit 2
 	src=$tmp/$(basename -- "$src")
 fi
-pack() {
-	code=0
-	tar --create --file=- --format=posix --pax-option=delete=atime,delete=ctime "$@" || code=$?
-	exit "$code"
-}
+pack() { tar --create --file=- --format=posix --pax-option=delete=atime,delete=ctime "$@"; exit; }
 if [ "$3" ]; then pack --numeric-owner --directory="$(dirname -- "$src")" -- "$(basename -- "$src")"; fi
 if [ -d "$src" ] && [ ! -L "$src" ]; then pack --hard-dereference --directory="$src" -- .; fi
 pack --hard-dereference --directory="$(dirname -- "$src")" -- "./$(basename -- "$src")"`
@@ -300,8 +297,12 @@ func (p *packer) pack(w *tar.Writer, source string) error {
 }
 
 // sizeUnsure is the largest size, in bytes, that the kernel's own files have whatever is
-// in them: none in /proc, a page, of up to 64 KiB, in /sys. Such files are read first.
-const sizeUnsure = 64 << 10
+// in them: none in /proc, a page, of up to 64 KiB, in /sys. Such files are read first,
+// and some have no end.
+const (
+	sizeUnsure = 64 << 10
+	mostUnsure = 64 << 20
+)
 
 func (p *packer) add(w *tar.Writer, source, name string) error {
 	info, err := os.Lstat(source)
@@ -331,9 +332,12 @@ func (p *packer) add(w *tar.Writer, source, name string) error {
 		h.Typeflag, h.Size = tar.TypeReg, info.Size()
 		content := io.TeeReader(f, p)
 		if h.Size <= sizeUnsure {
-			b, err := io.ReadAll(content)
+			b, err := io.ReadAll(io.LimitReader(content, mostUnsure+1))
 			if err != nil {
 				return err
+			}
+			if len(b) > mostUnsure {
+				return fmt.Errorf("%s: more is in it than the %d bytes that it says", source, h.Size)
 			}
 			h.Size, content = int64(len(b)), bytes.NewReader(b)
 		}

@@ -396,6 +396,28 @@ func TestCopyUnknownSize(t *testing.T) {
 	}
 }
 
+// That such a file cannot be read is no warning.
+func TestCopyUnreadable(t *testing.T) {
+	const source = "/sys/class/net/lo/speed" // lo has none
+	if _, err := os.ReadFile(source); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Skip("the loopback device has a speed here: ", err)
+	}
+	c := testServer(t).connect(t)
+	to := filepath.Join(t.TempDir(), "to")
+	for name, err := range map[string]error{
+		"to":       c.CopyTo(t.Context(), guest.Copy{Local: source, Remote: to}),
+		"from":     c.CopyFrom(t.Context(), guest.Copy{Remote: source, Local: to}),
+		"a stream": c.Pack(t.Context(), guest.Copy{Remote: source}, io.Discard),
+	} {
+		if err == nil || !strings.Contains(err.Error(), source) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
 // Whatever the guest sends, nothing but the destination is written.
 func TestCopyFromAHostileGuest(t *testing.T) {
 	for name, entries := range map[string][]tar.Header{

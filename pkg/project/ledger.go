@@ -101,11 +101,20 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	if err != nil {
 		return out, err
 	}
+	images, err := s.Images.List(ctx)
+	if err != nil {
+		return out, err
+	}
+	newest, seen := map[string]bool{}, map[string]bool{}
+	for _, i := range images {
+		newest[i.Digest] = newest[i.Digest] || !seen[i.Name]
+		seen[i.Name] = true
+	}
 	forked, err := s.templatesToNuke(ctx)
 	if err != nil {
 		return out, err
 	}
-	keep := func(t template.Template) bool { return (keepWarm || forked[t.ID]) && forkable(t) }
+	keep := func(t template.Template) bool { return (keepWarm || forked[t.ID]) && newest[t.Image] && forkable(t) }
 	out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
 	if err != nil {
 		return out, err
@@ -170,19 +179,14 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 	if err != nil {
 		return nil, err
 	}
-	newest := map[string]string{}
+	known := map[string]bool{}
 	for _, i := range images {
-		if newest[i.Name] == "" {
-			newest[i.Name] = i.Digest
-		}
+		known[i.Digest] = true
 	}
 	return func(t template.Template) bool {
-		for _, digest := range newest {
-			if digest == t.Image {
-				return t.Warm() && t.QEMU == host.QEMU && t.Libvirt == host.Libvirt && t.Kernel == host.Kernel && t.Version == template.Version
-			}
-		}
-		return false
+		return t.Warm() && known[t.Image] && t.Version == template.Version &&
+			t.URI == host.URI && t.QEMU == host.QEMU && t.Libvirt == host.Libvirt && t.Kernel == host.Kernel &&
+			(t.Accel != string(vm.AccelKVM) || t.CPU == host.CPU)
 	}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -95,12 +96,23 @@ func sameFile(l *flock.Flock, path string) bool {
 // record is the content of project.json: which directory the files belong to
 // when no domain says it. Dir is bytes, since a path need not be UTF-8.
 type record struct {
-	Dir []byte `json:"dir"`
+	Dir   []byte `json:"dir"`
+	Being string `json:"being,omitempty"` // see being
+}
+
+// being is what a directory keeps when it is renamed: its number, and when it was made,
+// where the file system knows (statx(2)). It is "" if there is none.
+func being(dir string) string {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
 }
 
 // writeRecord notes the directory beside the project's files.
 func (f paths) writeRecord(dir string) error {
-	b, err := json.Marshal(record{[]byte(dir)})
+	b, err := json.Marshal(record{[]byte(dir), being(dir)})
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.record, err)
 	}
@@ -109,12 +121,18 @@ func (f paths) writeRecord(dir string) error {
 
 // readRecord returns the directory noted, or "".
 func (f paths) readRecord() string {
+	dir, _ := f.recorded()
+	return dir
+}
+
+// recorded returns the directory noted, and its being then.
+func (f paths) recorded() (dir, being string) {
 	var r record
 	b, err := os.ReadFile(f.record)
 	if err != nil || json.Unmarshal(b, &r) != nil {
-		return ""
+		return "", ""
 	}
-	return string(r.Dir)
+	return string(r.Dir), r.Being
 }
 
 // writeFile replaces a file's content in one step.

@@ -47,7 +47,8 @@ type Service struct {
 	Version   string        // of this program
 	Home      string        // the user's
 	Zone      string        // time zone for the guests, e.g. "Europe/Berlin"
-	Timeout   time.Duration // for the engine to answer after the start; 0: by the accelerator
+	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
+	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
 	Log       *slog.Logger
 }
 
@@ -55,8 +56,7 @@ type Service struct {
 const (
 	patienceKVM = 2 * time.Minute
 	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM. It ends
-	// before the patience with the engine.
+	// patienceKernel is many times what a kernel needs on a busy host without KVM.
 	patienceKernel = 90 * time.Second
 )
 
@@ -78,7 +78,7 @@ func (s *Service) errNoVM(p Project) error {
 		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, dir)
 	}
 	if former, ok := s.former(p); ok {
-		hint += "; " + isFormer(former)
+		hint += "; " + renamed(former)
 	}
 	return &ui.Error{
 		Code: ui.ExitNoVM,
@@ -108,23 +108,23 @@ func (s *Service) above(p Project) (Project, bool) {
 	return Project{}, false
 }
 
-// former returns the project that a directory may have been before it was renamed or moved:
-// one with a VM whose directory is gone, and was in the same place or had the same name.
+// former returns the project with a VM that a directory was before it was renamed or moved.
 func (s *Service) former(p Project) (Project, bool) {
+	self := being(p.Dir)
 	entries, _ := os.ReadDir(filepath.Join(s.Dirs.Data, "projects")) // none: nor a VM
 	for _, e := range entries {
-		dir := s.Dirs.paths(e.Name()).readRecord()
-		like := filepath.Dir(dir) == filepath.Dir(p.Dir) || filepath.Base(dir) == filepath.Base(p.Dir)
-		if dir != "" && like && !exists(dir) && !s.isTemplate(dir) {
+		f := s.Dirs.paths(e.Name())
+		dir, being := f.recorded()
+		if being != "" && being == self && dir != p.Dir && exists(f.disk()) {
 			return identify(dir), true
 		}
 	}
 	return Project{}, false
 }
 
-// isFormer says what to do about a former project.
-func isFormer(former Project) string {
-	return fmt.Sprintf("if it was called %s, move it back to have its VM again, or remove that VM: devvm rm --project %s", former.Dir, former.Name)
+// renamed says what to do about a former project.
+func renamed(former Project) string {
+	return fmt.Sprintf("this directory was %s, and has a VM by that name: rename it back to go on with that, or remove that: devvm rm --project %s", former.Dir, former.Name)
 }
 
 // errNotRunning says that the project's VM is off.

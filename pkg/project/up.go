@@ -72,8 +72,10 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
 	}
-	if former, ok := s.former(p); ok && err != nil {
-		pr.Note("%s gets a new VM; %s", p.Dir, isFormer(former))
+	if err != nil {
+		if former, ok := s.former(p); ok {
+			pr.Note("%s gets a new VM; %s", p.Dir, renamed(former))
+		}
 	}
 	return s.upFrom(ctx, hv, p, dom, pr)
 }
@@ -745,8 +747,8 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	defer check.Stop()
 
 	kernelUp := con == nil
-	patienceBoot := min(patienceKernel, patience/4*3)
-	kernel := time.NewTimer(patienceBoot)
+	patienceKernel := cmp.Or(b.Kernel, patienceKernel)
+	kernel := time.NewTimer(patienceKernel)
 	defer kernel.Stop()
 	phase := "kernel"
 	if kernelUp {
@@ -810,7 +812,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 		case <-kernel.C:
 			if !kernelUp {
-				return fmt.Errorf("%w within %s", errNoKernel, patienceBoot)
+				return fmt.Errorf("%w within %s", errNoKernel, patienceKernel)
 			}
 		case err := <-watched:
 			if ctx.Err() == nil {
@@ -826,7 +828,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),
-				Hint: "see what the guest says with: devvm logs --console; if it only needs longer: devvm up --timeout 15m",
+				Hint: fmt.Sprintf("see what the guest says with: devvm logs --console; if it only needs longer: devvm up --timeout %s", 2*patience),
 				Err:  errPatience,
 			}
 		}
