@@ -100,7 +100,7 @@ func (a *app) showFile(ctx context.Context, path string, o logsOptions) error {
 	if err != nil {
 		return fmt.Errorf("read log: %w", err)
 	}
-	defer f.Close()
+	defer func() { f.Close() }()
 	if o.tail >= 0 {
 		if err := seekTail(f, o.tail); err != nil {
 			return fmt.Errorf("read log: %w", err)
@@ -120,7 +120,43 @@ func (a *app) showFile(ctx context.Context, path string, o logsOptions) error {
 		case <-ctx.Done():
 			return nil
 		}
+		next, err := goOn(f, path)
+		if err != nil {
+			return fmt.Errorf("read log: %w", err)
+		}
+		if next != f {
+			_, err := io.Copy(a.Out, f) // what came to it last
+			f.Close()
+			if f = next; err != nil {
+				return fmt.Errorf("read log: %w", err)
+			}
+		}
 	}
+}
+
+// goOn returns the file in which a log goes on: another one, if libvirt has begun one, or
+// the same, at its end if it was shortened.
+func goOn(f *os.File, path string) (*os.File, error) {
+	was, err := f.Stat()
+	if err != nil {
+		return f, err
+	}
+	now, err := os.Stat(path)
+	if err != nil { // in between, or gone with the VM
+		return f, nil //nolint:nilerr // it may come back
+	}
+	if !os.SameFile(was, now) {
+		next, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return f, nil
+		}
+		return next, err
+	}
+	at, err := f.Seek(0, io.SeekCurrent)
+	if err == nil && at > was.Size() {
+		_, err = f.Seek(0, io.SeekEnd)
+	}
+	return f, err
 }
 
 // seekTail puts a file's offset where its last lines begin.

@@ -30,7 +30,7 @@ func (a *app) newNetCmd() *cobra.Command {
 				background.Failed(err)
 				return err
 			}
-			o.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
+			o.Log = slog.New(slog.NewJSONHandler(background.NewLog(os.Stderr), nil))
 			o.Ready = background.Ready
 			if qemuUser != "" {
 				o.OwnNetSocket = true

@@ -26,7 +26,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 			}
 			o, err := s.SupervisorOptions(name, emulated)
 			if err == nil {
-				o.Log = slog.New(slog.NewJSONHandler(os.Stderr, nil))
+				o.Log = slog.New(slog.NewJSONHandler(background.NewLog(os.Stderr), nil))
 				o.Ready, o.Forked = background.Ready, forked
 				err = supervisor.Run(cmd.Context(), o)
 			}

@@ -41,7 +41,7 @@ type Command struct {
 // When ctx ends first, the process is killed. The error carries what the
 // process reported by [Failed] or the end of its output.
 func Start(ctx context.Context, c Command) error {
-	log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600) // see Log
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
 	}

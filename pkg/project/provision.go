@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ui"
@@ -32,13 +33,13 @@ func (b *boot) provision(ctx context.Context) error {
 		return fmt.Errorf("provision: %w", err)
 	}
 	defer client.Close()
-	log, err := os.OpenFile(b.files.provisionLog(), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(b.files.provisionLog(), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("open provisioning log: %w", err)
 	}
 	defer log.Close()
 	last := &lastLines{most: 20}
-	out := io.MultiWriter(b.progress.Output(), log, last)
+	out := io.MultiWriter(b.progress.Output(), background.NewLog(log), last)
 	for _, step := range steps {
 		// An up that was killed leaves its step running: wait for its end.
 		step.Argv = append([]string{"flock", "/run/devvm-provision"}, step.Argv...)
