@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 )
 
@@ -28,6 +29,12 @@ type Port struct {
 	HostPort  uint16
 }
 
+// Bind is a path of the VM that a running container has.
+type Bind struct {
+	ID   string // of the container
+	Path string
+}
+
 // Times of Watch.
 const (
 	// The engine's list can lag behind its events, and it drops events that a
@@ -37,10 +44,10 @@ const (
 	relist = 30 * time.Second
 )
 
-// Watch calls f with the ports that running containers publish, at once and after each
-// change, until ctx ends or the connection breaks, and returns why. A container that
-// dies is told without asking the engine again.
-func Watch(ctx context.Context, dial Dial, f func([]Port)) error {
+// Watch calls f with the ports that running containers publish and the paths that they
+// bind, at once and after each change, until ctx ends or the connection breaks, and returns
+// why. A container that dies is told without asking the engine again.
+func Watch(ctx context.Context, dial Dial, f func(published []Port, bound []Bind)) error {
 	return over(dial, "follow the engine", func(c *client.Client) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -86,8 +93,9 @@ func Watch(ctx context.Context, dial Dial, f func([]Port)) error {
 type watch struct {
 	client *client.Client
 	last   []Port
+	bound  []Bind
 	dead   map[string]time.Time // containers that died, which the list may not know yet
-	tell   func([]Port)
+	tell   func([]Port, []Bind)
 }
 
 // event takes what an event says by itself.
@@ -101,9 +109,10 @@ func (w *watch) event(m events.Message) {
 	case events.ActionDie:
 		w.dead[m.Actor.ID] = time.Now()
 		left := slices.DeleteFunc(slices.Clone(w.last), func(p Port) bool { return p.ID == m.Actor.ID })
-		if len(left) < len(w.last) {
-			w.last = left
-			w.tell(slices.Clone(left))
+		bound := slices.DeleteFunc(slices.Clone(w.bound), func(b Bind) bool { return b.ID == m.Actor.ID })
+		if len(left) < len(w.last) || len(bound) < len(w.bound) {
+			w.last, w.bound = left, bound
+			w.tell(slices.Clone(left), slices.Clone(bound))
 		}
 	}
 }
@@ -120,6 +129,7 @@ func (w *watch) list(ctx context.Context) error {
 		}
 	}
 	var list []Port
+	var bound []Bind
 	for _, item := range all.Items {
 		if _, dead := w.dead[item.ID]; dead {
 			continue
@@ -127,6 +137,11 @@ func (w *watch) list(ctx context.Context) error {
 		name := shortID(item.ID)
 		if len(item.Names) > 0 {
 			name = strings.TrimPrefix(item.Names[0], "/")
+		}
+		for _, m := range item.Mounts {
+			if m.Type == mount.TypeBind {
+				bound = append(bound, Bind{item.ID, m.Source})
+			}
 		}
 		for _, p := range item.Ports {
 			if p.PublicPort != 0 {
@@ -137,8 +152,8 @@ func (w *watch) list(ctx context.Context) error {
 			}
 		}
 	}
-	w.last = list
-	w.tell(slices.Clone(list))
+	w.last, w.bound = list, bound
+	w.tell(slices.Clone(list), slices.Clone(bound))
 	return nil
 }
 

@@ -29,7 +29,7 @@ func watch(t *testing.T, dial engine.Dial) (told <-chan []engine.Port, ended <-c
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	lists, err := make(chan []engine.Port, 1000), make(chan error, 1)
-	go func() { err <- engine.Watch(ctx, dial, func(list []engine.Port) { lists <- list }) }()
+	go func() { err <- engine.Watch(ctx, dial, func(list []engine.Port, _ []engine.Bind) { lists <- list }) }()
 	t.Cleanup(cancel)
 	return lists, err
 }
@@ -79,7 +79,7 @@ func TestWatch(t *testing.T) {
 	if err := <-ended; err == nil || !strings.HasPrefix(err.Error(), "follow the engine: ") {
 		t.Errorf("ended with %v", err)
 	}
-	if err := engine.Watch(t.Context(), dialer(sock+"x"), func([]engine.Port) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
+	if err := engine.Watch(t.Context(), dialer(sock+"x"), func([]engine.Port, []engine.Bind) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
 		t.Errorf("without an engine: %v", err)
 	}
 }
@@ -129,6 +129,30 @@ func TestWatchStaleList(t *testing.T) {
 	mu.Unlock()
 	events <- "disconnect"
 	next(t, told, 0)
+}
+
+// What running containers have of the host by binds is told, too.
+func TestWatchBound(t *testing.T) {
+	sock := handler(t, map[string]any{
+		"/_ping": "OK",
+		"/containers/json": []map[string]any{{"Id": "x", "State": "running", "Mounts": []map[string]any{
+			{"Type": "bind", "Source": "/home/me/f"}, {"Type": "volume", "Source": "/var/lib/docker/volumes/v/_data"}, {"Type": "bind", "Source": "/home/me"},
+		}}},
+		"/events": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}),
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var got []engine.Bind
+	_ = engine.Watch(ctx, dialer(sock), func(_ []engine.Port, bound []engine.Bind) {
+		got = bound
+		cancel()
+	})
+	if diff := cmp.Diff([]engine.Bind{{ID: "x", Path: "/home/me/f"}, {ID: "x", Path: "/home/me"}}, got); diff != "" {
+		t.Error(diff)
+	}
 }
 
 // An engine whose answer has no end, which root in a VM can put in the place of Docker's,

@@ -37,6 +37,7 @@ type export struct {
 	root     *node
 	nodes    recent[key, *node]
 	owners   recent[key, owner]
+	held     map[heldKey]*held
 	listings []*listing
 	streams  []*stream
 
@@ -97,7 +98,9 @@ type object struct {
 	n  *node
 	fd int   // O_PATH, unless it is file's
 	f  *file // whose the descriptor is, if not the object's own
-	st unix.Statx_t
+	// held says that the object may have no name any more, see Hold.
+	held bool
+	st   unix.Statx_t
 }
 
 func newExport(e Export, f *files, m *mirror) (*export, error) {
@@ -109,7 +112,7 @@ func newExport(e Export, f *files, m *mirror) (*export, error) {
 	x := &export{
 		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f, mirror: m,
 		root:  &node{},
-		nodes: newRecent[key, *node](manyNodes), owners: newRecent[key, owner](manyOwners),
+		nodes: newRecent[key, *node](manyNodes), owners: newRecent[key, owner](manyOwners), held: map[heldKey]*held{},
 		arrived: make(chan struct{}),
 	}
 	x.arrive = sync.OnceFunc(func() { close(x.arrived) })
@@ -134,6 +137,10 @@ func newExport(e Export, f *files, m *mirror) (*export, error) {
 func (e *export) close() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	for _, h := range e.held {
+		_ = unix.Close(h.fd)
+	}
+	e.held = map[heldKey]*held{}
 	for _, s := range e.streams {
 		_ = unix.Close(s.fd)
 	}
@@ -184,7 +191,11 @@ func (e *export) openRoot() (*object, error) {
 
 // stat reads the object's state anew.
 func (o *object) stat() error {
-	return unix.Statx(o.fd, "", unix.AT_EMPTY_PATH, statMask, &o.st)
+	err := unix.Statx(o.fd, "", unix.AT_EMPTY_PATH, statMask, &o.st)
+	if o.held {
+		o.st.Nlink = max(o.st.Nlink, 1) // the VM's kernel opens no file without a link
+	}
+	return err
 }
 
 func device(st *unix.Statx_t) uint64 { return unix.Mkdev(st.Dev_major, st.Dev_minor) }
@@ -361,6 +372,9 @@ func (e *export) object(h handle) (*object, error) {
 		if err != nil && !busy(err) {
 			return nil, unix.ESTALE
 		}
+		return o, err
+	}
+	if o, err := e.openHeld(heldKey{h.key, h.born}); o != nil || err != nil {
 		return o, err
 	}
 	n := e.known(h.key)

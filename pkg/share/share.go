@@ -9,13 +9,13 @@
 //
 // The VM is not trusted. Each object is opened by a path below the export's root that
 // the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic
-// link; its inode number and birth time must then be those that the handle names. So
-// no link, "..", race or forged handle leads out of an export. Nothing but regular
+// link; its inode number and birth time must then be those that the handle names. What
+// Hold has opened so stays open, wherever the host puts it then. So no link, "..", race or forged handle leads out of an export. Nothing but regular
 // files and directories is ever opened for data. Set-user-ID bits and device nodes
 // are not made. Records, calls under way, their bytes, connections and open files are
 // bounded.
 //
-// The server keeps nothing that it cannot lose. A handle holds the inode number and a
+// But for what Hold keeps open, the server keeps nothing that it cannot lose. A handle holds the inode number and a
 // hash of each directory above it: a new server finds the object again. Data that
 // were written are the host kernel's before the VM hears of it.
 //
@@ -87,6 +87,9 @@ type Server struct {
 	replays  *replays
 	files    *files
 	ignore   []string
+
+	holding sync.Mutex // guards binds
+	binds   map[Bind]bind
 }
 
 // New opens the exports.
@@ -100,6 +103,7 @@ func New(o Options) (*Server, error) {
 		replays: newReplays(),
 		files:   newFiles(maxFiles()),
 		ignore:  o.Ignore,
+		binds:   map[Bind]bind{},
 	}
 	if _, err := rand.Read(s.verifier[:]); err != nil {
 		return nil, fmt.Errorf("write verifier: %w", err)

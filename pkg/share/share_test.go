@@ -291,6 +291,57 @@ func TestRenameAndRemoveWhileOpen(t *testing.T) {
 	want(t, "the removed file", st, nfs3.ERR_STALE)
 }
 
+// A file that a container has by itself stays what it is when the host puts another one in
+// its place, until the container ends.
+func TestHold(t *testing.T) {
+	dir, s, c := shared(t)
+	file := filepath.Join(dir, "etc/app.conf")
+	replace := func(content string) {
+		put(t, file+".new", content)
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, file, "one")
+	one := c.must("etc/app.conf")
+	container := func(id string) (binds []share.Bind) {
+		for _, p := range []string{"/etc/app.conf", "/etc", "", "/none", "/etc/app.conf/x", "/./etc/app.conf", "/etc/../etc/app.conf", "/" + strings.Repeat("a", 5000), strings.Repeat("/.", 1<<20)} {
+			binds = append(binds, share.Bind{ID: id, Path: target + p})
+		}
+		return append(binds, share.Bind{ID: id, Path: "/etc/passwd"}, share.Bind{})
+	}
+	s.share.Hold(container("1"))
+	replace("two")
+	s.share.Hold(append(container("1"), container("2")...)) // the second one has this
+	two := c.must("etc/app.conf")
+	replace("three")
+	for content, h := range map[string][]byte{"one": one, "two": two, "three": c.must("etc/app.conf")} {
+		if got := c.content(h); got != content {
+			t.Errorf("%q, not %q", got, content)
+		}
+		if a, st := c.getattr(h); st != nfs3.OK || a.Nlink != 1 {
+			t.Errorf("%q: %v, %+v", content, st, a)
+		}
+	}
+	_, st := c.write(one, 3, []byte(" and more"), nfs3.FILE_SYNC)
+	want(t, "write to a file that was replaced", st, nfs3.OK)
+	if got := c.content(one); got != "one and more" || have(t, file) != "three" {
+		t.Errorf("%q, and the file in its place has %q", got, have(t, file))
+	}
+
+	// Each goes with the last that has it.
+	replace("four")
+	s.share.Hold(append(container("3"), container("4")...))
+	four := c.must("etc/app.conf") // and does not read it
+	replace("five")
+	s.share.Hold(container("4"))
+	_, st = c.getattr(four)
+	want(t, "a file that one holds", st, nfs3.OK)
+	s.share.Hold(nil)
+	_, st = c.getattr(four)
+	want(t, "a file that nobody holds", st, nfs3.ERR_STALE)
+}
+
 // files compares what a handle's file has.
 func (s *server) files(c *client, h []byte, want string) {
 	s.t.Helper()

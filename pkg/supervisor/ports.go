@@ -14,6 +14,7 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/share"
 )
 
 // PortOptions say what to do with the ports that containers publish.
@@ -52,13 +53,20 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 	wait := firstRelist
 	for {
 		err := engine.Watch(ctx, func(ctx context.Context) (net.Conn, error) { return link.DialUnix(ctx, engineSocket) },
-			func(list []engine.Port) {
+			func(list []engine.Port, bound []engine.Bind) {
 				wait = firstRelist
 				published := make([]ports.Published, len(list))
 				for i, p := range list {
 					published[i] = ports.Published(p)
 				}
 				s.setPorts(link, published)
+				if s.files != nil {
+					binds := make([]share.Bind, len(bound))
+					for i, b := range bound {
+						binds[i] = share.Bind(b)
+					}
+					s.files.Hold(binds)
+				}
 			})
 		if ctx.Err() != nil {
 			return

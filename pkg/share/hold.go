@@ -1,0 +1,153 @@
+package share
+
+import (
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// manyBinds bounds what Hold keeps in mind.
+const manyBinds = 512
+
+// Bind is a path of the VM that somebody there has, as it was when they got it.
+type Bind struct {
+	ID   string // of the container
+	Path string
+}
+
+// bind is a Bind for which a file is held, or, without an export, none.
+type bind struct {
+	e *export
+	k heldKey
+}
+
+// heldKey is what a handle says of the object.
+type heldKey struct {
+	key
+	born uint32
+}
+
+// held is a file that stays what it is, as long as refs is not 0.
+type held struct {
+	fd   int // O_PATH
+	n    *node
+	refs int
+}
+
+// Hold has the VM keep the regular files that are at the paths of new binds, for as long
+// as each call names these: when the host then puts another file in the place of one, as
+// editors and git do, it is an object without a name, which NFS cannot open. A container
+// that has a single file from the host has that one until it ends, as it has without a VM.
+// The path of one with a symbolic link in it is not followed.
+func (s *Server) Hold(binds []Bind) {
+	s.holding.Lock()
+	defer s.holding.Unlock()
+	wanted := make(map[Bind]bool, len(binds))
+	for _, b := range binds {
+		wanted[b] = true
+	}
+	for b, x := range s.binds {
+		if !wanted[b] {
+			delete(s.binds, b)
+			if x.e != nil {
+				x.e.release(x.k)
+			}
+		}
+	}
+	for _, b := range binds {
+		if _, ok := s.binds[b]; ok {
+			continue
+		}
+		if len(s.binds) == manyBinds {
+			s.log.Warn("the VM's containers bind too many paths: files that the host replaces may be lost to some", "limit", manyBinds)
+			return
+		}
+		x := bind{}
+		if e, rel := s.exportOf(b.Path); e != nil && len(b.Path) < unix.PathMax {
+			if k, ok := e.hold(rel); ok {
+				x = bind{e, k}
+			}
+		}
+		s.binds[b] = x
+	}
+}
+
+// exportOf returns the export that has a path of the VM, and the path below it; nil if none
+// has it.
+func (s *Server) exportOf(p string) (best *export, rel string) {
+	for _, e := range s.exports {
+		below, ok := strings.CutPrefix(p, strings.TrimSuffix(e.Target, "/")+"/")
+		if ok && (best == nil || len(e.Target) > len(best.Target)) {
+			best, rel = e, below
+		}
+	}
+	return best, rel
+}
+
+// hold holds the file that is at a path now, if one is.
+func (e *export) hold(rel string) (heldKey, bool) {
+	o, err := e.openRoot()
+	if err != nil {
+		return heldKey{}, false
+	}
+	for name := range strings.SplitSeq(rel, "/") {
+		var next *object
+		err := nameError([]byte(name))
+		if err == nil {
+			next, err = o.openChild(name)
+		}
+		o.close()
+		if err != nil {
+			return heldKey{}, false
+		}
+		o = next
+	}
+	if !isRegular(&o.st) {
+		o.close()
+		return heldKey{}, false
+	}
+	k := heldKey{o.n.key, o.n.born}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if h := e.held[k]; h != nil {
+		h.refs++
+		o.close()
+	} else {
+		e.held[k] = &held{fd: o.fd, n: o.n, refs: 1}
+	}
+	return k, true
+}
+
+// release ends what hold has begun.
+func (e *export) release(k heldKey) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	h := e.held[k]
+	if h == nil {
+		return
+	}
+	if h.refs--; h.refs == 0 {
+		_ = unix.Close(h.fd)
+		delete(e.held, k)
+	}
+}
+
+// openHeld opens a file that is held; nil if it is not.
+func (e *export) openHeld(k heldKey) (*object, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	h := e.held[k]
+	if h == nil {
+		return nil, nil //nolint:nilnil // it is not held
+	}
+	fd, err := unix.FcntlInt(uintptr(h.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	o := &object{e: e, n: h.n, fd: fd, held: true}
+	if err := o.stat(); err != nil {
+		o.close()
+		return nil, err
+	}
+	return o, nil
+}
