@@ -39,7 +39,7 @@ a suspended VM is in libvirt's own directory and is not counted.`,
 				}
 				note := ""
 				if e.Snapshots > 0 {
-					note = fmt.Sprintf("%d snapshots", e.Snapshots)
+					note = fmt.Sprintf("%d snapshot(s)", e.Snapshots)
 				}
 				if e.Saved {
 					note = strings.TrimPrefix(note+", suspended", ", ")

@@ -27,7 +27,7 @@ func (a *app) newEnvCmd() *cobra.Command {
 
   eval "$(devvm env)"            bash, zsh
   devvm env | source             fish
-  eval "$(devvm env --unset)"    back again
+  eval "$(devvm env --unset)"    take that out again
 
 The user's Docker context is never switched. The VM need not run.`,
 		Args: cobra.NoArgs,

@@ -112,7 +112,7 @@ func (a *app) grant(ctx context.Context, s *project.Service, p project.Project, 
 		return err
 	}
 	if !ok {
-		return &ui.Error{Msg: "not granted; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
+		return &ui.Error{Code: ui.ExitCancelled, Msg: "not granted; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
 	}
 	return s.Grant(ctx, p, w)
 }

@@ -405,6 +405,9 @@ func (d *doctor) dockerClient(ctx context.Context) Result {
 	case strings.Contains(strings.ToLower(out), "podman"):
 		return warn("the command docker is Podman's", "it does not follow DOCKER_HOST to the VM", "devvm docker ps\n# or install Docker's own client")
 	}
+	if _, err := d.h.Exec(ctx, path, "compose", "version"); err != nil {
+		return warn(reason(out, nil)+", without its plugin compose", "docker compose is no command of it; devvm docker compose runs the one in the VM", "devvm docker compose version\n# or install Docker's plugin compose here")
+	}
 	return ok(reason(out, nil), "")
 }
 

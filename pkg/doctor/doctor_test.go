@@ -489,6 +489,14 @@ func TestChecks(t *testing.T) {
 		{"podman", "Docker client", func(b *bench) {
 			b.exec["docker"] = says("Emulate Docker CLI using podman. Create /etc/containers/nodocker to quiet msg.\npodman version 5.4.2\n")
 		}, want{Warn, false, "Podman's", "devvm docker ps"}},
+		{"client without compose", "Docker client", func(b *bench) {
+			b.exec["docker"] = func(args []string) (string, error) {
+				if args[0] == "compose" {
+					return "", errors.New("exit status 1")
+				}
+				return "Docker version 28.2.2, build e6534b4\n", nil
+			}
+		}, want{Warn, false, "28.2.2, build e6534b4, without its plugin compose", "devvm docker compose"}},
 		{"client broken", "Docker client", func(b *bench) { b.exec["docker"] = fails("boom") }, want{Warn, false, "boom", "--version"}},
 
 		{"bridge", "Docker on the host", func(b *bench) { b.file("/sys/class/net/docker0/x", "") }, want{OK, false, "policy DROP", "-"}},

@@ -531,7 +531,7 @@ func (e *TakenError) Error() string {
 	case StateTaken:
 		fmt.Fprintf(&b, "port %d is taken by %s", port, orUnknown(e.Owner))
 		if e.Own.IsValid() && e.Key.shared() {
-			fmt.Fprintf(&b, `; publish another port, or have this project's ports on its own address %s alone: [ports] prefer = "own" in devvm.toml, then devvm up`, e.Own)
+			fmt.Fprintf(&b, `; publish another port, or be content with this project's own address %s: [ports] prefer = "own" in devvm.toml, then devvm up`, e.Own)
 		}
 	case StateDenied:
 		fmt.Fprintf(&b, "port %d is below the first one that users may open: publish another port, or map it ([ports] map = { %d = %d } in devvm.toml, then devvm up), or allow it: sysctl net.ipv4.ip_unprivileged_port_start=%d",
