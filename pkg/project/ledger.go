@@ -11,6 +11,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -165,7 +166,7 @@ func (s *Service) clearBuilder(ctx context.Context, p Project) error {
 	if err := b.discard(ctx); err != nil {
 		return err
 	}
-	return errors.Join(removeAll(b.files.run), removeAll(b.files.netSocket()), removeAll(b.files.root))
+	return errors.Join(removeAll(b.files.run), removeAll(b.files.netSocket()), removeAll(b.files.netSocket()+usernet.Unfinished), removeAll(b.files.root))
 }
 
 // Forkable returns what tells whether a VM of this host could still be forked from a

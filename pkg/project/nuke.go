@@ -12,6 +12,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -228,7 +229,7 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 	if err := s.stopHelpers(stop, p); err != nil {
 		return err
 	}
-	for _, path := range []string{f.netSocket(), f.run, f.root} {
+	for _, path := range []string{f.netSocket(), f.netSocket() + usernet.Unfinished, f.run, f.root} {
 		if err := removeAll(path); err != nil {
 			return err
 		}

@@ -20,6 +20,11 @@ type unixListener struct {
 	once sync.Once
 }
 
+// Unfinished follows a socket's path in that of the directory in which it is made. A
+// process that was killed just then leaves it; the next one, or who removes the socket for
+// good, removes it.
+const Unfinished = ".new"
+
 // listenUnix makes a unix socket at path with mode 0600 and, if own is set, of
 // another owner; nobody else can connect at any instant, and at no instant is
 // there none once there was one. The caller holds the lock that makes it the
@@ -37,11 +42,11 @@ func listenUnix(path string, own bool, uid, gid int) (_ *unixListener, err error
 	if info, err := os.Lstat(path); err == nil && info.Mode().Type() != fs.ModeSocket {
 		return nil, errors.New("something else than a socket is there")
 	}
-	private, err := os.MkdirTemp(filepath.Dir(path), ".sock-")
-	if err != nil {
+	private := path + Unfinished
+	defer os.RemoveAll(private)
+	if err := errors.Join(os.RemoveAll(private), os.Mkdir(private, 0o700)); err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(private)
 	dir, err := os.Open(private)
 	if err != nil {
 		return nil, err
