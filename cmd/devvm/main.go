@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -19,11 +20,16 @@ func main() {
 	os.Exit(run(os.Args[1:], newApp(ui.System(os.Getenv), os.Getenv, vm.Open)))
 }
 
+// again is how long after the first signal a second one ends the process. What comes
+// sooner is the same Ctrl-C: make, sudo and timeout(1) pass on to devvm what the terminal,
+// or they themselves, have sent to its process group, too.
+const again = time.Second
+
 // run carries out one command line and returns the exit code. The first
 // Ctrl-C cancels the context, the second one ends the process.
 func run(args []string, a *app) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, stop)
+	context.AfterFunc(ctx, func() { time.AfterFunc(again, stop) })
 	return a.execute(ctx, args)
 }

@@ -234,7 +234,7 @@ func TestRunCancelled(t *testing.T) {
 	}{
 		"it ends":      {`trap 'echo TERM >"$FLAG"; exit 1' TERM; echo ready; while :; do sleep 0.05; done`, "TERM\n", 0},
 		"it refuses":   {`trap '' TERM; echo ready; while :; do sleep 0.05; done`, "", 2 * time.Second},
-		"a descendant": {`trap 'echo TERM >"$FLAG"' TERM; echo ready; setsid sh -c 'sleep 100 & wait'; exit 1`, "TERM\n", 0},
+		"a descendant": {`trap 'echo TERM >"$FLAG"' TERM; setsid sh -c 'echo ready; while :; do sleep 0.05; done'; exit 1`, "TERM\n", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bothServers(t, func(t *testing.T, h *host) {
