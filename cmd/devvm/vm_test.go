@@ -188,6 +188,9 @@ func setUpVM(e *testscript.Env) error {
 	e.Defer(func() {
 		more, _ := filepath.Glob(filepath.Join(e.WorkDir, "p[0-9]"))
 		for _, dir := range append(dirs, more...) {
+			if e.T().(testscript.TFailed).Failed() {
+				showLogs(e.T(), binary, dir)
+			}
 			cmd := exec.Command(binary, "-C", dir, "rm", "--yes")
 			if out, err := cmd.CombinedOutput(); err != nil && !bytes.Contains(out, []byte("no VM")) {
 				fmt.Fprintf(os.Stderr, "remove %s: %v\n%s", dir, err, out)
@@ -195,6 +198,16 @@ func setUpVM(e *testscript.Env) error {
 		}
 	})
 	return nil
+}
+
+// showLogs logs what a VM and its processes have said, before it is removed.
+func showLogs(t testscript.T, binary, dir string) {
+	for _, log := range []string{"--console", "--supervisor", "--network"} {
+		out, err := exec.Command(binary, "-C", dir, "logs", log, "--tail=100").CombinedOutput()
+		if err == nil { // else there is none
+			t.Log(fmt.Sprintf("%s: logs %s:\n%s", dir, log, out))
+		}
+	}
 }
 
 // shareImages puts the images of another store into this one, if it is
