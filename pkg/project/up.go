@@ -110,9 +110,17 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	}
 	switch dom.State {
 	case vm.StateSaved:
-		b.noteChanges(dom)
+		b.noteChanges(ctx, dom)
 		err = b.start(ctx, true)
 	case vm.StateRunning:
+		if b.engineFailed(ctx) && dom.Config != cfg.StartHash() {
+			pr.Note("Docker Engine does not start with the settings that the VM has: starting it with the changed ones")
+			if err := s.down(ctx, hv, p, dom, pr.Progress); err != nil {
+				return err
+			}
+			err = b.start(ctx, false)
+			break
+		}
 		err = b.attend(ctx, dom)
 		if errors.Is(err, vm.ErrNotRunning) { // it ended a moment ago, which libvirt knows only now
 			b.progress.Fail(err)
@@ -173,7 +181,7 @@ type boot struct {
 
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
-	b.noteChanges(dom)
+	b.noteChanges(ctx, dom)
 	net, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 	if err == nil {
 		err = b.enforce(ctx, net)
@@ -187,6 +195,14 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 		return err
 	}
 	return b.await(ctx, nil)
+}
+
+// engineFailed tells whether the running VM has given its engine up.
+func (b *boot) engineFailed(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	defer cancel()
+	st, err := b.supervisor(b.project).Status(ctx)
+	return err == nil && st.EngineFailed != ""
 }
 
 // unpause lets a VM go on that QEMU has stopped, most often because the host's
@@ -204,14 +220,14 @@ func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
 }
 
 // noteChanges says which settings a VM that goes on as it is does not have yet.
-func (b *boot) noteChanges(dom vm.Domain) {
+func (b *boot) noteChanges(ctx context.Context, dom vm.Domain) {
 	if dom.Config != b.cfg.StartHash() {
-		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", b.changes(dom))
+		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", b.changes(ctx, dom))
 	}
 }
 
 // changes names the settings in which a VM differs from devvm.toml.
-func (b *boot) changes(dom vm.Domain) string {
+func (b *boot) changes(ctx context.Context, dom vm.Domain) string {
 	var out []string
 	if dom.CPUs != b.cfg.CPUs {
 		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, b.cfg.CPUs))
@@ -219,8 +235,18 @@ func (b *boot) changes(dom vm.Domain) string {
 	if dom.Memory != b.cfg.Memory {
 		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
 	}
+	if info, err := disk.Stat(ctx, b.files.disk()); err == nil && info.VirtualSize != b.cfg.Disk {
+		out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(info.VirtualSize), ui.Size(b.cfg.Disk)))
+		if info.VirtualSize > b.cfg.Disk {
+			out[len(out)-1] += " (disks only grow: devvm nuke makes a new one)"
+		}
+	}
+	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
+	if err == nil && !bytes.Equal(daemon, b.cfg.DaemonJSON(usernet.DefaultMTU, true)) {
+		out = append(out, "docker.daemon")
+	}
 	if len(out) == 0 {
-		return "disk or docker settings"
+		return "mounts, share or docker.daemon"
 	}
 	return strings.Join(out, ", ")
 }
@@ -785,10 +811,10 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				b.progress.Start(phase, phaseText[phase])
 			}
 			ask()
-			if last.EngineFailed != "" && fresh {
+			if last.EngineFailed != "" && fresh && last.State != supervisor.StateSSH {
 				return &ui.Error{
 					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
-					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
+					Hint: "mend [docker.daemon] in devvm.toml and run devvm up again; if it is not to blame: devvm down; devvm up",
 				}
 			}
 			fresh = true
