@@ -112,6 +112,7 @@ Docker changes the VM's firewall, never this host's.
 	}
 	root.SuggestionsMinimumDistance = 1 // of names of two letters the most are two apart
 	root.CompletionOptions.HiddenDefaultCmd = false
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetVersionTemplate("devvm {{.Version}}\n")
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
@@ -124,8 +125,8 @@ Docker changes the VM's firewall, never this host's.
 	root.AddCommand(
 		a.newUpCmd(), a.newDownCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
 		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
-		a.newSSHCmd(), a.newExecCmd(), a.newDockerCmd(), a.newCpCmd(), a.newLogsCmd(),
-		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), a.newAuditCmd(), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
+		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
+		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(),
 	)
 	return root

@@ -31,6 +31,13 @@ func (a *app) completes(cmd *cobra.Command, list lister) *cobra.Command {
 	return cmd
 }
 
+// takesFiles has the shell complete what nothing else is known of with names of files, as
+// it does for no other command.
+func takesFiles(cmd *cobra.Command) *cobra.Command {
+	cmd.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveDefault)
+	return cmd
+}
+
 // complete has the shell complete the value of a command's flag.
 func complete(cmd *cobra.Command, flag string, f cobra.CompletionFunc) {
 	if err := cmd.RegisterFlagCompletionFunc(flag, f); err != nil {

@@ -29,7 +29,7 @@ func (a *app) newEnvCmd() *cobra.Command {
   devvm env | source             fish
   eval "$(devvm env --unset)"    take that out again
 
-The user's Docker context is never switched. The VM need not run.`,
+The user's Docker context is never switched. The VM need not run, nor be there yet.`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(_ context.Context, s *project.Service, p project.Project) error {
 			return a.runEnv(s, p, o)
@@ -87,8 +87,13 @@ func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error 
 	if _, err := fmt.Fprint(a.Out, text); err != nil {
 		return err
 	}
-	if above, ok := s.Above(p); ok && !o.unset {
+	if o.unset || s.Exists(p) {
+		return nil
+	}
+	if above, ok := s.Above(p); ok {
 		fmt.Fprintf(a.Err, "note: %s has no VM; to use that of the directory above: --project %s\n", ui.Escape(p.Dir), ui.Escape(above.Dir))
+	} else {
+		fmt.Fprintf(a.Err, "note: %s has no VM yet: devvm up\n", ui.Escape(p.Dir))
 	}
 	return nil
 }

@@ -50,6 +50,9 @@ devvm.toml can do this. Without a port, list what is exposed.
 			if err != nil {
 				return err
 			}
+			if prefix.Bits() == 0 {
+				fmt.Fprintf(a.Err, "warning: %s is everybody who can reach this host, from any network that it joins\n", prefix)
+			}
 			r, err := s.Expose(ctx, p, port, prefix, duration)
 			if err != nil {
 				return err
@@ -96,6 +99,8 @@ func (a *app) runConceal(ctx context.Context, s *project.Service, p project.Proj
 	}
 	if n == 0 {
 		fmt.Fprintln(a.Err, "nothing was exposed")
+	} else {
+		fmt.Fprintf(a.Err, "ended: %d\n", n)
 	}
 	return nil
 }

@@ -24,7 +24,11 @@ address, so that two projects can both publish 5432.`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			if watch {
-				return s.WatchPorts(ctx, p, a.showPortsAgain)
+				err := s.WatchPorts(ctx, p, a.showPortsAgain)
+				if ctx.Err() != nil {
+					return nil // Ctrl-C is how --watch ends
+				}
+				return err
 			}
 			r, err := s.Ports(ctx, p)
 			if err != nil {

@@ -91,11 +91,14 @@ func (s *Service) errNoVM(p Project) error {
 // Above returns the nearest project above a directory that has a VM, if there is one and
 // the directory itself has none.
 func (s *Service) Above(p Project) (Project, bool) {
-	if exists(s.Dirs.paths(p.Name).root) {
+	if s.Exists(p) {
 		return Project{}, false
 	}
 	return s.above(p)
 }
+
+// Exists tells whether the project has a VM, or files of one.
+func (s *Service) Exists(p Project) bool { return exists(s.Dirs.paths(p.Name).root) }
 
 // above is Above for a directory of which nothing is known.
 func (s *Service) above(p Project) (Project, bool) {
