@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -25,8 +26,8 @@ address, so that two projects can both publish 5432.`,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			if watch {
 				err := s.WatchPorts(ctx, p, a.showPortsAgain)
-				if ctx.Err() != nil {
-					return nil // Ctrl-C is how --watch ends
+				if errors.Is(err, context.Canceled) { // Ctrl-C is how it ends
+					err = nil
 				}
 				return err
 			}

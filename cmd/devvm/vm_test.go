@@ -188,7 +188,7 @@ func setUpVM(e *testscript.Env) error {
 	e.Defer(func() {
 		more, _ := filepath.Glob(filepath.Join(e.WorkDir, "p[0-9]"))
 		for _, dir := range append(dirs, more...) {
-			if e.T().(testscript.TFailed).Failed() {
+			if e.T().(interface{ Failed() bool }).Failed() {
 				showLogs(e.T(), binary, dir)
 			}
 			cmd := exec.Command(binary, "-C", dir, "rm", "--yes")
