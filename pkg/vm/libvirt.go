@@ -547,9 +547,9 @@ func (h *hypervisor) Shutdown(ctx context.Context, name string) error {
 const patienceTerm = time.Second
 
 // Destroy implements Hypervisor. QEMU is sent the signal that libvirt would send it:
-// libvirt then looks each 200 ms whether it has ended (virProcessKillPainfully), but
-// hears at once when one ends by itself. What it still has to do then, the next call
-// waits for, see settled.
+// libvirt then looks each 200 ms whether it has ended, but hears at once when one ends by
+// itself, see process.end. What it still has to do then, the next call waits for, see
+// settled.
 func (h *hypervisor) Destroy(ctx context.Context, name string) error {
 	return h.act(ctx, "destroy", name, func(l *link, v view) error {
 		if !v.on() {

@@ -68,7 +68,9 @@ func (p process) alive() bool {
 func (p process) kill(ctx context.Context) error { return p.end(ctx, unix.SIGKILL) }
 
 // end sends the process a signal that ends it, if there is one, and waits until it is
-// gone.
+// gone. Until then libvirt's connection to it stays open: libvirt takes its end for that
+// of QEMU, and looks again after 200 ms if QEMU is still there (virProcessKillPainfully).
+// No VM could have the name before.
 func (p process) end(ctx context.Context, signal unix.Signal) error {
 	if p.pid == 0 {
 		return nil
@@ -84,6 +86,12 @@ func (p process) end(ctx context.Context, signal unix.Signal) error {
 	if !p.alive() { // the descriptor now names whom we asked about, or nobody of ours
 		return nil
 	}
+	monitor := p.holdMonitor(fd)
+	defer func() {
+		for _, held := range monitor {
+			_ = unix.Close(held)
+		}
+	}()
 	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal process %d: %w", p.pid, err)
 	}
@@ -92,5 +100,62 @@ func (p process) end(ctx context.Context, signal unix.Signal) error {
 			return err
 		}
 	}
+	if len(monitor) > 0 {
+		awaitReaped(ctx, fd)
+	}
 	return nil
+}
+
+// patienceReaped bounds how long a process that has ended is waited for: its parent may
+// have other things to do.
+const patienceReaped = 100 * time.Millisecond
+
+// awaitReaped waits until the parent of a process that has ended knows that.
+func awaitReaped(ctx context.Context, pidfd int) {
+	ctx, cancel := context.WithTimeout(ctx, patienceReaped)
+	defer cancel()
+	for unix.PidfdSendSignal(pidfd, 0, nil, 0) == nil {
+		if pause(ctx, time.Millisecond) != nil {
+			return
+		}
+	}
+}
+
+// holdMonitor opens the process's end of libvirt's connection to it, so that the
+// connection lives as long as what is returned. There is none if this user may not look
+// (ptrace(2), PTRACE_MODE_ATTACH).
+func (p process) holdMonitor(pidfd int) (held []int) {
+	dir := fmt.Sprintf("/proc/%d/fd", p.pid)
+	entries, _ := os.ReadDir(dir) // it may be gone
+	for _, e := range entries {
+		target, err := os.Readlink(filepath.Join(dir, e.Name()))
+		n, nerr := strconv.Atoi(e.Name())
+		if err != nil || nerr != nil || !strings.HasPrefix(target, "socket:") {
+			continue
+		}
+		fd, err := unix.PidfdGetfd(pidfd, n, 0)
+		if err != nil {
+			continue
+		}
+		if isMonitor(fd) {
+			held = append(held, fd)
+		} else {
+			_ = unix.Close(fd)
+		}
+	}
+	return held
+}
+
+// isMonitor tells whether a socket is QEMU's end of a connection by libvirt's monitor.
+func isMonitor(fd int) bool {
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return false
+	}
+	path, ok := at.(*unix.SockaddrUnix)
+	if !ok || filepath.Base(path.Name) != "monitor.sock" {
+		return false
+	}
+	_, err = unix.Getpeername(fd) // the one that listens has none
+	return err == nil
 }
