@@ -30,6 +30,7 @@ type app struct {
 	getenv func(string) string
 	open   openFunc
 	kernel time.Duration // see project.Service
+	again  time.Duration // see again
 
 	// Flags of the root command.
 	dir     string // -C
@@ -41,7 +42,7 @@ type app struct {
 }
 
 func newApp(streams *ui.Streams, getenv func(string) string, open openFunc) *app {
-	return &app{Streams: streams, getenv: getenv, open: open}
+	return &app{Streams: streams, getenv: getenv, open: open, again: again}
 }
 
 // execute runs the command line and shows its error: the only place that

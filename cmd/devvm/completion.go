@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -24,7 +25,7 @@ func (a *app) completes(cmd *cobra.Command, list lister) *cobra.Command {
 	words := a.completion(list, cobra.ShellCompDirectiveNoFileComp)
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, typed string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveDefault
+			return nil, *cmp.Or(cmd.CompletionOptions.DefaultShellCompDirective, cmd.Root().CompletionOptions.DefaultShellCompDirective)
 		}
 		return words(cmd, args, typed)
 	}

@@ -41,8 +41,12 @@ func fakeDevvm() int {
 		}
 		return vmtest.NewFake(dir, vmtest.Options{Command: []string{"fakevm", "{spec}"}}), nil
 	})
-	if b, err := os.ReadFile(filepath.Join(dir, "kernel")); err == nil { // impatience
-		if a.kernel, err = time.ParseDuration(string(b)); err != nil {
+	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "again": &a.again} {
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			continue
+		}
+		if *patience, err = time.ParseDuration(string(b)); err != nil {
 			panic(err)
 		}
 	}

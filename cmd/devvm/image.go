@@ -24,7 +24,7 @@ func (a *app) newImageCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.newImageBuildCmd(), a.newImageLsCmd(), takesFiles(a.newImageImportCmd()), a.completes(a.newImageExportCmd(), imageWords), a.completes(a.newImageRmCmd(), imageWords), a.newImagePruneCmd())
+	cmd.AddCommand(a.newImageBuildCmd(), a.newImageLsCmd(), takesFiles(a.newImageImportCmd()), takesFiles(a.completes(a.newImageExportCmd(), imageWords)), a.completes(a.newImageRmCmd(), imageWords), a.newImagePruneCmd())
 	return cmd
 }
 

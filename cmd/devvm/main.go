@@ -23,13 +23,13 @@ func main() {
 // again is how long after the first signal a second one ends the process. What comes
 // sooner is the same Ctrl-C: make, sudo and timeout(1) pass on to devvm what the terminal,
 // or they themselves, have sent to its process group, too.
-const again = time.Second
+const again = 500 * time.Millisecond
 
 // run carries out one command line and returns the exit code. The first
-// Ctrl-C cancels the context, the second one ends the process.
+// Ctrl-C cancels the context, the second one, but for the time of again, ends the process.
 func run(args []string, a *app) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	context.AfterFunc(ctx, func() { time.AfterFunc(again, stop) })
+	context.AfterFunc(ctx, func() { time.AfterFunc(a.again, stop) })
 	return a.execute(ctx, args)
 }

@@ -95,6 +95,9 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		st.Problem = err.Error()
 	}
 	st.Next = "devvm up"
+	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {
+		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
+	}
 	return st, nil
 }
 

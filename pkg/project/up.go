@@ -113,14 +113,6 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		b.noteChanges(ctx, dom)
 		err = b.start(ctx, true)
 	case vm.StateRunning:
-		if b.engineFailed(ctx) && dom.Config != cfg.StartHash() {
-			pr.Note("Docker Engine does not start with the settings that the VM has: starting it with the changed ones")
-			if err := s.down(ctx, hv, p, dom, pr.Progress); err != nil {
-				return err
-			}
-			err = b.start(ctx, false)
-			break
-		}
 		err = b.attend(ctx, dom)
 		if errors.Is(err, vm.ErrNotRunning) { // it ended a moment ago, which libvirt knows only now
 			b.progress.Fail(err)
@@ -195,14 +187,6 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 		return err
 	}
 	return b.await(ctx, nil)
-}
-
-// engineFailed tells whether the running VM has given its engine up.
-func (b *boot) engineFailed(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, probePatience)
-	defer cancel()
-	st, err := b.supervisor(b.project).Status(ctx)
-	return err == nil && st.EngineFailed != ""
 }
 
 // unpause lets a VM go on that QEMU has stopped, most often because the host's
@@ -811,10 +795,10 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				b.progress.Start(phase, phaseText[phase])
 			}
 			ask()
-			if last.EngineFailed != "" && fresh && last.State != supervisor.StateSSH {
+			if last.EngineFailed != "" && fresh {
 				return &ui.Error{
 					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
-					Hint: "mend [docker.daemon] in devvm.toml and run devvm up again; if it is not to blame: devvm down; devvm up",
+					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
 				}
 			}
 			fresh = true

@@ -36,8 +36,7 @@ type Status struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	Error string    `json:"error,omitempty"` // why State is not ready
-	// EngineFailed is what the engine said last, if the VM does not start it again. It is
-	// so still in StateSSH, in which the engine is asked once more.
+	// EngineFailed is what the engine said last, if the VM does not start it again.
 	EngineFailed string `json:"engine_failed,omitempty"`
 
 	PID         int    `json:"pid"`

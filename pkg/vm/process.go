@@ -95,7 +95,7 @@ func (p process) end(ctx context.Context, signal unix.Signal) error {
 	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal process %d: %w", p.pid, err)
 	}
-	for p.alive() {
+	for !hasEnded(fd) {
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
 			return err
 		}
@@ -106,9 +106,16 @@ func (p process) end(ctx context.Context, signal unix.Signal) error {
 	return nil
 }
 
-// patienceReaped bounds how long a process that has ended is waited for: its parent may
-// have other things to do.
-const patienceReaped = 100 * time.Millisecond
+// hasEnded tells whether the process of a pidfd has ended, with all of its threads
+// (pidfd_open(2)).
+func hasEnded(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	return n == 1 && err == nil
+}
+
+// patienceReaped bounds how long the parent of a process that has ended may take to
+// notice: it may have other things to do.
+var patienceReaped = 100 * time.Millisecond
 
 // awaitReaped waits until the parent of a process that has ended knows that.
 func awaitReaped(ctx context.Context, pidfd int) {

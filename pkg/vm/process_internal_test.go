@@ -42,6 +42,19 @@ func TestEndHoldsMonitor(t *testing.T) {
 	defer libvirt.Close()
 	for lines.Scan() && lines.Text() != "connected" {
 	}
+	pidfd, err := unix.PidfdOpen(qemu.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	if fd, err := unix.PidfdGetfd(pidfd, 0, 0); err != nil {
+		t.Skipf("here no process may have the files of another: %v", err)
+	} else {
+		_ = unix.Close(fd)
+	}
+	former := patienceReaped
+	patienceReaped = time.Minute
+	t.Cleanup(func() { patienceReaped = former })
 	ended := make(chan error, 1)
 	go func() { ended <- qemu.Wait() }()
 
