@@ -96,6 +96,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	}
 	st.Next = "devvm up"
 	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {
+		st.Problem = "Docker Engine does not start in the VM: " + st.Supervisor.EngineFailed
 		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
 	}
 	return st, nil

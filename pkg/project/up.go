@@ -786,6 +786,13 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 			asking = false
 		case last = <-states:
+			if last.EngineFailed != "" && fresh {
+				return &ui.Error{
+					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
+					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
+				}
+			}
+			fresh = true
 			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
 			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
 				if next == "ssh" { // back again
@@ -795,13 +802,6 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				b.progress.Start(phase, phaseText[phase])
 			}
 			ask()
-			if last.EngineFailed != "" && fresh {
-				return &ui.Error{
-					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
-					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
-				}
-			}
-			fresh = true
 			if last.State == supervisor.StateStopped { // by what it knows, which may be old
 				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 				if errors.Is(err, usernet.ErrNoNetwork) {
