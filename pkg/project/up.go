@@ -786,7 +786,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 			asking = false
 		case last = <-states:
-			if last.EngineFailed != "" && fresh {
+			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
 				return &ui.Error{
 					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
 					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",

@@ -280,9 +280,10 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	if s.status.State == state && s.status.Error == reason {
 		return
 	}
-	s.status.EngineFailed = ""
 	if failed, ok := errors.AsType[*engineError](why); ok {
 		s.status.EngineFailed = failed.words
+	} else if state != StateSSH { // in which the engine is asked again
+		s.status.EngineFailed = ""
 	}
 	s.Log.Info("state", "state", state, "reason", reason)
 	if s.status.State != state {
