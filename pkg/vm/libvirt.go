@@ -543,8 +543,9 @@ func (h *hypervisor) Shutdown(ctx context.Context, name string) error {
 	})
 }
 
-// patienceTerm is how long a QEMU that was told to end may take to write what it holds.
-const patienceTerm = time.Second
+// patienceTerm is how long a QEMU that was told to end may take to write what it holds and
+// to give its memory back.
+const patienceTerm = 3 * time.Second
 
 // Destroy implements Hypervisor. QEMU is sent the signal that libvirt would send it:
 // libvirt then looks each 200 ms whether it has ended, but hears at once when one ends by
