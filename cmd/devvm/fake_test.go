@@ -121,7 +121,11 @@ func bootFakeVM(specPath string) error {
 	}
 	if strings.Contains(string(daemon), `"nonsense"`) { // systemd has given the engine up
 		sockets = nil
-		rewrite = append(rewrite, "systemctl is-failed -q docker.service", "true", "journalctl -b", "echo unknown option: nonsense; true -b")
+		rewrite = append(rewrite,
+			"systemctl is-failed -q docker.service", "true",
+			"journalctl -b", "echo unknown option: nonsense; true -b",
+			"systemctl show", "echo",
+		)
 	}
 	server, err := guesttest.NewServer(guesttest.Options{
 		HostKey:        hostKey,

@@ -79,7 +79,11 @@ func testKills(t *testing.T, forks bool, rounds int, verbs [][]string) {
 			t.Fatalf("%s: status: %v\n%s", what, err, out)
 		}
 		for _, victim := range victims[1:] {
-			if found := h.processes(victim); len(found) != 1 {
+			found := h.processes(victim)
+			for deadline := time.Now().Add(20 * time.Second); len(found) != 1 && time.Now().Before(deadline); found = h.processes(victim) {
+				time.Sleep(20 * time.Millisecond) // one that is being started looks like the one that starts it
+			}
+			if len(found) != 1 {
 				t.Fatalf("%s: %d processes %q: %v", what, len(found), victim, found)
 			}
 		}

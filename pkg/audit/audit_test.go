@@ -69,7 +69,7 @@ func TestLargeSet(t *testing.T) {
 	if len(lines) != 4 || !strings.HasSuffix(lines[3], "10.9.9.9 }") {
 		t.Errorf("%d lines", len(lines))
 	}
-	if took := time.Since(start); took > 5*time.Second { // a tenth of a second, alone
+	if took := time.Since(start); took > time.Minute { // a tenth of a second, alone
 		t.Errorf("it took %v", took)
 	}
 }

@@ -559,7 +559,7 @@ func TestWaitIsBounded(t *testing.T) {
 			if resp.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(body), "the VM") {
 				t.Errorf("%d %s", resp.StatusCode, body)
 			}
-			if d := time.Since(start); d < 200*time.Millisecond || d > 2*time.Second {
+			if d := time.Since(start); d < 200*time.Millisecond || d > 20*time.Second {
 				t.Errorf("took %s", d)
 			}
 		})
@@ -595,7 +595,7 @@ func TestLinkCutInMidStream(t *testing.T) {
 		t.Error(err)
 	}
 	eventually(t, "all connections end", func() bool { return p.Active() == 0 })
-	if d := time.Since(start); d > 2*time.Second {
+	if d := time.Since(start); d > 20*time.Second {
 		t.Errorf("took %s", d)
 	}
 	for _, c := range []net.Conn{idle, busy, stalled} {
@@ -652,6 +652,7 @@ func TestOutOfFileDescriptors(t *testing.T) {
 	var attempts atomic.Int64
 	p := dockerproxy.New(dockerproxy.Options{Dial: v.dial})
 	served := make(chan error, 1)
+	start := time.Now()
 	go func() {
 		served <- p.Serve(t.Context(), scripted{l, func() (net.Conn, error) {
 			if attempts.Add(1) <= 4 {
@@ -660,13 +661,12 @@ func TestOutOfFileDescriptors(t *testing.T) {
 			return l.Accept()
 		}})
 	}()
-	start := time.Now()
 	resp, err := httpClient(t, sock).Get("http://docker/_ping")
 	if err != nil || resp.StatusCode != http.StatusOK {
 		t.Fatal(resp, err)
 	}
 	_ = resp.Body.Close()
-	if d := time.Since(start); d < 70*time.Millisecond || d > 3*time.Second {
+	if d := time.Since(start); d < 70*time.Millisecond || d > 20*time.Second {
 		t.Errorf("backed off for %s", d)
 	}
 	_ = l.Close()

@@ -149,7 +149,7 @@ func TestUsageWithoutSizes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			pages["/system/df"] = df
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 			defer cancel()
 			u, err := engine.GetUsage(ctx, handler(t, pages))
 			if diff := cmp.Diff(want, u); diff != "" || err != nil {

@@ -330,7 +330,7 @@ func TestTCPBroken(t *testing.T) {
 func TestUDP(t *testing.T) {
 	t.Parallel()
 	g := newGuest()
-	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: 300 * time.Millisecond})
+	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: 2 * time.Second})
 	port := freePort(t)
 	peers := g.echoUDP(t, inVM(port))
 	table.Set([]ports.Published{published(port, "udp")})

@@ -127,25 +127,43 @@ func TestMirror(t *testing.T) {
 	}
 	agent := &client{t: t, conn: s.dial(), uid: agentUID, root: c.root}
 
-	// What the VM does is not told.
-	h, _ := c.create(a, "own", guarded(0o644))
-	c.write(h, 0, []byte("x"), nfs3.FILE_SYNC)
-	c.setattr(h, attrs(0o600))
-	c.rename(a, "own", a, "own2")
-	c.remove(a, "own2")
-	c.mkdir(a, "owndir", 0o755)
-	h, _ = c.create(a, "own3", guarded(0o644))
-	c.link(h, a, "own4")
-	c.link(h, a, "own5")
-	c.remove(a, "own3")
-	put(t, filepath.Join(dir, "mark"), "")
-	select {
-	case words := <-batches:
-		if strings.Contains(strings.Join(words, " "), "own") {
-			t.Errorf("the VM is told what it has done: %q", words)
+	// What the VM does is not told, but for what the server has not noted yet when a batch
+	// ends: it may have to wait for a CPU just then.
+	var told []string
+	for round := range 5 {
+		own := func(name string) string { return fmt.Sprint("own", round, name) }
+		h, _ := c.create(a, own("a"), guarded(0o644))
+		c.write(h, 0, []byte("x"), nfs3.FILE_SYNC)
+		c.setattr(h, attrs(0o600))
+		c.rename(a, own("a"), a, own("b"))
+		c.remove(a, own("b"))
+		c.mkdir(a, own("dir"), 0o755)
+		h, _ = c.create(a, own("c"), guarded(0o644))
+		c.link(h, a, own("d"))
+		c.link(h, a, own("e"))
+		c.remove(a, own("c"))
+		mark := fmt.Sprint("mark", round)
+		put(t, filepath.Join(dir, mark), "")
+		told = nil
+		for marked := false; !marked; {
+			select {
+			case words := <-batches:
+				for _, word := range words {
+					marked = marked || strings.Contains(word, mark)
+					if strings.Contains(word, "own") {
+						told = append(told, word)
+					}
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("the mark did not come")
+			}
 		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("the mark did not come")
+		if told == nil {
+			break
+		}
+	}
+	if told != nil {
+		t.Errorf("the VM is told what it has done: %q", told)
 	}
 
 	put(t, filepath.Join(dir, "a/f"), "22")

@@ -175,6 +175,15 @@ func pingPong(network string, conn net.Conn) error {
 	return err
 }
 
+// pingPongs is pingPong where an answer may be late.
+func pingPongs(network string, conn net.Conn) error {
+	err := pingPong(network, conn)
+	for tries := 1; err != nil && network == "udp" && tries < 5; tries++ {
+		err = pingPong(network, conn)
+	}
+	return err
+}
+
 func (n outsideNet) wantReach(want, network, address string) {
 	n.t.Helper()
 	got := n.reach(network, address)
@@ -363,10 +372,10 @@ func TestHostPorts(t *testing.T) {
 	n.wantReach("refused", "udp", alias(packets)) // TCP alone
 	n.wantReach("refused", "tcp", usernettest.Address(usernet.Gateway, port(v4)))
 	n.wantReach("refused", "tcp", "198.51.100.1:80")
-	if took := time.Since(start); took > 3*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("refusals took %s", took)
 	}
-	if n := s.Status().Refused["not in host_ports of devvm.toml"]; n != 2 { // by TCP, and by UDP
+	if n := s.Status().Refused["not in host_ports of devvm.toml"]; n < 2 { // by TCP, and by UDP, some of them sent again
 		t.Errorf("%d were refused for host_ports", n)
 	}
 
@@ -404,7 +413,7 @@ func TestSetPolicy(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if err := pingPong(network, conn); err != nil {
+		if err := pingPongs(network, conn); err != nil {
 			t.Fatal(err)
 		}
 		conns[to] = conn
@@ -414,7 +423,7 @@ func TestSetPolicy(t *testing.T) {
 	}
 	for to, conn := range conns {
 		network, _, _ := strings.Cut(to, " ")
-		err := pingPong(network, conn)
+		err := pingPongs(network, conn)
 		if strings.Contains(to, "100.2:") { // what is on its way may still arrive
 			for deadline := time.Now().Add(10 * time.Second); err == nil && time.Now().Before(deadline); {
 				err = pingPong(network, conn)

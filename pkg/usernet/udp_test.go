@@ -78,7 +78,7 @@ func TestUDPRefused(t *testing.T) {
 
 func TestUDPIdle(t *testing.T) {
 	t.Parallel()
-	const idle = time.Second
+	const idle = 2 * time.Second
 	s, g := network(t, usernet.Config{DialOut: dialTo(localUDP(t)), UDPIdle: idle})
 	c, err := g.Dial(testContext(t), "udp", outside+":123")
 	if err != nil {

@@ -249,7 +249,7 @@ func TestDaemonHangsAndDies(t *testing.T) {
 			t.Errorf("%s: %v, want a deadline exceeded", what, err)
 		}
 		cancel()
-		if took := time.Since(begin); took > 2*time.Second {
+		if took := time.Since(begin); took > 20*time.Second {
 			t.Errorf("%s: took %v", what, took)
 		}
 	}

@@ -41,8 +41,8 @@ type Options struct {
 	Intercept func(line string) (exit int, handled bool)
 	// Rewrite, if set, changes each command line before it is run.
 	Rewrite func(line string) string
-	// OnPoweroff is called, once per command, when a command line contains
-	// "systemctl poweroff"; the line is not run.
+	// OnPoweroff is called, once per command, when a command line contains "poweroff".
+	// That is not run, nor is what else would change this host: its exit code is 127.
 	OnPoweroff func()
 	// Log takes what happens; nil discards it.
 	Log *slog.Logger

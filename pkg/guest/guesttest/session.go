@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -94,9 +95,13 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 	}
 }
 
+// changesHost finds the names of programs that would change this host, which is where
+// commands run.
+var changesHost = regexp.MustCompile(`\b(systemctl|reboot|fstrim|modprobe|iptables-restore)\b`)
+
 // exec runs a command line, or a shell if it is empty, and reports its end.
 func (s *Server) exec(ctx context.Context, ch ssh.Channel, line string, env []string, tty *pty, process *processGroup) {
-	if strings.Contains(line, "systemctl poweroff") {
+	if strings.Contains(line, "poweroff") {
 		if s.opts.OnPoweroff != nil {
 			s.opts.OnPoweroff()
 		}
@@ -111,6 +116,10 @@ func (s *Server) exec(ctx context.Context, ch ssh.Channel, line string, env []st
 	}
 	if s.opts.Rewrite != nil {
 		line = s.opts.Rewrite(line)
+	}
+	if changesHost.MatchString(line) {
+		exitStatus(ch, 127)
+		return
 	}
 	args := []string{"-l"}
 	if line != "" {

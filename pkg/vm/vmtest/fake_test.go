@@ -227,7 +227,11 @@ func TestFail(t *testing.T) {
 		if err := f.Fail(vmtest.OpStart, c.failure); err != nil {
 			t.Fatal(err)
 		}
-		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		patience := time.Minute
+		if c.failure == vmtest.FailHang {
+			patience = 100 * time.Millisecond
+		}
+		short, cancel := context.WithTimeout(ctx, patience)
 		err := f.Start(short, s.Name)
 		cancel()
 		if err == nil || c.want != nil && !errors.Is(err, c.want) {
