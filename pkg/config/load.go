@@ -24,8 +24,8 @@ const (
 )
 
 // Load reads the configuration of the project in dir; "" is no project, the
-// user's own defaults alone. A missing file is no error. All errors are of type [*Error]; if several things are wrong, it is
-// the first in the file.
+// user's own defaults alone. A missing file is no error. All errors are of type
+// [*Error]; if several things are wrong, it is the first in the file.
 func Load(dir string, env Env) (Config, error) {
 	c := Default(env)
 	var err error

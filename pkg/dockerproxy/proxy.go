@@ -8,8 +8,8 @@
 // connection is bounded.
 //
 // Where it is given a judge ([Options].Admit) it reads the calls that create and start
-// containers and create volumes, and answers those that are refused in the engine's place; it follows the
-// other requests and answers only to see where they end.
+// containers and create volumes, and answers those that are refused in the engine's
+// place; it follows the other requests and answers only to see where they end.
 //
 // When the engine cannot be reached a client gets an HTTP answer that says so
 // in the Docker API's own form, after a bounded wait; it never hangs. Running

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // Dirs are devvm's directories on this host, by the XDG Base Directory
@@ -159,6 +161,17 @@ func (f paths) exposures() string     { return filepath.Join(f.root, "exposures.
 func (f paths) netLog() string        { return filepath.Join(f.logs, "net.log") }
 func (f paths) supervisorLog() string { return filepath.Join(f.logs, "supervisor.log") }
 func (f paths) provisionLog() string  { return filepath.Join(f.logs, "provision.log") }
+
+// remove removes all that there is of the project on this host, the directory by which
+// it is found last.
+func (f paths) remove() error {
+	for _, path := range []string{f.netSocket(), f.netSocket() + usernet.Unfinished, f.run, f.root} {
+		if err := removeAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // passable is the mode of a directory that QEMU must be able to pass.
 func (d Dirs) passable() fs.FileMode {

@@ -11,7 +11,6 @@ import (
 
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -166,7 +165,7 @@ func (s *Service) clearBuilder(ctx context.Context, p Project) error {
 	if err := b.discard(ctx); err != nil {
 		return err
 	}
-	return errors.Join(removeAll(b.files.run), removeAll(b.files.netSocket()), removeAll(b.files.netSocket()+usernet.Unfinished), removeAll(b.files.root))
+	return b.files.remove()
 }
 
 // Forkable returns what tells whether a VM of this host could still be forked from a
@@ -223,7 +222,7 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
 	id, err := b.buildTemplate(ctx)
 	if !exists(f.disk()) && !exists(f.undo) { // there is no VM: leave nothing of one
-		err = errors.Join(err, removeAll(f.run), removeAll(f.root))
+		err = errors.Join(err, f.remove())
 	}
 	show.Done()
 	return id, err

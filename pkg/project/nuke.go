@@ -12,7 +12,6 @@ import (
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -229,10 +228,8 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 	if err := s.stopHelpers(stop, p); err != nil {
 		return err
 	}
-	for _, path := range []string{f.netSocket(), f.netSocket() + usernet.Unfinished, f.run, f.root} {
-		if err := removeAll(path); err != nil {
-			return err
-		}
+	if err := f.remove(); err != nil {
+		return err
 	}
 	phase.Done()
 	return nil

@@ -97,7 +97,7 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	if derr := m.discard(after); err == nil {
 		err = derr
 	}
-	return t, errors.Join(err, removeAll(m.files.run), removeAll(m.files.netSocket()), removeAll(m.files.netSocket()+usernet.Unfinished), removeAll(m.files.root))
+	return t, errors.Join(err, m.files.remove())
 }
 
 // make boots or forks the template's VM, does to it what the shape says, and saves

@@ -10,14 +10,14 @@
 // The VM is not trusted. Each object is opened by a path below the export's root that
 // the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic
 // link; its inode number and birth time must then be those that the handle names. What
-// Hold has opened so stays open, wherever the host puts it then. So no link, "..", race or forged handle leads out of an export. Nothing but regular
-// files and directories is ever opened for data. Set-user-ID bits and device nodes
-// are not made. Records, calls under way, their bytes, connections and open files are
-// bounded.
+// Hold has opened so stays open, wherever the host puts it then. So no link, "..", race
+// or forged handle leads out of an export. Nothing but regular files and directories is
+// ever opened for data. Set-user-ID bits and device nodes are not made. Records, calls
+// under way, their bytes, connections and open files are bounded.
 //
-// But for what Hold keeps open, the server keeps nothing that it cannot lose. A handle holds the inode number and a
-// hash of each directory above it: a new server finds the object again. Data that
-// were written are the host kernel's before the VM hears of it.
+// But for what Hold keeps open, the server keeps nothing that it cannot lose. A handle
+// holds the inode number and a hash of each directory above it: a new server finds the
+// object again. Data that were written are the host kernel's before the VM hears of it.
 //
 // NFS has no authentication to speak of: whoever reaches the listener has the exports.
 // It must not import other packages of devvm.

@@ -182,8 +182,9 @@ type Hypervisor interface {
 	// must not exist. For a stopped VM it returns ErrNotRunning.
 	Freeze(ctx context.Context, name, path string) error
 	// Fork defines the VM, anew if it is there and stopped (its snapshots are
-	// forgotten), and starts it from what Freeze has left of another one of the same shape, on a copy of that at scratch. It makes the copy, unless
-	// it finds that of an earlier Fork from the same memory there; the copy stays.
+	// forgotten), and starts it from what Freeze has left of another one of the same
+	// shape, on a copy of that at scratch. It makes the copy, unless it finds that of an
+	// earlier Fork from the same memory there; the copy stays.
 	// The new VM goes on where the other one stood; its disk must lie on the
 	// other's as that was then. Beside copying it runs meanwhile, which makes what
 	// the VM needs to start: its disk and its network. ErrMemory says that the

@@ -57,9 +57,9 @@ func New(mac tcpip.LinkAddress, mtu uint32, queue int) *Endpoint {
 
 // Serve carries frames between conn and the stack until conn ends or ctx is
 // done, and closes conn; while another is served it returns ErrBusy and leaves
-// conn alone. It calls plugged once frames can be sent. accept sees each received frame of at least MinFrame
-// bytes before the stack does; the stack gets it only if accept says true.
-// accept runs on the reading goroutine and must not keep the slice.
+// conn alone. It calls plugged once frames can be sent. accept sees each received frame
+// of at least MinFrame bytes before the stack does; the stack gets it only if accept says
+// true. accept runs on the reading goroutine and must not keep the slice.
 //
 // A conn that the peer closed between two frames, or with frames unread, is no
 // error.
