@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/template"
@@ -60,8 +61,12 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
 	}
-	if errors.Is(err, vm.ErrNoLibvirt) && ui.ExitCode(err) == ui.ExitError {
-		err = &ui.Error{Code: ui.ExitHost, Err: err, Hint: "see what this host lacks with: devvm doctor"}
+	if hostLacks(err) && ui.ExitCode(err) == ui.ExitError {
+		e := &ui.Error{Code: ui.ExitHost, Err: err}
+		if ui.Hint(err) == "" {
+			e.Hint = "see what this host lacks with: devvm doctor"
+		}
+		err = e
 	}
 	if a.json && a.Unanswered() == nil {
 		a.WriteErrorJSON(err)
@@ -69,6 +74,13 @@ func (a *app) execute(ctx context.Context, args []string) int {
 		a.WriteError(err)
 	}
 	return ui.ExitCode(err)
+}
+
+// hostLacks tells whether err is that something is not installed or set up on this host.
+func hostLacks(err error) bool {
+	_, tool := errors.AsType[*image.ToolError](err)
+	return tool || errors.Is(err, vm.ErrNoLibvirt) || errors.Is(err, vm.ErrNoQEMU) || errors.Is(err, disk.ErrNoTool) ||
+		errors.Is(err, image.ErrNoUserNamespaces)
 }
 
 // misused explains what is wrong with a command's flags or arguments.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -84,11 +85,15 @@ func (a *app) runImageBuild(ctx context.Context, s *project.Service, o image.Bui
 		}
 		return err
 	})
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		return &ui.Error{Msg: "the image could not be built", Err: err, Hint: "see what this host lacks with: devvm doctor (the build's log: " + log.Name() + ")"}
 	}
-	if err := os.Remove(log.Name()); err != nil {
-		return fmt.Errorf("remove log: %w", err)
+	if rerr := os.Remove(log.Name()); rerr != nil {
+		rerr = fmt.Errorf("remove log: %w", rerr)
+		return errors.Join(err, rerr)
+	}
+	if err != nil {
+		return err
 	}
 	if a.json {
 		return a.JSONLine(built.Manifest)

@@ -39,21 +39,28 @@ The project's directory on this host is not touched.`,
 
 func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project, o nukeOptions) error {
 	if !o.yes {
-		loss, err := s.Loss(ctx, p)
-		if err != nil {
-			return err
-		}
-		question := describeLoss(p, loss) + "\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?"
-		if o.Undo {
-			earlier := loss.Undo
-			loss.Undo = 0 // it is not lost
-			question = describeLoss(p, loss) + fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier))
-		}
-		if err := a.confirmLoss(ctx, question); err != nil {
+		if err := a.confirmNuke(ctx, s, p, o.Undo); err != nil {
 			return err
 		}
 	}
 	return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Nuke(ctx, p, o.NukeOptions, pr) })
+}
+
+// confirmNuke asks, if there is something to lose.
+func (a *app) confirmNuke(ctx context.Context, s *project.Service, p project.Project, undo bool) error {
+	loss, err := s.Loss(ctx, p)
+	switch {
+	case err != nil:
+		return err
+	case !loss.VM, undo && loss.Undo == 0: // Nuke refuses the second
+		return nil
+	case undo:
+		earlier := loss.Undo
+		loss.Undo = 0 // it is not lost
+		return a.confirmLoss(ctx, describeLoss(p, loss)+fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier)))
+	default:
+		return a.confirmLoss(ctx, describeLoss(p, loss)+"\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?")
+	}
 }
 
 // confirmLoss asks; that the answer is no is an error with its own exit code.
@@ -71,6 +78,10 @@ func (a *app) confirmLoss(ctx context.Context, question string) error {
 // describeLoss names what is in a VM that is about to go.
 func describeLoss(p project.Project, loss project.Loss) string {
 	var b strings.Builder
+	if !loss.VM {
+		fmt.Fprintf(&b, "There is no VM of %s (%s). The disk (%s), kept by an earlier nuke, is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))
+		return b.String()
+	}
 	fmt.Fprintf(&b, "The VM of %s (%s) goes, with all that is in it:\n", p.Name, ui.Escape(p.Dir))
 	if loss.Known {
 		u := loss.Usage

@@ -33,8 +33,10 @@ func (a *app) runRm(ctx context.Context, s *project.Service, p project.Project, 
 		if err != nil {
 			return err
 		}
-		if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nThere is no undo. Go ahead?"); err != nil {
-			return err
+		if loss.VM || loss.Undo > 0 {
+			if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nThere is no undo. Go ahead?"); err != nil {
+				return err
+			}
 		}
 	}
 	err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Rm(ctx, p, pr) })

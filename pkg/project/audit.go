@@ -56,18 +56,18 @@ func (s *Service) Audit(ctx context.Context, since string) (audit.Report, error)
 
 // auditExposures lists what this user has exposed, in all projects.
 func (s *Service) auditExposures(context.Context) ([]audit.Exposure, error) {
-	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	names, err := s.Dirs.projects()
+	if err != nil {
 		return nil, err
 	}
 	var out []audit.Exposure
-	for _, e := range entries {
-		all, err := ports.ReadExposures(s.Dirs.paths(e.Name()).exposures())
+	for _, name := range names {
+		all, err := ports.ReadExposures(s.Dirs.paths(name).exposures())
 		if err != nil {
 			return nil, err
 		}
 		for _, x := range all {
-			out = append(out, audit.Exposure{Project: e.Name(), Port: x.Port, To: x.To.String(), Until: x.Until})
+			out = append(out, audit.Exposure{Project: name, Port: x.Port, To: x.To.String(), Until: x.Until})
 		}
 	}
 	return out, nil

@@ -162,6 +162,20 @@ func (f paths) netLog() string        { return filepath.Join(f.logs, "net.log") 
 func (f paths) supervisorLog() string { return filepath.Join(f.logs, "supervisor.log") }
 func (f paths) provisionLog() string  { return filepath.Join(f.logs, "provision.log") }
 
+// projects returns the names of the projects that have files here, templates in the
+// making among them.
+func (d Dirs) projects() ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(d.Data, "projects"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list the projects: %w", err)
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, nil
+}
+
 // remove removes all that there is of the project on this host, the directory by which
 // it is found last.
 func (f paths) remove() error {

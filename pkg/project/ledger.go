@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -132,12 +130,12 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 
 // clearBuilders removes the VMs of templates whose making was killed.
 func (s *Service) clearBuilders(ctx context.Context) error {
-	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	names, err := s.Dirs.projects()
+	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		dir := s.Dirs.paths(e.Name()).readRecord()
+	for _, name := range names {
+		dir := s.Dirs.paths(name).readRecord()
 		if !s.isTemplate(dir) {
 			continue
 		}
@@ -221,8 +219,8 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	show := &steps{Progress: pr}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
 	id, err := b.buildTemplate(ctx)
-	if !exists(f.disk()) && !exists(f.undo) { // there is no VM: leave nothing of one
-		err = errors.Join(err, f.remove())
+	if !exists(f.disk()) && !exists(f.undo) && err == nil { // there is no VM: leave nothing of one
+		err = f.remove()
 	}
 	show.Done()
 	return id, err

@@ -17,6 +17,7 @@ import (
 
 // Loss is what nuke or rm would destroy.
 type Loss struct {
+	VM    bool // there is one; an earlier nuke may have kept a disk without
 	Known bool // the engine was asked and answered
 	Usage engine.Usage
 	Disk  int64 // bytes that the VM's disk takes on this host
@@ -31,7 +32,8 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 	if !exists(f.vm) && !exists(f.undo) {
 		return Loss{}, s.errNoVM(p)
 	}
-	loss := Loss{Disk: used(f.vm), Undo: used(f.undo)}
+	// What an interrupted fork has left is nobody's.
+	loss := Loss{VM: exists(f.disk()) && !exists(f.forking()), Disk: used(f.vm), Undo: used(f.undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
 		loss.Snapshots = len(all)
 	}
@@ -42,7 +44,7 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 		s.Log.Info("ask the engine what it holds", "err", err)
 		return loss, nil
 	}
-	loss.Known, loss.Usage = true, usage
+	loss.VM, loss.Known, loss.Usage = true, true, usage
 	return loss, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -44,12 +43,12 @@ func (s *Service) portOptions(f paths) supervisor.PortOptions {
 // projectOf names in words the project whose supervisor a process is, "" if it is none.
 // The supervisors themselves are asked, so that the answer is never an old one.
 func (s *Service) projectOf(ctx context.Context, pid int) string {
-	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
+	names, err := s.Dirs.projects()
 	if err != nil {
 		return ""
 	}
-	for _, e := range entries {
-		f := s.Dirs.paths(e.Name())
+	for _, name := range names {
+		f := s.Dirs.paths(name)
 		if !exists(f.controlSocket()) {
 			continue
 		}

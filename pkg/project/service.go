@@ -114,9 +114,9 @@ func (s *Service) above(p Project) (Project, bool) {
 // former returns the project with a VM that a directory was before it was renamed or moved.
 func (s *Service) former(p Project) (Project, bool) {
 	self := being(p.Dir)
-	entries, _ := os.ReadDir(filepath.Join(s.Dirs.Data, "projects")) // none: nor a VM
-	for _, e := range entries {
-		f := s.Dirs.paths(e.Name())
+	names, _ := s.Dirs.projects() // none: nor a VM
+	for _, name := range names {
+		f := s.Dirs.paths(name)
 		dir, being := f.recorded()
 		if being != "" && being == self && dir != p.Dir && exists(f.disk()) {
 			return identify(dir), true

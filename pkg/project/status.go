@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"sort"
 	"syscall"
@@ -142,13 +141,13 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 		}
 		out = append(out, s.summary(dom))
 	}
-	entries, err := os.ReadDir(filepath.Join(s.Dirs.Data, "projects"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	names, err := s.Dirs.projects()
+	if err != nil {
 		return nil, err
 	}
-	for _, e := range entries {
-		f := s.Dirs.paths(e.Name())
-		if known[e.Name()] || !exists(f.record) {
+	for _, name := range names {
+		f := s.Dirs.paths(name)
+		if known[name] || !exists(f.record) {
 			continue
 		}
 		dir := f.readRecord()
@@ -156,7 +155,7 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 			continue
 		}
 		out = append(out, Status{
-			Project: e.Name(), Dir: dir, DirGone: !exists(dir), State: StateAbsent,
+			Project: name, Dir: dir, DirGone: !exists(dir), State: StateAbsent,
 			DiskUsed: used(f.vm), UndoUsed: used(f.undo),
 		})
 	}

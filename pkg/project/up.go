@@ -271,8 +271,10 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err := b.files.writeRecord(b.project.Dir); err != nil {
 		return err
 	}
-	if err := b.settleShares(); err != nil {
-		return err
+	if !saved { // a resumed VM has mounted what it has
+		if err := b.settleShares(); err != nil {
+			return err
+		}
 	}
 	img, err := b.image(ctx)
 	if err != nil {
@@ -290,6 +292,9 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		b.progress.Warn("%v: booting it afresh", err)
 		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
 			return fmt.Errorf("drop the saved memory: %w", err)
+		}
+		if err := b.settleShares(); err != nil {
+			return err
 		}
 	}
 	if !exists(b.files.disk()) {

@@ -95,13 +95,13 @@ func (s *Streams) WriteError(err error) {
 	if _, ok := errors.AsType[Exit](err); ok {
 		return
 	}
-	msg := err.Error()
-	if ExitCode(err) == ExitCancelled && Hint(err) == "" {
-		msg = "cancelled"
+	msg, hint := err.Error(), Hint(err)
+	if ExitCode(err) == ExitCancelled && (hint == "" || errors.Is(err, context.Canceled)) {
+		msg, hint = "cancelled", "" // what it was in the midst of is nothing to mend
 	}
 	var b strings.Builder
 	b.WriteString(s.paint(red, "devvm:") + " " + escapeLines(msg) + "\n")
-	if hint := Hint(err); hint != "" {
+	if hint != "" {
 		for line := range strings.SplitSeq(hint, "\n") {
 			b.WriteString(s.paint(bold, "hint:") + " " + Escape(line) + "\n")
 		}
