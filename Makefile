@@ -21,7 +21,7 @@ help:
 	@echo 'make check     lint, unit and script tests: no VM, under a minute when warm'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
-	@echo 'make bench     time a cold "up"; compare docker.sock with ssh'
+	@echo 'make bench     the tables of docs/performance.md; VMTEST_RUN=REGEXP picks some'
 	@echo 'make build     $(BIN)/devvm, one static binary'
 	@echo 'make install   install it in $(PREFIX)/bin'
 	@echo 'make lint      golangci-lint $(LINT_VERSION)'

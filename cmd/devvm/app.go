@@ -251,7 +251,7 @@ func (a *app) format() ui.Format {
 	if a.json {
 		return ui.FormatJSON
 	}
-	return ui.FormatAuto
+	return ui.FormatText
 }
 
 // withProject runs f for the project at hand.

@@ -16,7 +16,7 @@ func (a *app) newDfCmd() *cobra.Command {
 		Long: `Show what devvm keeps on this host's disk, by the blocks that the files really
 take. A VM's disk holds only what differs from the template and image that it lies
 on; those are counted once, and USERS says how many disks lie on them. The memory of
-a suspended VM is in libvirt's own directory and is not counted.`,
+a suspended VM, in libvirt's own directory, is counted with its project.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.service()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -96,7 +97,10 @@ func (a *app) runImageBuild(ctx context.Context, s *project.Service, o image.Bui
 		return err
 	}
 	if a.json {
-		return a.JSONLine(built.Manifest)
+		return a.JSONLine(struct {
+			Type string `json:"type"`
+			image.Manifest
+		}{"result", built.Manifest})
 	}
 	_, err = fmt.Fprintln(a.Out, built.Digest)
 	return err
@@ -139,19 +143,62 @@ func (a *app) newImageImportCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import PATH|URL",
 		Short: "Import an image that was exported on another host, or a cloud image",
-		Args:  cobra.ExactArgs(1),
+		Long: `Import an image that devvm image export has written, or a cloud image: a disk (qcow2 or
+raw) of a system with cloud-init and apt or dnf, by path or URL. For a URL the checksum is
+needed. Then name it in devvm.toml: image = "NAME".
+
+In a cloud image Docker Engine is installed over the network at the first boot of each
+VM, which takes minutes, and such VMs boot instead of being forked.`,
+		Args: cobra.ExactArgs(1),
 		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
-			img, err := s.Images.Import(ctx, args[0], o)
-			if err != nil {
-				return err
-			}
-			_, err = fmt.Fprintln(a.Out, img.Digest)
-			return err
+			return a.runImageImport(ctx, s, args[0], o)
 		}),
 	}
 	cmd.Flags().StringVar(&o.Name, "name", "", "name to use in devvm.toml (default: the exported image's)")
 	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "checksum that the file must have; needed for URLs")
 	return cmd
+}
+
+func (a *app) runImageImport(ctx context.Context, s *project.Service, src string, o image.ImportOptions) error {
+	var img image.Image
+	err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
+		phase := pr.Start("image", "import the image")
+		o.Progress = func(done, total int64) { phase.Advance(done, max(total, 0)) }
+		img, err = s.Images.Import(ctx, src, o)
+		if err == nil {
+			phase.Done()
+		}
+		return err
+	})
+	if err != nil {
+		return explainImage(err)
+	}
+	_, err = fmt.Fprintln(a.Out, img.Digest)
+	return err
+}
+
+// explainImage adds to an error of the image store what to do about it.
+func explainImage(err error) error {
+	for _, known := range []struct {
+		is   error
+		hint string
+		code int
+	}{
+		{image.ErrNotFound, "see what there is with: devvm image ls", ui.ExitUsage},
+		{image.ErrAmbiguous, "give more of its digest, which is shown by: devvm image ls", ui.ExitUsage},
+		{image.ErrInUse, "remove what lies on it (devvm ls, devvm rm), or all that nothing uses: devvm prune", ui.ExitError},
+		{image.ErrExists, "use it by that name (devvm image ls), or remove it first: devvm image rm", ui.ExitError},
+		{image.ErrChecksum, "nothing was imported: get the file anew, and its checksum from who publishes it", ui.ExitError},
+		{image.ErrNoChecksum, "give it, as its publisher names it: --sha256 HEX", ui.ExitUsage},
+		{image.ErrNoName, "give it one: --name NAME", ui.ExitUsage},
+		{fs.ErrExist, "choose another name for the file", ui.ExitError},
+		{fs.ErrNotExist, "name a file, a directory or a URL that is there", ui.ExitError},
+	} {
+		if errors.Is(err, known.is) {
+			return &ui.Error{Code: known.code, Err: err, Hint: known.hint}
+		}
+	}
+	return err
 }
 
 func (a *app) newImageExportCmd() *cobra.Command {
@@ -164,7 +211,7 @@ func (a *app) newImageExportCmd() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("export image: %w", err)
 			}
-			return s.Images.Export(ctx, args[0], path)
+			return explainImage(s.Images.Export(ctx, args[0], path))
 		}),
 	}
 }
@@ -172,7 +219,7 @@ func (a *app) newImageExportCmd() *cobra.Command {
 func (a *app) newImageRmCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "rm IMAGE",
-		Short: "Remove a base image that no VM is based on",
+		Short: "Remove a base image that nothing lies on",
 		Args:  cobra.ExactArgs(1),
 		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
 			used, err := s.ImagesInUse(ctx)
@@ -181,7 +228,7 @@ func (a *app) newImageRmCmd() *cobra.Command {
 			}
 			gone, err := s.Images.Remove(ctx, args[0], func(digest string) bool { return used[digest] })
 			if err != nil {
-				return err
+				return explainImage(err)
 			}
 			_, err = fmt.Fprintln(a.Out, gone.Digest)
 			return err
@@ -192,7 +239,7 @@ func (a *app) newImageRmCmd() *cobra.Command {
 func (a *app) newImagePruneCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "prune",
-		Short: "Remove the base images that no VM is based on, but the newest",
+		Short: "Remove the base images that nothing lies on, but the newest of each name",
 		Args:  cobra.NoArgs,
 		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
 			used, err := s.ImagesInUse(ctx)

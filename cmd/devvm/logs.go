@@ -76,8 +76,8 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 		argv = append(argv, "--follow")
 	}
 	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: a.Out, Stderr: a.Err})
-	if ctx.Err() != nil {
-		return nil // Ctrl-C is how --follow ends
+	if o.follow && ctx.Err() != nil {
+		return nil // Ctrl-C is how that ends
 	}
 	if err != nil {
 		return fmt.Errorf("read the engine's log: %w", err)

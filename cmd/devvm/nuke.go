@@ -94,7 +94,11 @@ func describeLoss(p project.Project, loss project.Loss) string {
 			if len(names) > most {
 				list += fmt.Sprintf(" and %d more", len(names)-most)
 			}
-			fmt.Fprintf(&b, "  %d %s (%s): %s\n", len(names), what, ui.Size(size), ui.Escape(list))
+			about := ""
+			if u.Sized {
+				about = " (" + ui.Size(size) + ")"
+			}
+			fmt.Fprintf(&b, "  %d %s%s: %s\n", len(names), what, about, ui.Escape(list))
 		}
 		var names []string
 		var size int64
@@ -109,7 +113,11 @@ func describeLoss(p project.Project, loss project.Loss) string {
 		item("images", names, size)
 		names, size = nil, 0
 		for _, v := range u.Volumes {
-			names, size = append(names, fmt.Sprintf("%s %s", v.Name, ui.Size(v.Size))), size+v.Size
+			name := v.Name
+			if u.Sized {
+				name += " " + ui.Size(v.Size)
+			}
+			names, size = append(names, name), size+v.Size
 		}
 		item("volumes", names, size)
 		if len(u.Containers)+len(u.Images)+len(u.Volumes) == 0 {

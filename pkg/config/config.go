@@ -206,19 +206,6 @@ func (c Config) Policy() egress.Policy {
 	return p
 }
 
-// Provisions reports whether there is anything to do on a new VM.
-func (c Config) Provisions() bool { return len(c.Packages) > 0 || strings.TrimSpace(c.Script) != "" }
-
-// Hash identifies everything that defines the VM. Two configurations with the
-// same hash give the same VM, wherever the values came from.
-func (c Config) Hash() string {
-	return hash("vm", map[string]any{
-		"image": c.Image, "cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
-		"daemon": c.Daemon, "network": c.Policy(),
-		"packages": c.packageSet(), "script": c.Script,
-	})
-}
-
 // StartHash identifies what a VM takes on at its next start: size, the engine's
 // settings and the directories that it has.
 func (c Config) StartHash() string {

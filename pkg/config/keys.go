@@ -69,7 +69,9 @@ var schema = []field{
 			Name: "image", Type: "string", Default: `"debian-13"`, Applies: appliesNew,
 			Brief: "Base image, by name or digest: see `devvm image ls`.",
 			Doc: "The base image of the VM, by its name or its digest (or the beginning of the digest), as `devvm image ls` shows them. " +
-				"`debian-13` is built by `devvm image build` from a recipe that devvm carries with it.",
+				"`debian-13` is built by `devvm image build` from a recipe that devvm carries with it.\n\n" +
+				"`devvm image import` takes one that `devvm image export` has written on another host, or a cloud image: a disk (qcow2 or raw) of a system with cloud-init and apt or dnf, by path or URL, with `--sha256`. " +
+				"In a VM of a cloud image Docker Engine is installed over the network at the first boot, which takes minutes, and each new VM boots instead of being forked.",
 			Example: `image = "debian-13"`,
 		},
 		get: func(c Config) any { return c.Image },
@@ -180,8 +182,8 @@ var schema = []field{
 			Name: "mounts", Type: "list of tables", Default: "empty", Applies: appliesStart,
 			Brief: "More directories of the host for the VM: source, target (same path if left out), writable.",
 			Doc: "More directories of the host that the VM has, beside the project's own, 32 at most; also written as `[[mounts]]` with the keys below it, at the end of the file.\n\n" +
-				"- `source`: a directory; absolute, below `~/`, or relative to the project's directory. No part of the path may be a symbolic link.\n" +
-				"- `target`: an absolute path in the VM. The same as on the host, if it is left out.\n" +
+				"- `source`: a directory; absolute, below `~/`, or relative to the project's directory. Within that, no part of the path may be a symbolic link; elsewhere links are followed, and you are asked about where they lead.\n" +
+				"- `target`: an absolute path in the VM. If it is left out, the source's, as it is written.\n" +
 				"- `writable`: `false`, if it is left out.\n\n" +
 				"A source outside the project's directory is asked about once, at `devvm up`: devvm.toml may have come with a cloned repository.",
 			Example: `mounts = [{ source = "../shared", target = "/srv/shared", writable = true }]`,

@@ -9,9 +9,9 @@ import (
 // Mount is a directory of the host that the VM has, beside the project's own.
 type Mount struct {
 	// Source is the path on the host as it was written: absolute, below "~/", or
-	// relative to the file that it stands in.
+	// relative to the project's directory.
 	Source   string
-	Target   string // absolute path in the VM; empty: the same as on the host
+	Target   string // absolute path in the VM; empty: the source's
 	Writable bool
 }
 

@@ -22,16 +22,8 @@ var units = []struct {
 
 const unitsHint = `units: MiB, GiB, TiB (of 1024) and MB, GB, TB (of 1000), such as "4GiB"`
 
-// ParseSize reads a size such as "4GiB", "1.5 GiB" or "500MB" and returns
-// bytes. The error has no prefix and names the unit to use.
-func ParseSize(s string) (int64, error) {
-	n, problem := parseSize(s)
-	if problem != nil {
-		return 0, fmt.Errorf("%s; %s", problem.msg, problem.hint)
-	}
-	return n, nil
-}
-
+// parseSize reads a size such as "4GiB", "1.5 GiB" or "500MB" and returns bytes. What is
+// wrong names the unit to use.
 func parseSize(s string) (int64, *problem) {
 	i := 0
 	for i < len(s) && (s[i] >= '0' && s[i] <= '9' || s[i] == '.') {
@@ -77,7 +69,7 @@ func guessUnit(v *big.Rat) string {
 }
 
 // FormatSize writes a size exactly, in the largest binary unit that gives a
-// whole number of it; [ParseSize] reads it back, if it is of whole MiB.
+// whole number of it; a size in devvm.toml may say it so, if it is of whole MiB.
 func FormatSize(n int64) string {
 	for _, u := range []struct {
 		name  string

@@ -27,18 +27,11 @@ import (
 // ErrUnavailable says that there is no engine behind the socket now.
 var ErrUnavailable = errors.New("the Docker engine does not answer")
 
-// Version of an engine.
-type Version struct {
-	Engine string // e.g. "26.1.5"
-	API    string // the newest API version it speaks, e.g. "1.45"
-}
-
 // Usage is what an engine holds, each list ordered by name.
 type Usage struct {
 	Containers []Container
 	Images     []Image
 	Volumes    []Volume
-	BuildCache int64 // bytes
 	// Sized says that the sizes are known. The engine measures them on demand,
 	// which can take long or fail; they are all 0 then.
 	Sized bool
@@ -46,10 +39,8 @@ type Usage struct {
 
 // Container is a container in any state.
 type Container struct {
-	Name  string
-	Image string
-	State string // e.g. "running"
-	Size  int64  // bytes that it has written
+	Name string
+	Size int64 // bytes that it has written
 }
 
 // Image is an image with its first name, or its short ID if it has none.
@@ -72,31 +63,26 @@ func Ping(ctx context.Context, sock string) error {
 	})
 }
 
-// GetVersion asks the engine behind the socket for its version. It is in the head of
-// each answer (Server: Docker/26.1.5 (linux)); only an engine that leaves it out is asked
-// for /version, for which Docker's starts some programs each time.
-func GetVersion(ctx context.Context, sock string) (Version, error) {
-	var v Version
+// GetVersion asks the engine behind the socket for its version, e.g. "26.1.5". It is in
+// the head of each answer (Server: Docker/26.1.5 (linux)); only an engine that leaves it
+// out is asked for /version, for which Docker's starts some programs each time.
+func GetVersion(ctx context.Context, sock string) (string, error) {
+	var version string
 	server := func(r *http.Response) {
 		product, _, _ := strings.Cut(r.Header.Get("Server"), " ")
-		if name, version, _ := strings.Cut(product, "/"); name == "Docker" {
-			v.Engine = version
+		if name, v, _ := strings.Cut(product, "/"); name == "Docker" {
+			version = v
 		}
 	}
 	err := with(sock, "ask the engine for its version", func(c *client.Client) error {
-		pong, err := c.Ping(ctx, client.PingOptions{})
-		if err != nil {
+		if _, err := c.Ping(ctx, client.PingOptions{}); err != nil || version != "" {
 			return err
 		}
-		v.API = pong.APIVersion
-		if v.Engine != "" && v.API != "" {
-			return nil
-		}
 		answer, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
-		v = Version{Engine: answer.Version, API: answer.APIVersion}
+		version = answer.Version
 		return err
 	}, client.WithHTTPResponseHook(server))
-	return v, err
+	return version, err
 }
 
 // sizeTimeout bounds the question for sizes, for which the engine may have to
@@ -136,7 +122,7 @@ func usage(ctx context.Context, c *client.Client) (Usage, error) {
 	sizeCtx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	disk, err := c.DiskUsage(sizeCtx, client.DiskUsageOptions{
-		Containers: true, Images: true, Volumes: true, BuildCache: true, Verbose: true,
+		Containers: true, Images: true, Volumes: true, Verbose: true,
 	})
 	if err != nil && ctx.Err() != nil {
 		return Usage{}, ctx.Err()
@@ -144,7 +130,6 @@ func usage(ctx context.Context, c *client.Client) (Usage, error) {
 	u := Usage{Sized: err == nil}
 	size := map[string]int64{}
 	if u.Sized {
-		u.BuildCache = known(disk.BuildCache.TotalSize)
 		for _, item := range disk.Containers.Items {
 			size[item.ID] = known(item.SizeRw)
 		}
@@ -162,7 +147,7 @@ func usage(ctx context.Context, c *client.Client) (Usage, error) {
 		if len(item.Names) > 0 {
 			name = strings.TrimPrefix(item.Names[0], "/")
 		}
-		u.Containers = append(u.Containers, Container{Name: name, Image: item.Image, State: string(item.State), Size: size[item.ID]})
+		u.Containers = append(u.Containers, Container{Name: name, Size: size[item.ID]})
 	}
 	for _, item := range images.Items {
 		name := shortID(item.ID)

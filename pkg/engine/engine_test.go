@@ -92,7 +92,7 @@ func TestQuestions(t *testing.T) {
 		t.Error(err)
 	}
 	v, err := engine.GetVersion(t.Context(), sock)
-	if want := (engine.Version{Engine: "26.1.5", API: guesttest.APIVersion}); v != want || err != nil {
+	if v != "26.1.5" || err != nil {
 		t.Error(v, err)
 	}
 	u, err := engine.GetUsage(t.Context(), sock)
@@ -106,7 +106,7 @@ func TestQuestions(t *testing.T) {
 	post(t, sock, "/volumes/create", `{"Name":"data"}`)
 	image := e.State().Images[0].Name
 	want := engine.Usage{
-		Containers: []engine.Container{{Name: "db", Image: "scratch", State: "created"}, {Name: "web", Image: "scratch", State: "created"}},
+		Containers: []engine.Container{{Name: "db"}, {Name: "web"}},
 		Images:     []engine.Image{{Name: image, Size: 12}},
 		Volumes:    []engine.Volume{{Name: "data", Size: 1 << 20}},
 		Sized:      true,
@@ -135,7 +135,7 @@ func TestUsageWithoutSizes(t *testing.T) {
 		"/volumes": map[string]any{"Volumes": []map[string]any{{"Name": "v"}}},
 	}
 	want := engine.Usage{
-		Containers: []engine.Container{{Name: "0123456789ab", State: "running"}},
+		Containers: []engine.Container{{Name: "0123456789ab"}},
 		Images:     []engine.Image{{Name: "aedcba987654"}, {Name: "fedcba987654"}},
 		Volumes:    []engine.Volume{{Name: "v"}},
 	}
@@ -163,9 +163,8 @@ func TestUsageWithoutSizes(t *testing.T) {
 		"Containers": []map[string]any{{"Id": "0123456789abcdef"}},
 		"Images":     []map[string]any{{"Id": "sha256:fedcba9876543210", "Size": -1}},
 		"Volumes":    []map[string]any{{"Name": "v", "UsageData": map[string]any{"Size": -1, "RefCount": -1}}, {"Name": "w"}},
-		"BuildCache": []map[string]any{{"ID": "c", "Size": 7}},
 	}
-	want.Sized, want.BuildCache = true, 7
+	want.Sized = true
 	u, err := engine.GetUsage(t.Context(), handler(t, pages))
 	if diff := cmp.Diff(want, u); diff != "" || err != nil {
 		t.Error(diff, err)
@@ -183,10 +182,10 @@ func TestVersionWithoutQuestion(t *testing.T) {
 		}),
 		"/version": map[string]string{"Version": "5.0", "ApiVersion": "1.41"},
 	})
-	if v, err := engine.GetVersion(t.Context(), docker); v.Engine != "26.1.5+dfsg1" || v.API != "1.45" || err != nil {
+	if v, err := engine.GetVersion(t.Context(), docker); v != "26.1.5+dfsg1" || err != nil {
 		t.Error(v, err)
 	}
-	if v, err := engine.GetVersion(t.Context(), other); v.Engine != "5.0" || v.API != "1.41" || err != nil {
+	if v, err := engine.GetVersion(t.Context(), other); v != "5.0" || err != nil {
 		t.Error(v, err)
 	}
 }

@@ -2,9 +2,9 @@
 // and watches the connection, runs commands, copies files and dials unix
 // sockets in the guest.
 //
-// It is the only package that imports golang.org/x/crypto/ssh and pkg/sftp. It
-// knows nothing about libvirt, Docker or projects, and does not know how the
-// guest is reached: [Target] carries a dial function.
+// It is the only package that imports golang.org/x/crypto/ssh. It knows nothing
+// about libvirt, Docker or projects, and does not know how the guest is reached:
+// [Target] carries a dial function.
 //
 // The guest is not trusted. Its host key is generated on the host before the
 // VM exists and is pinned, never learned; names and sizes that the guest sends

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/devvm/devvm/images"
 )
 
 // fakeMmdebstrap stands for the real one: installs nothing, calls the hook,
@@ -224,7 +226,7 @@ func TestCheckSpace(t *testing.T) {
 }
 
 func TestRecipes(t *testing.T) {
-	if diff := cmp.Diff([]string{Default}, Recipes()); diff != "" {
+	if diff := cmp.Diff([]string{Default}, recipeNames(images.FS)); diff != "" {
 		t.Error(diff)
 	}
 	trim, stock := RecipeDigest(Default), RecipeDigest(Default+stockSuffix)

@@ -10,12 +10,11 @@
 // killed one left behind is swept by the next.
 //
 // The package runs mmdebstrap and tar and makes disks by pkg/disk; it knows
-// nothing of VMs or projects (who uses an image is asked through a function that the caller
-// passes) and must not import pkg/vm, pkg/project or pkg/config.
+// nothing of VMs or projects (who uses an image is asked through a function that
+// the caller passes) and must not import pkg/vm, pkg/project or pkg/config.
 //
-// It fails with errors that callers can tell apart: ErrNotFound, ErrAmbiguous,
-// ErrInUse, ErrExists, ErrChecksum, ErrNoUserNamespaces, *ToolError for a
-// missing program, *SpaceError for a full disk and *CommandError, with the
+// It fails with errors that callers can tell apart: those below, *ToolError for
+// a missing program, *SpaceError for a full disk and *CommandError, with the
 // last lines of its output, for a program that failed. Nothing that is in the
 // store already is changed by a failure.
 package image
@@ -37,9 +36,11 @@ import (
 var (
 	ErrNotFound         = errors.New("no such image")
 	ErrAmbiguous        = errors.New("more than one image matches")
-	ErrInUse            = errors.New("the image is in use")
+	ErrInUse            = errors.New("a VM, the undo of one or a template lies on it")
 	ErrExists           = errors.New("the image is there already, under another name")
 	ErrChecksum         = errors.New("checksum does not match")
+	ErrNoChecksum       = errors.New("a URL needs the checksum that its file must have (sha256)")
+	ErrNoName           = errors.New("it has no name that could be an image's")
 	ErrNoUserNamespaces = errors.New("user namespaces with subordinate ids do not work for this user")
 )
 

@@ -27,9 +27,7 @@ type recipe struct {
 	stock bool
 }
 
-// Recipes lists the names that Build knows, the untrimmed variants left out.
-func Recipes() []string { return recipeNames(images.FS) }
-
+// recipeNames lists the names that Build knows, the untrimmed variants left out.
 func recipeNames(all fs.FS) []string {
 	entries, err := fs.ReadDir(all, ".")
 	if err != nil { // an embedded directory is always readable

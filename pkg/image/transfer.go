@@ -199,7 +199,7 @@ func kind(head []byte) string {
 func open(ctx context.Context, src string, opts ImportOptions) (body io.ReadCloser, size int64, err error) {
 	if u, err := url.Parse(src); err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 		if opts.SHA256 == "" {
-			return nil, 0, errors.New("a URL needs the checksum that its file must have (sha256)")
+			return nil, 0, ErrNoChecksum
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, src, nil)
 		if err != nil {
@@ -422,7 +422,7 @@ func (s *Store) importDisk(ctx context.Context, src string, opts ImportOptions, 
 		}
 		m.Name = strings.TrimSuffix(base, path.Ext(base))
 		if !validName(m.Name) {
-			return Image{}, fmt.Errorf("%q cannot be its name: give it one", m.Name)
+			return Image{}, fmt.Errorf("%q: %w", m.Name, ErrNoName)
 		}
 	}
 	if err := checkSpace(s.dir, 2*max(size, 0)); err != nil { // the copy, and what is made of it

@@ -26,7 +26,7 @@ type holder struct {
 // lockPoll is how often a waiting command looks whether the lock is free.
 const lockPoll = 100 * time.Millisecond
 
-// lock makes this process the only one that changes the project. If another
+// acquire makes this process the only one that changes the project. If another
 // one is at work it calls waiting once and waits, or, without waiting, fails
 // with exit code 6.
 func (f paths) acquire(ctx context.Context, verb string, waiting func(who string)) (*flock.Flock, error) {

@@ -1,10 +1,11 @@
 // Package project is what devvm does: a directory gets a VM of its own.
 //
 // It derives a project's identity and files from its directory, and carries
-// out the verbs (up, down, nuke, rm, status, list) by composing config, image,
-// disk, vm, usernet and supervisor. Each verb looks at what is there, takes the
-// project's lock and does what is missing, so that it can be run twice,
-// interrupted or killed at any instant; the next run converges.
+// out the verbs (a file each: up, down, suspend, snapshot, nuke, status, …) by
+// composing config, image, template, disk, vm, usernet and supervisor. Each
+// verb looks at what is there, takes the project's lock and does what is
+// missing, so that it can be run twice, interrupted or killed at any instant;
+// the next run converges.
 //
 // It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a
 // user must act on are *ui.Error with the next command to run.

@@ -95,6 +95,9 @@ func (s *Service) export(p Project, m config.Mount) (share.Export, error) {
 		e.Source = filepath.Join(p.Dir, m.Source)
 	}
 	e.Source = filepath.Clean(e.Source)
+	if e.Target == "" {
+		e.Target = e.Source // by the path that the user calls it, links and all
+	}
 	if !within(p.Dir, e.Source) {
 		// What is in the project's directory is the VM's to change: there, a link is
 		// not followed, now or later. Elsewhere it is the user's, who is asked about
@@ -104,9 +107,6 @@ func (s *Service) export(p Project, m config.Mount) (share.Export, error) {
 			return e, err
 		}
 		e.Source = resolved
-	}
-	if e.Target == "" {
-		e.Target = e.Source
 	}
 	if why := s.unfit(e); why != "" {
 		return e, errors.New(why)

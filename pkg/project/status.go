@@ -87,7 +87,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		start := time.Now()
 		version, err := engine.GetVersion(ctx, st.Socket)
 		if err == nil {
-			st.Healthy, st.Engine = true, version.Engine
+			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
 			return st, nil
 		}

@@ -1,13 +1,12 @@
 // Package supervisor is the background process of one running project.
 //
-// It owns the SSH connection to the guest (keepalive, redial) and the
-// project's docker.sock and published ports, serves the VM's directories
-// (pkg/share), and its state on control.sock.
-// It never holds
-// the only copy of anything: after kill -9 the next devvm command starts
-// another, which finds all it needs by the project's name. It knows nothing
-// about libvirt: that the VM is gone shows by its network process being gone,
-// and then clients are told at once.
+// It owns the SSH connection to the guest (keepalive, redial) and the project's
+// docker.sock and published ports, refuses containers that bind what the VM does
+// not have, and serves the VM's directories (pkg/share) and, on control.sock, its
+// state. It never holds the only copy of anything: after kill -9 the next devvm
+// command starts another, which finds all it needs by the project's name. It knows
+// nothing about libvirt: that the VM is gone shows by its network process being
+// gone, and then clients are told at once.
 //
 // It must not import vm, image or project.
 package supervisor

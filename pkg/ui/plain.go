@@ -6,10 +6,7 @@ import (
 )
 
 // plainRenderer writes lines that read well in a log and in grep.
-type plainRenderer struct {
-	s     *Streams
-	quiet bool // warnings only
-}
+type plainRenderer struct{ s *Streams }
 
 func (r *plainRenderer) begin(ph *Phase) {
 	r.print(Escape(ph.Text) + " ...\n")
@@ -36,7 +33,7 @@ func (r *plainRenderer) line(kind lineKind, text string) {
 	case lineNote:
 		r.print(Escape(text) + "\n")
 	case lineWarn:
-		_, _ = io.WriteString(r.s.Err, r.s.paint(yellow, "warning:")+" "+Escape(text)+"\n")
+		r.print(r.s.paint(yellow, "warning:") + " " + Escape(text) + "\n")
 	case lineOutput:
 		r.print("  " + text + "\n")
 	}
@@ -45,7 +42,5 @@ func (r *plainRenderer) line(kind lineKind, text string) {
 func (r *plainRenderer) close() {}
 
 func (r *plainRenderer) print(line string) {
-	if !r.quiet {
-		_, _ = io.WriteString(r.s.Err, line)
-	}
+	_, _ = io.WriteString(r.s.Err, line)
 }

@@ -14,10 +14,8 @@ type Format int
 
 // The formats.
 const (
-	FormatAuto  Format = iota // animated on a terminal, else plain lines
-	FormatPlain               // lines without animation, on Err
-	FormatJSON                // one JSON object per line, on Out
-	FormatQuiet               // warnings only, on Err
+	FormatText Format = iota // on Err: animated on a terminal, else plain lines
+	FormatJSON               // one JSON object per line, on Out
 )
 
 // State of a phase, as scripts see it.
@@ -89,9 +87,7 @@ func (s *Streams) Progress(ctx context.Context, format Format) *Progress {
 	switch {
 	case format == FormatJSON:
 		p.r = &jsonRenderer{w: s.Out}
-	case format == FormatQuiet:
-		p.r = &plainRenderer{s: s, quiet: true}
-	case format == FormatAuto && s.animated():
+	case s.animated():
 		p.r = &terminalRenderer{s: s, screen: s.Err.(*screen)}
 	default:
 		p.r = &plainRenderer{s: s}

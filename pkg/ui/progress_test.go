@@ -58,7 +58,7 @@ func TestPlain(t *testing.T) {
 	s, _, out, errs := Test()
 	c := newClock()
 	s.Now = c.Now
-	scenario(t.Context(), s, c, FormatAuto)
+	scenario(t.Context(), s, c, FormatText)
 	want := `start the network ...
 start the network: done (40ms)
 connect over SSH ...
@@ -77,16 +77,6 @@ wait for the engine: failed (1m05s)
 	}
 	if out.String() != "" {
 		t.Errorf("stdout: %q", out)
-	}
-}
-
-func TestQuiet(t *testing.T) {
-	s, _, _, errs := Test()
-	c := newClock()
-	s.Now = c.Now
-	scenario(t.Context(), s, c, FormatQuiet)
-	if got, want := errs.String(), "warning: the directory\\x1b]0;x\\a is odd\n"; got != want {
-		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -125,7 +115,7 @@ func TestJSONLines(t *testing.T) {
 func TestCancelEndsPhases(t *testing.T) {
 	s, _, _, errs := Test()
 	ctx, cancel := context.WithCancel(t.Context())
-	p := s.Progress(ctx, FormatAuto)
+	p := s.Progress(ctx, FormatText)
 	p.Start("ssh", "connect over SSH")
 	cancel()
 	waitFor(t, func() bool { return strings.Contains(errs.String(), "connect over SSH: failed") })
@@ -144,7 +134,7 @@ func TestCancelEndsPhases(t *testing.T) {
 
 func TestRun(t *testing.T) {
 	s, _, _, errs := Test()
-	p := s.Progress(t.Context(), FormatPlain)
+	p := s.Progress(t.Context(), FormatText)
 	defer p.Close()
 	boom := errors.New("boom")
 	if err := p.Run(t.Context(), "a", "first", func(context.Context, *Phase) error { return nil }); err != nil {
@@ -161,7 +151,7 @@ func TestRun(t *testing.T) {
 }
 
 func TestProgressManyGoroutines(t *testing.T) {
-	for _, format := range []Format{FormatPlain, FormatJSON} {
+	for _, format := range []Format{FormatText, FormatJSON} {
 		s, _, _, _ := Test()
 		p := s.Progress(t.Context(), format)
 		hammer(p, s)

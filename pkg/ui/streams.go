@@ -104,17 +104,6 @@ func (s *Streams) environment(getenv func(string) string) {
 // Interactive reports whether there is somebody who can answer a question.
 func (s *Streams) Interactive() bool { return s.InTerminal && s.ErrTerminal }
 
-// Width is the number of columns of the terminal that shows Err, 80 if there
-// is none.
-func (s *Streams) Width() int {
-	if s.errFile != nil {
-		if w, _, err := term.GetSize(int(s.errFile.Fd())); err == nil && w > 0 {
-			return w
-		}
-	}
-	return 80
-}
-
 func (s *Streams) now() time.Time {
 	if s.Now != nil {
 		return s.Now()

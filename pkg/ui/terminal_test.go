@@ -181,7 +181,7 @@ func TestTerminal(t *testing.T) {
 	s := v.streams(utf8Terminal)
 	c := newClock()
 	s.Now = c.Now
-	scenario(t.Context(), s, c, FormatAuto)
+	scenario(t.Context(), s, c, FormatText)
 	v.sync()
 	want := `✓ start the network                 40ms
   KVM does not work here, so the CPU is emulated
@@ -205,7 +205,7 @@ func TestTerminalASCIINoColor(t *testing.T) {
 	s := v.streams(map[string]string{"TERM": "xterm", "NO_COLOR": "1", "LC_ALL": "C", "LANG": "de_DE.UTF-8"})
 	c := newClock()
 	s.Now = c.Now
-	scenario(t.Context(), s, c, FormatAuto)
+	scenario(t.Context(), s, c, FormatText)
 	v.sync()
 	for _, want := range []string{"+ start the network", "x wait for the engine"} {
 		if !strings.Contains(v.screen(), want) {
@@ -229,7 +229,7 @@ func TestTerminalRunningLine(t *testing.T) {
 	s := v.streams(utf8Terminal)
 	c := newClock()
 	s.Now = c.Now
-	p := s.Progress(t.Context(), FormatAuto)
+	p := s.Progress(t.Context(), FormatText)
 	defer p.Close()
 	ph := p.Start("ssh", "connect over SSH")
 	c.Add(2500 * time.Millisecond)
@@ -259,7 +259,7 @@ func TestTerminalCancel(t *testing.T) {
 	v := newTerminal(t, 80, 24)
 	s := v.streams(utf8Terminal)
 	ctx, cancel := context.WithCancel(t.Context())
-	p := s.Progress(ctx, FormatAuto)
+	p := s.Progress(ctx, FormatText)
 	p.Start("ssh", "connect over SSH")
 	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH") })
 	_, _ = v.tty.WriteString("^C") // as the terminal shows the key
@@ -276,7 +276,7 @@ func TestTerminalCancel(t *testing.T) {
 func TestTerminalKilled(t *testing.T) {
 	v := newTerminal(t, 80, 24)
 	s := v.streams(utf8Terminal)
-	p := s.Progress(t.Context(), FormatAuto)
+	p := s.Progress(t.Context(), FormatText)
 	defer p.Close()
 	p.Start("ssh", "connect over SSH")
 	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH") })
@@ -293,7 +293,7 @@ func TestTerminalKilled(t *testing.T) {
 func TestTerminalManyGoroutines(t *testing.T) {
 	v := newTerminal(t, 100, 200)
 	s := v.streams(utf8Terminal)
-	p := s.Progress(t.Context(), FormatAuto)
+	p := s.Progress(t.Context(), FormatText)
 	hammer(p, s)
 	p.Close()
 	v.sync()
@@ -321,7 +321,7 @@ func TestTerminalWithoutSize(t *testing.T) {
 	v := newTerminal(t, 0, 0)
 	v.cols = 80
 	s := v.streams(utf8Terminal)
-	p := s.Progress(t.Context(), FormatAuto)
+	p := s.Progress(t.Context(), FormatText)
 	p.Start("a", "something").Done()
 	p.Close()
 	v.sync()
@@ -333,7 +333,7 @@ func TestTerminalWithoutSize(t *testing.T) {
 func TestDumbTerminal(t *testing.T) {
 	v := newTerminal(t, 80, 24)
 	s := v.streams(map[string]string{"TERM": "dumb", "LANG": "C.UTF-8"})
-	p := s.Progress(t.Context(), FormatAuto)
+	p := s.Progress(t.Context(), FormatText)
 	p.Start("a", "something").Done()
 	p.Warn("odd")
 	p.Close()

@@ -59,8 +59,7 @@ func OpenSSH(t testing.TB, hostKey, authorizedKeys []byte, extra ...string) (add
 			"PermitRootLogin prohibit-password", "PasswordAuthentication no",
 			"KbdInteractiveAuthentication no", "UsePAM no", "StrictModes no",
 			"SetEnv HOME="+dir, // not this user's shell start-up files
-			"PrintMotd no", "PrintLastLog no", "MaxSessions 100", "MaxStartups 100",
-			"Subsystem sftp internal-sftp", "")
+			"PrintMotd no", "PrintLastLog no", "MaxSessions 100", "MaxStartups 100", "")
 		path := file("sshd_config", []byte(strings.Join(config, "\n")))
 
 		var log bytes.Buffer

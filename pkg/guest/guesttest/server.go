@@ -30,8 +30,7 @@ type Options struct {
 	HostKey []byte
 	// AuthorizedKeys is in the format of the file of that name.
 	AuthorizedKeys []byte
-	// Dir is the scratch directory: home and working directory of commands,
-	// and the root of what sftp sees.
+	// Dir is the scratch directory: home and working directory of commands.
 	Dir string
 	// Sockets maps paths of unix sockets in the guest to what connects there.
 	Sockets map[string]func(context.Context) (net.Conn, error)

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// session serves one session channel: a command, a shell or sftp.
+// session serves one session channel: a command or a shell.
 func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 	ch, reqs, err := open.Accept()
 	if err != nil {
@@ -70,23 +70,16 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 			if ok = ssh.Unmarshal(req.Payload, &m) == nil; ok {
 				process.signal(signalByName[m.Name])
 			}
-		case "exec", "shell", "subsystem":
+		case "exec", "shell":
 			var m struct{ Line string }
 			if started || req.Type != "shell" && ssh.Unmarshal(req.Payload, &m) != nil {
-				break
-			}
-			if ok = req.Type != "subsystem" || m.Line == "sftp"; !ok {
 				break
 			}
 			started = true
 			// Before the command can end: a channel that is closed has no answers.
 			_ = req.Reply(true, nil)
 			running.Go(func() {
-				if req.Type == "subsystem" {
-					s.sftp(ch)
-				} else {
-					s.exec(ctx, ch, m.Line, env, tty, &process)
-				}
+				s.exec(ctx, ch, m.Line, env, tty, &process)
 				_ = ch.Close()
 			})
 			continue

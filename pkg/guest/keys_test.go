@@ -2,8 +2,6 @@ package guest_test
 
 import (
 	"bytes"
-	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -216,56 +214,4 @@ esac
 	if _, err := c.SetClock(t.Context()); err == nil {
 		t.Error("a failing date is no error")
 	}
-}
-
-func TestFiles(t *testing.T) {
-	bothServers(t, func(t *testing.T, h *host) {
-		c := h.connect(t)
-		remote := "/tmp"
-		if h.server == nil {
-			remote = t.TempDir()
-		}
-		big := make([]byte, 200<<10+17)
-		_, _ = rand.Read(big)
-		if err := c.WriteFile(t.Context(), remote+"/f", bytes.NewReader(big), 0o640); err != nil {
-			t.Fatal(err)
-		}
-		if err := c.WriteFile(t.Context(), remote+"/f", struct{ io.Reader }{bytes.NewReader(big[1:])}, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		var b bytes.Buffer
-		if err := c.ReadFile(t.Context(), remote+"/f", &b); err != nil || !bytes.Equal(b.Bytes(), big[1:]) {
-			t.Errorf("%d bytes, %v", b.Len(), err)
-		}
-		dir := remote
-		if h.server != nil {
-			dir = filepath.Join(h.dir, "tmp")
-		}
-		info, err := os.Stat(filepath.Join(dir, "f"))
-		if err != nil || info.Mode() != 0o600 {
-			t.Error(info, err)
-		}
-		if left, _ := filepath.Glob(filepath.Join(dir, ".devvm*")); left != nil {
-			t.Error(left)
-		}
-		if err := c.ReadFile(t.Context(), remote+"/none", io.Discard); !errors.Is(err, fs.ErrNotExist) {
-			t.Error(err)
-		}
-		if err := c.WriteFile(t.Context(), remote+"/none/f", strings.NewReader(""), 0o600); !errors.Is(err, fs.ErrNotExist) {
-			t.Error(err)
-		}
-		if err := c.ReadFile(t.Context(), remote+"/f", &limited{n: 1000}); !errors.Is(err, errLimit) {
-			t.Error(err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		r, w := io.Pipe()
-		defer func() { _ = w.Close() }()
-		go func() {
-			_, _ = w.Write(big)
-			cancel()
-		}()
-		if err := c.WriteFile(ctx, remote+"/g", r, 0o600); !errors.Is(err, context.Canceled) {
-			t.Error(err)
-		}
-	})
 }

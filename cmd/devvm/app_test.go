@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"testing"
+
+	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// What is missing on the host has an exit code of its own, and a hint.
+func TestHostLacks(t *testing.T) {
+	home := t.TempDir()
+	for _, lack := range []error{vm.ErrNoLibvirt, vm.ErrNoQEMU, disk.ErrNoTool, image.ErrNoUserNamespaces, &image.ToolError{Tool: "tar"}} {
+		streams, _, _, errs := ui.Test()
+		a := newApp(streams, func(name string) string {
+			if name == "HOME" {
+				return home
+			}
+			return ""
+		}, func(context.Context, vm.Options, *slog.Logger) (vm.Hypervisor, error) {
+			return nil, fmt.Errorf("begin: %w", lack)
+		})
+		if code := a.execute(t.Context(), []string{"ls"}); code != ui.ExitHost || !strings.Contains(errs.String(), "hint: see what this host lacks with: devvm doctor") {
+			t.Errorf("%v: exit code %d\n%s", lack, code, errs)
+		}
+	}
+}
