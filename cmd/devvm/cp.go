@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -103,5 +104,9 @@ func (a *app) runCopy(ctx context.Context, s *project.Service, p project.Project
 	if o.Local == "-" && a.OutTerminal {
 		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("an archive is not for a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
 	}
-	return a.withProgress(ctx, copying)
+	err = a.withProgress(ctx, copying)
+	if local, ok := errors.AsType[*fs.PathError](err); ok && toVM && errors.Is(err, fs.ErrNotExist) {
+		return &ui.Error{Msg: "there is no " + local.Path + " on this host", Hint: "a path in the VM begins with vm:"}
+	}
+	return err
 }

@@ -145,7 +145,7 @@ func apply(c Config, path, text string, env Env, user bool) (Config, error) {
 		return Config{}, syntaxError(path, text, err)
 	}
 	if n := len(meta.Keys()); n > maxKeys {
-		return Config{}, &Error{File: path, Msg: fmt.Sprintf("holds %d keys, more than %d", n, maxKeys)}
+		return Config{}, &Error{File: path, Msg: fmt.Sprintf("holds %d keys, more than %d", n, maxKeys), Hint: "this is no file for devvm: move what is in [docker.daemon] or others elsewhere"}
 	}
 	l := layer{c: c, path: path, text: text, env: env, user: user, meta: &meta}
 	l.c.origins = maps.Clone(c.origins)

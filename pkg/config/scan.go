@@ -43,7 +43,7 @@ func checkDepth(path, text string) error {
 			dots++
 		}
 		if dots > maxDepth || depth > maxDepth {
-			return &Error{File: path, Line: line, Msg: fmt.Sprintf("nested more than %d levels deep", maxDepth)}
+			return &Error{File: path, Line: line, Msg: fmt.Sprintf("nested more than %d levels deep", maxDepth), Hint: "no key of devvm.toml needs that: look for a bracket that is not closed"}
 		}
 		i++
 	}

@@ -304,7 +304,7 @@ func (d *doctor) diskSpace(ctx context.Context) Result {
 		}
 		if free < w.need {
 			r := warn(fmt.Sprintf("%s has %s free, %s are needed", w.dir, ui.Size(free), ui.Size(w.need)), meaning,
-				"df -h "+quote(w.dir)+"\ndevvm image prune\n# devvm ls shows what each project takes; devvm rm frees it")
+				"df -h "+quote(w.dir)+"\ndevvm prune\n# devvm df shows what each project takes; devvm rm frees it")
 			if build {
 				r.Status, r.Blocks = Fail, true
 			}

@@ -530,14 +530,15 @@ func (e *TakenError) Error() string {
 	switch stateOf(e.Err) {
 	case StateTaken:
 		fmt.Fprintf(&b, "port %d is taken by %s", port, orUnknown(e.Owner))
+		b.WriteString("; publish another port")
 		if e.Own.IsValid() && e.Key.shared() {
-			fmt.Fprintf(&b, `; publish another port, or be content with this project's own address %s: [ports] prefer = "own" in devvm.toml, then devvm up`, e.Own)
+			fmt.Fprintf(&b, `, or be content with this project's own address %s: [ports] prefer = "own" in devvm.toml, then devvm up`, e.Own)
 		}
 	case StateDenied:
-		fmt.Fprintf(&b, "port %d is below the first one that users may open: publish another port, or map it ([ports] map = { %d = %d } in devvm.toml, then devvm up), or allow it: sysctl net.ipv4.ip_unprivileged_port_start=%d",
+		fmt.Fprintf(&b, "port %d is below the first one that users may open: publish another port, or map it ([ports] map = { %d = %d } in devvm.toml, then devvm up), or allow it: sudo sysctl net.ipv4.ip_unprivileged_port_start=%d",
 			port, port, 8000+port, port)
 	default:
-		fmt.Fprintf(&b, "port %d cannot be opened: %v", port, e.Err)
+		fmt.Fprintf(&b, "port %d cannot be opened: %v; publish another port", port, e.Err)
 	}
 	return b.String()
 }

@@ -613,7 +613,7 @@ func TestTakenByProject(t *testing.T) {
 // The text for a port that only root may open cannot be had by root's tests.
 func TestDenied(t *testing.T) {
 	err := &ports.TakenError{Key: ports.Key{Protocol: "tcp", Addr: netip.MustParseAddrPort("127.0.0.1:80")}, Own: own, Err: os.NewSyscallError("bind", syscall.EACCES)}
-	const want = "port 80 is below the first one that users may open: publish another port, or map it ([ports] map = { 80 = 8080 } in devvm.toml, then devvm up), or allow it: sysctl net.ipv4.ip_unprivileged_port_start=80"
+	const want = "port 80 is below the first one that users may open: publish another port, or map it ([ports] map = { 80 = 8080 } in devvm.toml, then devvm up), or allow it: sudo sysctl net.ipv4.ip_unprivileged_port_start=80"
 	if err.Error() != want || err.Reason() != "permission denied" {
 		t.Errorf("%s\n%s", err, err.Reason())
 	}

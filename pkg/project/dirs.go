@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
@@ -49,7 +50,7 @@ func NewDirs(env Environment) (Dirs, error) {
 			return filepath.Join(dir, "devvm"), nil
 		}
 		if env.Home == "" {
-			return "", fmt.Errorf("neither %s nor HOME is set", name)
+			return "", &ui.Error{Msg: fmt.Sprintf("neither %s nor HOME is set, so that devvm does not know where its files are", name), Hint: "set HOME to your home directory"}
 		}
 		return filepath.Join(env.Home, fallback, "devvm"), nil
 	}

@@ -68,7 +68,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 			return err
 		}
 	} else if err := hv.Destroy(ctx, p.Name); err != nil { // paused or crashed: nothing left to ask
-		return fmt.Errorf("stop the VM: %w", err)
+		return err
 	}
 	if err := s.stopHelpers(ctx, p); err != nil {
 		return err
@@ -104,7 +104,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	}
 	pr.Note("the guest did not power off within %s: pulling its plug", patienceOff)
 	if err := hv.Destroy(ctx, p.Name); err != nil {
-		return fmt.Errorf("stop the VM: %w", err)
+		return err
 	}
 	return nil
 }
@@ -177,7 +177,7 @@ func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		}
 	}
 	if err := hv.Destroy(ctx, p.Name); err != nil {
-		return fmt.Errorf("stop the VM: %w", err)
+		return err
 	}
 	return s.stopHelpers(ctx, p)
 }

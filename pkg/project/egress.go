@@ -171,8 +171,11 @@ func (s *Service) network(ctx context.Context, p Project) (*usernet.Dialer, erro
 }
 
 func explainNetwork(err error) error {
-	if errors.Is(err, usernet.ErrNoNetwork) {
+	switch {
+	case errors.Is(err, usernet.ErrNoNetwork):
 		return &ui.Error{Msg: "the VM's network process is gone", Hint: "start another with: devvm up", Err: err}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &ui.Error{Msg: "the VM's network process does not answer", Hint: "start another with: devvm up", Err: err}
 	}
 	return err
 }

@@ -207,7 +207,7 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	defer hv.Close()
 	host, err := hv.Host(ctx)
 	if err != nil {
-		return "", fmt.Errorf("ask libvirt about the host: %w", err)
+		return "", err
 	}
 	cfg, err := s.granted(p)
 	if err != nil {

@@ -150,7 +150,7 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 // forget makes libvirt forget the VM, if it knows it.
 func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
 	if err := hv.Undefine(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
-		return fmt.Errorf("forget the VM: %w", err)
+		return err
 	}
 	return nil
 }
@@ -217,7 +217,7 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 	switch {
 	case err == nil:
 		if err := hv.Destroy(ctx, p.Name); err != nil {
-			return fmt.Errorf("stop the VM: %w", err)
+			return err
 		}
 		if err := forget(ctx, hv, p); err != nil {
 			return err

@@ -103,7 +103,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		}
 		host, err := hv.Host(ctx)
 		if err != nil {
-			return fmt.Errorf("ask libvirt about the host: %w", err)
+			return err
 		}
 		show := &steps{Progress: pr}
 		b := boot{
@@ -112,10 +112,10 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		}
 		show.Start("stop", "stop the VM")
 		if err := hv.Destroy(ctx, p.Name); err != nil {
-			return fmt.Errorf("stop the VM: %w", err)
+			return err
 		}
 		if err := hv.DropSaved(ctx, p.Name); err != nil { // it would be resumed onto another disk
-			return fmt.Errorf("drop the saved memory: %w", err)
+			return err
 		}
 		if err := s.stopHelpers(ctx, p); err != nil {
 			return err

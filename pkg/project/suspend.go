@@ -24,7 +24,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		}
 		host, err := hv.Host(ctx)
 		if err != nil {
-			return fmt.Errorf("ask libvirt about the host: %w", err)
+			return err
 		}
 		if err := checkRoomForMemory(host.SaveDir, dom); err != nil {
 			return err

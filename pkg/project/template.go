@@ -293,7 +293,7 @@ func (b *boot) discard(ctx context.Context) error {
 	switch {
 	case err == nil:
 		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
-			return fmt.Errorf("stop the VM: %w", err)
+			return err
 		}
 		if err := forget(ctx, b.hv, b.project); err != nil {
 			return err

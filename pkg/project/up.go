@@ -92,7 +92,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	}
 	host, err := hv.Host(ctx)
 	if err != nil {
-		return fmt.Errorf("ask libvirt about the host: %w", err)
+		return err
 	}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
 	stillborn, err := f.stillborn(dom)
@@ -250,7 +250,7 @@ func (b *boot) rewire(ctx context.Context) error {
 	}
 	b.progress.Note("this QEMU cannot reconnect: saving and resuming the VM, which takes some seconds")
 	if err := b.hv.Save(ctx, b.project.Name); err != nil {
-		return fmt.Errorf("save the VM: %w", err)
+		return err
 	}
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
@@ -260,7 +260,7 @@ func (b *boot) rewire(ctx context.Context) error {
 		}
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		return fmt.Errorf("resume the VM: %w", err)
+		return err
 	}
 	return nil
 }
@@ -291,7 +291,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		b.progress.Fail(err)
 		b.progress.Warn("%v: booting it afresh", err)
 		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
-			return fmt.Errorf("drop the saved memory: %w", err)
+			return err
 		}
 		if err := b.settleShares(); err != nil {
 			return err
@@ -623,7 +623,7 @@ func (b *boot) spec(img image.Image) vm.Spec {
 func (b *boot) launch(ctx context.Context, img image.Image) error {
 	b.progress.Start("define", "define the VM")
 	if err := b.hv.Define(ctx, b.spec(img)); err != nil {
-		return fmt.Errorf("define the VM: %w", err)
+		return err
 	}
 	b.progress.Start("start", "start the VM")
 	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
@@ -636,7 +636,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 	defer console.Close()
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
 		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		return fmt.Errorf("start the VM: %w", err)
+		return err
 	}
 	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
 		return err
@@ -647,7 +647,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 // relaunch is launch, after what a launch that came to nothing has left.
 func (b *boot) relaunch(ctx context.Context, img image.Image) error {
 	if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
-		return fmt.Errorf("stop the VM: %w", err)
+		return err
 	}
 	if err := b.stopHelpers(ctx, b.project); err != nil {
 		return err
@@ -665,7 +665,7 @@ func (b *boot) resume(ctx context.Context) error {
 		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
 		for _, other := range []error{syscall.ENOSPC, syscall.ENOMEM, vm.ErrConnectionLost, vm.ErrDiskInUse} {
 			if errors.Is(err, other) { // the memory is good, another try may be
-				return fmt.Errorf("resume the VM: %w", err)
+				return err
 			}
 		}
 		return fmt.Errorf("%w: %w", errNoResume, err)
