@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"os"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
@@ -27,9 +27,6 @@ const (
 	// lockTimeout is how long a new process waits for the one before it to
 	// end.
 	lockTimeout = 5 * time.Second
-	// handover is how long a second QEMU may wait for the first to go: a
-	// restored VM can come a moment before the end of the saved one is seen.
-	handover = 2 * time.Second
 )
 
 // Options of the network process.
@@ -45,11 +42,8 @@ type Options struct {
 	OwnNetSocket   bool
 	NetUID, NetGID int
 
-	// WaitQEMU is how long to wait for QEMU to come for the first time; 0: 60 s.
+	// WaitQEMU is how long to wait for QEMU to come; 0: 60 s.
 	WaitQEMU time.Duration
-	// Reconnect is how long to wait for QEMU to come back after its connection
-	// ended; 0: not at all.
-	Reconnect time.Duration
 	// Ready, if any, is called once both sockets take connections. Its error ends
 	// the process.
 	Ready func() error
@@ -153,64 +147,42 @@ func trimMemory(ctx context.Context) {
 	}
 }
 
-// serveQEMU serves one QEMU after another until one ends and none follows.
-func serveQEMU(ctx context.Context, s *Stack, l net.Listener, o Options) error {
-	ctx, cancel := context.WithCancel(ctx)
-	conns := make(chan net.Conn)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer close(conns)
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				if ctx.Err() == nil {
-					s.log.Error("accept QEMU", "error", err)
-				}
-				return
-			}
-			wg.Go(func() { offer(ctx, s, conn, conns) })
+// serveQEMU serves the first QEMU that comes, until it ends; others are turned away.
+func serveQEMU(ctx context.Context, s *Stack, l *unixListener, o Options) error {
+	if err := l.SetDeadline(time.Now().Add(o.WaitQEMU)); err != nil {
+		return fmt.Errorf("accept QEMU: %w", err)
+	}
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	conn, err := l.Accept()
+	switch {
+	case ctx.Err() != nil:
+		if err == nil {
+			_ = conn.Close()
 		}
-	})
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrNoQEMU
+	case err == nil:
+		err = l.SetDeadline(time.Time{})
+	}
+	if err != nil {
+		return fmt.Errorf("accept QEMU: %w", err)
+	}
+	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer l.Close()
-	defer cancel()
-
-	wait, gone := o.WaitQEMU, ErrNoQEMU
-	for {
-		timeout := time.NewTimer(wait)
-		var conn net.Conn
-		select {
-		case <-ctx.Done():
-			timeout.Stop()
-			return nil
-		case <-timeout.C:
-			return gone
-		case conn = <-conns:
-			timeout.Stop()
+	wg.Go(func() {
+		for {
+			other, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s.log.Warn("a second QEMU was turned away")
+			_ = other.Close()
 		}
-		if conn == nil {
-			return fmt.Errorf("accept QEMU on %s: %w", o.NetSocket, net.ErrClosed)
-		}
-		if err := s.Serve(ctx, conn); err != nil {
-			s.log.Warn("QEMU's connection broke", "error", err)
-		}
-		if o.Reconnect == 0 {
-			return nil
-		}
-		wait, gone = o.Reconnect, nil
+	})
+	if err := s.Serve(ctx, conn); err != nil {
+		s.log.Warn("QEMU's connection broke", "error", err)
 	}
-}
-
-// offer hands over a connection, or closes it if another QEMU stays.
-func offer(ctx context.Context, s *Stack, conn net.Conn, conns chan<- net.Conn) {
-	timeout := time.NewTimer(handover)
-	defer timeout.Stop()
-	select {
-	case conns <- conn:
-	case <-ctx.Done():
-		_ = conn.Close()
-	case <-timeout.C:
-		s.log.Warn("a second QEMU was turned away", "error", ErrBusy)
-		_ = conn.Close()
-	}
+	return nil
 }

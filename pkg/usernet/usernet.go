@@ -88,8 +88,6 @@ var (
 	ErrNoGuest = errors.New("no VM is connected to this network")
 	// ErrNotGuest says that an address to dial is not the VM's.
 	ErrNotGuest = errors.New("not an address of the VM")
-	// ErrBusy says that a second QEMU came while the first is still there.
-	ErrBusy = link.ErrBusy
 	// ErrClosed says that the network was stopped.
 	ErrClosed = errors.New("network is stopped")
 )
@@ -276,8 +274,7 @@ func tuneTCP(n *stack.Stack) error {
 // Serve carries the frames of the VM behind conn, which speaks the framing of
 // QEMU's "stream" netdev, until conn ends, ctx is done or the Stack is closed.
 // It closes conn. One VM is served at a time: a second call meanwhile fails
-// with ErrBusy and leaves its conn open. The VM's connections outlive Serve, so
-// that a VM that is saved and restored keeps them.
+// and leaves its conn open. The VM's connections outlive Serve.
 func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
