@@ -4,12 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -76,16 +75,24 @@ func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error 
 		}
 		return a.JSON(out)
 	}
-	shell := o.shell
-	if shell == "" {
-		shell = detectShell(a.getenv, os.Getppid())
+	name := o.shell
+	if name == "" {
+		name = shell.Detect(a.getenv, os.Getppid())
 	}
-	text, err := renderEnv(shell, vars, o.unset)
-	if err != nil {
-		return err
+	if !shell.Known(name) {
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("shell %q is not known", name), Hint: "use --shell bash, zsh, sh or fish, or --json"}
 	}
-	if _, err := fmt.Fprint(a.Out, text); err != nil {
-		return err
+	for _, v := range vars {
+		line := shell.Export(name, v.name, v.value)
+		if v.value == "" || o.unset {
+			line = shell.Unset(name, v.name)
+		}
+		if v.value == "" && o.unset {
+			continue // not ours
+		}
+		if _, err := fmt.Fprintln(a.Out, line); err != nil {
+			return err
+		}
 	}
 	if o.unset || s.Exists(p) {
 		return nil
@@ -96,61 +103,4 @@ func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error 
 		fmt.Fprintf(a.Err, "note: %s has no VM yet: devvm up\n", ui.Escape(p.Dir))
 	}
 	return nil
-}
-
-// renderEnv writes the variables in a shell's language. It is pure.
-func renderEnv(shell string, vars []variable, unset bool) (string, error) {
-	var b strings.Builder
-	for _, v := range vars {
-		remove := v.value == "" || unset
-		if unset && v.value == "" {
-			continue // not ours
-		}
-		switch shell {
-		case "bash", "zsh", "sh", "dash", "ksh":
-			if remove {
-				fmt.Fprintf(&b, "unset %s\n", v.name)
-			} else {
-				fmt.Fprintf(&b, "export %s=%s\n", v.name, quotePOSIX(v.value))
-			}
-		case "fish":
-			if remove {
-				fmt.Fprintf(&b, "set -e %s;\n", v.name)
-			} else {
-				fmt.Fprintf(&b, "set -gx %s %s;\n", v.name, quoteFish(v.value))
-			}
-		default:
-			return "", &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("shell %q is not known", shell), Hint: "use --shell bash, zsh, sh or fish, or --json"}
-		}
-	}
-	return b.String(), nil
-}
-
-// quotePOSIX quotes for sh: within single quotes only the quote is special.
-func quotePOSIX(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// quoteFish quotes for fish, where a backslash is special within quotes, too.
-func quoteFish(s string) string {
-	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
-}
-
-// detectShell names the shell that runs the command: its parent process, else
-// the user's login shell, else sh.
-func detectShell(getenv func(string) string, parent int) string {
-	known := func(name string) bool {
-		switch name {
-		case "bash", "zsh", "fish", "sh", "dash", "ksh":
-			return true
-		}
-		return false
-	}
-	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent)); err == nil {
-		if name := strings.TrimSpace(string(comm)); known(name) {
-			return name
-		}
-	}
-	if name := filepath.Base(getenv("SHELL")); known(name) {
-		return name
-	}
-	return "sh"
 }

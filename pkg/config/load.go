@@ -15,6 +15,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/shell"
 )
 
 // Limits of a file, so that a hostile one costs neither memory nor time.
@@ -77,7 +79,7 @@ func readFile(path string) (string, error) {
 		return "", fs.ErrNotExist
 	}
 	if err != nil {
-		return "", &Error{File: path, Msg: "cannot be read", Hint: "ls -ld " + shellQuote(filepath.Dir(path)), Err: reason(err)}
+		return "", &Error{File: path, Msg: "cannot be read", Hint: "ls -ld " + shell.Quote(filepath.Dir(path)), Err: reason(err)}
 	}
 	// O_NONBLOCK: a named pipe must not make us wait.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -86,7 +88,7 @@ func readFile(path string) (string, error) {
 			return fail("remove the link or make the file that it names", "is a symbolic link to a file that does not exist")
 		}
 		if errors.Is(err, fs.ErrPermission) {
-			return "", &Error{File: path, Msg: "cannot be read", Hint: "chmod u+r " + shellQuote(path) + ", if the file is yours", Err: reason(err)}
+			return "", &Error{File: path, Msg: "cannot be read", Hint: "chmod u+r " + shell.Quote(path) + ", if the file is yours", Err: reason(err)}
 		}
 		return "", &Error{File: path, Msg: "cannot be read", Err: reason(err)}
 	}
@@ -117,17 +119,6 @@ func reason(err error) error {
 		return p.Err
 	}
 	return err
-}
-
-// shellQuote quotes a word for a shell where it must be.
-func shellQuote(s string) string {
-	plain := strings.IndexFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@", r))
-	}) < 0
-	if plain && s != "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // apply lays the text of one file over c. It does not touch the disk.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -300,11 +301,11 @@ func (d *doctor) diskSpace(ctx context.Context) Result {
 		}
 		free, err := d.h.free(w.dir)
 		if err != nil {
-			return warn(fmt.Sprintf("the free space of %s is not known: %s", w.dir, oneLine(pathless(err))), "", "df -h "+quote(w.dir))
+			return warn(fmt.Sprintf("the free space of %s is not known: %s", w.dir, oneLine(pathless(err))), "", "df -h "+shell.Quote(w.dir))
 		}
 		if free < w.need {
 			r := warn(fmt.Sprintf("%s has %s free, %s are needed", w.dir, ui.Size(free), ui.Size(w.need)), meaning,
-				"df -h "+quote(w.dir)+"\ndevvm prune\n# devvm df shows what each project takes; devvm rm frees it")
+				"df -h "+shell.Quote(w.dir)+"\ndevvm prune\n# devvm df shows what each project takes; devvm rm frees it")
 			if build {
 				r.Status, r.Blocks = Fail, true
 			}
@@ -455,14 +456,4 @@ func (d *doctor) leftovers(ctx context.Context) Result {
 		}
 	}
 	return warn("left over: "+strings.Join(what, "; "), "it takes space and does no harm", strings.Join(fix, "\n"))
-}
-
-// quote quotes a word for a shell where it must be.
-func quote(s string) string {
-	for _, r := range s {
-		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("/._-+@", r)) {
-			return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-		}
-	}
-	return s
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/shell"
 )
 
 // made are directories that a tool fills with files that nobody edits, by name. One of
@@ -85,10 +87,10 @@ func (d *doctor) sharedFiles(ctx context.Context) Result {
 		}
 		volume := volumeName(f.rel)
 		compose = append(compose, fmt.Sprintf("#   - %s:/app/%s", volume, f.rel))
-		run = append(run, fmt.Sprintf("-v %s:%s", volume, quote("/app/"+f.rel)))
+		run = append(run, fmt.Sprintf("-v %s:%s", volume, shell.Quote("/app/"+f.rel)))
 	}
 	fix := "# in compose.yaml, for a service that has " + found[0].share + " at /app, and each name below the top-level volumes:\n#   volumes:\n" +
-		strings.Join(compose, "\n") + "\n# or: docker run -v " + quote(found[0].share) + ":/app " + strings.Join(run, " ")
+		strings.Join(compose, "\n") + "\n# or: docker run -v " + shell.Quote(found[0].share) + ":/app " + strings.Join(run, " ")
 	return warn("shared with the VM: "+strings.Join(what, ", ")+more,
 		"each small file there costs a question to this host; in a named volume it is on the VM's own disk, many times faster", fix)
 }
@@ -175,7 +177,7 @@ func (d *doctor) gitIndex(context.Context) Result {
 		}
 		if n := d.indexed(filepath.Join(git, "index")); n >= manyFiles {
 			found = append(found, fmt.Sprintf("%s (%d files)", share, n))
-			fix = append(fix, fmt.Sprintf("git -C %s config core.checkStat minimal", quote(share)))
+			fix = append(fix, fmt.Sprintf("git -C %s config core.checkStat minimal", shell.Quote(share)))
 		}
 	}
 	if len(found) == 0 {

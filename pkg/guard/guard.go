@@ -3,7 +3,7 @@
 // a path which only the host has would be an empty directory in the container.
 //
 // It is pure: what is at a path, here and in the VM, comes from the caller. It knows
-// nothing of HTTP, SSH or devvm.toml's reader and imports no other package of ours. It
+// nothing of HTTP, SSH or devvm.toml's reader and imports no package of ours but shell. It
 // cannot fail: what it does not understand it lets pass, for the engine to judge.
 package guard
 

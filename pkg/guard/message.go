@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/devvm/devvm/pkg/shell"
 )
 
 // thenRestart ends messages. Docker's command line puts a full stop after the last
@@ -73,9 +75,9 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 	}
 	switch {
 	case !onHost && g.unfit(b.Path, b.Path) != "":
-		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it in the VM with: devvm exec -- mkdir -p %s (or use a named volume)", b.Path, quote(b.Path)), ""
+		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it in the VM with: devvm exec -- mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), ""
 	case !onHost:
-		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it with: mkdir -p %s (or use a named volume)", b.Path, quote(b.Path)), g.block(b.Path, b.Path, b.ReadOnly)
+		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it with: mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), g.block(b.Path, b.Path, b.ReadOnly)
 	case f.Host == Socket && path.Base(b.Path) == "docker.sock":
 		return fmt.Sprintf("%s is this host's way to the VM's engine. Containers have it as /var/run/docker.sock: use that path.", b.Path), ""
 	case f.Host == Socket:
@@ -89,9 +91,9 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 		}
 		first := ""
 		if v == hollow {
-			first = fmt.Sprintf("devvm exec -- rmdir %s && ", quote(b.Path))
+			first = fmt.Sprintf("devvm exec -- rmdir %s && ", shell.Quote(b.Path))
 		}
-		return reason + fmt.Sprintf(" Its directory cannot be shared; this makes a copy: %sdevvm cp %s vm:%[2]s (again after each change)", first, quote(b.Path)), ""
+		return reason + fmt.Sprintf(" Its directory cannot be shared; this makes a copy: %sdevvm cp %s vm:%[2]s (again after each change)", first, shell.Quote(b.Path)), ""
 	}
 	reason = fmt.Sprintf("%s is on this host, but %s.", b.Path, state)
 	if unfit := g.unfit(f.Real, b.Path); unfit != "" {
@@ -134,15 +136,4 @@ func (g Guard) block(source, target string, readOnly bool) string {
 	e.Indent = ""
 	_ = e.Encode(map[string][]mount{"mounts": {m}}) // strings and a bool into memory
 	return b.String()
-}
-
-// quote makes a word for a shell, where it must be one.
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("_-./:,@+", r)
-	}
-	if !strings.ContainsFunc(s, func(r rune) bool { return !plain(r) }) {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }

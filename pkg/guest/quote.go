@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/devvm/devvm/pkg/shell"
 )
 
 // Quote renders words as one line that a POSIX shell splits into exactly these
@@ -17,26 +19,9 @@ func Quote(words ...string) (string, error) {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		b.WriteString(quoteWord(w))
+		b.WriteString(shell.Quote(w))
 	}
 	return b.String(), nil
-}
-
-func quoteWord(w string) string {
-	if w != "" && strings.IndexFunc(w, unsafe) < 0 {
-		return w
-	}
-	return "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
-}
-
-// unsafe says that r may mean something to some shell. Everything outside a
-// short list does: locale and shell decide about the rest.
-func unsafe(r rune) bool {
-	switch {
-	case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
-		return false
-	}
-	return !strings.ContainsRune("_-./:,@+", r)
 }
 
 // shellLine renders a command as the line that the guest's shell runs: change

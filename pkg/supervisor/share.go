@@ -12,6 +12,7 @@ import (
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/shell"
 )
 
 // Share is what the VM has of the host's files.
@@ -147,7 +148,7 @@ func (h Share) script() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, mountScript, h.Address, share.Port, fmt.Sprintf(mountOptions, share.Port, h.Address))
 	for _, e := range h.Exports {
-		fmt.Fprintf(&b, "share %s '%s'\n", mode(e), strings.ReplaceAll(e.Target, "'", `'\''`))
+		fmt.Fprintf(&b, "share %s %s\n", mode(e), shell.Quote(e.Target))
 	}
 	return b.String()
 }
