@@ -197,7 +197,7 @@ func (a *app) service() (*project.Service, error) {
 		Exe:     exe,
 		Version: version(),
 		Home:    env.Home,
-		Zone:    timeZone(a.getenv, "/etc/localtime"),
+		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
 		Kernel:  a.kernel,
 		Log:     log,
 	}, nil
@@ -254,6 +254,17 @@ func (a *app) format() ui.Format {
 	return ui.FormatText
 }
 
+// withService runs f with the service.
+func (a *app) withService(f func(ctx context.Context, s *project.Service, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		s, err := a.service()
+		if err != nil {
+			return err
+		}
+		return f(cmd.Context(), s, args)
+	}
+}
+
 // withProject runs f for the project at hand.
 func (a *app) withProject(f func(ctx context.Context, s *project.Service, p project.Project) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
@@ -274,21 +285,4 @@ func (a *app) withProgress(ctx context.Context, f func(pr *ui.Progress) error) e
 	pr := a.Progress(ctx, a.format())
 	defer pr.Close()
 	return f(pr)
-}
-
-// timeZone is the host's time zone by its IANA name, or UTC.
-func timeZone(getenv func(string) string, localtime string) string {
-	if tz := strings.TrimPrefix(getenv("TZ"), ":"); tz != "" {
-		if _, err := time.LoadLocation(tz); err == nil && !filepath.IsAbs(tz) {
-			return tz
-		}
-	}
-	target, err := os.Readlink(localtime)
-	if err != nil {
-		return "UTC"
-	}
-	if _, zone, found := strings.Cut(target, "zoneinfo/"); found {
-		return zone
-	}
-	return "UTC"
 }

@@ -27,9 +27,6 @@ and again while they do: devvm audit --save FILE, devvm audit --since FILE. Root
 looks at the processes of all users.`,
 		Args: cobra.NoArgs,
 		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
-			if save != "" && since != "" {
-				return &ui.Error{Code: ui.ExitUsage, Msg: "--save writes a fingerprint and --since compares with one: give one of them"}
-			}
 			if save != "" {
 				return s.SaveHost(ctx, save)
 			}
@@ -39,6 +36,7 @@ looks at the processes of all users.`,
 	cmd.Flags().Bool("json", false, "print JSON")
 	cmd.Flags().StringVar(&save, "save", "", "write the host's fingerprint to this `file`, and no more")
 	cmd.Flags().StringVar(&since, "since", "", "compare with the fingerprint in this `file`")
+	cmd.MarkFlagsMutuallyExclusive("save", "since")
 	return cmd
 }
 

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -18,12 +20,8 @@ take. A VM's disk holds only what differs from the template and image that it li
 on; those are counted once, and USERS says how many disks lie on them. The memory of
 a suspended VM, in libvirt's own directory, is counted with its project.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.service()
-			if err != nil {
-				return err
-			}
-			all, err := s.Ledger(cmd.Context())
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			all, err := s.Ledger(ctx)
 			if err != nil {
 				return err
 			}
@@ -49,7 +47,7 @@ a suspended VM, in libvirt's own directory, is counted with its project.`,
 			}
 			t.Row("total", "", ui.Size(total), "", "", "")
 			return t.Flush()
-		},
+		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd

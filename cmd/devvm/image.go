@@ -16,9 +16,6 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// defaultImage is the recipe that comes with devvm.
-const defaultImage = "debian-13"
-
 func (a *app) newImageCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
@@ -30,17 +27,6 @@ func (a *app) newImageCmd() *cobra.Command {
 	return cmd
 }
 
-// withService runs f with the service.
-func (a *app) withService(f func(ctx context.Context, s *project.Service, args []string) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
-		s, err := a.service()
-		if err != nil {
-			return err
-		}
-		return f(cmd.Context(), s, args)
-	}
-}
-
 func (a *app) newImageBuildCmd() *cobra.Command {
 	var stock bool
 	cmd := &cobra.Command{
@@ -48,7 +34,7 @@ func (a *app) newImageBuildCmd() *cobra.Command {
 		Short: "Build a base image from the recipe that comes with devvm",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
-			name := defaultImage
+			name := image.Default
 			if len(args) > 0 {
 				name = args[0]
 			}
@@ -62,7 +48,7 @@ func (a *app) newImageBuildCmd() *cobra.Command {
 
 func (a *app) runImageBuild(ctx context.Context, s *project.Service, o image.BuildOptions) error {
 	if image.RecipeDigest(o.Name) == "" {
-		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("there is no recipe named %q", o.Name), Hint: "the recipe is: " + defaultImage}
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("there is no recipe named %q", o.Name), Hint: "the recipe is: " + image.Default}
 	}
 	log, err := os.CreateTemp("", "devvm-image-build-*.log")
 	if err != nil {

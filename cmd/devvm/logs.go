@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
@@ -58,7 +56,11 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 		path = logs.Provision
 	}
 	if path != "" {
-		return a.showFile(ctx, path, o)
+		err := background.ShowLog(ctx, path, a.Out, o.tail, o.follow)
+		if errors.Is(err, fs.ErrNotExist) {
+			return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
+		}
+		return err
 	}
 	client, err := s.Connect(ctx, p)
 	if err != nil {
@@ -86,102 +88,4 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 		return ui.Exit(code)
 	}
 	return nil
-}
-
-// followEvery is how often a followed file is looked at.
-const followEvery = 200 * time.Millisecond
-
-// showFile copies a log file to the output; to follow it, until ctx ends.
-func (a *app) showFile(ctx context.Context, path string, o logsOptions) error {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
-	}
-	if err != nil {
-		return fmt.Errorf("read log: %w", err)
-	}
-	defer func() { f.Close() }()
-	if o.tail >= 0 {
-		if err := seekTail(f, o.tail); err != nil {
-			return fmt.Errorf("read log: %w", err)
-		}
-	}
-	tick := time.NewTicker(followEvery)
-	defer tick.Stop()
-	for {
-		if _, err := io.Copy(a.Out, f); err != nil {
-			return fmt.Errorf("read log: %w", err)
-		}
-		if !o.follow {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-		next, err := goOn(f, path)
-		if err != nil {
-			return fmt.Errorf("read log: %w", err)
-		}
-		if next != f {
-			_, err := io.Copy(a.Out, f) // what came to it last
-			f.Close()
-			if f = next; err != nil {
-				return fmt.Errorf("read log: %w", err)
-			}
-		}
-	}
-}
-
-// goOn returns the file in which a log goes on: another one, if libvirt has begun one, or
-// the same, at its end if it was shortened.
-func goOn(f *os.File, path string) (*os.File, error) {
-	was, err := f.Stat()
-	if err != nil {
-		return f, err
-	}
-	now, err := os.Stat(path)
-	if err != nil { // in between, or gone with the VM
-		return f, nil //nolint:nilerr // it may come back
-	}
-	if !os.SameFile(was, now) {
-		next, err := os.Open(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			return f, nil
-		}
-		return next, err
-	}
-	at, err := f.Seek(0, io.SeekCurrent)
-	if err == nil && at > was.Size() {
-		_, err = f.Seek(0, io.SeekEnd)
-	}
-	return f, err
-}
-
-// seekTail puts a file's offset where its last lines begin.
-func seekTail(f *os.File, lines int) error {
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil || lines == 0 {
-		return err
-	}
-	block := make([]byte, 64<<10)
-	for start := end; start > 0; {
-		n := min(start, int64(len(block)))
-		start -= n
-		if _, err := f.ReadAt(block[:n], start); err != nil {
-			return err
-		}
-		for i := n - 1; i >= 0; i-- {
-			if block[i] != '\n' || start+i == end-1 { // that ends the last line
-				continue
-			}
-			if lines--; lines == 0 {
-				_, err := f.Seek(start+i+1, io.SeekStart)
-				return err
-			}
-		}
-	}
-	_, err = f.Seek(0, io.SeekStart)
-	return err
 }

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
+
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -12,12 +15,8 @@ func (a *app) newLsCmd() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List all projects of this user that have a VM",
 		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.service()
-			if err != nil {
-				return err
-			}
-			list, err := s.List(cmd.Context())
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			list, err := s.List(ctx)
 			if err != nil {
 				return err
 			}
@@ -36,7 +35,7 @@ func (a *app) newLsCmd() *cobra.Command {
 				t.Row(st.Project, string(st.State), memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
 			}
 			return t.Flush()
-		},
+		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -17,12 +19,8 @@ such images but the newest of each name. Nothing of a project is touched, and it
 nuke is as quick as before; the up of a new project takes longer, if no other has a VM
 of the same shape, because it makes its template again.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := a.service()
-			if err != nil {
-				return err
-			}
-			freed, err := s.Prune(cmd.Context(), false)
+		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+			freed, err := s.Prune(ctx, false)
 			if err != nil {
 				return err
 			}
@@ -31,7 +29,7 @@ of the same shape, because it makes its template again.`,
 			}
 			fmt.Fprintf(a.Out, "templates: %s given back\nimages: %s given back\n", ui.Size(freed.Templates), ui.Size(freed.Images))
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd

@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/dockercontext"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -43,5 +44,5 @@ func (a *app) runRm(ctx context.Context, s *project.Service, p project.Project, 
 	if err != nil {
 		return err
 	}
-	return removeContext(ctx, p.Name)
+	return dockercontext.Remove(ctx, p.Name)
 }

@@ -52,7 +52,7 @@ func (a *app) runSSH(ctx context.Context, s *project.Service, p project.Project,
 			return err
 		}
 		return guest.SSHConfig(a.Out, guest.SSHHost{
-			Name:  contextName(p.Name),
+			Name:  "devvm-" + p.Name,
 			Keys:  keys,
 			Proxy: []string{s.Exe, "--project", p.Name, "ssh", "--proxy"},
 		})

@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/devvm/devvm/pkg/dockercontext"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -66,7 +68,14 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 		return err
 	}
 	if o.context {
-		if err := createContext(ctx, p.Name, s.Socket(p)); err != nil {
+		err := dockercontext.Create(ctx, p.Name, s.Socket(p))
+		if errors.Is(err, dockercontext.ErrNoClient) {
+			return &ui.Error{
+				Msg:  "the VM is up, but there is no Docker client on this host that a context could be for",
+				Hint: "use the VM's own client (devvm docker …), or install one and run devvm up --context again",
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -129,7 +138,7 @@ func (a *app) showUp(s *project.Service, p project.Project, o upOptions) error {
 	}
 	use := `eval "$(devvm env)"`
 	if o.context {
-		use = "docker --context " + contextName(p.Name) + " …   or   " + use
+		use = "docker --context " + dockercontext.Name(p.Name) + " …   or   " + use
 	}
 	fmt.Fprintf(a.Err, "\n%s is up. To use it:\n  %s\n  docker run …        any Docker client, unchanged (none here? devvm docker run …)\n  devvm ssh           a shell in the VM\n", ui.Escape(p.Name), use)
 	return nil

@@ -1,0 +1,61 @@
+// Package dockercontext keeps named contexts of projects in the configuration of this
+// host's Docker client, by that client itself. The current context is never switched.
+//
+// It imports no other package of devvm, and fails with [ErrNoClient] or as the client does.
+package dockercontext
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+)
+
+// ErrNoClient says that there is no Docker client on this host.
+var ErrNoClient = errors.New("there is no Docker client on this host")
+
+// Name is the name of a project's context.
+func Name(project string) string { return "devvm-" + project }
+
+// Create makes, or corrects, the project's context, which leads to the socket
+// (https://docs.docker.com/reference/cli/docker/context/create/).
+func Create(ctx context.Context, project, socket string) error {
+	docker, err := exec.LookPath("docker")
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoClient, err)
+	}
+	endpoint := "host=unix://" + socket
+	name := Name(project)
+	verb := "create"
+	if has(ctx, docker, name) {
+		verb = "update"
+	}
+	out, err := exec.CommandContext(ctx, docker, "context", verb, name, "--docker", endpoint, "--description", "devvm "+project).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("docker context %s %s: %w: %s", verb, name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// Remove removes the project's context, if there is one.
+func Remove(ctx context.Context, project string) error {
+	docker, err := exec.LookPath("docker")
+	if err != nil {
+		return nil //nolint:nilerr // without a client there is no context
+	}
+	name := Name(project)
+	if !has(ctx, docker, name) {
+		return nil
+	}
+	// --force: also when the user has made it the current one.
+	if out, err := exec.CommandContext(ctx, docker, "context", "rm", "--force", name).CombinedOutput(); err != nil {
+		return fmt.Errorf("docker context rm %s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// has tells whether the Docker client knows a context.
+func has(ctx context.Context, docker, name string) bool {
+	return exec.CommandContext(ctx, docker, "context", "inspect", name).Run() == nil
+}
