@@ -5,14 +5,14 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // Names of the files in a VM's key directory.
@@ -55,7 +55,7 @@ func GenerateKeys(dir string) (Keys, error) {
 		if err != nil {
 			return Keys{}, fmt.Errorf("make the VM's keys: %w", err)
 		}
-		if err := writeFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+		if err := file.ReplaceSafely(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
 			return Keys{}, err
 		}
 	}
@@ -106,7 +106,7 @@ func (k Keys) writePublic() error {
 		if have, err := os.ReadFile(path); err == nil && string(have) == text {
 			continue
 		}
-		if err := writeFile(path, []byte(text), 0o600); err != nil {
+		if err := file.ReplaceSafely(path, []byte(text), 0o600); err != nil {
 			return err
 		}
 	}
@@ -132,23 +132,4 @@ func (k Keys) KnownHostsFile() string { return filepath.Join(k.dir, knownHostsFi
 func publicLine(s ssh.Signer) string {
 	line := strings.TrimSuffix(string(ssh.MarshalAuthorizedKey(s.PublicKey())), "\n")
 	return line + " devvm\n"
-}
-
-// writeFile writes a file so that it is there completely or not at all, and
-// with its final mode from the first instant.
-func writeFile(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = f.Write(data)
-	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 const (
@@ -107,11 +109,11 @@ func (sc *scratch) commit(ctx context.Context, m Manifest) (Image, error) {
 		names = append(names, f.Name)
 	}
 	for _, name := range names {
-		if err := settle(sc.path(name), 0o444); err != nil {
+		if err := file.Settle(sc.path(name), 0o444); err != nil {
 			return fail(err)
 		}
 	}
-	if err := settle(sc.dir, 0o755); err != nil {
+	if err := file.Settle(sc.dir, 0o755); err != nil {
 		return fail(err)
 	}
 
@@ -134,22 +136,10 @@ func (sc *scratch) commit(ctx context.Context, m Manifest) (Image, error) {
 	if err := os.Rename(sc.dir, img.Dir); err != nil {
 		return fail(err)
 	}
-	if err := settle(sc.store.dir, 0o755); err != nil {
+	if err := file.Settle(sc.store.dir, 0o755); err != nil {
 		return fail(err)
 	}
 	return img, nil
-}
-
-// settle sets the mode of a file or directory and waits until it is on disk.
-func settle(path string, mode os.FileMode) error {
-	if err := os.Chmod(path, mode); err != nil {
-		return err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // sweep removes what builds and imports left that were killed. The caller

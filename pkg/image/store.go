@@ -14,9 +14,9 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
-	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/images"
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // retry is how often a lock that another process holds is tried again.
@@ -211,7 +211,7 @@ func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (free
 		if newest || inUse(img.Digest) {
 			continue
 		}
-		size := allocated(img.Dir)
+		size := file.Used(img.Dir)
 		if err := s.remove(img); err != nil {
 			return freed, err
 		}
@@ -233,22 +233,6 @@ func (s *Store) remove(img Image) error {
 		return fmt.Errorf("remove image %s: %w", img.Name, err)
 	}
 	return nil
-}
-
-// allocated is what the files in dir take on disk, in bytes.
-func allocated(dir string) int64 {
-	var n int64
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0
-	}
-	for _, e := range entries {
-		var st unix.Stat_t
-		if unix.Stat(filepath.Join(dir, e.Name()), &st) == nil {
-			n += st.Blocks * 512
-		}
-	}
-	return n
 }
 
 // lock makes changes to the store's directory exclusive. It is held for

@@ -3,7 +3,6 @@ package image
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // packageOf names the Debian package of each program that this package runs.
@@ -91,20 +92,11 @@ func (s *Store) env(more []string) []string {
 // checkSpace fails with *SpaceError if dir's file system, dir need not exist
 // yet, has less than need bytes for this user.
 func checkSpace(dir string, need int64) error {
-	var st unix.Statfs_t
-	at := dir
-	err := unix.Statfs(at, &st)
-	for errors.Is(err, unix.ENOENT) && filepath.Dir(at) != at {
-		at = filepath.Dir(at)
-		err = unix.Statfs(at, &st)
+	have, err := file.Free(dir)
+	if err == nil && have < need {
+		err = &SpaceError{Dir: dir, Need: need, Have: have}
 	}
-	if err != nil {
-		return fmt.Errorf("free space of %s: %w", dir, err)
-	}
-	if have := int64(st.Bavail) * st.Bsize; have < need {
-		return &SpaceError{Dir: dir, Need: need, Have: have}
-	}
-	return nil
+	return err
 }
 
 // command is a program whose messages go to a log and whose end can be waited

@@ -122,12 +122,14 @@ var mayImport = map[string][]string{
 	"pkg/doctor":        {"pkg/shell", "pkg/ui", "pkg/vm"},
 	"pkg/egress":        nil,
 	"pkg/engine":        nil,
+	"pkg/file":          nil,
 	"pkg/guard":         {"pkg/shell"},
-	"pkg/guest":         {"pkg/shell"},
-	"pkg/image":         {"images", "pkg/disk"},
+	"pkg/guest":         {"pkg/file", "pkg/shell"},
+	"pkg/image":         {"pkg/file", "images", "pkg/disk"},
 	"pkg/policy":        nil,
-	"pkg/ports":         {"pkg/relay"},
+	"pkg/ports":         {"pkg/file", "pkg/relay"},
 	"pkg/project": {
+		"pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/guest", "pkg/image",
 		"pkg/ports", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
@@ -135,10 +137,10 @@ var mayImport = map[string][]string{
 	"pkg/share":      nil,
 	"pkg/shell":      nil,
 	"pkg/supervisor": {"pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
-	"pkg/template":   nil,
+	"pkg/template":   {"pkg/file"},
 	"pkg/ui":         nil,
 	"pkg/usernet":    {"pkg/egress"},
-	"pkg/vm":         nil,
+	"pkg/vm":         {"pkg/file"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }

@@ -8,11 +8,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // Exposure opens a published port to others than this host, for a time.
@@ -89,19 +90,7 @@ func writeExposures(path string, all []Exposure) error {
 	if err != nil {
 		return fmt.Errorf("write exposures: %w", err)
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".exposures-") // 0600
-	if err != nil {
-		return fmt.Errorf("write exposures: %w", err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
+	if err := file.ReplaceSafely(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write exposures: %w", err)
 	}
 	return nil

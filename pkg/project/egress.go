@@ -11,6 +11,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -105,7 +106,7 @@ func (f paths) writeGranted(p egress.Policy) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.egress(), err)
 	}
-	return writeFile(f.egress(), append(b, '\n'), 0o600)
+	return file.Replace(f.egress(), append(b, '\n'), 0o600)
 }
 
 // enforce gives a network process that runs the policy of devvm.toml, unless it

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -116,7 +116,7 @@ func (f paths) writeRecord(dir string) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.record, err)
 	}
-	return writeFile(f.record, b, 0o600)
+	return file.Replace(f.record, b, 0o600)
 }
 
 // readRecord returns the directory noted, or "".
@@ -133,26 +133,4 @@ func (f paths) recorded() (dir, being string) {
 		return "", ""
 	}
 	return string(r.Dir), r.Being
-}
-
-// writeFile replaces a file's content in one step.
-func writeFile(path string, content []byte, mode fs.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	defer os.Remove(f.Name())
-	if _, err = f.Write(content); err == nil {
-		err = f.Chmod(mode)
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -33,7 +34,7 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 		return Loss{}, s.errNoVM(p)
 	}
 	// What an interrupted fork has left is nobody's.
-	loss := Loss{VM: exists(f.disk()) && !exists(f.forking()), Disk: used(f.vm), Undo: used(f.undo)}
+	loss := Loss{VM: exists(f.disk()) && !exists(f.forking()), Disk: file.Used(f.vm), Undo: file.Used(f.undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
 		loss.Snapshots = len(all)
 	}

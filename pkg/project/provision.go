@@ -9,6 +9,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -25,7 +26,7 @@ func (b *boot) provision(ctx context.Context) error {
 	case err == nil:
 		return nil
 	case len(steps) == 0:
-		return writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+		return file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
 	}
 	b.progress.Start("provision", "provision the new VM")
 	client, err := b.dial(ctx, b.project, b.accel)
@@ -55,7 +56,7 @@ func (b *boot) provision(ctx context.Context) error {
 			}
 		}
 	}
-	return writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+	return file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
 }
 
 // provisionSteps are the commands that provision a VM; none for nothing to do.

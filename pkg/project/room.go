@@ -1,15 +1,12 @@
 package project
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -36,19 +33,9 @@ func checkRoomForMemory(dir string, dom vm.Domain) error {
 // checkRoom refuses to write where less than need bytes are free. A dir that does not
 // exist yet will be made where its parent is.
 func checkRoom(dir string, need int64, what string) error {
-	for {
-		if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) || dir == filepath.Dir(dir) {
-			break
-		}
-		dir = filepath.Dir(dir)
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
+	free, err := file.Free(dir)
+	if err != nil || free >= need {
 		return nil //nolint:nilerr // what fails next says why
-	}
-	free := int64(st.Bavail) * st.Bsize
-	if free >= need {
-		return nil
 	}
 	return &ui.Error{
 		Msg:  fmt.Sprintf("only %s are free in %s; %s needs %s", ui.Size(free), dir, what, ui.Size(need)),

@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
@@ -214,7 +215,7 @@ func (s *Service) GrantMounts(ctx context.Context, p Project, lines []string) er
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.mounts(), err)
 	}
-	return writeFile(f.mounts(), b, 0o600)
+	return file.Replace(f.mounts(), b, 0o600)
 }
 
 // grantedMounts are those of GrantMounts.
@@ -259,7 +260,7 @@ func (b *boot) settleShares() error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", b.files.shares(), err)
 	}
-	return writeFile(b.files.shares(), text, 0o600)
+	return file.Replace(b.files.shares(), text, 0o600)
 }
 
 // readShares returns what settleShares has written last.

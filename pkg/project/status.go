@@ -3,13 +3,12 @@ package project
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"path/filepath"
 	"sort"
-	"syscall"
 	"time"
 
 	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -54,7 +53,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	f := s.Dirs.paths(p.Name)
 	dom, err := s.get(ctx, p)
 	if errors.Is(err, vm.ErrNotFound) && exists(f.undo) {
-		return Status{Project: p.Name, Dir: p.Dir, State: StateAbsent, UndoUsed: used(f.undo), Next: "devvm up"}, nil
+		return Status{Project: p.Name, Dir: p.Dir, State: StateAbsent, UndoUsed: file.Used(f.undo), Next: "devvm up"}, nil
 	}
 	if err != nil {
 		return Status{}, err
@@ -114,8 +113,8 @@ func (s *Service) summary(dom vm.Domain) Status {
 		Memory:    dom.Memory,
 		Accel:     dom.Accel,
 		Image:     dom.Image,
-		DiskUsed:  used(f.vm),
-		UndoUsed:  used(f.undo),
+		DiskUsed:  file.Used(f.vm),
+		UndoUsed:  file.Used(f.undo),
 		SavedUsed: dom.Saved,
 	}
 }
@@ -156,7 +155,7 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 		}
 		out = append(out, Status{
 			Project: name, Dir: dir, DirGone: !exists(dir), State: StateAbsent,
-			DiskUsed: used(f.vm), UndoUsed: used(f.undo),
+			DiskUsed: file.Used(f.vm), UndoUsed: file.Used(f.undo),
 		})
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Dir < out[j].Dir })
@@ -197,21 +196,4 @@ func (s *Service) eachDisk(ctx context.Context, f func(path string, backing []st
 		}
 	}
 	return nil
-}
-
-// used sums the blocks that the files below a directory really take, in bytes.
-func used(dir string) int64 {
-	var sum int64
-	_ = filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // a file that vanishes meanwhile takes no blocks
-		}
-		if info, err := d.Info(); err == nil && d.Type().IsRegular() {
-			if st, ok := info.Sys().(*syscall.Stat_t); ok {
-				sum += st.Blocks * 512 // stat(2): st_blocks counts 512-byte units
-			}
-		}
-		return nil
-	})
-	return sum
 }

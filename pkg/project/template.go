@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/template"
@@ -188,7 +189,7 @@ func (b *boot) fork(ctx context.Context, img image.Image) error {
 func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) error {
 	b.progress.Start("fork", "fork the template "+t.ID)
 	// Until the VM runs, its files are nobody's: the next run starts over.
-	if err := writeFile(b.files.forking(), []byte(t.ID), 0o600); err != nil {
+	if err := file.Replace(b.files.forking(), []byte(t.ID), 0o600); err != nil {
 		return err
 	}
 	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
@@ -238,7 +239,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 		b.Log.Warn("template", "err", err)
 	}
 	if t.Provision != "" {
-		if err := writeFile(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {
+		if err := file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -557,7 +558,7 @@ func (b *boot) writeCredentials(img image.Image) error {
 		for len(content) < credentialSizes[name] {
 			content = append(content, '\n')
 		}
-		if err := writeFile(filepath.Join(b.files.credentials(), name), content, 0o600); err != nil {
+		if err := file.Replace(filepath.Join(b.files.credentials(), name), content, 0o600); err != nil {
 			return err
 		}
 	}

@@ -7,7 +7,7 @@
 // the moment a template is there, and it is there whole or not at all.
 //
 // The package knows nothing of VMs or projects: who uses a template is asked through
-// a function that the caller passes. It imports no other package of devvm.
+// a function that the caller passes. It imports no package of devvm but file.
 //
 // Errors wrap [ErrNotFound], [ErrInUse] or the operating system's own.
 package template
@@ -28,10 +28,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // Errors that callers tell apart.
@@ -101,14 +102,16 @@ func (t Template) Disk() string { return filepath.Join(t.Dir, diskName) }
 func (t Template) Memory() string { return filepath.Join(t.Dir, memoryName) }
 
 // Used is what its files take on this host, in bytes.
-func (t Template) Used() int64 { return blocks(t.Disk()) + blocks(t.Memory()) + blocks(t.spare()) }
+func (t Template) Used() int64 {
+	return file.Used(t.Disk()) + file.Used(t.Memory()) + file.Used(t.spare())
+}
 
 // spare is the path of a copy of its memory.
 func (t Template) spare() string { return filepath.Join(t.Dir, spareName) }
 
 // Warm tells whether it can be forked from: a template whose memory was dropped is
 // kept for the disks that lie on its own.
-func (t Template) Warm() bool { return blocks(t.Memory()) > 0 }
+func (t Template) Warm() bool { return file.Used(t.Memory()) > 0 }
 
 const (
 	diskName     = "disk.qcow2"
@@ -349,7 +352,7 @@ func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) 
 	if err := os.WriteFile(filepath.Join(making, manifestName), append(b, '\n'), 0o444); err != nil {
 		return t, err
 	}
-	for _, file := range []struct {
+	for _, part := range []struct {
 		from, name string
 		mode       fs.FileMode
 	}{
@@ -357,36 +360,23 @@ func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) 
 		{memory, memoryName, 0o400}, // nobody reads it but who copies it
 		{"", manifestName, 0o444},
 	} {
-		to := filepath.Join(making, file.name)
-		if file.from != "" {
-			if err := os.Rename(file.from, to); err != nil {
+		to := filepath.Join(making, part.name)
+		if part.from != "" {
+			if err := os.Rename(part.from, to); err != nil {
 				return t, err
 			}
 		}
-		if err := settle(to, file.mode); err != nil {
+		if err := file.Settle(to, part.mode); err != nil {
 			return t, err
 		}
 	}
-	if err := settle(making, 0o711); err != nil {
+	if err := file.Settle(making, 0o711); err != nil {
 		return t, err
 	}
 	if err := os.Rename(making, t.Dir); err != nil {
 		return t, err
 	}
-	return t, settle(s.dir, 0o711)
-}
-
-// settle sets a mode and waits until the file is on the disk: what a power cut leaves
-// must not look like a template.
-func settle(path string, mode fs.FileMode) error {
-	if err := os.Chmod(path, mode); err != nil {
-		return err
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return t, file.Settle(s.dir, 0o711)
 }
 
 // Distrust keeps a template from being forked again; disks that lie on its own stay
@@ -481,7 +471,7 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 		switch {
 		case keep(t):
 		case used[t.ID] && t.Warm():
-			n := blocks(t.Memory()) + blocks(t.spare())
+			n := file.Used(t.Memory()) + file.Used(t.spare())
 			if err := s.Distrust(t); err != nil {
 				return freed, removed, err
 			}
@@ -509,16 +499,4 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 		}
 	}
 	return freed, removed, nil
-}
-
-// blocks is what a file takes on this host, in bytes; 0 if there is none.
-func blocks(path string) int64 {
-	info, err := os.Stat(path)
-	if err != nil {
-		return 0
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return st.Blocks * 512 // stat(2): st_blocks counts 512-byte units
-	}
-	return info.Size()
 }

@@ -11,6 +11,8 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // add puts a template of the shape into the store.
@@ -139,8 +141,8 @@ func TestAnotherVersion(t *testing.T) {
 	used := map[string]bool{tpl.ID: true}
 	users := func(context.Context) (map[string]bool, error) { return used, nil }
 	none := func(Template) bool { return false }
-	if freed, err := s.Prune(t.Context(), users, none); err != nil || freed == 0 || blocks(tpl.Memory()) > 0 || blocks(tpl.Disk()) == 0 {
-		t.Errorf("of one whose disk is used %d bytes were given back, its memory is %d, its disk %d, %v", freed, blocks(tpl.Memory()), blocks(tpl.Disk()), err)
+	if freed, err := s.Prune(t.Context(), users, none); err != nil || freed == 0 || file.Used(tpl.Memory()) > 0 || file.Used(tpl.Disk()) == 0 {
+		t.Errorf("of one whose disk is used %d bytes were given back, its memory is %d, its disk %d, %v", freed, file.Used(tpl.Memory()), file.Used(tpl.Disk()), err)
 	}
 	delete(used, tpl.ID)
 	if _, err := s.Remove(t.Context(), tpl.ID, users); err != nil {
@@ -233,7 +235,7 @@ func TestLendKeep(t *testing.T) {
 	s := store(t)
 	a := add(t, s, Shape{CPUs: 1}, "")
 	scratch := filepath.Join(t.TempDir(), "memory")
-	if err := s.Lend(a, scratch); err != nil || blocks(scratch) > 0 {
+	if err := s.Lend(a, scratch); err != nil || file.Used(scratch) > 0 {
 		t.Errorf("lent what there is not: %v", err)
 	}
 	for range 2 { // the second replaces the first
@@ -245,13 +247,13 @@ func TestLendKeep(t *testing.T) {
 			t.Errorf("not kept: %v", err)
 		}
 	}
-	if err := s.Lend(a, scratch); err != nil || blocks(scratch) == 0 {
+	if err := s.Lend(a, scratch); err != nil || file.Used(scratch) == 0 {
 		t.Errorf("not lent: %v", err)
 	}
 	if err := s.Keep(a, scratch); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Distrust(a); err != nil || blocks(a.spare()) > 0 {
+	if err := s.Distrust(a); err != nil || file.Used(a.spare()) > 0 {
 		t.Errorf("a template that is not trusted still has a copy: %v", err)
 	}
 	if err := s.Lend(a, scratch); err != nil {
@@ -263,7 +265,7 @@ func TestLendKeep(t *testing.T) {
 	if err := os.WriteFile(scratch, []byte("copy"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Keep(a, scratch); err != nil || blocks(scratch) > 0 {
+	if err := s.Keep(a, scratch); err != nil || file.Used(scratch) > 0 {
 		t.Errorf("the copy of a template that is gone was left: %v", err)
 	}
 }

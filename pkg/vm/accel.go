@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/file"
 )
 
 // AccelStore remembers whether KVM really runs VMs on this host. That the
@@ -125,21 +127,7 @@ func (s *AccelStore) save(all map[string]proof) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, filepath.Base(s.path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(b, '\n'))
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), s.path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
+	return file.Replace(s.path, append(b, '\n'), 0o600)
 }
 
 // accelKey names what decides whether KVM works: the kernel, QEMU, the CPU, and

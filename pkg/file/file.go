@@ -1,0 +1,83 @@
+// Package file replaces files whole, and tells what files take of a disk and what is free.
+//
+// It imports no other package of devvm, and fails as the operating system does.
+package file
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Replace writes a file with the mode, which is there completely or, on an error, as it
+// was before. After a power cut it may be empty; see [ReplaceSafely].
+func Replace(path string, content []byte, mode fs.FileMode) error {
+	return replace(path, content, mode, func(*os.File) error { return nil })
+}
+
+// ReplaceSafely is Replace that waits until the content is on the disk.
+func ReplaceSafely(path string, content []byte, mode fs.FileMode) error {
+	return replace(path, content, mode, (*os.File).Sync)
+}
+
+func replace(path string, content []byte, mode fs.FileMode, sync func(*os.File) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Chmod(mode), sync(f), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+// Settle sets the mode of a file or directory and waits until it is on the disk.
+func Settle(path string, mode fs.FileMode) error {
+	if err := os.Chmod(path, mode); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// Used is how many bytes of the disk a file, or all files below a directory, take; 0 if
+// there is none. A sparse file takes less than its size.
+func Used(path string) int64 {
+	var sum int64
+	_ = filepath.WalkDir(path, func(path string, d fs.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil && d.Type().IsRegular() && unix.Lstat(path, &st) == nil {
+			sum += st.Blocks * 512 // stat(2): st_blocks counts 512-byte units
+		}
+		return nil // one that vanishes meanwhile takes nothing
+	})
+	return sum
+}
+
+// Free is how many bytes this user can still write into a directory, which need not
+// exist yet: it will be made in the nearest one above it that does.
+func Free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	err := unix.Statfs(dir, &st)
+	for at := dir; errors.Is(err, unix.ENOENT) && filepath.Dir(at) != at; {
+		at = filepath.Dir(at)
+		err = unix.Statfs(at, &st)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}

@@ -1,0 +1,89 @@
+package file_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/devvm/devvm/pkg/file"
+)
+
+func TestReplace(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "f")
+	for i, replace := range []func(string, []byte, fs.FileMode) error{file.Replace, file.ReplaceSafely} {
+		for _, text := range []string{"first", "second"} {
+			mode := fs.FileMode(0o600 + i*0o44)
+			if err := replace(path, []byte(text), mode); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(path)
+			if err != nil || string(got) != text {
+				t.Errorf("%q, %v", got, err)
+			}
+			if info, err := os.Stat(path); err != nil || info.Mode() != mode {
+				t.Errorf("%v, %v", info.Mode(), err)
+			}
+		}
+	}
+	// What cannot be replaced stays, and nothing is left beside it.
+	busy := filepath.Join(dir, "d")
+	if err := os.MkdirAll(filepath.Join(busy, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Replace(busy, []byte("x"), 0o600); err == nil {
+		t.Error("a directory was replaced")
+	}
+	if err := file.Replace(filepath.Join(dir, "none", "f"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+		t.Error(entries, err)
+	}
+}
+
+func TestUsed(t *testing.T) {
+	dir := t.TempDir()
+	if n := file.Used(filepath.Join(dir, "none")); n != 0 {
+		t.Error(n)
+	}
+	whole, sparse := filepath.Join(dir, "a", "whole"), filepath.Join(dir, "sparse")
+	if err := os.Mkdir(filepath.Dir(whole), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.ReplaceSafely(whole, make([]byte, 64<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(file.Replace(sparse, nil, 0o600), os.Truncate(sparse, 1<<30)); err != nil {
+		t.Fatal(err)
+	}
+	if n := file.Used(whole); n < 64<<10 || file.Used(dir) != n+file.Used(sparse) || n > 1<<20 {
+		t.Errorf("%d of %d", n, file.Used(dir))
+	}
+}
+
+func TestFree(t *testing.T) {
+	dir := t.TempDir()
+	here, err := file.Free(dir)
+	if err != nil || here <= 0 {
+		t.Error(here, err)
+	}
+	if there, err := file.Free(filepath.Join(dir, "not", "yet")); err != nil || there <= 0 {
+		t.Error(there, err)
+	}
+}
+
+func TestSettle(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	if err := errors.Join(file.Replace(path, nil, 0o600), file.Settle(path, 0o400)); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o400 {
+		t.Error(info, err)
+	}
+	if err := file.Settle(path+"none", 0o400); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+}
