@@ -47,9 +47,6 @@ func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.
 	if err != nil {
 		return err
 	}
-	if _, err := files.stillborn(dom); err != nil {
-		return err
-	}
 	return f(hv, dom)
 }
 

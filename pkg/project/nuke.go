@@ -33,8 +33,7 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 	if !exists(f.vm) && !exists(f.undo) {
 		return Loss{}, s.errNoVM(p)
 	}
-	// What an interrupted fork has left is nobody's.
-	loss := Loss{VM: exists(f.disk()) && !exists(f.forking()), Disk: file.Used(f.vm), Undo: file.Used(f.undo)}
+	loss := Loss{VM: f.isUsed(), Disk: file.Used(f.vm), Undo: file.Used(f.undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
 		loss.Snapshots = len(all)
 	}
@@ -94,10 +93,6 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	}
 	show := &steps{Progress: pr}
 	dom, err := s.find(ctx, hv, p)
-	stillborn, serr := f.stillborn(dom)
-	if serr != nil {
-		return serr
-	}
 	// Of a VM that ran, libvirt still has something to do when its QEMU has ended. The
 	// next VM does not wait for that until it takes the name.
 	overtakes := err == nil && dom.State == vm.StateRunning && !o.NoUp && !o.Undo
@@ -116,11 +111,6 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
-	}
-	if stillborn { // no disk that is worth keeping, least of all instead of the undo
-		if err := removeAll(f.vm); err != nil {
-			return err
-		}
 	}
 	if o.Undo {
 		err = f.swap()
@@ -159,7 +149,7 @@ func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
 // setAside makes the VM's files the undo. Each step leaves a state from which
 // the next run goes on: a VM, or its undo, is always whole.
 func (f paths) setAside() error {
-	if !exists(f.disk()) { // a nuke was interrupted after the rename: keep that undo
+	if !f.isUsed() { // a nuke was interrupted: keep that undo
 		return removeAll(f.vm)
 	}
 	if err := removeAll(f.undo); err != nil {
@@ -175,7 +165,7 @@ func (f paths) setAside() error {
 // that an undo can be undone.
 func (f paths) swap() error {
 	var err error
-	if exists(f.disk()) {
+	if f.isUsed() {
 		err = unix.Renameat2(unix.AT_FDCWD, f.vm, unix.AT_FDCWD, f.undo, unix.RENAME_EXCHANGE)
 	} else if err = removeAll(f.vm); err == nil {
 		err = os.Rename(f.undo, f.vm)

@@ -69,7 +69,12 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Had:     shares.Had,
 			Told:    exists(filepath.Join(f.credentials(), credentialShare)),
 		},
-		Ping:  func(ctx context.Context) error { return engine.Ping(ctx, f.dockerSocket()) },
+		Ping: func(ctx context.Context) error {
+			if err := engine.Ping(ctx, f.dockerSocket()); err != nil {
+				return err
+			}
+			return f.markUsed()
+		},
 		Ports: s.portOptions(f),
 		Guard: s.guardOptions(f),
 	}, nil

@@ -205,6 +205,12 @@ func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error)
 		return nil, errNotRunning(p, dom.State)
 	}
 	client, err := s.dial(ctx, p, dom.Accel)
+	if err == nil {
+		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+			_ = client.Close()
+			return nil, err
+		}
+	}
 	if err != nil {
 		return nil, &ui.Error{
 			Msg:  fmt.Sprintf("the VM of project %s runs, but its SSH does not answer", p.Name),

@@ -48,6 +48,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 				Hint: "choose another name, or remove it with: devvm snapshot rm " + name,
 			}
 		}
+		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+			return err
+		}
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"

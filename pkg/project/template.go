@@ -188,8 +188,7 @@ func (b *boot) fork(ctx context.Context, img image.Image) error {
 // forkFrom makes the project's VM from a template and waits for its engine.
 func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) error {
 	b.progress.Start("fork", "fork the template "+t.ID)
-	// Until the VM runs, its files are nobody's: the next run starts over.
-	if err := file.Replace(b.files.forking(), []byte(t.ID), 0o600); err != nil {
+	if err := b.files.markUnused(); err != nil {
 		return err
 	}
 	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
@@ -243,9 +242,6 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 			return err
 		}
 	}
-	if err := os.Remove(b.files.forking()); err != nil {
-		return fmt.Errorf("fork: %w", err)
-	}
 	return b.await(ctx, nil)
 }
 
@@ -270,21 +266,6 @@ func (b *boot) parents(t template.Template, img image.Image) []string {
 		return []string{img.Disk()}
 	}
 	return []string{template.Template{Dir: filepath.Join(b.Templates.Dir(), t.Parent)}.Disk(), img.Disk()}
-}
-
-// stillborn settles what an interrupted fork has left: one whose VM runs is as good
-// as any from then on; of any other the files are nobody's, and it is true.
-func (f paths) stillborn(dom vm.Domain) (bool, error) {
-	if !exists(f.forking()) {
-		return false, nil
-	}
-	if dom.State != vm.StateRunning && dom.State != vm.StatePaused {
-		return true, nil
-	}
-	if err := os.Remove(f.forking()); err != nil {
-		return false, fmt.Errorf("settle an interrupted fork: %w", err)
-	}
-	return false, nil
 }
 
 // discard removes the VM of a fork or template that did not come to be, for another

@@ -96,11 +96,9 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		return err
 	}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
-	stillborn, err := f.stillborn(dom)
-	if err != nil {
-		return err
-	}
-	if stillborn {
+	// A VM that nobody has used goes on only if it runs, and is the one that is wanted.
+	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
+	if exists(f.unused()) && !(runs && dom.Config == cfg.StartHash()) {
 		if err := b.discard(ctx); err != nil {
 			return err
 		}
@@ -395,6 +393,9 @@ func (b *boot) prepare(ctx context.Context, img image.Image) error {
 		}
 	} else {
 		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
+			return err
+		}
+		if err := b.files.markUnused(); err != nil {
 			return err
 		}
 		b.progress.Start("disk", "making a disk of "+ui.Size(size))
