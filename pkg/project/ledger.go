@@ -191,7 +191,7 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 // BuildTemplate makes the template that the project's next new VM is forked from,
 // unless there is one. It returns the ID.
 func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress) (string, error) {
-	if err := s.checkConfig(p, true); err != nil {
+	if err := s.checkConfig(ctx, p, true, true); err != nil {
 		return "", err
 	}
 	f := s.Dirs.paths(p.Name)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"time"
 
@@ -81,13 +80,7 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	}
 	defer hv.Close()
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
-		if _, err := os.Stat(p.Dir); errors.Is(err, fs.ErrNotExist) {
-			return &ui.Error{
-				Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
-				Hint: "to remove its VM: devvm --project " + p.Name + " rm",
-			}
-		}
-		if err := s.checkConfig(p, !o.Undo); err != nil {
+		if err := s.checkConfig(ctx, p, !o.Undo, !o.Undo); err != nil {
 			return err
 		}
 	}

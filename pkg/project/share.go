@@ -1,6 +1,7 @@
 package project
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,15 +100,21 @@ func (s *Service) export(p Project, m config.Mount) (share.Export, error) {
 	if e.Target == "" {
 		e.Target = e.Source // by the path that the user calls it, links and all
 	}
-	if !within(p.Dir, e.Source) {
-		// What is in the project's directory is the VM's to change: there, a link is
-		// not followed, now or later. Elsewhere it is the user's, who is asked about
-		// where it leads.
-		resolved, err := filepath.EvalSymlinks(e.Source)
-		if err != nil {
-			return e, err
-		}
+	resolved, err := filepath.EvalSymlinks(e.Source)
+	info, serr := os.Stat(e.Source)
+	switch err := cmp.Or(err, serr); {
+	case errors.Is(err, fs.ErrNotExist) && strings.Contains(m.Source, "$"):
+		return e, fmt.Errorf("there is no %s (variables are not expanded; ~/ is your home)", e.Source)
+	case errors.Is(err, fs.ErrNotExist):
+		return e, fmt.Errorf("there is no %s", e.Source)
+	case err != nil:
+		return e, err
+	case !info.IsDir():
+		return e, fmt.Errorf("%s is not a directory", e.Source)
+	case !within(p.Dir, e.Source): // it is the user's, who is asked about where it leads
 		e.Source = resolved
+	case resolved != e.Source: // it is the VM's to change
+		return e, fmt.Errorf("%s is, or is below, a symbolic link, and in the project's directory none is followed", e.Source)
 	}
 	if why := s.unfit(e); why != "" {
 		return e, errors.New(why)
@@ -232,21 +239,27 @@ func (f paths) grantedMounts() ([]string, error) {
 	return lines, nil
 }
 
-// settleShares writes down what the VM has from now on.
-func (b *boot) settleShares() error {
-	all, note, err := b.shares(b.project, b.cfg)
+// grantedShares is shares, if the user has agreed to all of them.
+func (s *Service) grantedShares(p Project, cfg config.Config) (shared, string, error) {
+	all, note, err := s.shares(p, cfg)
 	if err != nil {
-		return err
+		return all, note, err
 	}
-	ungranted, err := b.ungranted(b.project, all)
-	if err != nil {
-		return err
-	}
-	if len(ungranted) > 0 {
-		return &ui.Error{
+	ungranted, err := s.ungranted(p, all)
+	if err == nil && len(ungranted) > 0 {
+		err = &ui.Error{
 			Msg:  fmt.Sprintf("%s asks for directories outside the project that were not granted to it: %s", config.FileName, strings.Join(ungranted, ", ")),
 			Hint: "look at it, and grant them with: devvm up",
 		}
+	}
+	return all, note, err
+}
+
+// settleShares writes down what the VM has from now on.
+func (b *boot) settleShares() error {
+	all, note, err := b.grantedShares(b.project, b.cfg)
+	if err != nil {
+		return err
 	}
 	if note != "" {
 		b.progress.Note("%s", note)

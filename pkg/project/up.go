@@ -35,7 +35,7 @@ const kernelMarker = "devvm: kernel up"
 // is there already is kept; what an earlier run left half done is completed.
 func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	f := s.Dirs.paths(p.Name)
-	if err := s.checkConfig(p, !exists(f.provisioned())); err != nil { // before anything is made
+	if err := s.checkConfig(ctx, p, !exists(f.provisioned()), !exists(f.disk())); err != nil { // before anything is made
 		return err
 	}
 	s.rememberHost(ctx)
@@ -54,14 +54,47 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	return s.up(ctx, hv, p, &steps{Progress: pr})
 }
 
-// checkConfig finds what is wrong with the project's configuration, for a VM
-// that is yet to be provisioned or for any.
-func (s *Service) checkConfig(p Project, fresh bool) error {
+// checkConfig finds what is wrong with the project's configuration, for a VM that is yet
+// to be provisioned, or even made, or for any.
+func (s *Service) checkConfig(ctx context.Context, p Project, provision, fresh bool) error {
+	if !exists(p.Dir) {
+		return &ui.Error{
+			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
+			Hint: "bring it back, if it was renamed or moved, or remove its VM: devvm --project " + p.Name + " rm",
+		}
+	}
 	cfg, err := s.granted(p)
-	if err != nil || !fresh {
+	if err != nil {
 		return err
 	}
-	return cfg.CheckProvision()
+	if _, _, err := s.grantedShares(p, cfg); err != nil {
+		return err
+	}
+	if provision {
+		if err := cfg.CheckProvision(); err != nil {
+			return err
+		}
+	}
+	if !fresh {
+		return nil
+	}
+	img, err := s.Images.Resolve(ctx, cfg.Image)
+	switch {
+	case err == nil:
+		return cfg.CheckDisk(img.DiskSize)
+	case errors.Is(err, image.ErrNotFound) && image.RecipeDigest(cfg.Image) != "": // it is yet to be built
+		return nil
+	}
+	return explainImage(cfg, err)
+}
+
+// explainImage says what is wrong with the image of a configuration.
+func explainImage(cfg config.Config, err error) error {
+	e := &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "see what there is with: devvm image ls"}
+	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
+		e.Code, e.Hint = ui.ExitError, ""
+	}
+	return e
 }
 
 // up is Up under the project's lock.
@@ -446,16 +479,11 @@ func (b *boot) newImage(ctx context.Context) (image.Image, error) {
 	if err == nil && img.Recipe != "" && recipe != "" && img.Recipe != recipe {
 		b.progress.Note("this devvm comes with a newer recipe of image %s; build it with: devvm image build %s", img.Name, img.Name)
 	}
-	if !errors.Is(err, image.ErrNotFound) {
-		return img, err
-	}
-	if recipe == "" {
-		return img, &ui.Error{
-			Code: ui.ExitUsage,
-			Msg:  fmt.Sprintf("no image is named %q", b.cfg.Image),
-			Hint: "see what there is with: devvm image ls",
-			Err:  err,
-		}
+	switch {
+	case err == nil:
+		return img, nil
+	case !errors.Is(err, image.ErrNotFound), recipe == "":
+		return img, explainImage(b.cfg, err)
 	}
 	b.progress.Start("image", "building the base image "+b.cfg.Image+" (once)")
 	log, err := os.OpenFile(filepath.Join(b.files.logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
