@@ -59,6 +59,8 @@ const (
 	patienceTCG = 6 * time.Minute
 	// patienceKernel is many times what a kernel needs on a busy host without KVM.
 	patienceKernel = 90 * time.Second
+	// patienceForPorts is for those of containers to be open, when the engine answers.
+	patienceForPorts = 5 * time.Second
 )
 
 // guestAddress is where the guest's sshd listens on the VM's network.

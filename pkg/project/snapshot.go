@@ -69,10 +69,35 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		if err := hv.Snapshot(ctx, p.Name, name); err != nil {
 			return err
 		}
+		if dom.State == vm.StateRunning {
+			if err := s.takeUp(ctx, p); err != nil {
+				return err
+			}
+		}
 		phase.Done()
 		return nil
 	})
 	return name, err
+}
+
+// takeUp has the supervisor of a running VM take up its work again, and waits until
+// docker.sock and published ports are as they were; not for long: they come by themselves.
+func (s *Service) takeUp(ctx context.Context, p Project) error {
+	sup := s.supervisor(p)
+	err := sup.Resume(ctx)
+	if errors.Is(err, supervisor.ErrNone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	patient, cancel := context.WithTimeout(ctx, 2*patienceForPorts)
+	defer cancel()
+	err = sup.Watch(patient, func(st supervisor.Status) bool { return st.State != supervisor.StateReady || !st.PortsKnown })
+	if patient.Err() != nil || errors.Is(err, supervisor.ErrNone) {
+		return ctx.Err()
+	}
+	return err
 }
 
 // Snapshots lists the snapshots of the project's VM, the oldest first.

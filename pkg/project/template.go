@@ -191,6 +191,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	if err := b.files.markUnused(); err != nil {
 		return err
 	}
+	b.forked = t.Provision == "" // which may have started containers
 	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
 	if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
 		return fmt.Errorf("make keys: %w", err)

@@ -200,6 +200,7 @@ type boot struct {
 	progress *steps
 	accel    vm.Accel
 	cold     bool     // boot, do not fork a template
+	forked   bool     // the VM has just been made without any container
 	backing  []string // what the disk lies on, the uppermost first
 }
 
@@ -349,6 +350,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 		b.progress.Fail(err)
 		b.progress.Warn("%v: booting instead, which takes longer", err)
+		b.forked = false
 		if err := errors.Join(b.discard(ctx), b.makeDirs(b.files)); err != nil {
 			return err
 		}
@@ -805,9 +807,10 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	// Ready is what the supervisor knows, and a VM that has just crashed looks ready for
 	// some seconds: the engine itself has the last word.
 	answers := make(chan error, 1)
-	asking := false
+	asking, answered := false, false
+	var patiencePorts <-chan time.Time
 	ask := func() {
-		if asking || last.State != supervisor.StateReady {
+		if asking || answered || last.State != supervisor.StateReady {
 			return
 		}
 		asking = true
@@ -816,11 +819,19 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	for {
 		select {
 		case err := <-answers:
-			if err == nil {
+			if err == nil && (last.PortsKnown || b.forked) {
 				return nil
 			}
-			asking = false
+			asking, answered = false, err == nil
+			if answered {
+				patiencePorts = time.After(patienceForPorts)
+			}
+		case <-patiencePorts: // a supervisor of another version may not tell
+			return nil
 		case last = <-states:
+			if answered && last.PortsKnown {
+				return nil
+			}
 			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
 				return &ui.Error{
 					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),

@@ -87,8 +87,13 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 func (s *supervisor) setPorts(link *guest.Client, list []ports.Published) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.link == link {
-		s.ports.Set(list)
+	if s.link != link {
+		return
+	}
+	s.ports.Set(list)
+	if !s.status.PortsKnown {
+		s.status.PortsKnown = true
+		s.tell()
 	}
 }
 

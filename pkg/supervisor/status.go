@@ -48,6 +48,9 @@ type Status struct {
 	// its kernel, or by a command in it.
 	Rebooted time.Time `json:"rebooted,omitzero"`
 	Ports    int       `json:"ports"` // published ones that are open on this host
+	// PortsKnown says that in this StateReady the engine has listed what is published, and
+	// that it has been opened.
+	PortsKnown bool `json:"ports_known"`
 
 	Exposures []ports.Exposed `json:"exposures,omitempty"` // to others than this host
 

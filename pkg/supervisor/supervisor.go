@@ -286,9 +286,14 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	}
 	s.Log.Info("state", "state", state, "reason", reason)
 	if s.status.State != state {
-		s.status.Since = time.Now()
+		s.status.Since, s.status.PortsKnown = time.Now(), false
 	}
 	s.status.State, s.status.Error = state, reason
+	s.tell()
+}
+
+// tell wakes those who wait for a change. The caller holds the lock.
+func (s *supervisor) tell() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -301,8 +306,7 @@ func (s *supervisor) use(link *guest.Client) {
 		return
 	}
 	s.link = link
-	close(s.changed)
-	s.changed = make(chan struct{})
+	s.tell()
 }
 
 // suspend ends the link and keeps it down, or lets it come up again.
