@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -83,9 +85,25 @@ func hostLacks(err error) bool {
 		errors.Is(err, image.ErrNoUserNamespaces)
 }
 
+// cobraSays are texts of cobra about arguments and flags, and how devvm says them of a
+// command.
+var cobraSays = []struct {
+	text *regexp.Regexp
+	say  string
+}{
+	{regexp.MustCompile(`^accepts (?:at most )?(\d+) arg\(s\), received (\d+)$`), "number of arguments: %s takes $1, not $2"},
+	{regexp.MustCompile(`^requires at least (\d+) arg\(s\), only received (\d+)$`), "number of arguments: %s takes $1 or more, not $2"},
+	{regexp.MustCompile(`^if any flags in the group \[(\S+) .*\] are set none of the others can be; \[(\S+) (\S+?)[] ].*$`), "%s: --$2 and --$3 do not go together"},
+}
+
 // misused explains what is wrong with a command's flags or arguments.
 func misused(cmd *cobra.Command, err error) error {
 	e := &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: " + cmd.CommandPath() + " --help"}
+	for _, known := range cobraSays {
+		if say := fmt.Sprintf(known.say, cmd.CommandPath()); known.text.MatchString(e.Msg) {
+			e.Msg = known.text.ReplaceAllString(e.Msg, say)
+		}
+	}
 	words := cmd.Flags().Args()
 	// cobra calls a word that is too many an unknown command. It is a project's name, as
 	// other tools take it.
@@ -93,6 +111,9 @@ func misused(cmd *cobra.Command, err error) error {
 		e.Msg = fmt.Sprintf("%s takes no arguments, but got %q", cmd.CommandPath(), words[0])
 		if !cmd.Parent().HasParent() {
 			e.Hint = "a project is named with: " + cmd.CommandPath() + " --project NAME"
+		}
+		if cmd.Flags().Lookup("shell") != nil && shell.Known(words[0]) {
+			e.Hint = "a shell is named with: " + cmd.CommandPath() + " --shell " + words[0]
 		}
 	}
 	return e
@@ -228,6 +249,9 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		p, err := project.Find(dir)
 		if err != nil {
 			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: "go to a project's directory, or name one with -C or --project"}
+		}
+		if here, err := project.New(dir); err == nil && here.Dir != p.Dir && s.Exists(here) {
+			fmt.Fprintf(a.Err, "note: this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s\n", p.Name, ui.Escape(p.Dir), here.Name)
 		}
 		return p, nil
 	}

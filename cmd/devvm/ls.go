@@ -32,7 +32,7 @@ func (a *app) newLsCmd() *cobra.Command {
 				if st.Memory > 0 {
 					memory = ui.Size(st.Memory)
 				}
-				t.Row(st.Project, string(st.State), memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
+				t.Row(st.Project, st.State.String(), memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
 			}
 			return t.Flush()
 		}),

@@ -85,7 +85,7 @@ func describeLoss(p project.Project, loss project.Loss) string {
 	fmt.Fprintf(&b, "The VM of %s (%s) goes, with all that is in it:\n", p.Name, ui.Escape(p.Dir))
 	if loss.Known {
 		u := loss.Usage
-		item := func(what string, names []string, size int64) {
+		item := func(one string, names []string, size int64) {
 			if len(names) == 0 {
 				return
 			}
@@ -98,19 +98,19 @@ func describeLoss(p project.Project, loss project.Loss) string {
 			if u.Sized {
 				about = " (" + ui.Size(size) + ")"
 			}
-			fmt.Fprintf(&b, "  %d %s%s: %s\n", len(names), what, about, ui.Escape(list))
+			fmt.Fprintf(&b, "  %s%s: %s\n", count(len(names), one), about, ui.Escape(list))
 		}
 		var names []string
 		var size int64
 		for _, c := range u.Containers {
 			names, size = append(names, c.Name), size+c.Size
 		}
-		item("containers", names, size)
+		item("container", names, size)
 		names, size = nil, 0
 		for _, i := range u.Images {
 			names, size = append(names, i.Name), size+i.Size
 		}
-		item("images", names, size)
+		item("image", names, size)
 		names, size = nil, 0
 		for _, v := range u.Volumes {
 			name := v.Name
@@ -119,7 +119,7 @@ func describeLoss(p project.Project, loss project.Loss) string {
 			}
 			names, size = append(names, name), size+v.Size
 		}
-		item("volumes", names, size)
+		item("volume", names, size)
 		if len(u.Containers)+len(u.Images)+len(u.Volumes) == 0 {
 			b.WriteString("  no containers, images or volumes\n")
 		}
@@ -127,11 +127,19 @@ func describeLoss(p project.Project, loss project.Loss) string {
 		b.WriteString("  its containers, images and volumes (the engine does not answer, so they cannot be listed)\n")
 	}
 	if loss.Snapshots > 0 {
-		fmt.Fprintf(&b, "  %d snapshots, which an undo does not bring back\n", loss.Snapshots)
+		fmt.Fprintf(&b, "  %s, which an undo does not bring back\n", count(loss.Snapshots, "snapshot"))
 	}
 	fmt.Fprintf(&b, "  disk: %s", ui.Size(loss.Disk))
 	if loss.Undo > 0 {
 		fmt.Fprintf(&b, "\nAn older disk (%s), kept by an earlier nuke, is deleted for good.", ui.Size(loss.Undo))
 	}
 	return b.String()
+}
+
+// count is a number of things in words.
+func count(n int, one string) string {
+	if n != 1 {
+		one += "s"
+	}
+	return fmt.Sprintf("%d %s", n, one)
 }

@@ -62,7 +62,7 @@ func showStatus(w io.Writer, st project.Status) {
 		gone = "  (this directory is gone)"
 	}
 	line("dir", "%s%s", st.Dir, gone)
-	state := string(st.State)
+	state := st.State.String()
 	if st.Reason != "" {
 		state += " (" + st.Reason + ")"
 	}

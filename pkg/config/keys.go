@@ -98,7 +98,13 @@ var schema = []field{
 		set: func(c *Config, env Env, v any) *problem {
 			n, ok := v.(int64)
 			if !ok {
-				return wrongType("a whole number, without quotes", v)
+				p := wrongType("a whole number, without quotes", v)
+				if text, ok := v.(string); ok {
+					if n, err := strconv.ParseUint(text, 10, 16); err == nil {
+						p.hint = fmt.Sprintf("write cpus = %d", n)
+					}
+				}
+				return p
 			}
 			switch {
 			case n < 1:
@@ -554,7 +560,9 @@ var (
 func setBool(to *bool, v any) *problem {
 	b, ok := v.(bool)
 	if !ok {
-		return wrongType("true or false, without quotes", v)
+		p := wrongType("true or false, without quotes", v)
+		p.hint = "write true or false"
+		return p
 	}
 	*to = b
 	return nil

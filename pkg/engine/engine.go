@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -190,15 +191,21 @@ func with(sock, act string, ask func(*client.Client) error, more ...client.Opt) 
 // the engine's, or the proxy's, own words.
 func explain(err error) error {
 	text := strings.TrimPrefix(err.Error(), "Error response from daemon: ")
+	why := err
+	if of, ok := errors.AsType[*url.Error](err); ok { // whose text has the socket's path, percent-encoded
+		why = of.Err
+	}
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
+	case errors.Is(err, context.Canceled):
+		return why
 	case client.IsErrConnectionFailed(err):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errdefs.IsUnavailable(err):
 		return &unavailable{text, err}
 	}
-	return err
+	return why
 }
 
 // unavailable is an [ErrUnavailable] in the words of whoever answered.

@@ -14,9 +14,10 @@ import (
 
 // Patience of the verbs that stop a VM.
 const (
-	patienceOff  = 90 * time.Second // for the guest to stop its containers and power off
-	patienceSSH  = 15 * time.Second // for an SSH connection to a guest that may be ill
-	patienceSync = 20 * time.Second // for the guest to write its caches to the disk
+	patienceOff   = 90 * time.Second // for the guest to stop its containers and power off
+	patienceStuck = 30 * time.Second // the same, if it waits for files of the host in vain
+	patienceSSH   = 15 * time.Second // for an SSH connection to a guest that may be ill
+	patienceSync  = 20 * time.Second // for the guest to write its caches to the disk
 )
 
 // Down stops the project's VM as a clean shutdown of the guest. A VM that is
@@ -76,10 +77,12 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 
 // powerOff asks the guest to power off and pulls the plug if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+	patience := patienceOff
 	// The guest unmounts what it has of the host, which takes a server.
 	if has, err := s.Dirs.paths(p.Name).readShares(); err == nil && len(has.Exports) > 0 {
 		if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
+			patience = patienceStuck
 		}
 	}
 	if err := s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff"); err != nil {
@@ -88,7 +91,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 			s.Log.Info("power off by ACPI", "err", err)
 		}
 	}
-	patient, cancel := context.WithTimeout(ctx, patienceOff)
+	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_, err := hv.Wait(patient, p.Name, vm.StateStopped, vm.StateCrashed)
 	switch {
@@ -99,7 +102,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	case patient.Err() == nil:
 		return fmt.Errorf("wait for the VM to stop: %w", err)
 	}
-	pr.Note("the guest did not power off within %s: pulling its plug", patienceOff)
+	pr.Note("the guest did not power off within %s: pulling its plug", patience)
 	if err := hv.Destroy(ctx, p.Name); err != nil {
 		return err
 	}

@@ -21,6 +21,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/devvm/devvm/pkg/background"
@@ -87,7 +89,7 @@ func (s *Service) errNoVM(p Project) error {
 		Code: ui.ExitNoVM,
 		Msg:  fmt.Sprintf("no VM for this project (%s)", p.Dir),
 		Hint: hint,
-		Err:  vm.ErrNotFound,
+		Kind: vm.ErrNotFound,
 	}
 }
 
@@ -139,7 +141,7 @@ func errNotRunning(p Project, state vm.State) error {
 		Code: ui.ExitNotRunning,
 		Msg:  fmt.Sprintf("the VM of project %s is not running (%s)", p.Name, state),
 		Hint: "start it with: devvm up",
-		Err:  vm.ErrNotRunning,
+		Kind: vm.ErrNotRunning,
 	}
 }
 
@@ -173,10 +175,15 @@ func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
 	if dom, err := hv.Get(ctx, name); err == nil {
 		return identify(dom.Project), nil
 	}
+	hint := "list the projects with: devvm ls"
+	all, _ := s.Dirs.projects() // none: then there is nothing near
+	if i := slices.IndexFunc(all, func(near string) bool { return strings.HasPrefix(near, name+"-") }); i >= 0 {
+		hint = fmt.Sprintf("did you mean %s? %s", all[i], hint)
+	}
 	return Project{}, &ui.Error{
 		Code: ui.ExitNoVM,
 		Msg:  fmt.Sprintf("no project is named %q, and no such directory exists", name),
-		Hint: "list the projects with: devvm ls",
+		Hint: hint,
 	}
 }
 

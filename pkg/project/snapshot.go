@@ -208,6 +208,6 @@ func errNoSnapshot(name string) error {
 	return &ui.Error{
 		Msg:  fmt.Sprintf("the VM has no snapshot named %s", name),
 		Hint: "list them with: devvm snapshot ls",
-		Err:  vm.ErrNoSnapshot,
+		Kind: vm.ErrNoSnapshot,
 	}
 }

@@ -64,6 +64,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		st.Next = "devvm up"
 		return st, nil
 	}
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, probePatience)
 	defer cancel()
 	switch net, err := usernet.NewDialer(f.dialSocket()).Status(ctx); {
@@ -91,6 +92,9 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 			return st, nil
 		}
 		st.Problem = err.Error()
+	}
+	if asked.Err() != nil { // Ctrl-C: nothing is known
+		return Status{}, asked.Err()
 	}
 	st.Next = "devvm up"
 	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {

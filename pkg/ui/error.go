@@ -28,6 +28,7 @@ type Error struct {
 	Hint string // what to do now; may have several lines, may be empty
 	Code int    // exit code; 0 is taken as ExitError
 	Err  error  // the cause, shown after Msg; may be nil
+	Kind error  // what [errors.Is] finds, and users do not see; may be nil
 }
 
 // Error returns the message and the cause, without the hint.
@@ -44,6 +45,9 @@ func (e *Error) Error() string {
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Is tells whether target is the error's kind.
+func (e *Error) Is(target error) bool { return e.Kind != nil && e.Kind == target }
 
 // Exit is an error that carries the exit code of a remote command and has
 // nothing to say: the command has said it.

@@ -71,6 +71,14 @@ const (
 	StateCrashed State = "crashed"
 )
 
+// String is the state in the words of devvm's commands.
+func (s State) String() string {
+	if s == StateSaved {
+		return "suspended"
+	}
+	return string(s)
+}
+
 // Accel is the way a VM's CPU is run.
 type Accel string
 
