@@ -131,6 +131,9 @@ func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
 		}
 	}
 	note := "the VM now reaches: " + next.String()
+	if next.Offline {
+		note = "the VM is offline from now on"
+	}
 	if cut > 0 {
 		note += fmt.Sprintf(" (%d connections were cut)", cut)
 	}

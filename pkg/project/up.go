@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -207,6 +208,9 @@ type boot struct {
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(ctx, dom)
+	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
+		b.noteImage(img)
+	}
 	net, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
 	if err == nil {
 		err = b.enforce(ctx, net)
@@ -238,13 +242,16 @@ func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
 
 // noteChanges says which settings a VM that goes on as it is does not have yet.
 func (b *boot) noteChanges(ctx context.Context, dom vm.Domain) {
-	if dom.Config != b.cfg.StartHash() {
-		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", b.changes(ctx, dom))
+	if dom.Config == b.cfg.StartHash() {
+		return
+	}
+	if changes := b.changes(ctx, dom); len(changes) > 0 {
+		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", strings.Join(changes, ", "))
 	}
 }
 
 // changes names the settings in which a VM differs from devvm.toml.
-func (b *boot) changes(ctx context.Context, dom vm.Domain) string {
+func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 	var out []string
 	if dom.CPUs != b.cfg.CPUs {
 		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, b.cfg.CPUs))
@@ -252,20 +259,34 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) string {
 	if dom.Memory != b.cfg.Memory {
 		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
 	}
-	if info, err := disk.Stat(ctx, b.files.disk()); err == nil && info.VirtualSize != b.cfg.Disk {
-		out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(info.VirtualSize), ui.Size(b.cfg.Disk)))
-		if info.VirtualSize > b.cfg.Disk {
-			out[len(out)-1] += " (disks only grow: devvm nuke makes a new one)"
+	if info, err := disk.Stat(ctx, b.files.disk()); err == nil {
+		switch has := info.VirtualSize; {
+		case has > b.cfg.Disk:
+			b.noteDisk(has)
+		case has < b.cfg.Disk:
+			out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(has), ui.Size(b.cfg.Disk)))
 		}
 	}
 	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
 	if err == nil && !bytes.Equal(daemon, b.cfg.DaemonJSON(usernet.DefaultMTU, true)) {
 		out = append(out, "docker.daemon")
 	}
-	if len(out) == 0 {
-		return "mounts, share or docker.daemon"
+	has, err := b.files.readShares()
+	next, _, nerr := b.shares(b.project, b.cfg)
+	if err == nil && nerr == nil {
+		if !slices.Equal(has.Exports, next.Exports) {
+			out = append(out, "mounts")
+		}
+		if has.Durable != next.Durable || !slices.Equal(has.Ignore, next.Ignore) {
+			out = append(out, "share")
+		}
 	}
-	return strings.Join(out, ", ")
+	return out
+}
+
+// noteDisk says that a disk which is larger than devvm.toml wants it stays so.
+func (b *boot) noteDisk(has int64) {
+	b.progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(has))
 }
 
 // rewire gives a running VM a new network process. QEMU 8.0 and later comes
@@ -424,7 +445,7 @@ func (b *boot) prepare(ctx context.Context, img image.Image) error {
 				return err
 			}
 		case size < info.VirtualSize:
-			b.progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(info.VirtualSize))
+			b.noteDisk(info.VirtualSize)
 		}
 	} else {
 		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
@@ -465,12 +486,19 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 				Err:  err,
 			}
 		}
-		if err == nil && b.cfg.Image != img.Name && !strings.HasPrefix(img.Digest, b.cfg.Image) {
-			b.progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, b.cfg.Image, img.Name)
+		if err == nil {
+			b.noteImage(img)
 		}
 		return img, err
 	}
 	return b.newImage(ctx)
+}
+
+// noteImage says that a VM is not of the image that devvm.toml asks for.
+func (b *boot) noteImage(img image.Image) {
+	if b.cfg.Image != img.Name && !strings.HasPrefix(img.Digest, b.cfg.Image) {
+		b.progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, b.cfg.Image, img.Name)
+	}
 }
 
 // newImage finds the image of the configuration, which is built when it is not
