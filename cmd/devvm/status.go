@@ -104,7 +104,10 @@ func showStatus(w io.Writer, st project.Status) {
 		line("socket", "%s", st.Socket)
 	}
 	if sup := st.Supervisor; sup != nil {
-		if sup.Ports > 0 {
+		switch {
+		case sup.PortsNotOpen > 0:
+			line("ports", "%d open, %d NOT as published: devvm ports says why", sup.Ports, sup.PortsNotOpen)
+		case sup.Ports > 0:
 			line("ports", "%d published (devvm ports)", sup.Ports)
 		}
 		for _, e := range sup.Exposures {

@@ -118,6 +118,17 @@ func (t *Table) port(l Line) Port {
 	return p
 }
 
+// NotOpen is the number of published ports that are not open as they should be.
+func (r Report) NotOpen() int {
+	n := 0
+	for _, p := range r.Ports {
+		if p.State != StateOpen {
+			n++
+		}
+	}
+	return n
+}
+
 // Open is the number of published ports that are open on at least one address.
 func (r Report) Open() int {
 	n := 0

@@ -252,7 +252,7 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	status := s.status
 	status.Connections = s.proxy.Active()
 	report := s.ports.Report()
-	status.Ports, status.Exposures = report.Open(), report.Exposures
+	status.Ports, status.PortsNotOpen, status.Exposures = report.Open(), report.NotOpen(), report.Exposures
 	return status, s.changed
 }
 
