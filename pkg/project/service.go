@@ -30,6 +30,7 @@ import (
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
@@ -76,11 +77,7 @@ const guestMAC = "52:54:00:64:76:6d"
 func (s *Service) errNoVM(p Project) error {
 	hint := "make one with: devvm up"
 	if above, ok := s.above(p); ok {
-		dir, err := guest.Quote(above.Dir)
-		if err != nil { // no path has a NUL byte
-			dir = above.Dir
-		}
-		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, dir)
+		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, shell.Quote(above.Dir))
 	}
 	if former, ok := s.former(p); ok {
 		hint += "; " + renamed(former)
