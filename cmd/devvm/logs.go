@@ -55,8 +55,10 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 	case o.provision:
 		path = logs.Provision
 	}
+	out := a.Foreign()
+	defer out.Close()
 	if path != "" {
-		err := background.ShowLog(ctx, path, a.Out, o.tail, o.follow)
+		err := background.ShowLog(ctx, path, out, o.tail, o.follow)
 		if errors.Is(err, fs.ErrNotExist) {
 			return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
 		}
@@ -77,7 +79,7 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 	if o.follow {
 		argv = append(argv, "--follow")
 	}
-	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: a.Out, Stderr: a.Err})
+	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: out, Stderr: a.Err})
 	if o.follow && ctx.Err() != nil {
 		return nil // Ctrl-C is how that ends
 	}

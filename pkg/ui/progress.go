@@ -270,6 +270,28 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// Foreign returns a writer to Out for what the VM has said. If Out is a terminal, each
+// line is cleaned (see [Clean]) before it is shown; Close shows the rest of one that does
+// not end.
+func (s *Streams) Foreign() io.WriteCloser {
+	if !s.OutTerminal {
+		return foreign{s.Out, func() {}}
+	}
+	w := &lineWriter{line: func(text string) { _, _ = io.WriteString(s.Out, Clean(text)+"\n") }}
+	return foreign{w, w.flush}
+}
+
+type foreign struct {
+	io.Writer
+	flush func()
+}
+
+// Close implements [io.Closer].
+func (f foreign) Close() error {
+	f.flush()
+	return nil
+}
+
 func (w *lineWriter) flush() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -188,3 +188,20 @@ func waitFor(t *testing.T, cond func() bool) {
 		time.Sleep(2 * time.Millisecond)
 	}
 }
+
+func TestForeign(t *testing.T) {
+	const said = "a \x1b]0;title\x07b\nrest\x1b[2J"
+	for terminal, want := range map[bool]string{true: "a b\nrest\n", false: said} {
+		s, _, out, _ := Test()
+		s.OutTerminal = terminal
+		w := s.Foreign()
+		for _, part := range []string{said[:5], said[5:]} {
+			if _, err := io.WriteString(w, part); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil || out.String() != want {
+			t.Errorf("%q, %v", out, err)
+		}
+	}
+}
