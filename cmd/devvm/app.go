@@ -41,6 +41,7 @@ type app struct {
 	verbose int    // -v: INFO, -vv: DEBUG
 
 	json    bool // --json of the command that runs
+	noted   bool // that devvm.toml of a directory above hides the VM of this one
 	started bool // flags and arguments were right, the command itself runs
 }
 
@@ -91,7 +92,7 @@ var cobraSays = []struct {
 	text *regexp.Regexp
 	say  string
 }{
-	{regexp.MustCompile(`^accepts (?:at most )?(\d+) arg\(s\), received (\d+)$`), "number of arguments: %s takes $1, not $2"},
+	{regexp.MustCompile(`^accepts (at most )?(\d+) arg\(s\), received (\d+)$`), "number of arguments: %s takes $1$2, not $3"},
 	{regexp.MustCompile(`^requires at least (\d+) arg\(s\), only received (\d+)$`), "number of arguments: %s takes $1 or more, not $2"},
 	{regexp.MustCompile(`^if any flags in the group \[(\S+) .*\] are set none of the others can be; \[(\S+) (\S+?)[] ].*$`), "%s: --$2 and --$3 do not go together"},
 }
@@ -250,7 +251,8 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		if err != nil {
 			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: "go to a project's directory, or name one with -C or --project"}
 		}
-		if here, err := project.New(dir); err == nil && here.Dir != p.Dir && s.Exists(here) {
+		if here, err := project.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
+			a.noted = true
 			fmt.Fprintf(a.Err, "note: this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s\n", p.Name, ui.Escape(p.Dir), here.Name)
 		}
 		return p, nil

@@ -55,8 +55,9 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 	case o.provision:
 		path = logs.Provision
 	}
-	out := a.Foreign()
+	out, errs := ui.Foreign(a.Out, a.OutTerminal), ui.Foreign(a.Err, a.ErrTerminal)
 	defer out.Close()
+	defer errs.Close()
 	if path != "" {
 		err := background.ShowLog(ctx, path, out, o.tail, o.follow)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -64,7 +65,7 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 		}
 		return err
 	}
-	client, err := s.Connect(ctx, p)
+	client, err := s.Look(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 	if o.follow {
 		argv = append(argv, "--follow")
 	}
-	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: out, Stderr: a.Err})
+	code, err := client.Run(ctx, guest.Command{Argv: argv, Stdout: out, Stderr: errs})
 	if o.follow && ctx.Err() != nil {
 		return nil // Ctrl-C is how that ends
 	}

@@ -39,27 +39,30 @@ The project's directory on this host is not touched.`,
 
 func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project, o nukeOptions) error {
 	if !o.yes {
-		if err := a.confirmNuke(ctx, s, p, o.Undo); err != nil {
+		var err error
+		if o.Unused, err = a.confirmNuke(ctx, s, p, o.Undo); err != nil {
 			return err
 		}
 	}
 	return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Nuke(ctx, p, o.NukeOptions, pr) })
 }
 
-// confirmNuke asks, if there is something to lose.
-func (a *app) confirmNuke(ctx context.Context, s *project.Service, p project.Project, undo bool) error {
+// confirmNuke asks, if there is something to lose; unused says that there is not.
+func (a *app) confirmNuke(ctx context.Context, s *project.Service, p project.Project, undo bool) (unused bool, err error) {
 	loss, err := s.Loss(ctx, p)
 	switch {
 	case err != nil:
-		return err
-	case !loss.VM, undo && loss.Undo == 0: // Nuke refuses the second
-		return nil
+		return false, err
+	case !loss.VM:
+		return true, nil
+	case undo && loss.Undo == 0: // Nuke refuses
+		return false, nil
 	case undo:
 		earlier := loss.Undo
 		loss.Undo = 0 // it is not lost
-		return a.confirmLoss(ctx, describeLoss(p, loss)+fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier)))
+		return false, a.confirmLoss(ctx, describeLoss(p, loss)+fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier)))
 	default:
-		return a.confirmLoss(ctx, describeLoss(p, loss)+"\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?")
+		return false, a.confirmLoss(ctx, describeLoss(p, loss)+"\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?")
 	}
 }
 

@@ -46,6 +46,11 @@ func Settle(path string, mode fs.FileMode) error {
 	if err := os.Chmod(path, mode); err != nil {
 		return err
 	}
+	return Sync(path)
+}
+
+// Sync waits until a file, or what is in a directory by which name, is on the disk.
+func Sync(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err

@@ -191,7 +191,11 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 // BuildTemplate makes the template that the project's next new VM is forked from,
 // unless there is one. It returns the ID.
 func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress) (string, error) {
-	if err := s.checkConfig(ctx, p, true, true); err != nil {
+	cfg, err := s.checkConfig(p, true)
+	if err == nil {
+		err = s.checkImage(ctx, cfg)
+	}
+	if err != nil {
 		return "", err
 	}
 	f := s.Dirs.paths(p.Name)
@@ -206,10 +210,6 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	}
 	defer hv.Close()
 	host, err := hv.Host(ctx)
-	if err != nil {
-		return "", err
-	}
-	cfg, err := s.granted(p)
 	if err != nil {
 		return "", err
 	}

@@ -51,6 +51,9 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 type NukeOptions struct {
 	NoUp bool // leave the project without a VM
 	Undo bool // put the VM back that the last nuke replaced
+	// Unused is for a VM that nobody has used, so that nobody was asked: if it has come
+	// into use meanwhile, Nuke fails.
+	Unused bool
 }
 
 // Nuke destroys the project's VM and brings up a pristine one. The former disk
@@ -80,7 +83,14 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	}
 	defer hv.Close()
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
-		if err := s.checkConfig(ctx, p, !o.Undo, !o.Undo); err != nil {
+		cfg, err := s.checkConfig(p, !o.Undo)
+		if err == nil {
+			_, _, err = s.grantedShares(p, cfg)
+		}
+		if err == nil && !o.Undo {
+			err = s.checkImage(ctx, cfg)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -105,9 +115,15 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if o.Undo {
+	switch {
+	case o.Unused && f.isUsed():
+		err = &ui.Error{
+			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
+			Hint: "go on with it: devvm up, or run devvm nuke again",
+		}
+	case o.Undo:
 		err = f.swap()
-	} else {
+	default:
 		err = f.setAside()
 	}
 	if err != nil {
@@ -143,7 +159,7 @@ func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
 // the next run goes on: a VM, or its undo, is always whole.
 func (f paths) setAside() error {
 	if !f.isUsed() { // a nuke was interrupted: keep that undo
-		return removeAll(f.vm)
+		return f.removeVM()
 	}
 	if err := removeAll(f.undo); err != nil {
 		return err
@@ -160,7 +176,7 @@ func (f paths) swap() error {
 	var err error
 	if f.isUsed() {
 		err = unix.Renameat2(unix.AT_FDCWD, f.vm, unix.AT_FDCWD, f.undo, unix.RENAME_EXCHANGE)
-	} else if err = removeAll(f.vm); err == nil {
+	} else if err = f.removeVM(); err == nil {
 		err = os.Rename(f.undo, f.vm)
 	}
 	if err != nil {

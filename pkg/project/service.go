@@ -102,6 +102,9 @@ func (s *Service) Above(p Project) (Project, bool) {
 // Exists tells whether the project has a VM, or files of one.
 func (s *Service) Exists(p Project) bool { return exists(s.Dirs.paths(p.Name).root) }
 
+// HasVM tells whether the project has a VM that may hold something of the user's.
+func (s *Service) HasVM(p Project) bool { return s.Dirs.paths(p.Name).isUsed() }
+
 // above is Above for a directory of which nothing is known.
 func (s *Service) above(p Project) (Project, bool) {
 	for d := p.Dir; d != filepath.Dir(d); {
@@ -201,8 +204,22 @@ func (s *Service) Target(p Project, emulated bool) (guest.Target, error) {
 	}, nil
 }
 
-// Connect opens an SSH connection to the project's running guest.
+// Connect opens an SSH connection to the project's running guest. From then on the VM is
+// in use.
 func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error) {
+	client, err := s.Look(ctx, p)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+		_ = client.Close()
+		return nil, err
+	}
+	return client, nil
+}
+
+// Look is Connect for who only looks.
+func (s *Service) Look(ctx context.Context, p Project) (*guest.Client, error) {
 	dom, err := s.get(ctx, p)
 	if err != nil {
 		return nil, err
@@ -211,12 +228,6 @@ func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error)
 		return nil, errNotRunning(p, dom.State)
 	}
 	client, err := s.dial(ctx, p, dom.Accel)
-	if err == nil {
-		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
-			_ = client.Close()
-			return nil, err
-		}
-	}
 	if err != nil {
 		return nil, &ui.Error{
 			Msg:  fmt.Sprintf("the VM of project %s runs, but its SSH does not answer", p.Name),
@@ -254,7 +265,14 @@ func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.C
 // DialSSH opens a raw connection to the guest's sshd, for OpenSSH's
 // ProxyCommand.
 func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
-	conn, err := usernet.NewDialer(s.Dirs.paths(p.Name).dialSocket()).Dial(ctx, "tcp", guestAddress)
+	f := s.Dirs.paths(p.Name)
+	conn, err := usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", guestAddress)
+	if err == nil {
+		if err := f.markUsed(); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+	}
 	if err != nil {
 		return nil, &ui.Error{
 			Code: ui.ExitNotRunning,

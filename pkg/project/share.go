@@ -255,6 +255,24 @@ func (s *Service) grantedShares(p Project, cfg config.Config) (shared, string, e
 	return all, note, err
 }
 
+// checkShares finds directories that a suspended VM has mounted and that are gone: without
+// them nobody could serve the others.
+func (b *boot) checkShares() error {
+	has, err := b.files.readShares()
+	if err != nil {
+		return err
+	}
+	for _, e := range has.Exports {
+		if !exists(e.Source) {
+			return &ui.Error{
+				Msg:  fmt.Sprintf("the suspended VM has %s of this host, and that is gone", e.Source),
+				Hint: "make the directory again and run devvm up, or begin afresh: devvm nuke",
+			}
+		}
+	}
+	return nil
+}
+
 // settleShares writes down what the VM has from now on.
 func (b *boot) settleShares() error {
 	all, note, err := b.grantedShares(b.project, b.cfg)

@@ -48,9 +48,6 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 				Hint: "choose another name, or remove it with: devvm snapshot rm " + name,
 			}
 		}
-		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
-			return err
-		}
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
@@ -59,20 +56,17 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
-			sup := s.supervisor(p)
-			if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
+			if err := s.supervisor(p).Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
 				return err
 			}
-			defer func() { _ = sup.Resume(context.WithoutCancel(ctx)) }()
+			defer s.takeUp(ctx, p)
+		}
+		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+			return err
 		}
 		phase := pr.Start("snapshot", what)
 		if err := hv.Snapshot(ctx, p.Name, name); err != nil {
 			return err
-		}
-		if dom.State == vm.StateRunning {
-			if err := s.takeUp(ctx, p); err != nil {
-				return err
-			}
 		}
 		phase.Done()
 		return nil
@@ -81,23 +75,21 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 }
 
 // takeUp has the supervisor of a running VM take up its work again, and waits until
-// docker.sock and published ports are as they were; not for long: they come by themselves.
-func (s *Service) takeUp(ctx context.Context, p Project) error {
+// docker.sock and published ports are as they were. It does not wait for long, nor for
+// Ctrl-C: they come by themselves.
+func (s *Service) takeUp(ctx context.Context, p Project) {
 	sup := s.supervisor(p)
-	err := sup.Resume(ctx)
-	if errors.Is(err, supervisor.ErrNone) {
-		return nil
+	err := sup.Resume(context.WithoutCancel(ctx))
+	if err == nil {
+		patient, cancel := context.WithTimeout(ctx, 2*patienceForPorts)
+		defer cancel()
+		err = sup.Watch(patient, func(st supervisor.Status) bool {
+			return st.Version == s.Version && (st.State != supervisor.StateReady || !st.PortsKnown) && st.EngineFailed == ""
+		})
 	}
-	if err != nil {
-		return err
+	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+		s.Log.Info("wait for the supervisor", "err", err)
 	}
-	patient, cancel := context.WithTimeout(ctx, 2*patienceForPorts)
-	defer cancel()
-	err = sup.Watch(patient, func(st supervisor.Status) bool { return st.State != supervisor.StateReady || !st.PortsKnown })
-	if patient.Err() != nil || errors.Is(err, supervisor.ErrNone) {
-		return ctx.Err()
-	}
-	return err
 }
 
 // Snapshots lists the snapshots of the project's VM, the oldest first.

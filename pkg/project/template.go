@@ -287,7 +287,7 @@ func (b *boot) discard(ctx context.Context) error {
 	if err := b.stopHelpers(ctx, b.project); err != nil {
 		return err
 	}
-	return removeAll(b.files.vm)
+	return b.files.removeVM()
 }
 
 // isTemplate tells whether a directory is not a project's but a template's.

@@ -36,7 +36,11 @@ const kernelMarker = "devvm: kernel up"
 // is there already is kept; what an earlier run left half done is completed.
 func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	f := s.Dirs.paths(p.Name)
-	if err := s.checkConfig(ctx, p, !exists(f.provisioned()), !exists(f.disk())); err != nil { // before anything is made
+	cfg, err := s.checkConfig(p, !exists(f.provisioned())) // before anything is made
+	if err == nil && !f.isUsed() {
+		err = s.checkImage(ctx, cfg)
+	}
+	if err != nil {
 		return err
 	}
 	s.rememberHost(ctx)
@@ -55,35 +59,30 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	return s.up(ctx, hv, p, &steps{Progress: pr})
 }
 
-// checkConfig finds what is wrong with the project's configuration, for a VM that is yet
-// to be provisioned, or even made, or for any.
-func (s *Service) checkConfig(ctx context.Context, p Project, provision, fresh bool) error {
+// checkConfig reads the project's configuration and finds what is wrong with it, for a VM
+// that is yet to be provisioned or for any.
+func (s *Service) checkConfig(p Project, provision bool) (config.Config, error) {
 	if !exists(p.Dir) {
-		return &ui.Error{
+		return config.Config{}, &ui.Error{
 			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
 			Hint: "bring it back, if it was renamed or moved, or remove its VM: devvm --project " + p.Name + " rm",
 		}
 	}
 	cfg, err := s.granted(p)
-	if err != nil {
-		return err
+	if err == nil && provision {
+		err = cfg.CheckProvision()
 	}
-	if _, _, err := s.grantedShares(p, cfg); err != nil {
-		return err
-	}
-	if provision {
-		if err := cfg.CheckProvision(); err != nil {
-			return err
-		}
-	}
-	if !fresh {
-		return nil
-	}
+	return cfg, err
+}
+
+// checkImage finds what is wrong with the image and the disk of a VM that is yet to be
+// made. An image that is yet to be built is as good as any.
+func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 	img, err := s.Images.Resolve(ctx, cfg.Image)
 	switch {
 	case err == nil:
 		return cfg.CheckDisk(img.DiskSize)
-	case errors.Is(err, image.ErrNotFound) && image.RecipeDigest(cfg.Image) != "": // it is yet to be built
+	case errors.Is(err, image.ErrNotFound) && image.RecipeDigest(cfg.Image) != "":
 		return nil
 	}
 	return explainImage(cfg, err)
@@ -91,11 +90,10 @@ func (s *Service) checkConfig(ctx context.Context, p Project, provision, fresh b
 
 // explainImage says what is wrong with the image of a configuration.
 func explainImage(cfg config.Config, err error) error {
-	e := &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "see what there is with: devvm image ls"}
 	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
-		e.Code, e.Hint = ui.ExitError, ""
+		return err
 	}
-	return e
+	return &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "see what there is with: devvm image ls"}
 }
 
 // up is Up under the project's lock.
@@ -132,7 +130,16 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
 	// A VM that nobody has used goes on only if it runs, and is the one that is wanted.
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
-	if exists(f.unused()) && !(runs && dom.Config == cfg.StartHash()) {
+	if f.isUnused() && !(runs && dom.Config == cfg.StartHash()) {
+		// Its supervisor is who may find just now that its engine answers.
+		if err := s.stopSupervisor(ctx, p); err != nil {
+			return err
+		}
+	}
+	if f.isUnused() && !(runs && dom.Config == cfg.StartHash()) {
+		if exists(f.disk()) {
+			pr.Note("the VM that is there has never been used: making it anew")
+		}
 		if err := b.discard(ctx); err != nil {
 			return err
 		}
@@ -271,6 +278,9 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 	if err == nil && !bytes.Equal(daemon, b.cfg.DaemonJSON(usernet.DefaultMTU, true)) {
 		out = append(out, "docker.daemon")
 	}
+	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
+		out = append(out, "perhaps docker.daemon")
+	}
 	has, err := b.files.readShares()
 	next, _, nerr := b.shares(b.project, b.cfg)
 	if err == nil && nerr == nil {
@@ -325,10 +335,12 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err := b.files.writeRecord(b.project.Dir); err != nil {
 		return err
 	}
-	if !saved { // a resumed VM has mounted what it has
-		if err := b.settleShares(); err != nil {
-			return err
-		}
+	settle := b.settleShares
+	if saved {
+		settle = b.checkShares // a resumed VM has mounted what it has
+	}
+	if err := settle(); err != nil {
+		return err
 	}
 	img, err := b.image(ctx)
 	if err != nil {
@@ -347,7 +359,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
 			return err
 		}
-		if err := b.settleShares(); err != nil {
+		if err := errors.Join(b.stopHelpers(ctx, b.project), b.settleShares()); err != nil {
 			return err
 		}
 	}
@@ -366,7 +378,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 			return err
 		}
 		err := b.fork(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) {
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || b.files.isUsed() {
 			return err
 		}
 		b.progress.Fail(err)
@@ -847,16 +859,20 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	for {
 		select {
 		case err := <-answers:
-			if err == nil && (last.PortsKnown || b.forked) {
+			asking = false
+			if err != nil {
+				break
+			}
+			if b.forked || last.PortsKnown || last.Version != b.Version { // another version may not tell
 				return nil
 			}
-			asking, answered = false, err == nil
-			if answered {
-				patiencePorts = time.After(patienceForPorts)
-			}
-		case <-patiencePorts: // a supervisor of another version may not tell
+			answered, patiencePorts = true, time.After(patienceForPorts)
+		case <-patiencePorts: // they come by themselves
 			return nil
 		case last = <-states:
+			if last.State != supervisor.StateReady {
+				answered, patiencePorts = false, nil
+			}
 			if answered && last.PortsKnown {
 				return nil
 			}

@@ -270,15 +270,14 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Foreign returns a writer to Out for what the VM has said. If Out is a terminal, each
-// line is cleaned (see [Clean]) before it is shown; Close shows the rest of one that does
-// not end.
-func (s *Streams) Foreign() io.WriteCloser {
-	if !s.OutTerminal {
-		return foreign{s.Out, func() {}}
+// Foreign returns a writer to w for what the VM has said. If w is a terminal, each line is
+// cleaned (see [Clean]) before it is shown; Close shows the rest of one that does not end.
+func Foreign(w io.Writer, terminal bool) io.WriteCloser {
+	if !terminal {
+		return foreign{w, func() {}}
 	}
-	w := &lineWriter{line: func(text string) { _, _ = io.WriteString(s.Out, Clean(text)+"\n") }}
-	return foreign{w, w.flush}
+	lines := &lineWriter{line: func(text string) { _, _ = io.WriteString(w, Clean(text)+"\n") }}
+	return foreign{lines, lines.flush}
 }
 
 type foreign struct {

@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -192,16 +193,15 @@ func waitFor(t *testing.T, cond func() bool) {
 func TestForeign(t *testing.T) {
 	const said = "a \x1b]0;title\x07b\nrest\x1b[2J"
 	for terminal, want := range map[bool]string{true: "a b\nrest\n", false: said} {
-		s, _, out, _ := Test()
-		s.OutTerminal = terminal
-		w := s.Foreign()
+		var out bytes.Buffer
+		w := Foreign(&out, terminal)
 		for _, part := range []string{said[:5], said[5:]} {
 			if _, err := io.WriteString(w, part); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if err := w.Close(); err != nil || out.String() != want {
-			t.Errorf("%q, %v", out, err)
+			t.Errorf("%q, %v", &out, err)
 		}
 	}
 }

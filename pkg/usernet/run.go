@@ -162,10 +162,11 @@ func serveQEMU(ctx context.Context, s *Stack, l *unixListener, o Options) error 
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return ErrNoQEMU
-	case err == nil:
-		err = l.SetDeadline(time.Time{})
+	case err != nil:
+		return fmt.Errorf("accept QEMU: %w", err)
 	}
-	if err != nil {
+	if err := l.SetDeadline(time.Time{}); err != nil && ctx.Err() == nil {
+		_ = conn.Close()
 		return fmt.Errorf("accept QEMU: %w", err)
 	}
 	var wg sync.WaitGroup
