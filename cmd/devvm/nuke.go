@@ -82,7 +82,7 @@ func (a *app) confirmLoss(ctx context.Context, question string) error {
 func describeLoss(p project.Project, loss project.Loss) string {
 	var b strings.Builder
 	if !loss.VM {
-		fmt.Fprintf(&b, "There is no VM of %s (%s). The disk (%s), kept by an earlier nuke, is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))
+		fmt.Fprintf(&b, "The disk of %s (%s) that an earlier nuke has kept (%s) is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))
 		return b.String()
 	}
 	fmt.Fprintf(&b, "The VM of %s (%s) goes, with all that is in it:\n", p.Name, ui.Escape(p.Dir))

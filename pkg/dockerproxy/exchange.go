@@ -24,9 +24,10 @@ import (
 // the connection is something else than HTTP/1 (an upgrade, a hijacked stream, an answer
 // that only its end ends, bytes that are not understood) it is a pipe for good.
 type exchange struct {
-	admit  AdmitFunc
-	client net.Conn
-	engine net.Conn
+	admit    AdmitFunc
+	changing func() error
+	client   net.Conn
+	engine   net.Conn
 
 	asked chan *http.Request // the request whose answer is due
 
@@ -37,9 +38,12 @@ type exchange struct {
 	wake    chan struct{}
 }
 
-func newExchange(admit AdmitFunc, client, engine net.Conn) *exchange {
+func newExchange(admit AdmitFunc, changing func() error, client, engine net.Conn) *exchange {
+	if changing == nil {
+		changing = func() error { return nil }
+	}
 	return &exchange{
-		admit: admit, client: client, engine: engine,
+		admit: admit, changing: changing, client: client, engine: engine,
 		asked: make(chan *http.Request, 1), wake: make(chan struct{}, 1),
 	}
 }
@@ -248,11 +252,22 @@ func (s *sender) drop(n int) {
 	s.held = append(s.held[:0], left...)
 }
 
-// all sends all that is held.
-func (s *sender) all() error { return s.send(len(s.held)) }
+// all sends all that is held, which may be anything.
+func (s *sender) all() error {
+	if len(s.held) == 0 {
+		return nil
+	}
+	if err := s.x.changing(); err != nil {
+		return err
+	}
+	return s.send(len(s.held))
+}
 
 // pass is all, and then a pipe.
 func (s *sender) pass() error {
+	if err := s.x.changing(); err != nil {
+		return err
+	}
 	if err := s.all(); err != nil {
 		return err
 	}
@@ -262,6 +277,11 @@ func (s *sender) pass() error {
 // request sends one request on, unless it is refused. The error may be the parser's,
 // which means that what is held is not understood.
 func (s *sender) request(ctx context.Context, req *http.Request) error {
+	if reads := (req.Method == http.MethodGet || req.Method == http.MethodHead) && req.Header.Get("Upgrade") == ""; !reads {
+		if err := s.x.changing(); err != nil {
+			return &closing{err}
+		}
+	}
 	call, checked := callOf(req)
 	if !checked {
 		return s.forward(req)

@@ -1,6 +1,7 @@
 package dockerproxy
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -33,15 +34,14 @@ func FuzzUp(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte, piece byte, admit bool) {
 		client := &scriptConn{in: bytes.NewReader(sent), piece: 1 + int(piece)*16}
 		engine := &scriptConn{}
-		calls := 0
-		done := 0
+		calls, done, changing := 0, 0, 0
 		x := newExchange(func(context.Context, Call) (func(), error) {
 			calls++
 			if admit {
 				return func() { done++ }, nil
 			}
 			return nil, errors.New("no")
-		}, client, engine)
+		}, func() error { changing++; return nil }, client, engine)
 		ctx, cancel := context.WithCancel(t.Context())
 		answered := make(chan struct{})
 		go func() { // an engine that answers at once
@@ -59,6 +59,9 @@ func FuzzUp(f *testing.F) {
 		cancel()
 		<-answered
 		got := engine.out.Bytes()
+		if changing == 0 && !onlyReads(got) {
+			t.Fatalf("nobody was told of %q", got)
+		}
 		if calls == 0 || admit {
 			if err != nil || !bytes.Equal(got, sent) || done != calls {
 				t.Fatalf("%v\nsent %q\ngot  %q", err, sent, got)
@@ -74,6 +77,23 @@ func FuzzUp(f *testing.F) {
 	})
 }
 
+// onlyReads tells whether all of it are requests that change nothing.
+func onlyReads(sent []byte) bool {
+	r := bufio.NewReader(bytes.NewReader(sent))
+	for {
+		req, err := http.ReadRequest(r)
+		if err != nil {
+			return errors.Is(err, io.EOF)
+		}
+		if req.Method != http.MethodGet && req.Method != http.MethodHead || req.Header.Get("Upgrade") != "" {
+			return false
+		}
+		if _, err := io.Copy(io.Discard, req.Body); err != nil {
+			return errors.Is(err, io.ErrUnexpectedEOF)
+		}
+	}
+}
+
 // FuzzDown: whatever an engine answers, the client gets it byte for byte.
 func FuzzDown(f *testing.F) {
 	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n"), byte(0))
@@ -82,7 +102,7 @@ func FuzzDown(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sent []byte, piece byte) {
 		client := &scriptConn{}
 		engine := &scriptConn{in: bytes.NewReader(sent), piece: 1 + int(piece)*16}
-		x := newExchange(nil, client, engine)
+		x := newExchange(nil, nil, client, engine)
 		x.asked <- &http.Request{Method: http.MethodGet}
 		go func() { // keep asking
 			for {

@@ -55,6 +55,9 @@ type Options struct {
 	// Admit judges the calls that create and start containers and create volumes; nil:
 	// no request is looked at.
 	Admit AdmitFunc
+	// Changing is called before anything is passed on but requests that only read; its
+	// error is the answer, or the connection's end. Nil: nobody wants to know.
+	Changing func() error
 	// Unavailable gives the message for clients that cannot be served: what
 	// happened and what to do. Nil or an empty message leaves it to the proxy.
 	Unavailable func() string
@@ -139,7 +142,7 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 	if p.opts.Admit == nil {
 		err = relay.Join(ctx, client, engine, nil)
 	} else {
-		x := newExchange(p.opts.Admit, client, engine)
+		x := newExchange(p.opts.Admit, p.opts.Changing, client, engine)
 		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, x.down)
 	}
 	if err != nil && ctx.Err() == nil {

@@ -144,6 +144,7 @@ func (f paths) disk() string          { return filepath.Join(f.vm, "disk.qcow2")
 func (f paths) console() string       { return filepath.Join(f.vm, "console.log") }
 func (f paths) keys() string          { return filepath.Join(f.vm, "keys") }
 func (f paths) credentials() string   { return filepath.Join(f.vm, "credentials") }
+func (f paths) begun() string         { return filepath.Join(f.vm, "begun") }
 func (f paths) unused() string        { return filepath.Join(f.vm, "unused") }
 func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
 func (f paths) shares() string        { return filepath.Join(f.root, "shares.json") }

@@ -17,7 +17,7 @@ import (
 
 // Loss is what nuke or rm would destroy.
 type Loss struct {
-	VM    bool // there is one; an earlier nuke may have kept a disk without
+	VM    bool // there is one that somebody has used
 	Known bool // the engine was asked and answered
 	Usage engine.Usage
 	Disk  int64 // bytes that the VM's disk takes on this host
@@ -43,7 +43,7 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 		s.Log.Info("ask the engine what it holds", "err", err)
 		return loss, nil
 	}
-	loss.VM, loss.Known, loss.Usage = true, true, usage
+	loss.Known, loss.Usage = true, usage
 	return loss, nil
 }
 
@@ -158,7 +158,7 @@ func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
 // setAside makes the VM's files the undo. Each step leaves a state from which
 // the next run goes on: a VM, or its undo, is always whole.
 func (f paths) setAside() error {
-	if !f.isUsed() { // a nuke was interrupted: keep that undo
+	if !exists(f.disk()) || f.isBegun() || !f.isUsed() && exists(f.undo) { // keep that undo
 		return f.removeVM()
 	}
 	if err := removeAll(f.undo); err != nil {
@@ -174,7 +174,7 @@ func (f paths) setAside() error {
 // that an undo can be undone.
 func (f paths) swap() error {
 	var err error
-	if f.isUsed() {
+	if exists(f.disk()) && !f.isBegun() {
 		err = unix.Renameat2(unix.AT_FDCWD, f.vm, unix.AT_FDCWD, f.undo, unix.RENAME_EXCHANGE)
 	} else if err = f.removeVM(); err == nil {
 		err = os.Rename(f.undo, f.vm)

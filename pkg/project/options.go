@@ -73,8 +73,9 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			if err := engine.Ping(ctx, f.dockerSocket()); err != nil {
 				return err
 			}
-			return f.markUsed()
+			return f.markAnswering()
 		},
+		Used:  f.markUsed,
 		Ports: s.portOptions(f),
 		Guard: s.guardOptions(f),
 	}, nil

@@ -188,7 +188,7 @@ func (b *boot) fork(ctx context.Context, img image.Image) error {
 // forkFrom makes the project's VM from a template and waits for its engine.
 func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) error {
 	b.progress.Start("fork", "fork the template "+t.ID)
-	if err := b.files.markUnused(); err != nil {
+	if err := b.files.markNew(); err != nil {
 		return err
 	}
 	b.forked = t.Provision == "" // which may have started containers

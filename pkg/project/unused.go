@@ -9,36 +9,45 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 )
 
-// A new VM is nobody's until its engine has answered or somebody has logged in: it holds
-// nothing that could be lost. So one that did not come to be is made anew, and never takes
-// the place of the disk that nuke keeps. What is in doubt counts as used.
+// A new VM is nobody's until a client of its engine has changed something or somebody has
+// logged in: it holds nothing that could be lost, and does not take the place of a disk
+// that nuke keeps. Until its engine has answered for the first time, it is not even worth
+// keeping. There is a mark for each, which is only ever removed; what is in doubt counts
+// as used.
 
-// markUnused says so of the VM that is about to be made.
-func (f paths) markUnused() error { return file.Replace(f.unused(), nil, 0o600) }
+// markNew sets both marks for the VM that is about to be made.
+func (f paths) markNew() error {
+	return errors.Join(file.Replace(f.unused(), nil, 0o600), file.Replace(f.begun(), nil, 0o600))
+}
+
+// markAnswering says that the VM's engine has answered.
+func (f paths) markAnswering() error { return unmark(f.begun()) }
 
 // markUsed says that from now on the VM is the user's, also after a power cut.
 func (f paths) markUsed() error {
-	err := os.Remove(f.unused())
-	if errors.Is(err, fs.ErrNotExist) {
+	if !marked(f.unused()) {
 		return nil
 	}
-	if err == nil {
-		err = file.Sync(f.vm)
-	}
-	if err != nil {
+	return errors.Join(unmark(f.unused()), file.Sync(f.vm))
+}
+
+func unmark(mark string) error {
+	if err := os.Remove(mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("note that the VM is in use: %w", err)
 	}
 	return nil
 }
 
-// isUnused tells whether there is a mark that nobody has used the VM yet.
-func (f paths) isUnused() bool {
-	_, err := os.Lstat(f.unused())
+func marked(mark string) bool {
+	_, err := os.Lstat(mark)
 	return err == nil
 }
 
 // isUsed tells whether there is a VM that may hold something of the user's.
-func (f paths) isUsed() bool { return exists(f.disk()) && !f.isUnused() }
+func (f paths) isUsed() bool { return exists(f.disk()) && !marked(f.unused()) }
+
+// isBegun tells whether there is no more than the beginning of a VM.
+func (f paths) isBegun() bool { return marked(f.begun()) && marked(f.unused()) }
 
 // removeVM removes the VM's files, the disk first: without it they are nobody's.
 func (f paths) removeVM() error {

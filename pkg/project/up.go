@@ -37,7 +37,7 @@ const kernelMarker = "devvm: kernel up"
 func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	f := s.Dirs.paths(p.Name)
 	cfg, err := s.checkConfig(p, !exists(f.provisioned())) // before anything is made
-	if err == nil && !f.isUsed() {
+	if err == nil && (!exists(f.disk()) || f.isBegun()) {
 		err = s.checkImage(ctx, cfg)
 	}
 	if err != nil {
@@ -128,17 +128,17 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		return err
 	}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
-	// A VM that nobody has used goes on only if it runs, and is the one that is wanted.
+	// A VM whose engine has never answered goes on only if it runs, and as it should.
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
-	if f.isUnused() && !(runs && dom.Config == cfg.StartHash()) {
+	if f.isBegun() && !(runs && dom.Config == cfg.StartHash()) {
 		// Its supervisor is who may find just now that its engine answers.
 		if err := s.stopSupervisor(ctx, p); err != nil {
 			return err
 		}
 	}
-	if f.isUnused() && !(runs && dom.Config == cfg.StartHash()) {
+	if f.isBegun() && !(runs && dom.Config == cfg.StartHash()) {
 		if exists(f.disk()) {
-			pr.Note("the VM that is there has never been used: making it anew")
+			pr.Note("the engine of the VM that is there has never answered: making it anew")
 		}
 		if err := b.discard(ctx); err != nil {
 			return err
@@ -378,7 +378,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 			return err
 		}
 		err := b.fork(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || b.files.isUsed() {
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || exists(b.files.disk()) && !b.files.isBegun() {
 			return err
 		}
 		b.progress.Fail(err)
@@ -463,7 +463,7 @@ func (b *boot) prepare(ctx context.Context, img image.Image) error {
 		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
 			return err
 		}
-		if err := b.files.markUnused(); err != nil {
+		if err := b.files.markNew(); err != nil {
 			return err
 		}
 		b.progress.Start("disk", "making a disk of "+ui.Size(size))

@@ -66,9 +66,11 @@ type Options struct {
 	Forked bool
 	Log    *slog.Logger
 	Ping   func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
-	Ports  PortOptions
-	Share  Share // directories for the VM
-	Guard  Guard // containers that want other ones
+	// Used is called before a client of docker.sock does more in the VM than to look.
+	Used  func() error
+	Ports PortOptions
+	Share Share // directories for the VM
+	Guard Guard // containers that want other ones
 }
 
 // ErrRunning says that the project has a supervisor already.
@@ -133,6 +135,7 @@ func Run(ctx context.Context, o Options) error {
 		Log:         o.Log,
 		WaitReady:   waitReady,
 		Admit:       s.admit,
+		Changing:    o.Used,
 		Unavailable: s.unavailable,
 	})
 
