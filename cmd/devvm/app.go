@@ -20,6 +20,7 @@ import (
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -161,7 +162,7 @@ Docker changes the VM's firewall, never this host's.
 		a.newUpCmd(), a.newDownCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
 		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
 		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
-		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
+		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(),
 	)
 	return root
@@ -200,8 +201,11 @@ func (a *app) service() (*project.Service, error) {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
 	log := a.log()
+	rule := trust.For(env.UID, trust.NewList(dirs.Trusted()))
 	loadConfig := func(dir string) (config.Config, error) {
-		return config.Load(dir, config.HostEnv(dirs.Config, a.getenv))
+		host := config.HostEnv(dirs.Config, a.getenv)
+		host.Trust = &rule
+		return config.Load(dir, host)
 	}
 	return &project.Service{
 		Dirs:      dirs,
@@ -215,6 +219,7 @@ func (a *app) service() (*project.Service, error) {
 			return a.open(ctx, vm.Options{URI: cfg.URI, RuntimeDir: project.RuntimeHome(env)}, log)
 		},
 		Config:  loadConfig,
+		Trust:   rule,
 		Accel:   vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
 		Exe:     exe,
 		Version: version(),
@@ -247,7 +252,10 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		return project.Project{}, err
 	}
 	if a.project == "" {
-		p, err := project.Find(dir)
+		p, err := s.Find(dir)
+		if bad, ok := errors.AsType[*trust.Error](err); ok {
+			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: bad.Hint()}
+		}
 		if err != nil {
 			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: "go to a project's directory, or name one with -C or --project"}
 		}

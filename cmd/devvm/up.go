@@ -48,7 +48,7 @@ half done is completed, and a VM that runs already is left alone.`,
 }
 
 func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, o upOptions) error {
-	if what := p.Unusual(s.Home); what != "" && !o.yes {
+	if what := s.Unusual(p); what != "" && !o.yes {
 		ok, err := a.Confirm(ctx, fmt.Sprintf("This would make a VM for %s (%s). Go ahead?", what, p.Dir))
 		if err != nil {
 			return err

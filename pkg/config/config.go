@@ -7,8 +7,9 @@
 // apart.
 //
 // The package reads two files and nothing else; of devvm it imports egress, the
-// language of two keys, and knows nothing of images or libvirt. Every failure of [Load] is an
-// [*Error] with file, line, key and a hint.
+// language of two keys, shell for quoting, and trust, which says whose devvm.toml counts. It
+// knows nothing of images or libvirt. Every failure of [Load] is an [*Error] with file, line,
+// key and a hint.
 package config
 
 import (
@@ -27,6 +28,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/trust"
 )
 
 // FileName is the name of a project's file, and marks the project's directory.
@@ -93,6 +95,7 @@ type Config struct {
 	// File and UserFile are the files that were read, empty if there was none.
 	File     string
 	UserFile string
+	Sum      string // identifies the text of File; empty if there was none
 
 	origins map[string]origin
 }
@@ -103,6 +106,8 @@ type Env struct {
 	URI      string // value of DEVVM_LIBVIRT_URI, which goes before all files
 	CPUs     int    // of the host
 	Memory   int64  // of the host, in bytes; 0: unknown
+
+	Trust *trust.Rule // whose files of projects count; nil: anybody's
 }
 
 // URIVariable is the environment variable that overrides host.uri.

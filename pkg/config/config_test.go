@@ -495,8 +495,28 @@ func TestUnreadable(t *testing.T) {
 		if err := os.Symlink("real", filepath.Join(dir, FileName)); err != nil {
 			t.Fatal(err)
 		}
-		if c, err := Load(dir, bigHost); err != nil || c.CPUs != 7 {
+		if e := load(t, dir); !strings.Contains(e.Msg, "is a symbolic link") || e.Hint == "" {
+			t.Error(e)
+		}
+		// The user's own file may be one.
+		env := bigHost
+		env.UserFile = filepath.Join(dir, FileName)
+		if c, err := Load("", env); err != nil || c.CPUs != 7 {
 			t.Errorf("%+v, %v", c, err)
+		}
+	})
+	t.Run("below a link", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.Mkdir(filepath.Join(dir, "real"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "real", FileName), "cpus = 7")
+		link := filepath.Join(dir, "link")
+		if err := os.Symlink("real", link); err != nil {
+			t.Fatal(err)
+		}
+		if e := load(t, link); !strings.Contains(e.Msg, "below a symbolic link") || e.Hint == "" {
+			t.Error(e)
 		}
 	})
 	t.Run("no permission", func(t *testing.T) {
@@ -522,7 +542,7 @@ func TestUnreadable(t *testing.T) {
 		if err := os.Symlink("/dev/zero", filepath.Join(dir, FileName)); err != nil {
 			t.Fatal(err)
 		}
-		if e := load(t, dir); !strings.Contains(e.Msg, "is not a plain file") {
+		if e := load(t, dir); !strings.Contains(e.Msg, "symbolic link") {
 			t.Error(e)
 		}
 	})

@@ -2,6 +2,8 @@ package config
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/trust"
 )
 
 // Limits of a file, so that a hostile one costs neither memory nor time.
@@ -53,7 +56,11 @@ func Load(dir string, env Env) (Config, error) {
 
 // loadFile lays one file over c.
 func loadFile(c Config, path string, env Env, user bool) (Config, error) {
-	text, err := readFile(path)
+	read := readUserFile
+	if !user {
+		read = func(path string) (string, error) { return readProjectFile(path, env.Trust) }
+	}
+	text, err := read(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
 	}
@@ -63,17 +70,20 @@ func loadFile(c Config, path string, env Env, user bool) (Config, error) {
 	if user {
 		c.UserFile = path
 	} else {
-		c.File = path
+		c.File, c.Sum = path, sumOf(text)
 	}
 	return apply(c, path, text, env, user)
 }
 
-// readFile returns the file's text, fs.ErrNotExist if there is no such file,
-// or an *Error.
-func readFile(path string) (string, error) {
-	fail := func(hint, format string, args ...any) (string, error) {
-		return "", &Error{File: path, Msg: fmt.Sprintf(format, args...), Hint: hint}
-	}
+// sumOf identifies a file by its text.
+func sumOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// readUserFile returns the text of the user's own file, which may be a link to
+// wherever the user keeps it; fs.ErrNotExist if there is no such file, or an *Error.
+func readUserFile(path string) (string, error) {
 	link, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fs.ErrNotExist
@@ -83,16 +93,72 @@ func readFile(path string) (string, error) {
 	}
 	// O_NONBLOCK: a named pipe must not make us wait.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, fs.ErrNotExist) && link.Mode()&fs.ModeSymlink != 0 {
+		return "", &Error{File: path, Msg: "is a symbolic link to a file that does not exist", Hint: "remove the link or make the file that it names"}
+	}
 	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) && link.Mode()&fs.ModeSymlink != 0 {
-			return fail("remove the link or make the file that it names", "is a symbolic link to a file that does not exist")
-		}
-		if errors.Is(err, fs.ErrPermission) {
-			return "", &Error{File: path, Msg: "cannot be read", Hint: "chmod u+r " + shell.Quote(path) + ", if the file is yours", Err: reason(err)}
-		}
-		return "", &Error{File: path, Msg: "cannot be read", Err: reason(err)}
+		return "", unreadable(path, err)
 	}
 	defer f.Close()
+	return readOpen(path, f)
+}
+
+// readProjectFile returns the text of a project's file; fs.ErrNotExist if there is no such
+// file, or an *Error. The directory is the VM's to change, so it is read without following
+// a link, and what is judged is what is read.
+func readProjectFile(path string, rule *trust.Rule) (string, error) {
+	project := filepath.Dir(path)
+	dir, err := trust.OpenDir(project)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fs.ErrNotExist
+	case errors.Is(err, unix.ELOOP):
+		return "", &Error{File: path, Msg: "is below a symbolic link, which devvm does not follow here", Hint: "name the directory itself: cd into it, or --project DIRECTORY"}
+	case err != nil:
+		return "", &Error{File: path, Msg: "cannot be read", Hint: "ls -ld " + shell.Quote(project), Err: reason(err)}
+	}
+	defer dir.Close()
+	// O_NONBLOCK: a named pipe must not make us wait.
+	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(path), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return "", fs.ErrNotExist
+	case errors.Is(err, unix.ELOOP):
+		return "", &Error{File: path, Msg: "is a symbolic link, which devvm does not follow in a project", Hint: "replace it by a copy of the file that it names"}
+	case err != nil:
+		return "", unreadable(path, err)
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	if rule != nil {
+		err := rule.CheckOpen(project, project, dir)
+		if err == nil {
+			err = rule.CheckOpen(project, path, f)
+		}
+		if bad, ok := errors.AsType[*trust.Error](err); ok {
+			return "", &Error{Err: err, Hint: bad.Hint()}
+		}
+		if err != nil {
+			return "", unreadable(path, err)
+		}
+	}
+	return readOpen(path, f)
+}
+
+// unreadable explains why a file was not opened.
+func unreadable(path string, err error) *Error {
+	e := &Error{File: path, Msg: "cannot be read", Err: reason(err)}
+	if errors.Is(err, fs.ErrPermission) {
+		e.Hint = "chmod u+r " + shell.Quote(path) + ", if the file is yours"
+	}
+	return e
+}
+
+// readOpen reads a plain file of a bounded size.
+func readOpen(path string, f *os.File) (string, error) {
+	fail := func(hint, format string, args ...any) (string, error) {
+		return "", &Error{File: path, Msg: fmt.Sprintf(format, args...), Hint: hint}
+	}
 	info, err := f.Stat()
 	if err != nil {
 		return "", &Error{File: path, Msg: "cannot be read", Err: reason(err)}

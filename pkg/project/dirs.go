@@ -164,6 +164,9 @@ func (f paths) netLog() string        { return filepath.Join(f.logs, "net.log") 
 func (f paths) supervisorLog() string { return filepath.Join(f.logs, "supervisor.log") }
 func (f paths) provisionLog() string  { return filepath.Join(f.logs, "provision.log") }
 
+// Trusted is the file of the directories whose devvm.toml counts whoever it belongs to.
+func (d Dirs) Trusted() string { return filepath.Join(d.Data, "trusted.json") }
+
 // projects returns the names of the projects that have files here, templates in the
 // making among them.
 func (d Dirs) projects() ([]string, error) {

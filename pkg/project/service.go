@@ -33,6 +33,7 @@ import (
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -46,6 +47,7 @@ type Service struct {
 	Cold      bool                                             // boot new VMs, do not fork them from templates
 	Open      func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
 	Config    func(dir string) (config.Config, error)
+	Trust     trust.Rule // whose devvm.toml counts
 	Accel     *vm.AccelStore
 	Exe       string        // this program, for its background processes
 	Version   string        // of this program
