@@ -39,6 +39,11 @@ The project's directory on this host is not touched.`,
 
 func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project, o nukeOptions) error {
 	if !o.yes {
+		if !o.NoUp && a.Interactive() && s.Exists(p) { // else Nuke refuses what was not agreed to
+			if err := a.agree(ctx, s, p, false); err != nil {
+				return err
+			}
+		}
 		var err error
 		if o.Unused, err = a.confirmNuke(ctx, s, p, o.Undo); err != nil {
 			return err

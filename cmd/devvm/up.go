@@ -40,7 +40,7 @@ half done is completed, and a VM that runs already is left alone.`,
 		}),
 	}
 	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
-	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask: neither in the home directory nor when devvm.toml gives the VM more than before")
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask: neither in the home directory or the like nor when devvm.toml asks for more than you agreed to")
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "how long Docker Engine may take to answer after a start of the VM (default 2m, without KVM 6m)")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
@@ -57,10 +57,7 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 			return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done", Hint: "run devvm up in a project's directory"}
 		}
 	}
-	if err := a.grant(ctx, s, p, o.yes); err != nil {
-		return err
-	}
-	if err := a.grantMounts(ctx, s, p, o.yes); err != nil {
+	if err := a.agree(ctx, s, p, o.yes); err != nil {
 		return err
 	}
 	err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Up(ctx, p, pr) })
@@ -82,48 +79,39 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 	return a.showUp(s, p, o)
 }
 
-// grantMounts asks the user to agree to the directories outside the project's own that
-// devvm.toml asks for, if they are new.
-func (a *app) grantMounts(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
-	asked, err := s.UngrantedMounts(p)
-	if err != nil || len(asked) == 0 {
-		return err
-	}
-	lines := ui.Escape("  " + strings.Join(asked, ", "))
-	if !yes {
-		ok, err := a.Confirm(ctx, fmt.Sprintf("devvm.toml of %s gives the VM directories outside the project:\n%s\nGrant them?", ui.Escape(p.Dir), lines))
-		if err != nil {
-			return err
-		}
-		if !ok {
-			return &ui.Error{Code: ui.ExitCancelled, Msg: "not granted; nothing was done", Hint: "take them out of devvm.toml, or run devvm up again"}
-		}
-	} else {
-		fmt.Fprintf(a.Err, "granted to this project:\n%s\n", lines)
-	}
-	return s.GrantMounts(ctx, p, asked)
-}
+// mostAsked is how many lines of a question are shown.
+const mostAsked = 200
 
-// grant asks the user to agree to what devvm.toml lets the VM reach beyond what was
-// granted before, if there is any.
-func (a *app) grant(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
-	w, err := s.Widening(p)
-	if err != nil || len(w.Lines) == 0 {
+// agree asks the user about all that devvm.toml asks for beyond what was agreed to before, if
+// there is any.
+func (a *app) agree(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
+	asked, err := s.Asked(p)
+	if err != nil || len(asked.Lines) == 0 {
 		return err
 	}
-	lines := "  " + strings.Join(w.Lines, "\n  ")
-	if yes {
-		fmt.Fprintf(a.Err, "granted to this project, beyond what it had:\n%s\n", lines)
-		return s.Grant(ctx, p, w)
+	var b strings.Builder
+	for _, sentence := range asked.Why {
+		b.WriteString(ui.Escape(sentence) + "\n")
 	}
-	ok, err := a.Confirm(ctx, fmt.Sprintf("devvm.toml of %s lets the VM reach more than was granted to it so far:\n%s\nGrant it?", ui.Escape(p.Dir), lines))
+	fmt.Fprintf(&b, "devvm.toml of %s asks for more than you agreed to:\n", ui.Escape(p.Dir))
+	for _, line := range asked.Lines[:min(mostAsked, len(asked.Lines))] {
+		b.WriteString("  " + ui.Escape(line) + "\n")
+	}
+	if more := len(asked.Lines) - mostAsked; more > 0 {
+		fmt.Fprintf(&b, "  … and %d more\n", more)
+	}
+	if yes {
+		fmt.Fprintf(a.Err, "%sagreed to, by --yes\n", b.String())
+		return s.Agree(ctx, p, asked)
+	}
+	ok, err := a.Confirm(ctx, b.String()+"Agree?")
 	if err != nil {
 		return err
 	}
 	if !ok {
-		return &ui.Error{Code: ui.ExitCancelled, Msg: "not granted; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
+		return &ui.Error{Code: ui.ExitCancelled, Msg: "you did not agree; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
 	}
-	return s.Grant(ctx, p, w)
+	return s.Agree(ctx, p, asked)
 }
 
 // showUp ends a successful up by saying how to use the VM.

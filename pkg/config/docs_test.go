@@ -28,6 +28,12 @@ func TestReference(t *testing.T) {
 			}
 			return "[" + heading + "]\n" + k.Example
 		},
+		"asked": func(k Key) string {
+			if k.Consent == ConsentReach {
+				return "More than your own file says, or than you agreed to last, is asked about."
+			}
+			return "More than you agreed to last is asked about; what the first `devvm up` finds is taken as it is."
+		},
 		"example": func() string {
 			return `cpus = 2
 memory = "3GiB"

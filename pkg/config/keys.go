@@ -25,6 +25,8 @@ type Key struct {
 	Doc      string // what it does: paragraphs, Markdown
 	Brief    string // the same in one line, for the example file
 	Example  string // one or more lines of TOML, without the table's heading
+	Consent  Consent
+	Free     string // why more of it is no more of the host, if Consent is ConsentFree
 }
 
 // field is a key and what the code does with it.
@@ -34,6 +36,9 @@ type field struct {
 	// set checks the value and stores it. It is called for one layer after
 	// the other.
 	set func(c *Config, env Env, v any) *problem
+	// wider lists what next has of the key beyond before, see [Wider]. All but free keys
+	// have it.
+	wider func(before, next Config) []string
 }
 
 // problem is what is wrong with one value.
@@ -59,7 +64,6 @@ const (
 	appliesNew   = "to a new VM: `devvm nuke`"
 	appliesStart = "at the next start: `devvm down`, `devvm up`"
 	appliesUp    = "at the next `devvm up`, to a running VM too"
-	appliesAsked = "at the next `devvm up`, to a running VM too; what allows more is asked about first"
 )
 
 // schema is the one table of all keys.
@@ -73,8 +77,10 @@ var schema = []field{
 				"`devvm image import` takes one that `devvm image export` has written on another host, or a cloud image: a disk (qcow2 or raw) of a system with cloud-init and apt or dnf, by path or URL, with `--sha256`. " +
 				"In a VM of a cloud image Docker Engine is installed over the network at the first boot, which takes minutes, and each new VM boots instead of being forked.",
 			Example: `image = "debian-13"`,
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return c.Image },
+		get:   func(c Config) any { return c.Image },
+		wider: widerImage,
 		set: func(c *Config, _ Env, v any) *problem {
 			s, ok := v.(string)
 			if !ok {
@@ -93,8 +99,10 @@ var schema = []field{
 			Brief:   "Virtual CPUs, from 1 to the host's number.",
 			Doc:     "Number of virtual CPUs, from 1 to the number of the host's. They are shared with the host, not taken from it.",
 			Example: "cpus = 4",
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return c.CPUs },
+		get:   func(c Config) any { return c.CPUs },
+		wider: grows("cpus", func(c Config) int64 { return int64(c.CPUs) }, func(c Config) string { return strconv.Itoa(c.CPUs) }),
 		set: func(c *Config, env Env, v any) *problem {
 			n, ok := v.(int64)
 			if !ok {
@@ -124,8 +132,10 @@ var schema = []field{
 				"Sizes are a number and a unit: `MiB`, `GiB`, `TiB` count in steps of 1024, `MB`, `GB`, `TB` in steps of 1000. " +
 				"Shorter forms such as `4G` are refused, because programs do not agree on what they mean. The result is rounded down to whole MiB.",
 			Example: `memory = "4GiB"`,
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return FormatSize(c.Memory) },
+		get:   func(c Config) any { return FormatSize(c.Memory) },
+		wider: grows("memory", func(c Config) int64 { return c.Memory }, func(c Config) string { return literal(FormatSize(c.Memory)) }),
 		set: func(c *Config, env Env, v any) *problem {
 			n, p := sizeValue("memory", v)
 			if p != nil {
@@ -153,8 +163,10 @@ var schema = []field{
 			Doc: "The size of the VM's disk: at least that of the base image, at most 16 TiB. The file on the host is as large as what the VM really uses, " +
 				"and shrinks when the VM deletes. Units as for `memory`; rounded up to whole MiB.",
 			Example: `disk = "40GiB"`,
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return FormatSize(c.Disk) },
+		get:   func(c Config) any { return FormatSize(c.Disk) },
+		wider: grows("disk", func(c Config) int64 { return c.Disk }, func(c Config) string { return literal(FormatSize(c.Disk)) }),
 		set: func(c *Config, _ Env, v any) *problem {
 			n, p := sizeValue("disk", v)
 			if p != nil {
@@ -179,9 +191,11 @@ var schema = []field{
 			Brief:   "Whether the VM has the project's directory, at the same path.",
 			Doc:     "Whether the VM has the project's directory: at the same absolute path, for reading and writing. [What that means for files](files-in-the-vm.md).",
 			Example: "mount = false",
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return c.Mount },
-		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.Mount, v) },
+		get:   func(c Config) any { return c.Mount },
+		wider: widerMount,
+		set:   func(c *Config, _ Env, v any) *problem { return setBool(&c.Mount, v) },
 	},
 	{
 		Key: Key{
@@ -193,9 +207,11 @@ var schema = []field{
 				"- `writable`: `false`, if it is left out.\n\n" +
 				"A source outside the project's directory is asked about once, at `devvm up`: devvm.toml may have come with a cloned repository.",
 			Example: `mounts = [{ source = "../shared", target = "/srv/shared", writable = true }]`,
+			Consent: ConsentReach,
 		},
-		get: func(c Config) any { return c.mountTables() },
-		set: setMounts,
+		get:   func(c Config) any { return c.mountTables() },
+		wider: func(Config, Config) []string { return nil }, // pkg/grant compares where they lead
+		set:   setMounts,
 	},
 	{
 		Key: Key{
@@ -204,6 +220,8 @@ var schema = []field{
 			Doc: "A container that is to bind a path (`docker run -v`, `--mount type=bind`, `volumes` of compose, volumes of the driver `local` with `o=bind`) which the VM does not have is refused, with the lines for devvm.toml that share it. " +
 				"`false`: Docker makes an empty directory in the VM and the container has that, as with any engine on another machine. [What counts](files-in-the-vm.md#paths-that-the-vm-does-not-have).",
 			Example: "bind_guard = true",
+			Consent: ConsentFree,
+			Free:    "what the VM does not have it does not get by this",
 		},
 		get: func(c Config) any { return c.BindGuard },
 		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.BindGuard, v) },
@@ -219,8 +237,10 @@ var schema = []field{
 				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.\n\n" +
 				"Unless you set `mtu` or `default-network-opts`, containers' networks have the MTU of the VM's own, 65520: large packets cost less than many, and none of them crosses a wire.",
 			Example: "log-level = \"info\"\nregistry-mirrors = [\"https://mirror.example.com\"]\ndefault-address-pools = [{ base = \"172.30.0.0/16\", size = 24 }]",
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return c.Daemon },
+		get:   func(c Config) any { return c.Daemon },
+		wider: widerDaemon,
 		set: func(c *Config, _ Env, v any) *problem {
 			t, ok := v.(map[string]any)
 			if !ok {
@@ -245,8 +265,10 @@ var schema = []field{
 			Doc: "`\"user\"`: the VM reaches what the host reaches, the internet, the LAN, a VPN, but never the host itself; `egress` and `host_ports` say it more exactly. " +
 				"`\"offline\"`: nothing leaves the VM, whatever those two say. In both, nothing reaches the VM but this host's user.",
 			Example: `mode = "user"`,
+			Consent: ConsentReach,
 		},
-		get: func(c Config) any { return c.NetworkMode },
+		get:   func(c Config) any { return c.NetworkMode },
+		wider: func(Config, Config) []string { return nil }, // widerEgress and widerHostPorts know it
 		set: func(c *Config, _ Env, v any) *problem {
 			s, ok := v.(string)
 			if !ok {
@@ -265,7 +287,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesAsked,
+			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesUp,
 			Brief: `Where connections may go: "all", "none", or names, addresses, ranges, with or without a port.`,
 			Doc: "Where connections of the VM may go, beside the host, which is `host_ports`'s matter. `\"all\"`: everywhere. `\"none\"`: nowhere. A list: only there.\n\n" +
 				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP.\n" +
@@ -276,6 +298,7 @@ var schema = []field{
 				"It is the name asked for that counts, not those that it is an alias of. Other DNS servers are destinations like any other. The VM has no IPv6 outside of itself yet, so that entries of IPv6 match nothing. " +
 				"`devvm egress` shows what was refused, with the line that would allow it. [What it cannot do](security.md#where-the-claim-ends).",
 			Example: `egress = ["registry.example.com:443", "*.example.org", "10.20.0.0/16:5432"]`,
+			Consent: ConsentReach,
 		},
 		get: func(c Config) any {
 			switch {
@@ -286,16 +309,18 @@ var schema = []field{
 			}
 			return c.Network.Entries()
 		},
-		set: setEgress,
+		wider: widerEgress,
+		set:   setEgress,
 	},
 	{
 		Key: Key{
-			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: appliesAsked,
+			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: appliesUp,
 			Brief: "TCP ports of this host's loopback that the VM reaches as host.docker.internal.",
 			Doc: "TCP ports of this host that the VM and its containers reach as `host.docker.internal`: a connection there arrives on `127.0.0.1` of the host (or `::1`, if nobody listens there). " +
 				"All other ports of that name are refused, and the host's other addresses are, whatever is written here. " +
 				"The service sees a connection from this host, and may trust it for that: `devvm up` asks before it opens a port for the first time.",
 			Example: "host_ports = [5432]",
+			Consent: ConsentReach,
 		},
 		get: func(c Config) any {
 			ports := []any{}
@@ -304,7 +329,8 @@ var schema = []field{
 			}
 			return ports
 		},
-		set: setHostPorts,
+		wider: widerHostPorts,
+		set:   setHostPorts,
 	},
 	{
 		Key: Key{
@@ -314,6 +340,8 @@ var schema = []field{
 				"`\"shared\"`: if somebody else has the port on a shared address, the container does not start, and the error names who has it. " +
 				"`\"own\"`: it starts; the port is open on the project's own address, and `devvm ports` notes who has it on the shared ones. So two projects can both publish 5432.",
 			Example: `prefer = "shared"`,
+			Consent: ConsentFree,
+			Free:    "addresses that are free are opened either way",
 		},
 		get: func(c Config) any { return c.PortsPrefer },
 		set: func(c *Config, _ Env, v any) *problem {
@@ -339,6 +367,7 @@ var schema = []field{
 			Doc: "Published ports that have another number on the host, `published = host`. " +
 				"With the example, `docker run -p 80:8000` is http://localhost:8080: users other than root may not open ports below 1024.",
 			Example: `map = { 80 = 8080, 443 = 8443 }`,
+			Consent: ConsentGrowth,
 		},
 		get: func(c Config) any {
 			m := map[string]any{}
@@ -347,6 +376,7 @@ var schema = []field{
 			}
 			return m
 		},
+		wider: widerPortsMap,
 		set: func(c *Config, _ Env, v any) *problem {
 			t, ok := v.(map[string]any)
 			if !ok {
@@ -379,8 +409,10 @@ var schema = []field{
 			Doc: "Debian packages that are installed once in a new VM, before `script` runs. They come from Debian's archive, " +
 				"so they need a network that lets them: `network.mode = \"user\"`, and with a list in `network.egress` entries for the hosts in the VM's `/etc/apt/sources.list`.",
 			Example: `packages = ["git", "make"]`,
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return append([]string{}, c.Packages...) },
+		get:   func(c Config) any { return append([]string{}, c.Packages...) },
+		wider: widerPackages,
 		set: func(c *Config, _ Env, v any) *problem {
 			list, ok := v.([]any)
 			if !ok {
@@ -415,8 +447,10 @@ var schema = []field{
 				"Its output is shown and kept in a log; if it fails, `devvm up` fails and shows the end of the log, and the next `devvm up` runs it again, " +
 				"so write it such that it can. What packages and script have made is kept as a template: the next new VM with the same text (`devvm nuke`) starts from there and does not run them again, until `devvm template rm`, or `devvm prune` when no project has such a VM.",
 			Example: "script = '''\ngit config --system init.defaultBranch main\necho 'set -o vi' >>/root/.bashrc\n'''",
+			Consent: ConsentGrowth,
 		},
-		get: func(c Config) any { return c.Script },
+		get:   func(c Config) any { return c.Script },
+		wider: widerScript,
 		set: func(c *Config, _ Env, v any) *problem {
 			s, ok := v.(string)
 			if !ok {
@@ -436,6 +470,8 @@ var schema = []field{
 			Doc: "What a container writes to a shared directory is the host kernel's as soon as the container hears that it is written, and survives the end of the VM and of devvm. " +
 				"`true`: what it has fsynced, or closed, is also on the host's disk, and survives the host's power failing. Small files then take many times longer.",
 			Example: "durable = true",
+			Consent: ConsentFree,
+			Free:    "it makes writing slower",
 		},
 		get: func(c Config) any { return c.ShareDurable },
 		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.ShareDurable, v) },
@@ -447,6 +483,8 @@ var schema = []field{
 			Doc: "Changes that the host makes in a shared directory reach those in the VM who watch it (inotify, live reload), but not below these: names, patterns with `*`, `?` and `[a-z]`, " +
 				"or, with a slash in them, paths below the directory. The VM has these files like any other; what is watched costs the host a watch for each directory.",
 			Example: `ignore = [".git", "node_modules", "target", "*.log"]`,
+			Consent: ConsentFree,
+			Free:    "what is watched is bounded, whatever it says",
 		},
 		get: func(c Config) any { return append([]string{}, c.ShareIgnore...) },
 		set: func(c *Config, _ Env, v any) *problem {
@@ -473,6 +511,8 @@ var schema = []field{
 			Doc: "The libvirt that runs the VMs. Only in your own file: a project that you have cloned must not choose it. " +
 				"The environment variable `DEVVM_LIBVIRT_URI` goes before it. The libvirt must be one of this host.",
 			Example: `uri = "qemu:///session"`,
+			Consent: ConsentFree,
+			Free:    "only your own file has it",
 		},
 		get: func(c Config) any { return c.URI },
 		set: func(c *Config, _ Env, v any) *problem {

@@ -320,3 +320,32 @@ func FuzzCovers(f *testing.F) {
 		}
 	})
 }
+
+func TestCommon(t *testing.T) {
+	list := func(entries ...string) Policy {
+		rules, err := ParseRules(entries)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return Policy{Rules: rules}
+	}
+	for _, c := range []struct{ a, b, want Policy }{
+		{Default(), Default(), Default()},
+		{Default(), Policy{}, Policy{}},
+		{Default(), list("a.example"), list("a.example")},
+		{list("a.example", "b.example:443"), list("b.example"), list("b.example:443")},
+		{list("*.example.org"), list("a.example.org", "example.org"), list("a.example.org")},
+		{list("10.0.0.0/8"), list("10.1.0.0/16", "198.51.100.1"), list("10.1.0.0/16")},
+		{Policy{All: true, Offline: true}, Default(), Policy{All: true, Offline: true}},
+		{Policy{HostPorts: []uint16{1, 2}}, Policy{HostPorts: []uint16{2, 3}}, Policy{HostPorts: []uint16{2}}},
+	} {
+		for _, got := range []Policy{Common(c.a, c.b), Common(c.b, c.a)} {
+			if !got.Equal(c.want) {
+				t.Errorf("Common(%s, %s) = %s, want %s", c.a, c.b, got, c.want)
+			}
+			if wider := append(Widening(c.a, got), Widening(c.b, got)...); len(wider) > 0 {
+				t.Errorf("Common(%s, %s) allows more than one of them: %q", c.a, c.b, wider)
+			}
+		}
+	}
+}

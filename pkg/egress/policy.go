@@ -109,6 +109,39 @@ func Widening(before, next Policy) []string {
 	return lines
 }
 
+// Common is what both of two policies allow, as far as it can be seen rule by rule.
+func Common(a, b Policy) Policy {
+	out := Policy{Offline: a.Offline || b.Offline, All: a.All && b.All}
+	switch {
+	case out.All:
+	case a.All:
+		out.Rules = slices.Clone(b.Rules)
+	case b.All:
+		out.Rules = slices.Clone(a.Rules)
+	default:
+		out.Rules = append(covered(a.Rules, b.Rules), covered(b.Rules, a.Rules)...)
+		slices.SortFunc(out.Rules, func(r, o Rule) int { return strings.Compare(r.String(), o.String()) })
+		out.Rules = slices.Compact(out.Rules)
+	}
+	for _, port := range a.HostPorts {
+		if slices.Contains(b.HostPorts, port) {
+			out.HostPorts = append(out.HostPorts, port)
+		}
+	}
+	return out
+}
+
+// covered are the rules that one of others covers.
+func covered(rules, others []Rule) []Rule {
+	var out []Rule
+	for _, r := range rules {
+		if slices.ContainsFunc(others, func(o Rule) bool { return o.covers(r) }) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // Entries are the rules as devvm.toml has them.
 func (p Policy) Entries() []string {
 	entries := make([]string, len(p.Rules))

@@ -123,6 +123,7 @@ var mayImport = map[string][]string{
 	"pkg/egress":        nil,
 	"pkg/engine":        nil,
 	"pkg/file":          nil,
+	"pkg/grant":         {"pkg/config", "pkg/egress"},
 	"pkg/guard":         {"pkg/shell"},
 	"pkg/guest":         {"pkg/file", "pkg/shell"},
 	"pkg/image":         {"pkg/file", "images", "pkg/disk"},
@@ -130,7 +131,7 @@ var mayImport = map[string][]string{
 	"pkg/ports":         {"pkg/file", "pkg/relay"},
 	"pkg/project": {
 		"pkg/file",
-		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/guest", "pkg/image",
+		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guest", "pkg/image",
 		"pkg/ports", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
 	"pkg/relay":      nil,

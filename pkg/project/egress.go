@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
@@ -17,79 +15,12 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// What a VM may reach stands in devvm.toml, which comes with a repository and
-// which a program at work on the project can edit. So it counts only as far as
-// the user has agreed to it. What was agreed to is kept in the user's data, where
-// neither the VM nor the repository can write, from the first up until rm; a
-// policy that allows more is refused until it is granted. It is also from there
-// that the network process takes its policy when it starts.
+// The policy that a VM's network process enforces is kept in egress.json, from where the
+// process takes it when it starts. It is one that the user has agreed to, see agreed.go.
 
-// Widening is what devvm.toml allows beyond what was granted.
-type Widening struct {
-	Policy egress.Policy // as a whole
-	Lines  []string      // what is new in it, for people; none: nothing
-}
-
-// Widening compares the project's devvm.toml with what was granted to it.
-func (s *Service) Widening(p Project) (Widening, error) {
-	cfg, err := s.Config(p.Dir)
-	if err != nil {
-		return Widening{}, err
-	}
-	return s.widening(p, cfg)
-}
-
-func (s *Service) widening(p Project, cfg config.Config) (Widening, error) {
-	granted, err := s.Dirs.paths(p.Name).readGranted()
-	if errors.Is(err, fs.ErrNotExist) {
-		// Nobody has been asked yet: what the user's own file says is theirs.
-		var own config.Config
-		own, err = s.Config("")
-		granted = own.Policy()
-	}
-	if err != nil {
-		return Widening{}, err
-	}
-	w := Widening{Policy: cfg.Policy()}
-	w.Lines = egress.Widening(granted, w.Policy)
-	return w, nil
-}
-
-// Grant notes that the user agrees to a policy, as it was shown: a devvm.toml
-// that says still more by now is not granted.
-func (s *Service) Grant(ctx context.Context, p Project, w Widening) error {
-	f := s.Dirs.paths(p.Name)
-	lock, err := f.acquire(ctx, "up", nil)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	return f.writeGranted(w.Policy)
-}
-
-// granted returns the project's configuration, if what it lets the VM reach was
-// granted.
-func (s *Service) granted(p Project) (config.Config, error) {
-	cfg, err := s.Config(p.Dir)
-	if err != nil {
-		return cfg, err
-	}
-	w, err := s.widening(p, cfg)
-	if err != nil {
-		return cfg, err
-	}
-	if len(w.Lines) > 0 {
-		return cfg, &ui.Error{
-			Msg:  fmt.Sprintf("%s lets the VM reach more than was granted to this project: %s", config.FileName, strings.Join(w.Lines, ", ")),
-			Hint: "look at it, and grant it with: devvm up",
-		}
-	}
-	return cfg, nil
-}
-
-// readGranted returns what was granted; fs.ErrNotExist if nothing was ever
-// asked. A file that cannot be understood grants nothing.
-func (f paths) readGranted() (egress.Policy, error) {
+// readPolicy returns the policy that the network process has, or starts with; fs.ErrNotExist
+// if there never was any. A file that cannot be understood allows nothing.
+func (f paths) readPolicy() (egress.Policy, error) {
 	b, err := os.ReadFile(f.egress())
 	if err != nil {
 		return egress.Policy{}, err
@@ -101,7 +32,7 @@ func (f paths) readGranted() (egress.Policy, error) {
 	return p, nil
 }
 
-func (f paths) writeGranted(p egress.Policy) error {
+func (f paths) writePolicy(p egress.Policy) error {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write %s: %w", f.egress(), err)
@@ -116,7 +47,7 @@ func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
 	if now == nil { // it is of a devvm that knew no other
 		now = &egress.Policy{All: true, Offline: net.Offline}
 	}
-	if err := b.files.writeGranted(next); err != nil {
+	if err := b.files.writePolicy(next); err != nil {
 		return err
 	}
 	if now.Equal(next) {

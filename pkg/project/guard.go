@@ -14,7 +14,7 @@ func (s *Service) guardOptions(f paths) supervisor.Guard {
 	return supervisor.Guard{
 		Dir: dir,
 		Off: func() (bool, error) {
-			cfg, err := s.Config(dir)
+			cfg, err := s.settled(f)
 			return !cfg.BindGuard, err
 		},
 		Unfit: func(source, target string) string {

@@ -195,6 +195,9 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	if err == nil {
 		err = s.checkImage(ctx, cfg)
 	}
+	if err == nil {
+		err = s.checkAgreed(p, cfg, nil)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -84,11 +84,18 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	defer hv.Close()
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
 		cfg, err := s.checkConfig(p, !o.Undo)
+		var all shared
 		if err == nil {
-			_, _, err = s.grantedShares(p, cfg)
+			all, _, err = s.shares(p, cfg)
 		}
 		if err == nil && !o.Undo {
 			err = s.checkImage(ctx, cfg)
+		}
+		if err == nil {
+			err = s.checkAgreed(p, cfg, all.granted(p))
+		}
+		if errors.Is(err, errNotAgreed) {
+			err = &ui.Error{Err: err, Hint: "or be rid of the VM and have no other yet: devvm nuke --no-up"}
 		}
 		if err != nil {
 			return err

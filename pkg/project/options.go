@@ -14,11 +14,11 @@ import (
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
-// NetOptions are the paths of a project's network process, and what was granted
-// to the project.
+// NetOptions are the paths of a project's network process, and what its VM may
+// reach.
 func (d Dirs) NetOptions(name string) (usernet.Options, error) {
 	f := d.paths(name)
-	policy, err := f.readGranted()
+	policy, err := f.readPolicy()
 	if err != nil {
 		return usernet.Options{}, fmt.Errorf("read what the VM may reach: %w", err)
 	}

@@ -34,7 +34,7 @@ func (s *Service) portOptions(f paths) supervisor.PortOptions {
 			Exposures: f.exposures(),
 		},
 		Settings: func() (ports.Settings, error) {
-			cfg, err := s.Config(p.Dir)
+			cfg, err := s.settled(f)
 			return ports.Settings{Prefer: cfg.PortsPrefer, Map: cfg.PortsMap}, err
 		},
 	}

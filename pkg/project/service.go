@@ -328,11 +328,11 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Dom
 	return dom, nil
 }
 
-// startNet starts the project's network process, unless it runs. The policy was
-// granted, or is a template's.
+// startNet starts the project's network process, unless it runs. The user has
+// agreed to the policy, or to that of the project whose template it is.
 func (s *Service) startNet(ctx context.Context, p Project, policy egress.Policy, host vm.Host) error {
 	f := s.Dirs.paths(p.Name)
-	if err := f.writeGranted(policy); err != nil {
+	if err := f.writePolicy(policy); err != nil {
 		return err
 	}
 	args := []string{"net", "--project-name", p.Name}

@@ -2,7 +2,6 @@ package project
 
 import (
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -163,96 +162,6 @@ func (s *Service) unfit(e share.Export) string {
 func within(dir, path string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
-}
-
-// outside are the exports that are not in the project's directory, in words that are
-// the same each time.
-func (a shared) outside(p Project) []string {
-	var lines []string
-	for _, e := range a.Exports {
-		if within(p.Dir, e.Source) {
-			continue
-		}
-		access := "read-only"
-		if e.Writable {
-			access = "writable"
-		}
-		lines = append(lines, fmt.Sprintf("%s (%s)", e.Source, access))
-	}
-	slices.Sort(lines)
-	return slices.Compact(lines)
-}
-
-// UngrantedMounts are the directories outside the project's own that devvm.toml asks
-// for and that the user has not agreed to.
-func (s *Service) UngrantedMounts(p Project) ([]string, error) {
-	cfg, err := s.Config(p.Dir)
-	if err != nil {
-		return nil, err
-	}
-	all, _, err := s.shares(p, cfg)
-	if err != nil {
-		return nil, err
-	}
-	return s.ungranted(p, all)
-}
-
-func (s *Service) ungranted(p Project, all shared) ([]string, error) {
-	granted, err := s.Dirs.paths(p.Name).grantedMounts()
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(all.outside(p), func(line string) bool { return slices.Contains(granted, line) }), nil
-}
-
-// GrantMounts notes that the user agrees to directories outside the project's own, as
-// UngrantedMounts has given them.
-func (s *Service) GrantMounts(ctx context.Context, p Project, lines []string) error {
-	f := s.Dirs.paths(p.Name)
-	lock, err := f.acquire(ctx, "up", nil)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	granted, err := f.grantedMounts()
-	if err != nil {
-		return err
-	}
-	b, err := json.Marshal(append(granted, lines...))
-	if err != nil {
-		return fmt.Errorf("write %s: %w", f.mounts(), err)
-	}
-	return file.Replace(f.mounts(), b, 0o600)
-}
-
-// grantedMounts are those of GrantMounts.
-func (f paths) grantedMounts() ([]string, error) {
-	b, err := os.ReadFile(f.mounts())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read what was granted: %w", err)
-	}
-	var lines []string
-	_ = json.Unmarshal(b, &lines) // what cannot be understood grants nothing
-	return lines, nil
-}
-
-// grantedShares is shares, if the user has agreed to all of them.
-func (s *Service) grantedShares(p Project, cfg config.Config) (shared, string, error) {
-	all, note, err := s.shares(p, cfg)
-	if err != nil {
-		return all, note, err
-	}
-	ungranted, err := s.ungranted(p, all)
-	if err == nil && len(ungranted) > 0 {
-		err = &ui.Error{
-			Msg:  fmt.Sprintf("%s asks for directories outside the project that were not granted to it: %s", config.FileName, strings.Join(ungranted, ", ")),
-			Hint: "look at it, and grant them with: devvm up",
-		}
-	}
-	return all, note, err
 }
 
 // checkShares finds directories that a suspended VM has mounted and that are gone: without

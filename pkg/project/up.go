@@ -40,6 +40,9 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	if err == nil && (!exists(f.disk()) || f.isBegun()) {
 		err = s.checkImage(ctx, cfg)
 	}
+	if err == nil {
+		err = s.checkAgreed(p, cfg, nil)
+	}
 	if err != nil {
 		return err
 	}
@@ -68,7 +71,7 @@ func (s *Service) checkConfig(p Project, provision bool) (config.Config, error) 
 			Hint: "bring it back, if it was renamed or moved, or remove its VM: devvm --project " + p.Name + " rm",
 		}
 	}
-	cfg, err := s.granted(p)
+	cfg, err := s.Config(p.Dir)
 	if err == nil && provision {
 		err = cfg.CheckProvision()
 	}
@@ -120,6 +123,9 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		return err
 	}
 	f := s.Dirs.paths(p.Name)
+	if err := s.settle(p, cfg); err != nil {
+		return err
+	}
 	if err := s.makeDirs(f); err != nil {
 		return err
 	}

@@ -20,7 +20,7 @@ import (
 // PortOptions say what to do with the ports that containers publish.
 type PortOptions struct {
 	ports.Options
-	// Settings reads what devvm.toml says of ports, at the start and at each Resume;
+	// Settings reads what the last up has settled of ports, at the start and at each Resume;
 	// nil: nothing.
 	Settings func() (ports.Settings, error)
 }

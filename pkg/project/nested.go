@@ -1,0 +1,118 @@
+package project
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/devvm/devvm/pkg/grant"
+)
+
+// outer returns what was agreed to for each other project whose VM can write in this one's
+// directory, and a sentence about each. What a VM has written is no word of the user's: root
+// in a VM that reaches little would else make a devvm.toml below its directory for one that
+// reaches all. Records that cannot be read count as such a project's, with nothing.
+func (s *Service) outer(p Project) ([]grant.Grant, []string, error) {
+	names, err := s.Dirs.projects()
+	if err != nil {
+		return nil, nil, err
+	}
+	above := lineage(p.Dir)
+	var out []grant.Grant
+	var why []string
+	for _, name := range names {
+		f := s.Dirs.paths(name)
+		dir, has, err := f.reaches()
+		switch {
+		case name == p.Name || s.isTemplate(dir):
+			continue
+		case err != nil:
+			out = append(out, grant.Nothing(p.Dir))
+			why = append(why, fmt.Sprintf("The records of project %s cannot be read, so its VM may be able to write here (to remove it: devvm rm --project %s).", name, name))
+			continue
+		}
+		for _, d := range has {
+			if !within(d, p.Dir) && !isOneOf(d, above) {
+				continue
+			}
+			g, err := f.readAgreed(dir)
+			if errors.Is(err, fs.ErrNotExist) {
+				g, err = f.formerly(dir), nil
+			}
+			out = append(out, g)
+			where := "is inside that of project " + name
+			if d != dir {
+				where = fmt.Sprintf("is inside %s, which project %s has", d, name)
+			}
+			sentence := fmt.Sprintf("This directory %s, whose VM can write here.", where)
+			if err != nil {
+				sentence += " What you agreed to for that one cannot be read."
+			}
+			why = append(why, sentence)
+			break
+		}
+	}
+	return out, why, nil
+}
+
+// reaches returns the project's directory and those of the host that its VM can write, as
+// recorded: none if it never had a VM.
+func (f paths) reaches() (dir string, writable []string, err error) {
+	if !exists(f.record) && !exists(f.shares()) {
+		return "", nil, nil
+	}
+	if dir, _ = f.recorded(); dir == "" {
+		return "", nil, fmt.Errorf("read %s: it names no directory", f.record)
+	}
+	all, err := f.readShares()
+	if err != nil {
+		return dir, nil, err
+	}
+	writable = []string{dir} // whether mounted now or not
+	for _, e := range all.Exports {
+		if e.Writable {
+			writable = append(writable, e.Source)
+		}
+	}
+	return dir, writable, nil
+}
+
+// formerly is what counts as agreed to for a project of a devvm before agreed.json: the
+// network that its VM has. Its size is not known, and counts as none.
+func (f paths) formerly(dir string) grant.Grant {
+	g := grant.Nothing(dir)
+	if policy, err := f.readPolicy(); err == nil {
+		g = g.WithPolicy(policy)
+	}
+	return g
+}
+
+// lineage are the states of a directory and of those above it.
+func lineage(dir string) []fs.FileInfo {
+	var all []fs.FileInfo
+	for d := dir; ; d = filepath.Dir(d) {
+		if info, err := os.Lstat(d); err == nil {
+			all = append(all, info)
+		}
+		if d == filepath.Dir(d) {
+			return all
+		}
+	}
+}
+
+// isOneOf tells whether a directory is one of others by another name, as where it is mounted
+// a second time.
+func isOneOf(dir string, others []fs.FileInfo) bool {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return false
+	}
+	for _, o := range others {
+		if os.SameFile(info, o) {
+			return true
+		}
+	}
+	return false
+}
