@@ -43,6 +43,7 @@ func TestAttack(t *testing.T) {
 	if !t.Run("control", s.control) {
 		t.Fatal("the control did not succeed: that the same attacks fail against devvm would prove nothing")
 	}
+	t.Run("trust", s.attackTrust)
 	t.Run("devvm", s.devvm)
 	if !s.controlled {
 		fmt.Println("\nThe control was left out: what follows from this proves nothing.")
@@ -952,6 +953,7 @@ func (s *scene) attackEgress(t *testing.T, l lan, outer *service) {
 	s.try(t, v.root, nil, "forge", "-dev", dev, "-mac", mac, "-src", "192.0.2.2,192.0.2.77,"+behindAddr+",127.0.0.1", "-dst", behindOther, "-port", "9,53", "-say", "out of the narrow VM")
 	heard := outer.saw("out of the narrow VM")
 	s.attempt(t, v.root.name, "UDP to what is not allowed, from 4 sources", "nothing arrives", fmt.Sprint("arrived: ", heard), !heard)
+	s.attackGrowth(t, v)
 }
 
 // attackExposed: what is opened to one neighbour on purpose is found by that one, which
