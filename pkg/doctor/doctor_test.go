@@ -541,6 +541,16 @@ func TestChecks(t *testing.T) {
 				}
 			}
 		}, want{Warn, false, "who owns the files of /home/me/my app (2000 files)\n", "git -C '/home/me/my app' config core.checkStat minimal"}},
+		{"links out of what is shared", "shared repositories", func(b *bench) {
+			b.o.Shared = []string{"/home/me/app", "/home/me/link"}
+			b.file("/home/me/other/.git/index", gitIndex(manyFiles))
+			b.file("/home/me/app/.git/HEAD", "")
+			for link, to := range map[string]string{"/home/me/app/.git/index": b.h.path("/home/me/other/.git/index"), "/home/me/link": "other"} {
+				if err := os.Symlink(to, b.h.path(link)); err != nil {
+					b.t.Fatal(err)
+				}
+			}
+		}, want{OK, false, "git does not", "-"}},
 		{"git shared by root", "shared repositories", func(b *bench) {
 			b.h.UID = 0
 			b.o.Shared = []string{"/root/app"}

@@ -10,11 +10,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/trust"
 )
 
 // made are directories that a tool fills with files that nobody edits, by name. One of
@@ -43,11 +45,13 @@ var made = map[string][]string{
 
 // Limits of the look at what is shared.
 const (
-	manyFiles = 2000   // from here on a directory is worth a volume
-	countTo   = 20000  // more is not counted
-	lookAt    = 100000 // entries outside of such directories
-	lookDepth = 5      // directories below a shared one
-	showMost  = 5
+	manyFiles  = 2000   // from here on a directory is worth a volume
+	countTo    = 20000  // more is not counted
+	countRoom  = 4      // times as many entries are looked at for that
+	countDepth = 64     // directories below one that is counted
+	lookAt     = 100000 // entries outside of such directories
+	lookDepth  = 5      // directories below a shared one
+	showMost   = 5
 )
 
 // hot is a directory that would be faster in a volume.
@@ -64,7 +68,10 @@ func (d *doctor) sharedFiles(ctx context.Context) Result {
 	var found []hot
 	budget := lookAt
 	for _, share := range d.o.Shared {
-		found = d.hotBelow(ctx, share, "", &budget, found)
+		if t := d.openShare(share); t != nil {
+			found = t.hotBelow(ctx, "", &budget, found)
+			t.close()
+		}
 	}
 	if len(found) == 0 {
 		return ok("nothing that is shared is better in a volume", "")
@@ -95,9 +102,32 @@ func (d *doctor) sharedFiles(ctx context.Context) Result {
 		"each small file there costs a question to this host; in a named volume it is on the VM's own disk, many times faster", fix)
 }
 
+// tree is a shared directory, in which the VM can put anything under any name: nothing in
+// it is opened but from its descriptor downwards, and no link leads out of it.
+type tree struct {
+	share string
+	root  *os.Root
+}
+
+// openShare opens a shared directory; nil if it is gone, or a link by now.
+func (d *doctor) openShare(share string) *tree {
+	dir, err := trust.OpenDir(d.h.path(share))
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	root, err := os.OpenRoot("/proc/self/fd/" + strconv.Itoa(int(dir.Fd())))
+	if err != nil {
+		return nil
+	}
+	return &tree{share, root}
+}
+
+func (t *tree) close() { _ = t.root.Close() }
+
 // hotBelow adds what is below a directory of a share.
-func (d *doctor) hotBelow(ctx context.Context, share, rel string, budget *int, found []hot) []hot {
-	entries := d.entries(filepath.Join(share, rel), *budget)
+func (t *tree) hotBelow(ctx context.Context, rel string, budget *int, found []hot) []hot {
+	entries := t.entries(rel, *budget)
 	*budget -= len(entries)
 	has := func(name string) bool {
 		return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() == name })
@@ -108,44 +138,69 @@ func (d *doctor) hotBelow(ctx context.Context, share, rel string, budget *int, f
 		}
 		path := filepath.Join(rel, e.Name())
 		signs, known := made[e.Name()]
-		if known && (len(signs) == 0 || slices.ContainsFunc(signs, has) || d.h.exists(filepath.Join(share, path, signs[0]))) {
-			if n := d.count(ctx, filepath.Join(share, path)); n >= manyFiles {
-				found = append(found, hot{share, path, n})
+		if known && (len(signs) == 0 || slices.ContainsFunc(signs, has) || t.exists(filepath.Join(path, signs[0]))) {
+			n, left := 0, countTo*countRoom
+			if t.count(ctx, path, 0, &n, &left); n >= manyFiles {
+				found = append(found, hot{t.share, path, n})
 			}
 			continue
 		}
 		if strings.Count(path, "/") < lookDepth && *budget > 0 {
-			found = d.hotBelow(ctx, share, path, budget, found)
+			found = t.hotBelow(ctx, path, budget, found)
 		}
 	}
 	return found
 }
 
+// open opens a file or directory of a share. O_NONBLOCK: a pipe must not make us wait.
+func (t *tree) open(rel string, flags int) (*os.File, error) {
+	return t.root.OpenFile(filepath.Join(".", rel), os.O_RDONLY|unix.O_NONBLOCK|flags, 0)
+}
+
+func (t *tree) exists(rel string) bool {
+	_, err := t.root.Lstat(rel)
+	return err == nil
+}
+
 // entries reads a directory, as far as some number.
-func (d *doctor) entries(path string, most int) []fs.DirEntry {
-	f, err := os.Open(d.h.path(path))
-	if err != nil || most <= 0 {
+func (t *tree) entries(rel string, most int) []fs.DirEntry {
+	f, err := t.open(rel, unix.O_DIRECTORY)
+	if err != nil {
 		return nil
 	}
 	defer f.Close()
+	if most <= 0 {
+		return nil
+	}
 	list, _ := f.ReadDir(most)
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	return list
 }
 
-// count counts the files below a directory, up to countTo.
-func (d *doctor) count(ctx context.Context, path string) int {
-	n := 0
-	_ = filepath.WalkDir(d.h.path(path), func(_ string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() {
-			n++
+// count adds the files below a directory to n, up to countTo, and takes what it has looked
+// at from left.
+func (t *tree) count(ctx context.Context, rel string, depth int, n, left *int) {
+	f, err := t.open(rel, unix.O_DIRECTORY)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	for *n < countTo && *left > 0 && ctx.Err() == nil {
+		list, err := f.ReadDir(256)
+		*left -= len(list)
+		for _, e := range list {
+			switch {
+			case !e.IsDir():
+				*n++
+			case depth < countDepth:
+				t.count(ctx, filepath.Join(rel, e.Name()), depth+1, n, left)
+			}
 		}
-		if n >= countTo || ctx.Err() != nil {
-			return fs.SkipAll
+		if err != nil || len(list) == 0 {
+			return
 		}
-		return nil
-	})
-	return n
+	}
+	*n = min(*n, countTo)
 }
 
 // volumeName makes a name that Docker takes of a path: [a-zA-Z0-9][a-zA-Z0-9_.-]*.
@@ -171,11 +226,14 @@ var checkStat = regexp.MustCompile(`(?mi)^\s*checkstat\s*=\s*minimal\s*$`)
 func (d *doctor) gitIndex(context.Context) Result {
 	var found, fix []string
 	for _, share := range d.o.Shared {
-		git := filepath.Join(share, ".git")
-		if d.h.UID == 0 || checkStat.Match(d.start(filepath.Join(git, "config"), 64<<10)) {
-			continue
+		n := 0
+		if t := d.openShare(share); t != nil && d.h.UID != 0 {
+			if !checkStat.Match(t.start(".git/config", 64<<10)) {
+				n = t.indexed(".git/index")
+			}
+			t.close()
 		}
-		if n := d.indexed(filepath.Join(git, "index")); n >= manyFiles {
+		if n >= manyFiles {
 			found = append(found, fmt.Sprintf("%s (%d files)", share, n))
 			fix = append(fix, fmt.Sprintf("git -C %s config core.checkStat minimal", shell.Quote(share)))
 		}
@@ -189,8 +247,8 @@ func (d *doctor) gitIndex(context.Context) Result {
 
 // indexed returns how many files an index of git's names: the third word of its header
 // (gitformat-index(5)), 0 for none.
-func (d *doctor) indexed(path string) int {
-	head := d.start(path, 12)
+func (t *tree) indexed(path string) int {
+	head := t.start(path, 12)
 	if len(head) < 12 || string(head[:4]) != "DIRC" {
 		return 0
 	}
@@ -199,8 +257,8 @@ func (d *doctor) indexed(path string) int {
 
 // start reads the start of a file that may be the VM's work: of no pipe, which it would
 // wait for.
-func (d *doctor) start(path string, most int64) []byte {
-	f, err := os.OpenFile(d.h.path(path), os.O_RDONLY|unix.O_NONBLOCK, 0)
+func (t *tree) start(path string, most int64) []byte {
+	f, err := t.open(path, 0)
 	if err != nil {
 		return nil
 	}

@@ -119,7 +119,7 @@ var mayImport = map[string][]string{
 	"pkg/disk":          nil,
 	"pkg/dockercontext": nil,
 	"pkg/dockerproxy":   {"pkg/relay"},
-	"pkg/doctor":        {"pkg/shell", "pkg/ui", "pkg/vm"},
+	"pkg/doctor":        {"pkg/shell", "pkg/trust", "pkg/ui", "pkg/vm"},
 	"pkg/egress":        nil,
 	"pkg/engine":        nil,
 	"pkg/file":          nil,
