@@ -79,7 +79,10 @@ type Error struct {
 // Hint says what to do about it.
 func (e *Error) Hint() string {
 	hint := "if you trust whoever can write there: devvm trust " + shell.Quote(e.Dir)
-	if e.own {
+	switch {
+	case os.Getuid() == 0 && e.UID != 0 && os.Getenv("SUDO_UID") == strconv.FormatUint(uint64(e.UID), 10):
+		hint = "to use your own VMs, run devvm without sudo\n" + hint
+	case e.own:
 		hint = "keep others from writing there: chmod go-w " + shell.Quote(e.Path) + "\n" + hint
 	}
 	return hint + "\nto go without it, make a project of the current directory: devvm init"
