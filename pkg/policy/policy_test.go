@@ -131,7 +131,7 @@ var mayImport = map[string][]string{
 	"pkg/project": {
 		"pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/guest", "pkg/image",
-		"pkg/ports", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/ui", "pkg/usernet", "pkg/vm",
+		"pkg/ports", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
 	"pkg/relay":      nil,
 	"pkg/share":      nil,
