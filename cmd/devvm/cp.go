@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 
@@ -10,6 +11,8 @@ import (
 
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/tree"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -31,6 +34,10 @@ the VM that is not absolute is relative to /root.
 Modes, modification times and symbolic links are kept; owners are root in the VM
 and you on this host. What arrives is complete under its name, or not there.
 
+A VM can put links into the directories that it can write: the project's, and
+[[mounts]] that are writable. There cp follows none on this host, whether you name
+it or it is on the way, with -L or without, and says so.
+
 With "-" on this host's side a tar archive comes from standard input, to be
 unpacked in a directory, or goes to standard output.`,
 		Example: `  devvm cp dump.sql vm:/tmp/
@@ -48,10 +55,11 @@ unpacked in a directory, or goes to standard output.`,
 				}
 			}
 			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
-				if toVM {
-					return a.runCopy(ctx, s, p, guest.Copy{Local: from, Remote: to, Follow: o.follow}, true, o.quiet)
+				c := guest.Copy{Local: from, Remote: to, Follow: o.follow, Untrusted: s.Writable(p)}
+				if fromVM {
+					c.Local, c.Remote = to, from
 				}
-				return a.runCopy(ctx, s, p, guest.Copy{Local: to, Remote: from, Follow: o.follow}, false, o.quiet)
+				return a.runCopy(ctx, s, p, c, toVM, o.quiet)
 			})(cmd, nil)
 		},
 	}
@@ -105,6 +113,13 @@ func (a *app) runCopy(ctx context.Context, s *project.Service, p project.Project
 		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("an archive is not for a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
 	}
 	err = a.withProgress(ctx, copying)
+	if link, ok := errors.AsType[*tree.LinkError](err); ok {
+		return &ui.Error{
+			Msg:  fmt.Sprintf("%s is a symbolic link to %s, and a VM can write %s: cp follows no link there", ui.Escape(link.Path), ui.Escape(link.Target), ui.Escape(link.Dir)),
+			Hint: "if the link is yours, name what it leads to; if not, look at what made it, and remove it: rm " + shell.Quote(link.Path),
+			Kind: err,
+		}
+	}
 	if local, ok := errors.AsType[*fs.PathError](err); ok && toVM && errors.Is(err, fs.ErrNotExist) {
 		return &ui.Error{Msg: "there is no " + local.Path + " on this host", Hint: "a path in the VM begins with vm:"}
 	}

@@ -8,17 +8,24 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/tree"
 )
 
 // Files go as a tar archive through one command in the guest: a question to the guest
 // for each of them, as SFTP has it, costs much more under emulation. What arrives is
 // complete under its name or not there: it is unpacked beside it first.
+//
+// The guest can write directories of this host, and does so while a copy runs. So all that
+// is done on this host is done below directories that are held open (pkg/tree), and what is
+// told of a file is told of the one that was opened.
 
 // Copy says what to copy between this host and the guest, with the rules of cp and
 // `docker cp`: what goes to a directory that is there goes into it, what a source that
@@ -28,6 +35,9 @@ type Copy struct {
 	Remote string // path in the guest; relative to the user's home, if it is not absolute
 	// Follow copies what a source points to that is a link. Links below it stay links.
 	Follow bool
+	// Untrusted are directories of this host that a guest can write. No link is followed
+	// in them, not even one that the user names.
+	Untrusted tree.Untrusted
 	// Advance, if set, hears of the bytes copied, and of all, 0 if they are not known.
 	Advance func(done, total int64)
 	// Warn, if set, hears of what is left out.
@@ -133,37 +143,48 @@ func contents(p string) bool {
 // CopyTo copies from this host to the guest. Modes and modification times are kept,
 // owners are the guest's user, set-user-ID and set-group-ID are dropped.
 func (c *Client) CopyTo(ctx context.Context, o Copy) error {
-	source := o.Local
-	if o.Follow {
-		resolved, err := filepath.EvalSymlinks(source)
-		if err != nil {
-			return err
-		}
-		source = resolved
-	}
-	info, err := os.Lstat(source)
+	source, kind, err := o.source()
 	if err != nil {
 		return err
 	}
-	kind := kindFile
-	switch {
-	case info.IsDir() && contents(o.Local):
-		kind = kindContents
-	case info.IsDir():
-		kind = kindDirectory
-	case info.Mode().Type() == fs.ModeSymlink:
-		kind = kindLink
-	case !info.Mode().IsRegular():
-		return fmt.Errorf("%s: neither a file nor a directory nor a link", o.Local)
-	}
-	total := int64(0)
+	defer source.Close()
+	p := packer{Copy: o, ctx: ctx}
 	if o.Advance != nil {
-		total = size(source)
+		p.total = size(source)
 	}
-	p := packer{Copy: o, ctx: ctx, total: total}
 	return c.unpack(ctx, o.Remote, filepath.Base(o.Local), kind, func(w io.Writer) error {
 		return p.pack(tar.NewWriter(w), source)
 	})
+}
+
+// source finds what is to be copied to the guest.
+func (o *Copy) source() (at *tree.Place, kind string, err error) {
+	at, err = o.Untrusted.Find(o.Local, o.Follow)
+	if err != nil {
+		return nil, "", err
+	}
+	inside := contents(o.Local)
+	switch {
+	case !at.Exists:
+		err = &fs.PathError{Op: "lstat", Path: o.Local, Err: unix.ENOENT}
+	case at.Dir != nil && inside:
+		kind = kindContents
+	case at.Dir != nil:
+		kind = kindDirectory
+	case inside || strings.HasSuffix(o.Local, "/"):
+		err = &fs.PathError{Op: "lstat", Path: o.Local, Err: unix.ENOTDIR}
+	case at.Info.IsLink():
+		kind = kindLink
+	case at.Info.IsRegular():
+		kind = kindFile
+	default:
+		err = fmt.Errorf("%s: neither a file nor a directory nor a link", o.Local)
+	}
+	if err != nil {
+		at.Close()
+		return nil, "", err
+	}
+	return at, kind, nil
 }
 
 // Unpack unpacks a tar archive into a directory of the guest, owners included.
@@ -252,18 +273,31 @@ func (t *beginning) String() string {
 	return t.buf.String()
 }
 
-// size is how many bytes the files at a path have.
-func size(source string) int64 {
-	var total int64
-	_ = filepath.WalkDir(source, func(_ string, d fs.DirEntry, err error) error {
-		if err == nil && d.Type().IsRegular() { // else it is met again, and told then
-			if info, err := d.Info(); err == nil {
-				total += info.Size()
+// size is how many bytes the files at a place have. What cannot be looked at is met again,
+// and told then.
+func size(at *tree.Place) int64 {
+	if at.Dir == nil {
+		return at.Info.Size
+	}
+	var below func(d *tree.Dir) int64
+	below = func(d *tree.Dir) (total int64) {
+		names, _ := d.Names()
+		for _, name := range names {
+			info, err := d.Stat(name)
+			switch {
+			case err != nil:
+			case info.IsRegular():
+				total += info.Size
+			case info.IsDir():
+				if sub, err := d.Dir(name); err == nil {
+					total += below(sub)
+					sub.Close()
+				}
 			}
 		}
-		return nil
-	})
-	return total
+		return total
+	}
+	return below(at.Dir)
 }
 
 // packer makes an archive of what is on this host.
@@ -273,17 +307,14 @@ type packer struct {
 	done, total int64
 }
 
-func (p *packer) pack(w *tar.Writer, source string) error {
-	err := filepath.WalkDir(source, func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(source, name)
-		if err != nil {
-			return err
-		}
-		return p.add(w, name, path.Join("x", rel))
-	})
+// pack makes an archive whose first entry is "x".
+func (p *packer) pack(w *tar.Writer, source *tree.Place) error {
+	var err error
+	if source.Dir != nil {
+		err = p.directory(w, source.Dir, "x")
+	} else {
+		err = p.add(w, source.Parent, source.Name, "x")
+	}
 	if err != nil {
 		return err
 	}
@@ -296,6 +327,33 @@ func (p *packer) pack(w *tar.Writer, source string) error {
 	return w.Close()
 }
 
+// directory packs a directory and all that is below it.
+func (p *packer) directory(w *tar.Writer, d *tree.Dir, name string) error {
+	info, err := d.Self()
+	if err != nil {
+		return err
+	}
+	h := header(info, name)
+	h.Typeflag = tar.TypeDir
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	names, err := d.Names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if err := p.add(w, d, n, name+"/"+n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func header(info tree.Info, name string) *tar.Header {
+	return &tar.Header{Name: name, Mode: int64(info.Mode.Perm()), ModTime: info.Time, Format: tar.FormatPAX}
+}
+
 // sizeUnsure is the largest size, in bytes, that the kernel's own files have whatever is
 // in them: none in /proc, a page, of up to 64 KiB, in /sys. Such files are read first,
 // and some have no end.
@@ -304,32 +362,35 @@ const (
 	mostUnsure = 64 << 20
 )
 
-func (p *packer) add(w *tar.Writer, source, name string) error {
-	info, err := os.Lstat(source)
-	if err != nil {
+// add packs what a directory has under a name. What it is was looked at first, so that no
+// device is opened; what is opened is looked at again.
+func (p *packer) add(w *tar.Writer, in *tree.Dir, from, name string) error {
+	info, err := in.Stat(from)
+	switch {
+	case err != nil:
 		return err
-	}
-	h := &tar.Header{Name: name, Mode: int64(info.Mode().Perm()), ModTime: info.ModTime(), Format: tar.FormatPAX}
-	switch info.Mode().Type() {
-	case fs.ModeDir:
-		h.Typeflag = tar.TypeDir
-		return w.WriteHeader(h)
-	case fs.ModeSymlink:
-		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = os.Readlink(source); err != nil {
-			return err
-		}
-		return w.WriteHeader(h)
-	case 0:
-		f, err := os.Open(source)
+	case info.IsDir():
+		d, err := in.Dir(from)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = f.Close() }()
-		if info, err = f.Stat(); err != nil {
+		defer d.Close()
+		return p.directory(w, d, name)
+	case info.IsLink():
+		h := header(info, name)
+		h.Typeflag = tar.TypeSymlink
+		if h.Linkname, err = in.Readlink(from); err != nil {
 			return err
 		}
-		h.Typeflag, h.Size = tar.TypeReg, info.Size()
+		return w.WriteHeader(h)
+	case info.IsRegular():
+		f, info, err := in.Open(from)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		h := header(info, name)
+		h.Typeflag, h.Size = tar.TypeReg, info.Size
 		content := io.TeeReader(f, p)
 		if h.Size <= sizeUnsure {
 			b, err := io.ReadAll(io.LimitReader(content, mostUnsure+1))
@@ -337,7 +398,7 @@ func (p *packer) add(w *tar.Writer, source, name string) error {
 				return err
 			}
 			if len(b) > mostUnsure {
-				return fmt.Errorf("%s: more is in it than the %d bytes that it says", source, h.Size)
+				return fmt.Errorf("%s: more is in it than the %d bytes that it says", f.Name(), h.Size)
 			}
 			h.Size, content = int64(len(b)), bytes.NewReader(b)
 		}
@@ -346,11 +407,11 @@ func (p *packer) add(w *tar.Writer, source, name string) error {
 		}
 		n, err := io.Copy(w, io.LimitReader(content, h.Size))
 		if err == nil && n < h.Size {
-			return fmt.Errorf("%s: became shorter while it was copied", source)
+			return fmt.Errorf("%s: became shorter while it was copied", f.Name())
 		}
 		return err
 	}
-	p.warn("%s is neither a file nor a directory nor a link, and left out", source)
+	p.warn("%s is neither a file nor a directory nor a link, and left out", in.Join(from))
 	return nil
 }
 
@@ -428,13 +489,18 @@ func (c *Client) Pack(ctx context.Context, o Copy, w io.Writer) error {
 // unpacker makes files of this host of what the guest sends.
 type unpacker struct {
 	Copy
-	to    string   // the destination's own path
-	tmp   string   // a directory beside it, or in it
-	root  *os.Root // tmp
-	dirs  []attributes
-	kind  string
-	done  int64
-	total int64
+	to      string    // the destination, for messages
+	into    *tree.Dir // the destination, if it is a directory that is there
+	parent  *tree.Dir // else what it is in,
+	name    string    // and its name there
+	staging *tree.Dir // in one of the two
+	stage   string    // its name there
+	cursor  *tree.Cursor
+	dirs    []attributes
+	kept    int // bytes of dirs
+	kind    string
+	done    int64
+	total   int64
 }
 
 // attributes of a directory, which it gets when all else is done.
@@ -444,51 +510,84 @@ type attributes struct {
 	time time.Time
 }
 
+// mostKept bounds the memory that the directories of an archive take.
+const mostKept = 64 << 20
+
 // begin settles where a source of some kind goes.
 func (u *unpacker) begin(kind string) error {
 	u.kind, u.to = kind, u.Local
-	info, err := os.Stat(u.to)
-	into := err == nil && info.IsDir()
-	if into && kind != kindContents {
-		u.to = filepath.Join(u.to, path.Base(u.Remote))
-		info, err = os.Stat(u.to)
+	at, err := u.find(u.Local)
+	if err != nil {
+		return err
 	}
-	switch {
-	case kind == kindDirectory || kind == kindContents:
-		if _, lerr := os.Lstat(u.to); lerr == nil && (err != nil || !info.IsDir()) {
-			return fmt.Errorf("%s: is not a directory", u.to)
+	into := at.Dir != nil
+	if into && kind != kindContents {
+		at.Close()
+		base := path.Base(u.Remote)
+		if contents(base) {
+			return fmt.Errorf("vm:%s: the VM does not send a directory", u.Remote)
 		}
-	case err == nil && info.IsDir():
-		return fmt.Errorf("%s: is a directory", u.to)
-	case !into && strings.HasSuffix(u.Local, "/"):
-		return &missing{u.Local + ": no such directory"}
-	case kind == kindFile && err == nil: // through a link, as cp
-		if u.to, err = filepath.EvalSymlinks(u.to); err != nil {
+		u.to = filepath.Join(u.Local, base)
+		if at, err = u.find(u.Local + "/" + base); err != nil {
 			return err
 		}
 	}
-	beside := filepath.Dir(filepath.Clean(u.to))
-	if err == nil && info.IsDir() {
-		beside = u.to
+	u.into, u.parent, u.name = at.Dir, at.Parent, at.Name // until clean
+	switch {
+	case kind == kindDirectory || kind == kindContents:
+		if at.Exists && u.into == nil {
+			return fmt.Errorf("%s: is not a directory", u.to)
+		}
+	case u.into != nil:
+		return fmt.Errorf("%s: is a directory", u.to)
+	case !into && strings.HasSuffix(u.Local, "/"):
+		return &missing{u.Local + ": no such directory"}
 	}
-	if u.tmp, err = os.MkdirTemp(beside, ".devvm-cp-"); err != nil {
+	if u.stage, u.staging, err = u.beside().MkdirTemp(".devvm-cp-"); err != nil {
 		return err
 	}
-	u.root, err = os.OpenRoot(u.tmp)
-	return err
+	u.cursor = tree.NewCursor(u.staging)
+	return nil
+}
+
+// find finds a destination: through links, as cp. One that leads nowhere is itself the
+// destination, and so is, where none is followed, one for another link.
+func (u *unpacker) find(name string) (*tree.Place, error) {
+	at, err := u.Untrusted.Find(name, true)
+	_, refused := errors.AsType[*tree.LinkError](err)
+	if refused && u.kind == kindLink {
+		return u.Untrusted.Find(name, false)
+	}
+	if err != nil || at.Exists {
+		return at, err
+	}
+	at.Close()
+	return u.Untrusted.Find(strings.TrimRight(name, "/"), false)
+}
+
+// beside is the directory where the destination takes shape.
+func (u *unpacker) beside() *tree.Dir {
+	if u.into != nil {
+		return u.into
+	}
+	return u.parent
 }
 
 // clean removes what is not in its place.
 func (u *unpacker) clean() {
-	if u.root != nil {
-		_ = u.root.Close()
+	if u.cursor != nil {
+		u.cursor.Close()
 	}
-	if u.tmp != "" {
-		_ = os.RemoveAll(u.tmp)
+	if u.staging != nil {
+		_ = u.staging.Empty()
+		_ = u.beside().Rmdir(u.stage)
 	}
+	u.staging.Close()
+	u.into.Close()
+	u.parent.Close()
 }
 
-// unpack makes all that is in the archive below tmp, where its first entry is "x".
+// unpack makes all that is in the archive below staging, where its first entry is "x".
 func (u *unpacker) unpack(r *tar.Reader) error {
 	for {
 		h, err := r.Next()
@@ -526,36 +625,45 @@ func (u *unpacker) unpack(r *tar.Reader) error {
 }
 
 func (u *unpacker) add(r io.Reader, h *tar.Header, rel string) error {
-	name := path.Join("x", rel)
 	mode := fs.FileMode(h.Mode).Perm()
 	fail := func(err error) error {
+		if p, ok := errors.AsType[*fs.PathError](err); ok { // by its place, which it does not have yet
+			err = p.Err
+		}
 		if err != nil {
 			err = fmt.Errorf("%s: %w", filepath.Join(u.to, rel), err)
 		}
 		return err
 	}
+	dir, name := path.Split(path.Join("x", rel))
+	in, err := u.cursor.To(path.Clean(dir))
+	if err != nil {
+		return fail(err)
+	}
 	switch h.Typeflag {
 	case tar.TypeDir:
+		if u.kept += len(rel) + 64; u.kept > mostKept {
+			return fail(errors.New("the VM sends too many directories"))
+		}
 		u.dirs = append(u.dirs, attributes{rel, mode, h.ModTime})
-		return fail(u.root.Mkdir(name, 0o700))
+		return fail(in.Mkdir(name))
 	case tar.TypeSymlink:
-		return fail(u.root.Symlink(h.Linkname, name))
+		return fail(in.Symlink(h.Linkname, name))
 	case tar.TypeReg:
 		for record := range h.PAXRecords { // holes that nobody asked for, of any size
 			if strings.HasPrefix(record, "GNU.sparse.") {
 				return fail(errors.New("the VM sends a sparse file"))
 			}
 		}
-		f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		f, err := in.Create(name)
 		if err != nil {
 			return fail(err)
 		}
 		_, err = io.Copy(f, io.TeeReader(r, u))
-		err = errors.Join(err, f.Chmod(mode), f.Close())
 		if err == nil {
-			err = u.root.Chtimes(name, h.ModTime, h.ModTime)
+			err = errors.Join(f.Chmod(mode), tree.Chtimes(f, h.ModTime))
 		}
-		return fail(err)
+		return fail(errors.Join(err, f.Close()))
 	}
 	u.warn("vm:%s is neither a file nor a directory nor a link, and left out", path.Join(u.Remote, rel))
 	return nil
@@ -571,33 +679,46 @@ func (u *unpacker) Write(b []byte) (int, error) {
 
 // install puts what is complete where it belongs.
 func (u *unpacker) install() error {
-	from := filepath.Join(u.tmp, "x")
-	existed := false
-	if u.kind == kindDirectory || u.kind == kindContents {
-		_, err := os.Lstat(u.to)
-		existed = err == nil
-	}
-	if !existed {
-		if err := os.Rename(from, u.to); err != nil {
+	u.cursor.Close()
+	existed := u.into != nil
+	if existed {
+		from, err := u.staging.Dir("x")
+		if err != nil {
+			return err
+		}
+		err = merge(from, u.into)
+		from.Close()
+		if err != nil {
+			return err
+		}
+	} else {
+		if err := u.staging.Move("x", u.parent, u.name); err != nil {
 			return err
 		}
 		if len(u.dirs) == 0 {
 			return nil
 		}
-	} else if err := merge(from, u.to); err != nil {
-		return err
 	}
-	root, err := os.OpenRoot(u.to)
-	if err != nil {
-		return err
+	top := u.into
+	if !existed {
+		var err error
+		if top, err = u.parent.Dir(u.name); err != nil {
+			return err
+		}
+		defer top.Close()
 	}
-	defer func() { _ = root.Close() }()
+	cursor := tree.NewCursor(top)
+	defer cursor.Close()
 	for i := len(u.dirs) - 1; i >= 0; i-- { // those above would be closed, or changed, first
 		d := u.dirs[i]
 		if d.rel == "." && existed {
 			continue
 		}
-		if err := errors.Join(root.Chtimes(d.rel, d.time, d.time), root.Chmod(d.rel, d.mode)); err != nil {
+		at, err := cursor.To(d.rel)
+		if err == nil {
+			err = errors.Join(at.Chtimes(d.time), at.Chmod(d.mode))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -605,30 +726,47 @@ func (u *unpacker) install() error {
 }
 
 // merge moves all that is in one directory to another.
-func merge(from, to string) error {
-	entries, err := os.ReadDir(from)
+func merge(from, to *tree.Dir) error {
+	names, err := from.Names()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		source, target := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
-		have, err := os.Lstat(target)
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			err = os.Rename(source, target)
-		case err != nil:
-		case e.IsDir() && have.IsDir():
-			err = merge(source, target)
-		case e.IsDir():
-			err = fmt.Errorf("%s: is not a directory", target)
-		case have.IsDir():
-			err = fmt.Errorf("%s: is a directory", target)
-		default:
-			err = os.Rename(source, target)
-		}
-		if err != nil {
+	for _, name := range names {
+		if err := mergeOne(from, to, name); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func mergeOne(from, to *tree.Dir, name string) error {
+	have, err := to.Stat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return from.Move(name, to, name)
+	}
+	if err != nil {
+		return err
+	}
+	e, err := from.Stat(name)
+	switch {
+	case err != nil:
+		return err
+	case e.IsDir() && !have.IsDir():
+		return fmt.Errorf("%s: is not a directory", to.Join(name))
+	case !e.IsDir() && have.IsDir():
+		return fmt.Errorf("%s: is a directory", to.Join(name))
+	case !e.IsDir():
+		return from.Move(name, to, name)
+	}
+	source, err := from.Dir(name)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	target, err := to.Dir(name)
+	if err != nil {
+		return err
+	}
+	defer target.Close()
+	return merge(source, target)
 }

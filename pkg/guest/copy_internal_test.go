@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/devvm/devvm/pkg/tree"
 )
 
 // FuzzUnpack: whatever archive the guest sends, nothing beside the destination is written,
@@ -18,6 +20,9 @@ func FuzzUnpack(f *testing.F) {
 		{{Typeflag: tar.TypeDir, Name: "./"}, {Typeflag: tar.TypeSymlink, Name: "./l", Linkname: "../../outside"}, {Typeflag: tar.TypeReg, Name: "./l/f"}},
 		{{Typeflag: tar.TypeDir, Name: "./"}, {Typeflag: tar.TypeReg, Name: "./../../outside/f"}, {Typeflag: tar.TypeFifo, Name: "./p"}},
 		{{Typeflag: tar.TypeSymlink, Name: "./f", Linkname: "/"}},
+		{{Typeflag: tar.TypeDir, Name: "./", Mode: 0o700}, {Typeflag: tar.TypeDir, Name: "./l/", Mode: 0o700}, {Typeflag: tar.TypeReg, Name: "./l/f"}},
+		{{Typeflag: tar.TypeDir, Name: "./", Mode: 0o700}, {Typeflag: tar.TypeLink, Name: "./h", Linkname: "../outside/f"}, {Typeflag: tar.TypeReg, Name: "./h"}},
+		{{Typeflag: tar.TypeReg, Name: "./f", PAXRecords: map[string]string{"GNU.sparse.major": "1"}, Format: tar.FormatPAX}},
 	} {
 		var b bytes.Buffer
 		w := tar.NewWriter(&b)
@@ -43,7 +48,13 @@ func FuzzUnpack(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		u := unpacker{Copy: Copy{Local: dir, Remote: remote}}
+		// The VM has made links in the destination, too.
+		for name, to := range map[string]string{"x": "../outside", "f": "../outside/f", "l": ".."} {
+			if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		u := unpacker{Copy: Copy{Local: dir, Remote: remote, Untrusted: tree.NewUntrusted(dir)}}
 		if err := u.unpack(tar.NewReader(bytes.NewReader(archive))); err == nil {
 			_ = u.install()
 		}

@@ -5,3 +5,9 @@ func MixKeys(user, host Keys) Keys {
 	user.host, user.hostPEM = host.host, host.hostPEM
 	return user
 }
+
+// For TestMain: the second process of TestCopyRace.
+const SwapVariable = swapVariable
+
+// SwapForever is that process.
+func SwapForever(project string) int { return swapForever(project) }

@@ -115,6 +115,9 @@ func TestSSHConfig(t *testing.T) {
 const proxyVariable = "GUEST_TEST_PROXY"
 
 func TestMain(m *testing.M) {
+	if project := os.Getenv(guest.SwapVariable); project != "" {
+		os.Exit(guest.SwapForever(project))
+	}
 	if address := os.Getenv(proxyVariable); address != "" && len(os.Args) == 2 && os.Args[1] == "100% it's a proxy" {
 		conn, err := net.Dial("tcp", address)
 		if err != nil {
