@@ -59,7 +59,7 @@ func (s *AccelStore) Choose(host Host) Verdict {
 	case errors.Is(err, fs.ErrPermission):
 		return Verdict{
 			Accel: AccelTCG, Note: "this user may not use KVM (" + host.KVMDevice + ": permission denied): " + slow,
-			Hint: "sudo usermod -aG kvm $USER, then log in again",
+			Hint: "what opens it: devvm doctor",
 		}
 	case err != nil:
 		return Verdict{Accel: AccelTCG, Note: fmt.Sprintf("KVM does not open (%v): %s", err, slow)}
@@ -77,7 +77,7 @@ func (s *AccelStore) Choose(host Host) Verdict {
 		v := Verdict{Accel: AccelTCG, Proven: true, Note: "KVM did not work here (" + seen.Why + "): " + slow}
 		if host.URI == uriSystem && strings.Contains(seen.Why, "Permission denied") {
 			v.Hint = "# QEMU's user may not open " + host.KVMDevice + ", so libvirt asks QEMU anew at each start, which takes seconds; until the next boot:\n" +
-				"sudo chgrp kvm " + host.KVMDevice + "\nsudo chmod 660 " + host.KVMDevice
+				fmt.Sprintf("sudo chgrp %d %s\nsudo chmod g+rw %[2]s", host.QEMUGroup, host.KVMDevice)
 		}
 		return v
 	}
