@@ -32,7 +32,7 @@ func main() {
 }
 
 const usage = `usage:
-  attacker serve -say TEXT TARGET...      answer on tcp:ADDRESS:PORT, udp:ADDRESS:PORT until standard input ends (-forever: until killed)
+  attacker serve -say TEXT TARGET...      answer on tcp:ADDRESS:PORT, udp:ADDRESS:PORT, unix:PATH until standard input ends (-forever: until killed)
   attacker get [-from ADDRESS] TARGET...  ask each for an answer
   attacker scan ADDRESS...                find all open TCP ports
   attacker lookup [-tcp] -server ADDRESS NAME...

@@ -388,6 +388,9 @@ func (d *doctor) runtimeDir(context.Context) Result {
 		if owner != d.h.UID {
 			return warn(fmt.Sprintf("XDG_RUNTIME_DIR belongs to uid %d: %s", owner, dir), "it came along with su or sudo; "+ignored, repair)
 		}
+		if info, err := os.Stat(d.h.path(dir)); err == nil && info.Mode().Perm()&0o022 != 0 {
+			return warn(fmt.Sprintf("others can write to XDG_RUNTIME_DIR: %s has mode %04o", dir, info.Mode().Perm()), ignored, "chmod go-w "+shell.Quote(dir))
+		}
 	}
 	if dir == usual && d.h.exists("/run/systemd/system") && !d.h.exists("/var/lib/systemd/linger/"+d.h.User) {
 		return warn(what, "systemd removes "+usual+" when your last session ends; VMs that run then can be reached no more", "loginctl enable-linger")
@@ -396,6 +399,9 @@ func (d *doctor) runtimeDir(context.Context) Result {
 }
 
 func (d *doctor) sockets(context.Context) Result {
+	if d.o.Unsafe != nil {
+		return blocked(oneLine(d.o.Unsafe), "devvm does not put docker.sock there", "# "+ui.Hint(d.o.Unsafe))
+	}
 	n := len(d.o.Socket)
 	if n == 0 {
 		return ok("paths of sockets were not looked at", "")

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -402,6 +403,9 @@ func TestChecks(t *testing.T) {
 			b.open = fs.ErrPermission
 			b.file("/etc/group", fmt.Sprintf("root:x:0:\nvirt:x:%d:you,me\n", b.gid))
 		}, want{Warn, false, "yet, though a member of the group virt", "newgrp virt"}},
+		{"sockets where others can be first", "sockets", func(b *bench) {
+			b.o.Unsafe = &ui.Error{Msg: "/tmp/s is no safe place", Hint: "remove it"}
+		}, want{Fail, true, "/tmp/s is no safe place", "# remove it"}},
 		{"no permission, not even for the group", "KVM", func(b *bench) {
 			b.open = fs.ErrPermission
 			b.remove("/dev/kvm")

@@ -254,5 +254,9 @@ func group(info fs.FileInfo) int {
 
 // LongestSocket is the longest path that a socket of any project can have here.
 func (d Dirs) LongestSocket() string {
-	return filepath.Join(d.Runtime, strings.Repeat("x", longestSlug)+"-12345678", "control.sock")
+	name := strings.Repeat("x", longestSlug) + "-12345678"
+	if d.tooLong(name) {
+		return filepath.Join(shortParent, shortPrefix+"4294967295", "12345678", "control.sock") // mkdtemp's number
+	}
+	return filepath.Join(d.Runtime, name, "control.sock")
 }
