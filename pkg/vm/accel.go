@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -76,8 +77,12 @@ func (s *AccelStore) Choose(host Host) Verdict {
 	case known && seen.Device == host.kvmState():
 		v := Verdict{Accel: AccelTCG, Proven: true, Note: "KVM did not work here (" + seen.Why + "): " + slow}
 		if host.URI == uriSystem && strings.Contains(seen.Why, "Permission denied") {
+			group := "kvm"
+			if host.QEMUGroup > 0 {
+				group = strconv.Itoa(host.QEMUGroup)
+			}
 			v.Hint = "# QEMU's user may not open " + host.KVMDevice + ", so libvirt asks QEMU anew at each start, which takes seconds; until the next boot:\n" +
-				fmt.Sprintf("sudo chgrp %d %s\nsudo chmod g+rw %[2]s", host.QEMUGroup, host.KVMDevice)
+				fmt.Sprintf("sudo chgrp %s %s\nsudo chmod 660 %[2]s", group, host.KVMDevice)
 		}
 		return v
 	}
