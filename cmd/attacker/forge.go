@@ -21,11 +21,13 @@ type forgery struct {
 	mac      net.HardwareAddr // of the victim
 	src, dst []netip.Addr
 	ports    []uint16
+	sport    uint16 // source port
+	proto    uint16 // what the kernel is told that the frames are
 	say      string
 }
 
 func plan(dev, mac, src, dst, ports, say string) (forgery, error) {
-	f := forgery{say: say}
+	f := forgery{say: say, sport: 40123, proto: unix.ETH_P_IP}
 	var err error
 	if f.dev, err = net.InterfaceByName(dev); err != nil {
 		return f, fmt.Errorf("interface %s: %w", dev, err)
@@ -67,7 +69,7 @@ func forge(ctx context.Context, f forgery, wait time.Duration, w *results) error
 		return fmt.Errorf("open a packet socket: %w", err)
 	}
 	defer unix.Close(fd)
-	to := &unix.SockaddrLinklayer{Protocol: proto, Ifindex: f.dev.Index, Halen: 6}
+	to := &unix.SockaddrLinklayer{Protocol: f.proto>>8 | f.proto<<8, Ifindex: f.dev.Index, Halen: 6}
 	copy(to.Addr[:], f.mac)
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: proto, Ifindex: f.dev.Index}); err != nil {
 		return fmt.Errorf("bind to %s: %w", f.dev.Name, err)
@@ -76,10 +78,17 @@ func forge(ctx context.Context, f forgery, wait time.Duration, w *results) error
 	for _, s := range f.src {
 		for _, d := range f.dst {
 			for _, p := range f.ports {
-				from, at := netip.AddrPortFrom(s, 40123), netip.AddrPortFrom(d, p)
+				from, at := netip.AddrPortFrom(s, f.sport), netip.AddrPortFrom(d, p)
 				for _, packet := range [][]byte{udpPacket(from, at, f.say+" from "+s.String()), synPacket(from, at)} {
 					frame := append(append(append([]byte{}, f.mac...), f.dev.HardwareAddr...), 0x08, 0x00)
-					if err := unix.Sendto(fd, append(frame, packet...), 0, to); err != nil {
+					err := unix.Sendto(fd, append(frame, packet...), 0, to)
+					if errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EPERM) { // a firewall here has dropped it
+						if err := w.add(f.dev.Name, gotDenied, err.Error()); err != nil {
+							return err
+						}
+						continue
+					}
+					if err != nil {
 						return fmt.Errorf("send: %w", err)
 					}
 					sent++

@@ -18,6 +18,8 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -30,11 +32,12 @@ func main() {
 }
 
 const usage = `usage:
-  attacker serve -say TEXT TARGET...      answer on tcp:ADDRESS:PORT, udp:ADDRESS:PORT until standard input ends (-forever: until killed)
+  attacker serve -say TEXT TARGET...      answer on tcp:ADDRESS:PORT, udp:ADDRESS:PORT, unix:PATH until standard input ends (-forever: until killed)
   attacker get [-from ADDRESS] TARGET...  ask each for an answer
   attacker scan ADDRESS...                find all open TCP ports
   attacker lookup [-tcp] -server ADDRESS NAME...
-  attacker forge -dev LINK -mac MAC -src ADDRESS,... -dst ADDRESS,... -port PORT,... -say TEXT
+  attacker forge -dev LINK -mac MAC -src ADDRESS,... -dst ADDRESS,... -port PORT,... -say TEXT [-sport PORT] [-proto ETHERTYPE]
+  attacker nfs ADDRESS:PORT...            call an NFS server from a reserved port, as the kernel does
   attacker snoop                          try each path on standard input`
 
 // run carries out one command line.
@@ -53,6 +56,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	src := f.String("src", "", "source addresses")
 	dst := f.String("dst", "", "destination addresses")
 	ports := f.String("port", "", "destination ports")
+	sport := f.Uint("sport", 40123, "source port")
+	proto := f.Uint("proto", unix.ETH_P_IP, "what to tell the kernel that forged frames are")
 	wait := f.Duration("wait", 2*time.Second, "how long to wait for each answer")
 	if err := f.Parse(args[1:]); err != nil {
 		return err
@@ -75,7 +80,10 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		if err != nil {
 			return err
 		}
+		p.sport, p.proto = uint16(*sport), uint16(*proto)
 		return forge(ctx, p, *wait, w)
+	case "nfs":
+		return nfs(ctx, f.Args(), *wait, w)
 	case "snoop":
 		return snoop(ctx, bufio.NewScanner(in), w)
 	}

@@ -27,8 +27,8 @@ const (
 // split takes "udp:10.0.0.1:53" apart.
 func split(target string) (network, address string, err error) {
 	network, address, found := strings.Cut(target, ":")
-	if !found || network != "tcp" && network != "udp" {
-		return "", "", fmt.Errorf("%q is neither tcp:ADDRESS:PORT nor udp:ADDRESS:PORT", target)
+	if !found || network != "tcp" && network != "udp" && network != "unix" {
+		return "", "", fmt.Errorf("%q is neither tcp:ADDRESS:PORT nor udp:ADDRESS:PORT nor unix:PATH", target)
 	}
 	return network, address, nil
 }
@@ -84,7 +84,7 @@ func ask(ctx context.Context, target, from, say string, wait time.Duration) resu
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(wait))
 	text := say
-	if network == "tcp" {
+	if network != "udp" {
 		text = "GET / HTTP/1.0\r\n\r\n"
 	}
 	if _, err := io.WriteString(conn, text); err != nil {
@@ -95,7 +95,7 @@ func ask(ctx context.Context, target, from, say string, wait time.Duration) resu
 	switch {
 	case n > 0:
 		return result{target, gotAnswer, strings.ToValidUTF8(string(buf[:n]), "?")}
-	case network == "tcp":
+	case network != "udp":
 		return result{target, gotOpen, fmt.Sprint(err)}
 	}
 	return result{target, classify(err), err.Error()}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"time"
 )
@@ -45,6 +46,11 @@ func serve(ctx context.Context, targets []string, say string, in io.Reader, out 
 			return err
 		}
 		context.AfterFunc(ctx, func() { _ = l.Close() })
+		if network == "unix" { // for whoever finds it
+			if err := os.Chmod(address, 0o666); err != nil {
+				return err
+			}
+		}
 		wg.Go(func() {
 			for {
 				conn, err := l.Accept()

@@ -299,6 +299,16 @@ func (a *app) withService(f func(ctx context.Context, s *project.Service, args [
 	}
 }
 
+// withProjects is withService for a command that talks to the VMs of several projects.
+func (a *app) withProjects(f func(ctx context.Context, s *project.Service, args []string) error) func(*cobra.Command, []string) error {
+	return a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		if err := s.Dirs.SecureAll(); err != nil {
+			return err
+		}
+		return f(ctx, s, args)
+	})
+}
+
 // withProject runs f for the project at hand.
 func (a *app) withProject(f func(ctx context.Context, s *project.Service, p project.Project) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
@@ -308,6 +318,9 @@ func (a *app) withProject(f func(ctx context.Context, s *project.Service, p proj
 		}
 		p, err := a.find(cmd.Context(), s)
 		if err != nil {
+			return err
+		}
+		if err := s.Dirs.Secure(p.Name); err != nil {
 			return err
 		}
 		return f(cmd.Context(), s, p)

@@ -20,7 +20,7 @@ take. A VM's disk holds only what differs from the template and image that it li
 on; those are counted once, and USERS says how many disks lie on them. The memory of
 a suspended VM, in libvirt's own directory, is counted with its project.`,
 		Args: cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			all, err := s.Ledger(ctx)
 			if err != nil {
 				return err

@@ -47,6 +47,7 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 		Work:      s.Images.Work(),
 		Memory:    cfg.Memory,
 		Socket:    s.Dirs.LongestSocket(),
+		Unsafe:    s.Dirs.SecureAll(),
 		Shared:    a.sharedHere(ctx, s),
 
 		EngineProxies: a.engineProxies(ctx, s, cfg),

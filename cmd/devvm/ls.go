@@ -15,7 +15,7 @@ func (a *app) newLsCmd() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List all projects of this user that have a VM",
 		Args:    cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			list, err := s.List(ctx)
 			if err != nil {
 				return err

@@ -19,7 +19,7 @@ such images but the newest of each name. Nothing of a project is touched, and it
 nuke is as quick as before; the up of a new project takes longer, if no other has a VM
 of the same shape, because it makes its template again.`,
 		Args: cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			freed, err := s.Prune(ctx, false)
 			if err != nil {
 				return err

@@ -61,7 +61,7 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List the templates",
 		Args:    cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			all, err := s.Templates.List()
 			if err != nil {
 				return err
@@ -117,7 +117,7 @@ func (a *app) newTemplateRmCmd() *cobra.Command {
 		Use:   "rm ID",
 		Short: "Remove a template; its disk stays as long as disks of VMs lie on it",
 		Args:  cobra.ExactArgs(1),
-		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		RunE: a.withProjects(func(ctx context.Context, s *project.Service, args []string) error {
 			t, err := s.Templates.Remove(ctx, args[0], s.TemplatesInUse)
 			switch {
 			case errors.Is(err, template.ErrInUse):
@@ -136,7 +136,7 @@ func (a *app) newTemplatePruneCmd() *cobra.Command {
 		Use:   "prune",
 		Short: "Remove the templates that no new VM of this host can be forked from",
 		Args:  cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			freed, err := s.Prune(ctx, true)
 			if err != nil {
 				return err

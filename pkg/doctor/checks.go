@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -159,7 +161,7 @@ func (d *doctor) libvirt(ctx context.Context) Result {
 	case ctx.Err() != nil:
 		return blocked(what, meaning, "# see what hangs: "+filepath.Base(daemon)+" --timeout=30 --verbose")
 	case system && d.h.UID != 0 && strings.Contains(err.Error(), "permission denied"):
-		return blocked(what, meaning, d.h.sudo("usermod -aG libvirt %s", d.h.User)+"\n# then log out and in again")
+		return blocked(what, meaning, d.libvirtForbidden())
 	case system && d.h.exists("/run/systemd/system"):
 		return blocked(what, meaning, d.h.sudo("systemctl enable --now %s", socket))
 	case system && d.h.UID != 0:
@@ -225,15 +227,30 @@ func (d *doctor) kvmForbidden(dev string) Result {
 	what := fmt.Sprintf("%s may not use /dev/kvm", d.h.User)
 	_, gid, err := d.h.owner(dev)
 	group, members := d.h.group(gid)
-	if err != nil || gid == 0 || group == "" {
+	if err != nil || gid == 0 || group == "" { // root's group is not one to join
 		return warn(what, slow, d.h.sudo("groupadd -f -r kvm")+"\n"+d.h.sudo("usermod -aG kvm %s", d.h.User)+"\n"+d.h.sudo("chown root:kvm /dev/kvm")+"\n"+d.h.sudo("chmod 660 /dev/kvm")+"\n# then log out and in again")
 	}
-	for _, m := range members {
-		if m == d.h.User {
-			return warn(what+" yet, though a member of the group "+group, slow, "# log out and in again (or, for this shell: newgrp "+group+")\n# then stop the old libvirt daemon of yours, or wait two minutes after the last VM")
-		}
+	open := ""
+	if info, err := os.Stat(d.h.path(dev)); err == nil && info.Mode().Perm()&0o060 != 0o060 {
+		open = d.h.sudo("chmod g+rw /dev/kvm") + "\n"
 	}
-	return warn(what, slow, d.h.sudo("usermod -aG %s %s", group, d.h.User)+"\n# then log out and in again")
+	if slices.Contains(members, d.h.User) {
+		return warn(what+" yet, though a member of the group "+group, slow, open+"# log out and in again (or, for this shell: newgrp "+group+")\n# then stop the old libvirt daemon of yours, or wait two minutes after the last VM")
+	}
+	return warn(what, slow, open+d.h.sudo("usermod -aG %s %s", group, d.h.User)+"\n# then log out and in again")
+}
+
+// libvirtForbidden says how a user gets access to the libvirt that root runs.
+func (d *doctor) libvirtForbidden() string {
+	const group = "libvirt" // the distributions' name for it
+	members, found := d.h.members(group)
+	switch {
+	case !found:
+		return "# this host has no group for libvirt's users; leave out host.uri and DEVVM_LIBVIRT_URI, and devvm uses a libvirt of your own"
+	case slices.Contains(members, d.h.User):
+		return "# log out and in again: you are a member of the group " + group + ", but were not when you logged in"
+	}
+	return d.h.sudo("usermod -aG %s %s", group, d.h.User) + "\n# then log out and in again"
 }
 
 // pathless is an error without the path, which the message has already.
@@ -371,6 +388,9 @@ func (d *doctor) runtimeDir(context.Context) Result {
 		if owner != d.h.UID {
 			return warn(fmt.Sprintf("XDG_RUNTIME_DIR belongs to uid %d: %s", owner, dir), "it came along with su or sudo; "+ignored, repair)
 		}
+		if info, err := os.Stat(d.h.path(dir)); err == nil && info.Mode().Perm()&0o022 != 0 {
+			return warn(fmt.Sprintf("others can write to XDG_RUNTIME_DIR: %s has mode %04o", dir, info.Mode().Perm()), ignored, "chmod go-w "+shell.Quote(dir))
+		}
 	}
 	if dir == usual && d.h.exists("/run/systemd/system") && !d.h.exists("/var/lib/systemd/linger/"+d.h.User) {
 		return warn(what, "systemd removes "+usual+" when your last session ends; VMs that run then can be reached no more", "loginctl enable-linger")
@@ -379,6 +399,9 @@ func (d *doctor) runtimeDir(context.Context) Result {
 }
 
 func (d *doctor) sockets(context.Context) Result {
+	if d.o.Unsafe != nil {
+		return blocked(oneLine(d.o.Unsafe), "devvm does not put docker.sock there", "# "+ui.Hint(d.o.Unsafe))
+	}
 	n := len(d.o.Socket)
 	if n == 0 {
 		return ok("paths of sockets were not looked at", "")

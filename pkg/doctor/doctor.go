@@ -74,6 +74,7 @@ type Options struct {
 	Work    string // directory in which images are built
 	Runtime string // directory of sockets
 	Socket  string // the longest path of a socket that devvm would use here
+	Unsafe  error  // why sockets would not be safe from other users
 	Memory  int64  // bytes that a VM is given
 
 	Shared []string // directories of this host that the VM of the project here has

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -99,7 +100,7 @@ func newHost(t *testing.T, osRelease string) *bench {
 	b.file("/proc/modules", "kvm_intel 1 0 - Live\n")
 	b.file("/etc/subuid", "other:100000:65536\nme:165536:65536\n")
 	b.file("/etc/subgid", "other:100000:65536\nme:165536:65536\n")
-	b.file("/dev/kvm", "")
+	b.write("/dev/kvm", "", 0o660)
 	b.gid = os.Getgid()
 	if os.Getuid() == 0 {
 		b.gid = 999
@@ -356,7 +357,17 @@ func TestChecks(t *testing.T) {
 		{"system, not in the group", "libvirt", func(b *bench) {
 			b.o.URI = "qemu:///system"
 			b.o.Libvirt = noLibvirt("/run/libvirt/libvirt-sock: permission denied (is this user in the group libvirt?)")
+			b.file("/etc/group", "root:x:0:\nlibvirt:x:7:you\n")
 		}, want{Fail, true, "permission denied", "sudo usermod -aG libvirt me"}},
+		{"system, in the group since the login", "libvirt", func(b *bench) {
+			b.o.URI = "qemu:///system"
+			b.o.Libvirt = noLibvirt("/run/libvirt/libvirt-sock: permission denied")
+			b.file("/etc/group", "root:x:0:\nlibvirt:x:7:you,me\n")
+		}, want{Fail, true, "permission denied", "# log out and in again"}},
+		{"system, no such group", "libvirt", func(b *bench) {
+			b.o.URI = "qemu:///system"
+			b.o.Libvirt = noLibvirt("/run/libvirt/libvirt-sock: permission denied")
+		}, want{Fail, true, "permission denied", "leave out host.uri"}},
 		{"system, systemd", "libvirt", func(b *bench) {
 			b.o.URI = "qemu:///system"
 			b.file("/run/systemd/system/x", "")
@@ -392,6 +403,23 @@ func TestChecks(t *testing.T) {
 			b.open = fs.ErrPermission
 			b.file("/etc/group", fmt.Sprintf("root:x:0:\nvirt:x:%d:you,me\n", b.gid))
 		}, want{Warn, false, "yet, though a member of the group virt", "newgrp virt"}},
+		{"sockets where others can be first", "sockets", func(b *bench) {
+			b.o.Unsafe = &ui.Error{Msg: "/tmp/s is no safe place", Hint: "remove it"}
+		}, want{Fail, true, "/tmp/s is no safe place", "# remove it"}},
+		{"no permission, not even for the group", "KVM", func(b *bench) {
+			b.open = fs.ErrPermission
+			b.remove("/dev/kvm")
+			b.write("/dev/kvm", "", 0o600)
+			if err := os.Chown(b.h.path("/dev/kvm"), -1, b.gid); err != nil {
+				b.t.Skip(err)
+			}
+		}, want{Warn, false, "me may not use /dev/kvm", "sudo chmod g+rw /dev/kvm\nsudo usermod -aG kvm me"}},
+		{"no permission, root's group", "KVM", func(b *bench) {
+			b.open = fs.ErrPermission
+			if err := os.Chown(b.h.path("/dev/kvm"), -1, 0); err != nil {
+				b.t.Skip(err)
+			}
+		}, want{Warn, false, "me may not use /dev/kvm", "sudo groupadd -f -r kvm\nsudo usermod -aG kvm me\nsudo chown root:kvm /dev/kvm"}},
 		{"no permission, no group", "KVM", func(b *bench) { b.open = fs.ErrPermission; b.file("/etc/group", "") }, want{Warn, false, "may not use", "sudo groupadd -f -r kvm"}},
 		{"no permission, root", "KVM", func(b *bench) { b.h.UID = 0; b.open = fs.ErrPermission }, want{Warn, false, "not even for root", "#"}},
 		{"device without driver", "KVM", func(b *bench) {

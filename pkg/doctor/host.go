@@ -164,6 +164,17 @@ func (h Host) group(gid int) (name string, members []string) {
 	return "", nil
 }
 
+// members finds the members of a group by its name.
+func (h Host) members(group string) (members []string, found bool) {
+	for line := range strings.Lines(h.read("/etc/group")) {
+		f := strings.Split(strings.TrimSpace(line), ":")
+		if len(f) == 4 && f[0] == group {
+			return strings.Split(f[3], ","), true
+		}
+	}
+	return nil, false
+}
+
 // OS is what os-release says about the distribution.
 type OS struct {
 	ID      string

@@ -306,3 +306,36 @@ func TestLicences(t *testing.T) {
 		t.Logf("%-60s %s", m.Path, strings.Join(found, " "))
 	}
 }
+
+// TestAdvice: which group opens a device or a socket depends on the host, so only doctor,
+// which looks, tells people to join one. All else tells them to run devvm doctor.
+func TestAdvice(t *testing.T) {
+	top := filepath.Join("..", "..")
+	var files []string
+	for _, pattern := range []string{"*.md", "Makefile", ".ci/*", "docs/*", "examples/*/*", "cmd/*/*.go", "pkg/*/*.go"} {
+		found, err := filepath.Glob(filepath.Join(top, pattern))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, found...)
+	}
+	advice := regexp.MustCompile(`usermod -aG|gpasswd -a|adduser .*(kvm|libvirt)|chmod (666|777) /`)
+	seen := 0
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil || strings.HasSuffix(name, "_test.go") {
+			continue // a directory
+		}
+		seen++
+		for n, line := range strings.Split(string(text), "\n") {
+			// What the tests' scripts run for a user of their own is no advice.
+			run := strings.HasSuffix(line, `usermod -aG kvm "$user"`)
+			if advice.MatchString(line) && !run && filepath.Base(filepath.Dir(name)) != "doctor" {
+				t.Errorf("%s:%d: %s", name, n+1, strings.TrimSpace(line))
+			}
+		}
+	}
+	if seen < 100 {
+		t.Errorf("only %d files were read", seen)
+	}
+}

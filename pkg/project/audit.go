@@ -113,8 +113,11 @@ func (s *Service) hostBefore(h audit.Host, since string) (audit.Fingerprint, err
 // audited are the directories that audit walks.
 func (d Dirs) audited() audit.Dirs {
 	a := audit.Dirs{
-		Data: d.Data, Runtime: []string{d.Runtime, d.short()}, Config: d.Config, Shared: d.Shared,
+		Data: d.Data, Runtime: []string{d.Runtime}, Config: d.Config, Shared: d.Shared,
 		Saves: filepath.Join(filepath.Dir(d.Config), "libvirt", "qemu", "save"),
+	}
+	if d.Short != "" {
+		a.Runtime = append(a.Runtime, d.Short)
 	}
 	if d.Shared {
 		a.Saves = "/var/lib/libvirt/qemu/save"

@@ -1,8 +1,6 @@
 package project
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,6 +20,7 @@ import (
 type Dirs struct {
 	Data    string // images, templates, projects
 	Runtime string // sockets; emptied by a reboot
+	Short   string // sockets whose path in Runtime would be too long; "": not made yet, see Secure
 	Cache   string // what can be learnt again
 	Config  string // the user's own defaults
 	Shared  bool   // QEMU runs as another user, so it must be able to pass
@@ -36,6 +35,14 @@ type Environment struct {
 
 // NewDirs derives the directories. It makes none of them.
 func NewDirs(env Environment) (Dirs, error) {
+	d, err := derive(env)
+	if err == nil {
+		d.Short = d.readShort()
+	}
+	return d, err
+}
+
+func derive(env Environment) (Dirs, error) {
 	if env.UID == 0 && env.Getenv("XDG_DATA_HOME") == "" {
 		return Dirs{
 			Data:    "/var/lib/devvm",
@@ -85,7 +92,8 @@ func RuntimeHome(env Environment) string {
 		if !filepath.IsAbs(dir) {
 			continue
 		}
-		if info, err := os.Stat(dir); err == nil && info.IsDir() && owner(info) == env.UID {
+		// One that others can write to is not what the specification means.
+		if info, err := os.Stat(dir); err == nil && info.IsDir() && owner(info) == env.UID && info.Mode().Perm()&0o022 == 0 {
 			return dir
 		}
 	}
@@ -125,19 +133,16 @@ func (d Dirs) paths(name string) paths {
 		run:    filepath.Join(d.Runtime, name),
 		net:    filepath.Join(d.Runtime, "net"),
 	}
-	if len(p.run)+longestSocket > sunPath {
-		// The kernel cannot bind a socket there.
-		p.run = filepath.Join(d.short(), name[max(0, len(name)-8):])
-		p.net = filepath.Join(d.short(), "net")
+	if d.Short != "" && d.tooLong(name) {
+		p.run = filepath.Join(d.Short, name[max(0, len(name)-8):])
+		p.net = filepath.Join(d.Short, "net")
 	}
 	return p
 }
 
-// short is the directory that serves where Runtime's path is too long for sockets. It
-// is private by mode and checked by makeRuntime.
-func (d Dirs) short() string {
-	sum := sha256.Sum256([]byte(d.Runtime))
-	return filepath.Join("/tmp", fmt.Sprintf("devvm-%d-%s", os.Getuid(), hex.EncodeToString(sum[:4])))
+// tooLong tells whether the kernel can bind no socket of the project in Runtime.
+func (d Dirs) tooLong(name string) bool {
+	return len(filepath.Join(d.Runtime, name))+longestSocket > sunPath
 }
 
 func (f paths) disk() string          { return filepath.Join(f.vm, "disk.qcow2") }
@@ -202,7 +207,10 @@ func (d Dirs) passable() fs.FileMode {
 
 // makeRuntime makes the project's runtime directories and refuses those that
 // somebody else could write to.
-func (d Dirs) makeRuntime(p paths) error {
+func (d *Dirs) makeRuntime(p paths) error {
+	if err := os.MkdirAll(filepath.Dir(filepath.Dir(p.run)), 0o755); err != nil {
+		return fmt.Errorf("make runtime directory: %w", err)
+	}
 	for _, dir := range []struct {
 		path string
 		mode fs.FileMode
@@ -211,26 +219,24 @@ func (d Dirs) makeRuntime(p paths) error {
 		{p.run, 0o700},
 		{p.net, d.passable()},
 	} {
-		if err := os.MkdirAll(filepath.Dir(dir.path), 0o755); err != nil {
-			return fmt.Errorf("make runtime directory: %w", err)
-		}
-		if err := os.Mkdir(dir.path, dir.mode); err != nil && !errors.Is(err, fs.ErrExist) {
+		err := os.Mkdir(dir.path, dir.mode)
+		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make runtime directory: %w", err)
 		}
 		info, err := os.Lstat(dir.path)
 		if err != nil {
 			return fmt.Errorf("check runtime directory: %w", err)
 		}
-		if !info.IsDir() || owner(info) != os.Getuid() {
-			return fmt.Errorf("%s is not a directory of this user's; remove it and try again", dir.path)
+		if !info.IsDir() || owner(info) != os.Getuid() || info.Mode().Perm()&0o022 != 0 {
+			return thisUser().judgeLast(dir.path, info)
 		}
-		if info.Mode().Perm() != dir.mode {
+		if info.Mode().Perm() != dir.mode { // Mkdir is subject to umask
 			if err := os.Chmod(dir.path, dir.mode); err != nil {
 				return fmt.Errorf("protect runtime directory: %w", err)
 			}
 		}
 	}
-	return nil
+	return thisUser().private(p.run)
 }
 
 // owner returns the uid that owns the file.
@@ -241,7 +247,19 @@ func owner(info fs.FileInfo) int {
 	return -1
 }
 
+// group returns the gid of the file's group.
+func group(info fs.FileInfo) int {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return int(st.Gid)
+	}
+	return -1
+}
+
 // LongestSocket is the longest path that a socket of any project can have here.
 func (d Dirs) LongestSocket() string {
-	return filepath.Join(d.Runtime, strings.Repeat("x", longestSlug)+"-12345678", "control.sock")
+	name := strings.Repeat("x", longestSlug) + "-12345678"
+	if d.tooLong(name) {
+		return filepath.Join(shortParent, shortPrefix+"4294967295", "12345678", "control.sock") // mkdtemp's number
+	}
+	return filepath.Join(d.Runtime, name, "control.sock")
 }

@@ -3,7 +3,6 @@ package project
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 )
 
@@ -18,14 +17,14 @@ func TestNewDirs(t *testing.T) {
 		env  Environment
 		want Dirs
 	}{
-		{"root", env(0, "/root", nil), Dirs{"/var/lib/devvm", "/run/devvm", "/var/cache/devvm", "/etc/devvm", true}},
+		{"root", env(0, "/root", nil), Dirs{Data: "/var/lib/devvm", Runtime: "/run/devvm", Cache: "/var/cache/devvm", Config: "/etc/devvm", Shared: true}},
 		{
 			"user without a runtime directory", env(4242424, "/home/u", map[string]string{"XDG_RUNTIME_DIR": "/nonexistent"}),
-			Dirs{"/home/u/.local/share/devvm", "/home/u/.local/share/devvm/run", "/home/u/.cache/devvm", "/home/u/.config/devvm", false},
+			Dirs{Data: "/home/u/.local/share/devvm", Runtime: "/home/u/.local/share/devvm/run", Cache: "/home/u/.cache/devvm", Config: "/home/u/.config/devvm"},
 		},
 		{
 			"XDG", env(os.Getuid(), "/home/u", map[string]string{"XDG_DATA_HOME": "/d", "XDG_CACHE_HOME": "relative", "XDG_CONFIG_HOME": "/c", "XDG_RUNTIME_DIR": run}),
-			Dirs{"/d/devvm", run + "/devvm", "/home/u/.cache/devvm", "/c/devvm", os.Getuid() == 0},
+			Dirs{Data: "/d/devvm", Runtime: run + "/devvm", Cache: "/home/u/.cache/devvm", Config: "/c/devvm", Shared: os.Getuid() == 0},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -40,30 +39,23 @@ func TestNewDirs(t *testing.T) {
 	}
 }
 
-// A socket path that the kernel cannot bind gets a short, private stand-in.
-func TestLongRuntimeDirectory(t *testing.T) {
-	d := Dirs{Runtime: "/home/u/" + strings.Repeat("long/", 30) + "run"}
-	f := d.paths("app-12345678")
-	for _, path := range []string{f.dockerSocket(), f.controlSocket(), f.dialSocket(), f.netSocket()} {
-		if len(path) > sunPath {
-			t.Errorf("%s: %d bytes", path, len(path))
+// A runtime directory that others can write to is not one.
+func TestRuntimeHome(t *testing.T) {
+	for mode, want := range map[os.FileMode]bool{0o700: true, 0o755: true, 0o770: false, 0o777: false} {
+		dir := t.TempDir()
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
 		}
-	}
-	if other := d.paths("web-12345679"); other.run == f.run {
-		t.Error("two projects share a runtime directory")
-	}
-	if short := (Dirs{Runtime: "/run/user/1000/devvm"}).paths("app-12345678"); short.run != "/run/user/1000/devvm/app-12345678" {
-		t.Errorf("run = %s", short.run)
+		got := RuntimeHome(env(os.Getuid(), "/home/u", map[string]string{"XDG_RUNTIME_DIR": dir}))
+		if (got == dir) != want {
+			t.Errorf("mode %o: %q", mode, got)
+		}
 	}
 }
 
 func TestMakeRuntime(t *testing.T) {
 	d := Dirs{Data: t.TempDir(), Runtime: filepath.Join(t.TempDir(), "devvm")}
 	f := d.paths("app-12345678")
-	// A directory with a mode that others could use is mended.
-	if err := os.MkdirAll(f.run, 0o755); err != nil {
-		t.Fatal(err)
-	}
 	for range 2 {
 		if err := d.makeRuntime(f); err != nil {
 			t.Fatal(err)
@@ -72,6 +64,20 @@ func TestMakeRuntime(t *testing.T) {
 	info, err := os.Stat(f.run)
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	// What others may only look at is mended.
+	if err := os.Chmod(f.run, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.makeRuntime(f); err != nil {
+		t.Error(err)
+	}
+	// What others could write to may hold anything.
+	if err := os.Chmod(f.run, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.makeRuntime(f); err == nil {
+		t.Error("a directory that others could write to passes")
 	}
 	// A link that leads elsewhere is refused.
 	g := d.paths("evil-12345678")

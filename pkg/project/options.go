@@ -17,6 +17,9 @@ import (
 // NetOptions are the paths of a project's network process, and what its VM may
 // reach.
 func (d Dirs) NetOptions(name string) (usernet.Options, error) {
+	if err := d.Secure(name); err != nil {
+		return usernet.Options{}, err
+	}
 	f := d.paths(name)
 	policy, err := f.readPolicy()
 	if err != nil {
@@ -37,6 +40,9 @@ const dialTimeout = time.Second
 
 // SupervisorOptions are what a project's supervisor needs to know.
 func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Options, error) {
+	if err := s.Dirs.Secure(name); err != nil {
+		return supervisor.Options{}, err
+	}
 	f := s.Dirs.paths(name)
 	target, err := s.Target(Project{Name: name}, emulated)
 	if err != nil {

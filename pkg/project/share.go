@@ -147,7 +147,10 @@ func (s *Service) unfit(e share.Export) string {
 			return fmt.Sprintf("%s is in the way of the VM's own %s", e.Target, path)
 		}
 	}
-	for _, dir := range []string{s.Dirs.Data, s.Dirs.Runtime, s.Dirs.Config, s.Dirs.Cache} {
+	for _, dir := range []string{s.Dirs.Data, s.Dirs.Runtime, s.Dirs.Short, s.Dirs.Config, s.Dirs.Cache} {
+		if dir == "" {
+			continue
+		}
 		if resolved, err := filepath.EvalSymlinks(dir); err == nil {
 			dir = resolved
 		}

@@ -69,6 +69,9 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 		return t, err
 	}
 	p := identify(filepath.Join(b.Templates.Dir(), shape.Key()))
+	if err := b.Dirs.Secure(p.Name); err != nil {
+		return t, err
+	}
 	m := boot{
 		Service: b.Service, hv: b.hv, host: b.host, project: p, cfg: b.cfg,
 		files: b.Dirs.paths(p.Name), progress: b.progress, accel: b.accel, cold: true,

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -59,7 +60,7 @@ func (s *AccelStore) Choose(host Host) Verdict {
 	case errors.Is(err, fs.ErrPermission):
 		return Verdict{
 			Accel: AccelTCG, Note: "this user may not use KVM (" + host.KVMDevice + ": permission denied): " + slow,
-			Hint: "sudo usermod -aG kvm $USER, then log in again",
+			Hint: "what opens it: devvm doctor",
 		}
 	case err != nil:
 		return Verdict{Accel: AccelTCG, Note: fmt.Sprintf("KVM does not open (%v): %s", err, slow)}
@@ -76,8 +77,12 @@ func (s *AccelStore) Choose(host Host) Verdict {
 	case known && seen.Device == host.kvmState():
 		v := Verdict{Accel: AccelTCG, Proven: true, Note: "KVM did not work here (" + seen.Why + "): " + slow}
 		if host.URI == uriSystem && strings.Contains(seen.Why, "Permission denied") {
+			group := "kvm"
+			if host.QEMUGroup > 0 {
+				group = strconv.Itoa(host.QEMUGroup)
+			}
 			v.Hint = "# QEMU's user may not open " + host.KVMDevice + ", so libvirt asks QEMU anew at each start, which takes seconds; until the next boot:\n" +
-				"sudo chgrp kvm " + host.KVMDevice + "\nsudo chmod 660 " + host.KVMDevice
+				fmt.Sprintf("sudo chgrp %s %s\nsudo chmod 660 %[2]s", group, host.KVMDevice)
 		}
 		return v
 	}

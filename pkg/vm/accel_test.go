@@ -112,7 +112,7 @@ func TestAccelWithoutKVM(t *testing.T) {
 		if err := os.Chmod(host.KVMDevice, 0o400); err != nil {
 			t.Fatal(err)
 		}
-		if v := store.Choose(host); v.Accel != AccelTCG || !strings.Contains(v.Hint, "usermod") {
+		if v := store.Choose(host); v.Accel != AccelTCG || !strings.Contains(v.Hint, "devvm doctor") {
 			t.Errorf("no permission: %+v", v)
 		}
 		// A QEMU of another user may have what this one lacks.

@@ -23,8 +23,9 @@ type surroundings struct {
 	getenv func(string) string
 	uid    int
 	home   string
-	run    string   // /run
-	sbin   []string // where system programs are, which users often do not have in their PATH
+	owns   func(dir string) bool // the directory is this user's
+	run    string                // /run
+	sbin   []string              // where system programs are, which users often do not have in their PATH
 }
 
 func processSurroundings() surroundings {
@@ -32,13 +33,21 @@ func processSurroundings() surroundings {
 	if err != nil {
 		home = ""
 	}
-	return surroundings{getenv: os.Getenv, uid: os.Getuid(), home: home, run: "/run", sbin: []string{"/usr/sbin", "/sbin", "/usr/local/sbin"}}
+	return surroundings{getenv: os.Getenv, uid: os.Getuid(), home: home, owns: ownDir, run: "/run", sbin: []string{"/usr/sbin", "/sbin", "/usr/local/sbin"}}
+}
+
+// ownDir tells whether a directory is this user's: XDG_RUNTIME_DIR may be somebody
+// else's, as after su.
+func ownDir(dir string) bool {
+	var st unix.Stat_t
+	return unix.Stat(dir, &st) == nil && int(st.Uid) == os.Getuid()
 }
 
 // daemon knows where libvirt's daemon for one URI listens and how to start it.
 type daemon struct {
 	dirs   []string // directories that may hold its sockets, the preferred first
 	system bool
+	uid    int      // of the user whose session it is
 	env    []string // additions to the environment of a daemon that we start
 	run    string
 	sbin   []string
@@ -51,7 +60,7 @@ var socketNames = []string{"virtqemud-sock", "libvirt-sock"}
 // findDaemon derives the daemon's places from the URI. runtimeDir overrides
 // XDG_RUNTIME_DIR.
 func findDaemon(uri, runtimeDir string, s surroundings, log *slog.Logger) (daemon, error) {
-	d := daemon{run: s.run, sbin: s.sbin, log: log}
+	d := daemon{uid: os.Getuid(), run: s.run, sbin: s.sbin, log: log}
 	switch {
 	case uri == uriSystem, uri == uriTest && s.uid == 0 && runtimeDir == "": // any daemon has the test driver
 		d.system = true
@@ -68,6 +77,10 @@ func findDaemon(uri, runtimeDir string, s surroundings, log *slog.Logger) (daemo
 	// user would write to the same configuration.
 	if runtimeDir == "" {
 		runtimeDir = s.getenv("XDG_RUNTIME_DIR")
+		if runtimeDir != "" && !s.owns(runtimeDir) {
+			runtimeDir = ""
+			d.env = append(d.env, "XDG_RUNTIME_DIR=") // nor is a daemon of ours to use it
+		}
 	}
 	if runtimeDir != "" {
 		d.dirs = append(d.dirs, filepath.Join(runtimeDir, "libvirt"))
@@ -119,6 +132,10 @@ func (d daemon) dialRunning(ctx context.Context) (conn net.Conn, dir string, err
 			conn, err := dialer.DialContext(ctx, "unix", path)
 			switch {
 			case err == nil:
+				if err := d.vet(conn, path); err != nil {
+					conn.Close()
+					return nil, "", err
+				}
 				return conn, dir, nil
 			case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded): // the latter is a moment early
 				<-ctx.Done()
@@ -134,6 +151,32 @@ func (d daemon) dialRunning(ctx context.Context) (conn net.Conn, dir string, err
 		}
 	}
 	return nil, "", &silent
+}
+
+// vet refuses a session that another user serves: it would be told of this user's VMs and
+// decide what is run for them. The system's sockets are in a directory of root's, who has
+// no session.
+func (d daemon) vet(conn net.Conn, path string) error {
+	if d.system || d.uid == 0 {
+		return nil
+	}
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var peer *unix.Ucred
+	if cerr := raw.Control(func(fd uintptr) {
+		peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("who listens on %s: %w", path, err)
+	}
+	if int(peer.Uid) != d.uid {
+		return fmt.Errorf("%w: the libvirt at %s is of uid %d, not of this user (uid %d); remove it or set XDG_RUNTIME_DIR to a directory of yours", ErrNoLibvirt, path, peer.Uid, d.uid)
+	}
+	return nil
 }
 
 // listens reports whether a socket in the preferred directory accepts.

@@ -29,6 +29,7 @@ func place(t *testing.T, uid int, env map[string]string) surroundings {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return surroundings{
 		getenv: func(name string) string { return env[name] },
+		owns:   func(dir string) bool { return dir != "/theirs" },
 		uid:    uid, home: filepath.Join(dir, "home"), run: filepath.Join(dir, "run"),
 	}
 }
@@ -47,6 +48,7 @@ func TestFindDaemon(t *testing.T) {
 		"system, as a user":       {uriSystem, "/run/user/1000", 1000, none, []string{"RUN/libvirt"}, true, ""},
 		"session":                 {uriSession, "", 1000, none, []string{"HOME/.cache/libvirt"}, false, ""},
 		"session, runtime":        {uriSession, "", 1000, map[string]string{"XDG_RUNTIME_DIR": "/r"}, []string{"/r/libvirt", "HOME/.cache/libvirt"}, false, ""},
+		"session, their runtime":  {uriSession, "", 1000, map[string]string{"XDG_RUNTIME_DIR": "/theirs"}, []string{"HOME/.cache/libvirt"}, false, ""},
 		"session, given runtime":  {uriSession, "/g", 1000, map[string]string{"XDG_RUNTIME_DIR": "/r"}, []string{"/g/libvirt", "HOME/.cache/libvirt"}, false, ""},
 		"session, cache":          {uriSession, "", 1000, map[string]string{"XDG_CACHE_HOME": "/c"}, []string{"/c/libvirt"}, false, ""},
 		"session of root":         {uriSession, "/run/user/0", 0, none, nil, false, "no session for root"},
@@ -104,6 +106,21 @@ func listen(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
+}
+
+// A session that another user serves is not this user's.
+func TestDialVets(t *testing.T) {
+	d, dir := sessionDaemon(t)
+	listen(t, filepath.Join(dir, "libvirt-sock"))
+	conn, _, err := d.dialRunning(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
+	d.uid++ // as if this were another's
+	if _, _, err := d.dialRunning(t.Context()); !errors.Is(err, ErrNoLibvirt) || !strings.Contains(err.Error(), "not of this user") {
+		t.Errorf("another user's libvirt: %v", err)
+	}
 }
 
 func TestDialPrefers(t *testing.T) {

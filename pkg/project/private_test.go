@@ -1,0 +1,201 @@
+package project
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// seen is a file as lstat(2) shows it.
+type seen struct {
+	mode     fs.FileMode
+	uid, gid uint32
+}
+
+func (s seen) Name() string       { return "" }
+func (s seen) Size() int64        { return 0 }
+func (s seen) Mode() fs.FileMode  { return s.mode }
+func (s seen) ModTime() time.Time { return time.Time{} }
+func (s seen) IsDir() bool        { return s.mode.IsDir() }
+func (s seen) Sys() any           { return &syscall.Stat_t{Uid: s.uid, Gid: s.gid} }
+
+// TestPrivate judges directories of uid 1000, whose own group is 1000.
+func TestPrivate(t *testing.T) {
+	dir := func(perm fs.FileMode, uid uint32) seen { return seen{fs.ModeDir | perm, uid, uid} }
+	tmp := seen{fs.ModeDir | fs.ModeSticky | 0o777, 0, 0}
+	for name, tt := range map[string]struct {
+		at    map[string]seen
+		links map[string]string
+		path  string
+		want  string // in the message and its hint; "": it passes
+	}{
+		"usual":              {at: map[string]seen{"/r": dir(0o755, 0), "/r/u": dir(0o700, 1000), "/r/u/s": dir(0o700, 1000)}, path: "/r/u/s"},
+		"not made yet":       {at: map[string]seen{"/r": dir(0o755, 0), "/r/u": dir(0o700, 1000)}, path: "/r/u/s"},
+		"in /tmp":            {at: map[string]seen{"/tmp": tmp, "/tmp/s": dir(0o700, 1000)}, path: "/tmp/s"},
+		"not made in /tmp":   {at: map[string]seen{"/tmp": tmp}, path: "/tmp/s", want: "any user can make it"},
+		"nor above":          {at: map[string]seen{"/tmp": tmp}, path: "/tmp/u/s", want: "/tmp/u does not exist"},
+		"another's":          {at: map[string]seen{"/tmp": tmp, "/tmp/s": dir(0o700, 424242)}, path: "/tmp/s", want: "/tmp/s belongs to uid 424242 and has mode 0700"},
+		"root's":             {at: map[string]seen{"/tmp": tmp, "/tmp/s": dir(0o700, 0)}, path: "/tmp/s", want: "and has mode 0700"},
+		"below another's":    {at: map[string]seen{"/tmp": tmp, "/tmp/u": dir(0o777, 424242), "/tmp/u/s": dir(0o700, 1000)}, path: "/tmp/u/s", want: "/tmp/u belongs to uid 424242 and has mode 0777"},
+		"others may look":    {at: map[string]seen{"/s": dir(0o755, 1000)}, path: "/s", want: "chmod 700 /s"},
+		"others could write": {at: map[string]seen{"/s": dir(0o777, 1000)}, path: "/s", want: "rm -r /s"},
+		"writable parent":    {at: map[string]seen{"/r": dir(0o777, 1000), "/r/s": dir(0o700, 1000)}, path: "/r/s", want: "chmod go-w /r"},
+		"own group":          {at: map[string]seen{"/r": dir(0o775, 1000), "/r/s": dir(0o700, 1000)}, path: "/r/s"},
+		"another group":      {at: map[string]seen{"/r": {fs.ModeDir | 0o775, 1000, 50}, "/r/s": dir(0o700, 1000)}, path: "/r/s", want: "mode 0775"},
+		"no directory":       {at: map[string]seen{"/s": {0o600, 1000, 1000}}, path: "/s", want: "no directory"},
+		"a link":             {at: map[string]seen{"/s": {fs.ModeSymlink | 0o777, 1000, 1000}}, links: map[string]string{"/s": "/r"}, path: "/s", want: "a symbolic link"},
+		"below a link of root's": {
+			at: map[string]seen{"/l": {fs.ModeSymlink | 0o777, 0, 0}, "/r": dir(0o755, 0), "/r/s": dir(0o700, 1000)}, links: map[string]string{"/l": "r"}, path: "/l/s",
+		},
+		"below a link of another's": {
+			at:    map[string]seen{"/tmp": tmp, "/tmp/l": {fs.ModeSymlink | 0o777, 424242, 424242}, "/r": dir(0o755, 0), "/r/s": dir(0o700, 1000)},
+			links: map[string]string{"/tmp/l": "/r"}, path: "/tmp/l/s", want: "/tmp/l, a symbolic link, belongs to uid 424242",
+		},
+		"a link that leads to another's": {
+			at:    map[string]seen{"/l": {fs.ModeSymlink | 0o777, 1000, 1000}, "/r": dir(0o755, 424242), "/r/s": dir(0o700, 1000)},
+			links: map[string]string{"/l": "/r"}, path: "/l/s", want: "/r belongs to uid 424242",
+		},
+		"a loop": {at: map[string]seen{"/l": {fs.ModeSymlink | 0o777, 0, 0}}, links: map[string]string{"/l": "/l"}, path: "/l/s", want: "too many levels"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tt.at["/"] = dir(0o755, 0)
+			o := observer{
+				uid: 1000,
+				lstat: func(path string) (fs.FileInfo, error) {
+					if s, ok := tt.at[path]; ok {
+						return s, nil
+					}
+					return nil, fs.ErrNotExist
+				},
+				readlink: func(path string) (string, error) { return tt.links[path], nil },
+				alone:    func(gid int) bool { return gid == 1000 },
+			}
+			got := explanation(o.private(tt.path))
+			if (tt.want == "") != (got == "") || !strings.Contains(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestOwnGroup(t *testing.T) {
+	const groups = "root:x:0:\nu:x:1000:\nv:x:1001:v\nstaff:x:50:\nw:x:1002:w,u\n"
+	for _, tt := range []struct {
+		name string
+		gid  int
+		want bool
+	}{{"u", 1000, true}, {"v", 1001, true}, {"u", 50, false}, {"w", 1002, false}, {"u", 7, false}} {
+		if got := ownGroup(groups, tt.name, tt.gid); got != tt.want {
+			t.Errorf("%s, %d: %v", tt.name, tt.gid, got)
+		}
+	}
+}
+
+// long is a set of directories in which no socket can be bound.
+func long(t *testing.T) Dirs {
+	t.Helper()
+	data := t.TempDir()
+	d := Dirs{Data: data, Runtime: filepath.Join(data, strings.Repeat("long/", 30)+"run")}
+	t.Cleanup(func() {
+		if dir := d.readShort(); dir != "" {
+			_ = os.RemoveAll(dir)
+		}
+	})
+	return d
+}
+
+// A socket path that the kernel cannot bind gets a short, private stand-in, which all
+// commands find again.
+func TestShort(t *testing.T) {
+	d := long(t)
+	if d.readShort() != "" {
+		t.Error("there is one before anybody needs it")
+	}
+	var wait sync.WaitGroup
+	made := make([]string, 8)
+	for i := range made {
+		wait.Go(func() {
+			one := d
+			if err := one.Secure("app-12345678"); err != nil {
+				t.Error(err)
+			}
+			made[i] = one.Short
+		})
+	}
+	wait.Wait()
+	for _, dir := range made {
+		if dir == "" || dir != made[0] || dir != d.readShort() {
+			t.Fatalf("they do not agree: %q, and remembered is %q", made, d.readShort())
+		}
+	}
+	d.Short = made[0]
+	f := d.paths("app-12345678")
+	for _, path := range []string{f.dockerSocket(), f.controlSocket(), f.dialSocket(), f.netSocket()} {
+		if len(path) > sunPath || !strings.HasPrefix(path, d.Short+"/") {
+			t.Errorf("%s: %d bytes", path, len(path))
+		}
+	}
+	if other := d.paths("web-12345679"); other.run == f.run {
+		t.Error("two projects share a runtime directory")
+	}
+	if usual := (Dirs{Runtime: "/run/user/1000/devvm", Short: "/tmp/devvm-1"}).paths("app-12345678"); usual.run != "/run/user/1000/devvm/app-12345678" {
+		t.Errorf("run = %s", usual.run)
+	}
+	if err := d.makeRuntime(f); err != nil {
+		t.Error(err)
+	}
+	if err := d.Secure("app-12345678"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is at the remembered path is not always what was made there.
+func TestShortLost(t *testing.T) {
+	elsewhere := t.TempDir()
+	for name, damage := range map[string]func(d Dirs) error{
+		"gone":          func(d Dirs) error { return os.Remove(d.Short) },
+		"others' too":   func(d Dirs) error { return os.Chmod(d.Short, 0o777) },
+		"a file":        func(d Dirs) error { _ = os.Remove(d.Short); return os.WriteFile(d.Short, nil, 0o700) },
+		"a link":        func(d Dirs) error { _ = os.Remove(d.Short); return os.Symlink(elsewhere, d.Short) },
+		"record empty":  func(d Dirs) error { return os.Truncate(d.shortRecord(), 0) },
+		"record leads":  func(d Dirs) error { return os.WriteFile(d.shortRecord(), []byte(elsewhere+"\n"), 0o600) },
+		"record climbs": func(d Dirs) error { return os.WriteFile(d.shortRecord(), []byte("/tmp/devvm-1/../x\n"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := long(t)
+			if err := d.Secure("app-12345678"); err != nil {
+				t.Fatal(err)
+			}
+			first := d.Short
+			t.Cleanup(func() { _ = os.Remove(first) })
+			if err := damage(d); err != nil {
+				t.Fatal(err)
+			}
+			if got := d.readShort(); got != "" {
+				t.Errorf("it still counts: %s", got)
+			}
+			d.Short = d.readShort()
+			if err := d.Secure("app-12345678"); err != nil {
+				t.Fatal(err)
+			}
+			if d.Short == "" || d.Short == first || d.Short != d.readShort() {
+				t.Errorf("made anew: %q, before %q, remembered %q", d.Short, first, d.readShort())
+			}
+		})
+	}
+}
+
+// explanation is all that a user is told of an error.
+func explanation(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error() + "\n" + ui.Hint(err)
+}
