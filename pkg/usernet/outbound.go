@@ -60,7 +60,7 @@ func newOutbound(s *Stack) *outbound {
 		udpFlows: newUDPFlows(min(s.cfg.MaxFlows, manyUDPFlows)),
 	}
 	if o.dial == nil {
-		o.dial = dialSocket
+		o.dial = dialOutside
 	}
 	// The forwarder's own limit drops requests in silence; ours, half of it,
 	// answers them.
@@ -79,8 +79,9 @@ func newOutbound(s *Stack) *outbound {
 	return o
 }
 
+// dialSocket opens a socket that hears everybody, this host too.
 func dialSocket(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 9}}
+	d := newDialer()
 	return d.DialContext(ctx, network, to.String())
 }
 
@@ -95,6 +96,10 @@ func (o *outbound) open(ctx context.Context, network string, to netip.AddrPort) 
 		return conn, d, err
 	}
 	conn, err := o.dial(ctx, network, to)
+	if errors.Is(err, errTranslated) {
+		d.refusal = refuseTranslated
+		o.s.policy.count(d.refusal, network, to)
+	}
 	if err != nil {
 		return nil, d, err
 	}
