@@ -20,4 +20,4 @@ func (s *Stack) SetHost(own func(netip.Addr) bool) {
 var ParseHosts = parseHosts
 
 // Relays says how many connections are being carried.
-func (s *Stack) Relays() int64 { return s.relays.running.Load() }
+func (s *Stack) Relays() int { return s.relays.len() }

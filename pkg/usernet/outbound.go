@@ -50,7 +50,7 @@ type outbound struct {
 
 	tcpSlots chan struct{}
 	syns     synQuotes
-	udpFlows udpFlows
+	udpFlows *udpFlows
 }
 
 func newOutbound(s *Stack) *outbound {
@@ -75,7 +75,7 @@ func newOutbound(s *Stack) *outbound {
 		}
 		return taken
 	})
-	s.net.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s.net, o.handleUDP).HandlePacket)
+	s.net.SetTransportProtocolHandler(udp.ProtocolNumber, o.handleUDP)
 	return o
 }
 

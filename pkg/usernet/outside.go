@@ -132,4 +132,3 @@ func watchHandshake(ctx context.Context, c syscall.RawConn, cancel context.Cance
 func newDialer() net.Dialer {
 	return net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 9}}
 }
-
