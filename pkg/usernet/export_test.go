@@ -21,3 +21,7 @@ var ParseHosts = parseHosts
 
 // Relays says how many connections are being carried.
 func (s *Stack) Relays() int { return s.relays.len() }
+
+// HearHost makes connections out hear this host, as ordinary sockets do: the control of
+// what outside.go is for.
+func (s *Stack) HearHost() { s.out.dial = dialSocket }
