@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+	"golang.org/x/net/dns/dnsmessage"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
@@ -25,9 +26,6 @@ const (
 	dnsQueries    = 128
 	dnsTCPQueries = 16
 	dnsWaiting    = 512
-	// dnsUnpacked bounds the answers that are taken apart at a time: names in them are
-	// compressed, and 64 KiB can become megabytes.
-	dnsUnpacked = 2
 	// dnsTimeout bounds one query with all its attempts; a guest's resolver
 	// gives up after 5 s by default and asks again.
 	dnsTimeout = 9 * time.Second
@@ -55,26 +53,24 @@ const (
 // host. Only well-formed questions pass, only to port 53 of the nameservers
 // that resolv.conf names: it is no way to other services of the host.
 type resolver struct {
-	s         *Stack
-	conf      *resolvConf
-	hosts     *hostsFile
-	dial      func(ctx context.Context, network, server string) (net.Conn, error)
-	slots     chan struct{} // of queries under way
-	tcpSlots  chan struct{} // of those over TCP
-	queue     chan struct{} // of all, and of those that wait
-	unpacking chan struct{} // of answers being taken apart
+	s        *Stack
+	conf     *resolvConf
+	hosts    *hostsFile
+	dial     func(ctx context.Context, network, server string) (net.Conn, error)
+	slots    chan struct{} // of queries under way
+	tcpSlots chan struct{} // of those over TCP
+	queue    chan struct{} // of all, and of those that wait
 }
 
 func newResolver(s *Stack) *resolver {
 	r := &resolver{
-		s:         s,
-		conf:      &resolvConf{path: s.cfg.ResolvConf},
-		hosts:     &hostsFile{path: s.cfg.Hosts},
-		dial:      s.cfg.DialDNS,
-		slots:     make(chan struct{}, dnsQueries),
-		tcpSlots:  make(chan struct{}, dnsTCPQueries),
-		queue:     make(chan struct{}, dnsWaiting),
-		unpacking: make(chan struct{}, dnsUnpacked),
+		s:        s,
+		conf:     &resolvConf{path: s.cfg.ResolvConf},
+		hosts:    &hostsFile{path: s.cfg.Hosts},
+		dial:     s.cfg.DialDNS,
+		slots:    make(chan struct{}, dnsQueries),
+		tcpSlots: make(chan struct{}, dnsTCPQueries),
+		queue:    make(chan struct{}, dnsWaiting),
 	}
 	if r.dial == nil {
 		r.dial = func(ctx context.Context, network, server string) (net.Conn, error) {
@@ -217,18 +213,70 @@ func (r *resolver) reply(ctx context.Context, network string, query *dns.Msg) []
 	if network == "udp" {
 		size = udpSize(query)
 	}
-	m := r.answer(query)
-	if m == nil {
-		raw := r.lookUp(ctx, network, query)
-		r.unpacking <- struct{}{}
-		defer func() { <-r.unpacking }()
-		m = r.unpack(query, raw)
-		r.s.policy.answers.note(query.Question[0].Name, m) // before the VM knows it
+	if m := r.answer(query); m != nil {
+		return pack(m, size)
 	}
-	if b := pack(m, size); b != nil {
-		return b
+	raw := r.lookUp(ctx, network, query)
+	if raw == nil {
+		return pack(new(dns.Msg).SetRcode(query, dns.RcodeServerFailure), size)
 	}
-	return pack(new(dns.Msg).SetRcode(query, dns.RcodeServerFailure), size)
+	r.s.policy.answers.note(query.Question[0].Name, addressRecords(raw)) // before the VM knows it
+	if len(raw) > size {
+		m := new(dns.Msg).SetReply(query)
+		m.RecursionAvailable, m.Truncated = true, true
+		return pack(m, size)
+	}
+	binary.BigEndian.PutUint16(raw, query.Id)
+	return raw
+}
+
+// manyRecords bounds what is read of an answer.
+const manyRecords = 1024
+
+// addressRecords are the addresses and aliases that an answer of a nameserver's has. The
+// rest of it stays as it came: names are compressed, and 64 KiB could become megabytes.
+func addressRecords(raw []byte) *dns.Msg {
+	m := new(dns.Msg)
+	var p dnsmessage.Parser
+	head, err := p.Start(raw)
+	if err != nil || p.SkipAllQuestions() != nil {
+		m.Rcode = dns.RcodeServerFailure
+		return m
+	}
+	m.Rcode = int(head.RCode)
+	for range manyRecords {
+		h, err := p.AnswerHeader()
+		if err != nil {
+			break
+		}
+		header := dns.RR_Header{Rrtype: uint16(h.Type), Class: uint16(h.Class), Ttl: h.TTL}
+		switch h.Type {
+		case dnsmessage.TypeA:
+			if a, err := p.AResource(); err == nil {
+				header.Name = h.Name.String()
+				m.Answer = append(m.Answer, &dns.A{Hdr: header, A: a.A[:]})
+				continue
+			}
+		case dnsmessage.TypeAAAA:
+			if a, err := p.AAAAResource(); err == nil {
+				header.Name = h.Name.String()
+				m.Answer = append(m.Answer, &dns.AAAA{Hdr: header, AAAA: a.AAAA[:]})
+				continue
+			}
+		case dnsmessage.TypeCNAME:
+			if c, err := p.CNAMEResource(); err == nil {
+				header.Name = h.Name.String()
+				m.Answer = append(m.Answer, &dns.CNAME{Hdr: header, Target: c.CNAME.String()})
+				continue
+			}
+		default:
+			if p.SkipAnswer() == nil {
+				continue
+			}
+		}
+		break // malformed
+	}
+	return m
 }
 
 // udpSize is the largest UDP answer that a query allows.
@@ -269,9 +317,7 @@ func (r *resolver) renew(ctx context.Context, name string) {
 		if truncated(raw) {
 			raw = r.lookUp(ctx, "tcp", query)
 		}
-		r.unpacking <- struct{}{}
-		defer func() { <-r.unpacking }()
-		m = r.unpack(query, raw)
+		m = addressRecords(raw)
 	}
 	r.s.policy.answers.note(name, m)
 }
@@ -292,18 +338,6 @@ func (r *resolver) lookUp(ctx context.Context, network string, query *dns.Msg) [
 		r.s.log.Debug("DNS query failed", "name", query.Question[0].Name, "error", err)
 	}
 	return raw
-}
-
-// unpack takes an answer of a nameserver's apart and makes it the guest's. Nil is a
-// failure, and so is what is no DNS.
-func (r *resolver) unpack(query *dns.Msg, raw []byte) *dns.Msg {
-	m := new(dns.Msg)
-	if raw == nil || m.Unpack(raw) != nil {
-		return new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
-	}
-	m.Id = query.Id
-	m.Question = query.Question // in the guest's spelling
-	return m
 }
 
 // forward asks the host's nameservers in turn.

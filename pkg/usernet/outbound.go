@@ -24,13 +24,13 @@ const (
 	spareFiles = 256
 	// firstWindow is what a guest may send before its connection has a share
 	// of the buffers.
-	firstWindow = 64 << 10
+	firstWindow = 8 << 10
 	// manyFlows is enough for anybody; it bounds memory where the limit of
 	// open files does not.
-	manyFlows = 16384
+	manyFlows = 1024
 	// manyUDPFlows bounds the UDP flows. The one that has been silent longest
 	// makes room for a new one.
-	manyUDPFlows = 2048
+	manyUDPFlows = 512
 )
 
 // defaultMaxFlows leaves half of the open-file limit to TCP. Go's runtime has

@@ -63,22 +63,28 @@ func deafen(c syscall.RawConn) error {
 	return nil
 }
 
-// heardHost tells whether a socket that has heard nothing else has dropped something,
-// so something of this host's. It also says so of a broken packet from elsewhere, which
-// is not worth a connection.
-func heardHost(c syscall.RawConn) bool {
-	const (
-		fields = 9 // of SO_MEMINFO, see linux/sock_diag.h
-		drops  = 8
+// heardHost tells whether a socket that has received nothing has dropped something, so
+// something of this host's. It also says so of a packet from elsewhere that the kernel
+// cannot use, which is not worth a connection.
+func heardHost(c syscall.RawConn, tcp bool) bool {
+	const ( // of SO_MEMINFO, see linux/sock_diag.h
+		fields   = 9
+		received = 0 // and not read yet
+		drops    = 8
 	)
 	var info [fields]uint32
 	size := uint32(unsafe.Sizeof(info))
-	var errno syscall.Errno
-	err := c.Control(func(fd uintptr) {
-		_, _, errno = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
+	heard := false
+	_ = c.Control(func(fd uintptr) {
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_MEMINFO,
 			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0)
+		heard = errno == 0 && info[drops] > 0 && info[received] == 0
+		if heard && tcp { // a connection that exists by now drops what its buffer has no room for
+			state, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+			heard = err == nil && state.State == unix.BPF_TCP_SYN_SENT
+		}
 	})
-	return err == nil && errno == 0 && info[drops] > 0
+	return heard
 }
 
 // Between two looks at whether the host has answered.
@@ -117,7 +123,7 @@ func watchHandshake(ctx context.Context, c syscall.RawConn, cancel context.Cance
 	timer = time.AfterFunc(math.MaxInt64, func() {
 		switch {
 		case ctx.Err() != nil:
-		case heardHost(c):
+		case heardHost(c, true):
 			cancel(errTranslated)
 		default:
 			pause = min(2*pause, lastLook)

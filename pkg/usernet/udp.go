@@ -116,6 +116,17 @@ func (u *udpFlows) remove(f *udpFlow) {
 	f.close()
 }
 
+// abort ends all flows, and says how many that are.
+func (u *udpFlows) abort() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	n := u.order.Len()
+	for _, f := range u.byID {
+		f.close()
+	}
+	return n
+}
+
 func (u *udpFlows) len() int {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -234,9 +245,6 @@ func (o *outbound) sendUDP(f *udpFlow, b []byte) {
 		}
 		f.checked = now
 	}
-	if o.cutTranslated(f) {
-		return
-	}
 	o.udpFlows.touch(f)
 	var err error
 	wait := f.raw.Write(func(fd uintptr) bool {
@@ -251,9 +259,10 @@ func (o *outbound) sendUDP(f *udpFlow, b []byte) {
 	}
 }
 
-// cutTranslated ends a flow for which the host has answered.
+// cutTranslated ends a flow for which the host has answered. The receiving goroutine
+// calls it, which knows that there was no other answer.
 func (o *outbound) cutTranslated(f *udpFlow) bool {
-	if f.answered.Load() || f.host || o.s.cfg.DialOut != nil || !heardHost(f.raw) {
+	if f.answered.Load() || f.host || o.s.cfg.DialOut != nil || !heardHost(f.raw, false) {
 		return false
 	}
 	o.udpFlows.leadsToHost(f.id, time.Now())

@@ -135,7 +135,8 @@ type Stack struct {
 	relays relays
 	dns    *resolver
 
-	gateway *gateway
+	gateway  *gateway
+	pressure pressure
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
