@@ -25,7 +25,7 @@ const (
 	// 64 KiB of answer. dnsWaiting bounds them with those that wait for one.
 	dnsQueries    = 128
 	dnsTCPQueries = 16
-	dnsWaiting    = 512
+	dnsWaiting    = 256
 	// dnsTimeout bounds one query with all its attempts; a guest's resolver
 	// gives up after 5 s by default and asks again.
 	dnsTimeout = 9 * time.Second
@@ -141,7 +141,8 @@ func (r *resolver) serveStream(_ context.Context, accept func() (*socket.TCP, er
 		if err := conn.SetDeadline(time.Now().Add(dnsPatience)); err != nil {
 			return err
 		}
-		if _, err := conn.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
+		length := binary.BigEndian.AppendUint16(nil, uint16(len(answer)))
+		if _, err := (&net.Buffers{length, answer}).WriteTo(conn); err != nil {
 			return err
 		}
 	}

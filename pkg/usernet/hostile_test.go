@@ -2,6 +2,7 @@ package usernet_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -63,33 +64,14 @@ func TestHostileGuestInNamespace(t *testing.T) {
 		}
 	}
 	startOutside(t)
+	busyGuest(t)
 	dir := t.TempDir()
-	writeFile(t, filepath.Join(dir, "resolv.conf"), "nameserver "+outsideAddr+"\n")
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), "USERNET_TEST_NAMESPACE=", "USERNET_TEST_RUN="+dir)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	service, err := net.Listen("unix", filepath.Join(dir, "service")) // takes connections and reads nothing
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer service.Close()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
-		t.Fatal(err)
-	}
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() { cmd.Process.Kill() })
+	cmd, ended := startProcess(t, dir)
 
 	conn, err := net.Dial("unix", filepath.Join(dir, "net.sock"))
 	if err != nil {
@@ -122,10 +104,11 @@ func TestHostileGuestInNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	most := peak(t, cmd.Process.Pid)
+	most := resident(t, cmd.Process.Pid, "VmHWM")
 	t.Logf("%v: %d frames, %d MB in; %d frames, %d MB out, %d dropped; %d TCP and %d UDP flows; refused: %v", duration,
 		status.FramesIn, status.BytesIn>>20, status.FramesOut, status.BytesOut>>20, status.Dropped, status.TCPFlows, status.UDPFlows, status.Refused)
-	t.Logf("handshakes completed: %d; peak resident memory: %.1f MB; slowest status: %v", h.accepted, float64(most)/(1<<20), slowest)
+	t.Logf("handshakes completed: %d; peak resident memory: %.1f MB (%.1f MB of it files, at the end); slowest status: %v",
+		h.accepted, float64(most)/(1<<20), float64(resident(t, cmd.Process.Pid, "RssFile"))/(1<<20), slowest)
 	if most > mostResident {
 		t.Errorf("the network process has held %.1f MB, at most %d are allowed", float64(most)/(1<<20), mostResident>>20)
 	}
@@ -138,15 +121,96 @@ func TestHostileGuestInNamespace(t *testing.T) {
 	}
 }
 
-// peak is the most that a process has had resident, in bytes.
-func peak(t *testing.T, pid int) int {
+// startProcess starts a network process, and returns a channel for its end.
+func startProcess(t *testing.T, dir string) (*exec.Cmd, <-chan error) {
+	t.Helper()
+	writeFile(t, filepath.Join(dir, "resolv.conf"), "nameserver "+outsideAddr+"\n")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), "USERNET_TEST_NAMESPACE=", "USERNET_TEST_RUN="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	return cmd, ended
+}
+
+// busyGuest is the control of a hostile one: one that is only busy, with a load test
+// through a published port and hundreds of downloads, loses no connection.
+func busyGuest(t *testing.T) {
+	const in, out = 1000, 100
+	dir := t.TempDir()
+	cmd, ended := startProcess(t, dir)
+	g := connect(t, filepath.Join(dir, "net.sock"))
+	guestTCP(t, g, 80, echo)
+	d := usernet.NewDialer(filepath.Join(dir, "dial.sock"))
+	dialGuest(t, d, "tcp", "192.0.2.2:80").Close()
+	ctx := testContext(t)
+	var wg sync.WaitGroup
+	var all sync.WaitGroup // exist at the same time
+	all.Add(in + out)
+	data := randomBytes(20000)
+	slots := make(chan struct{}, 100) // a backlog is no part of this
+	for i := range in + out {
+		wg.Go(func() {
+			slots <- struct{}{}
+			var c net.Conn
+			var err error
+			if i < in {
+				c, err = d.Dial(ctx, "tcp", "192.0.2.2:80")
+			} else {
+				c, err = g.Dial(ctx, "tcp", outsideAddr+echoPort)
+			}
+			<-slots
+			all.Done()
+			if err != nil {
+				t.Errorf("busy guest: %v", err)
+				return
+			}
+			defer c.Close()
+			all.Wait()
+			got := make([]byte, len(data))
+			for range 5 {
+				go c.Write(data)
+				if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("busy guest: %v", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("a busy guest: %d connections in, %d out, each with 100 kB: peak resident memory %.1f MB",
+		in, out, float64(resident(t, cmd.Process.Pid, "VmHWM"))/(1<<20))
+	g.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// resident is a figure of a process's memory, in bytes: VmHWM is the most that it has had
+// resident (proc(5)).
+func resident(t *testing.T, pid int, figure string) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(status)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+		if v, ok := strings.CutPrefix(line, figure+":"); ok {
 			kB, err := strconv.Atoi(strings.Fields(v)[0])
 			if err != nil {
 				t.Fatal(err)
@@ -154,7 +218,7 @@ func peak(t *testing.T, pid int) int {
 			return kB << 10
 		}
 	}
-	t.Fatalf("no VmHWM in\n%s", status)
+	t.Fatalf("no %s in\n%s", figure, status)
 	return 0
 }
 
@@ -257,13 +321,16 @@ func (h *hostile) run(ctx context.Context) {
 	for name := range attacks {
 		names = append(names, name)
 	}
-	for ctx.Err() == nil {
+	some := []func(){attacks["zero windows"], attacks["65,000 flows"]}
+	for first := true; ctx.Err() == nil; first = false {
 		// For a second or so, a few attacks at once, and now and then without reading.
-		some := make([]func(), 1+rand.IntN(4))
-		for i := range some {
-			some[i] = attacks[names[rand.IntN(len(names))]]
+		if !first {
+			some = make([]func(), 1+rand.IntN(4))
+			for i := range some {
+				some[i] = attacks[names[rand.IntN(len(names))]]
+			}
 		}
-		h.setDeaf(rand.IntN(4) == 0)
+		h.setDeaf(!first && rand.IntN(4) == 0)
 		end := time.Now().Add(time.Duration(500+rand.IntN(1500)) * time.Millisecond)
 		for n := 0; time.Now().Before(end) && ctx.Err() == nil; n++ {
 			for range 16 {

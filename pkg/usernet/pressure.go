@@ -2,7 +2,6 @@ package usernet
 
 import (
 	"context"
-	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync/atomic"
@@ -12,18 +11,21 @@ import (
 // What the guest can make this process hold is bounded by the limits of all that queues:
 // connections, their buffers, flows, questions, frames. But the stack keeps whole frames
 // for the few bytes in them that it still needs, and counts the bytes. So the sum is
-// measured as well: when it is too much, the goroutine that reads frames waits for the
-// collector, and if that does not help, the guest loses its connections.
+// measured as well: when it is too much, no more frames are read for a second, and if that
+// does not help, the guest loses its connections.
 
 const (
 	// memoryLimit makes the collector work harder near what the process may hold.
-	memoryLimit = 44 << 20
-	// heapLimit is what may be in use after a collection.
-	heapLimit = 28 << 20
-	// looksEvery is how much the guest sends between two looks at the heap, and
-	// frameCost what a frame is held to cost beside its bytes.
-	looksEvery = 2 << 20
+	memoryLimit = 34 << 20
+	// mostHeld is what it may hold: heap, stacks, and what is kept of both for later. The
+	// program itself, as far as it is in memory, comes on top.
+	mostHeld = 44 << 20
+	// looksEvery is how much the guest sends between two looks at that, and frameCost
+	// what a frame is held to cost beside its bytes.
+	looksEvery = 1 << 20
 	frameCost  = 1 << 10
+	// drainTime is how long the guest waits before it loses its connections.
+	drainTime = time.Second
 )
 
 // pressure watches the memory of the process.
@@ -32,20 +34,23 @@ type pressure struct {
 	since   int         // bytes since the last look; the reading goroutine's
 }
 
-// note counts a frame, and relieves the process if need be. The reading goroutine calls it.
+// notePressure counts a frame, and relieves the process if need be. The reading goroutine
+// calls it.
 func (s *Stack) notePressure(frame []byte) {
 	p := &s.pressure
 	if p.since += len(frame) + frameCost; p.since < looksEvery || !p.watched.Load() {
 		return
 	}
 	p.since = 0
-	if heapInUse() <= heapLimit {
-		return
-	}
-	runtime.GC()
-	if held := heapInUse(); held > heapLimit {
-		s.relieve(held)
-		runtime.GC()
+	// While nothing comes in, what is under way to the host's sockets goes there.
+	for start := time.Now(); held() > mostHeld; {
+		debug.FreeOSMemory()
+		now := held()
+		if now > mostHeld && time.Since(start) > drainTime {
+			s.relieve(now)
+			debug.FreeOSMemory()
+			return
+		}
 	}
 }
 
@@ -55,11 +60,11 @@ func (s *Stack) relieve(held uint64) {
 	s.log.Warn("the VM's connections hold too much memory and are ended", "bytes", held, "connections", ended)
 }
 
-// heapInUse is what objects take, those that nobody needs any more among them.
-func heapInUse() uint64 {
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	metrics.Read(sample)
-	return sample[0].Value.Uint64()
+// held is what the process has of the host's memory, beside its program.
+func held() uint64 {
+	samples := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64() - samples[1].Value.Uint64()
 }
 
 const (
@@ -70,22 +75,23 @@ const (
 	// process would keep that for minutes.
 	trimAbove = 12 << 20
 	trimEvery = 10 * time.Second
+	// lookAgain is between two looks for more than mostHeld, whoever causes it.
+	lookAgain = 200 * time.Millisecond
 )
 
 // keepSmall returns memory that the process does not need until ctx ends.
 func keepSmall(ctx context.Context) {
-	held := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	tick := time.NewTicker(trimEvery)
+	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			metrics.Read(held)
-			if held[0].Value.Uint64()-held[1].Value.Uint64() > trimAbove {
-				debug.FreeOSMemory()
-			}
+		}
+		if now := held(); now > mostHeld || now > trimAbove && time.Since(last) >= trimEvery {
+			debug.FreeOSMemory()
+			last = time.Now()
 		}
 	}
 }

@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 			o.ResolvConf = path
 		}
 		o.Services = map[uint16]string{2049: filepath.Join(dir, "service")}
+		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 		o.Ready = func() error { _, err := os.Stdout.WriteString("ready\n"); return err }
 		if err := usernet.Run(context.Background(), o); err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")
