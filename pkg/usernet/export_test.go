@@ -25,3 +25,6 @@ func (s *Stack) Relays() int { return s.relays.len() }
 // HearHost makes connections out hear this host, as ordinary sockets do: the control of
 // what outside.go is for.
 func (s *Stack) HearHost() { s.out.dial = dialSocket }
+
+// Forbidden says whether the first rule refuses an address, whatever the host is.
+func Forbidden(a netip.Addr) bool { return staticRefusal(a) != allowed }
