@@ -200,7 +200,7 @@ func (s *Stack) tunnelTCP(ctx context.Context, tunnels *sync.WaitGroup, w http.R
 			abort(client)
 			return
 		}
-		if err := s.relays.join(ctx, guest.(*socket.TCP), client); err != nil {
+		if err := s.relays.join(ctx, guest.(*socket.TCP), client, false); err != nil {
 			s.log.Debug("connection into the VM broke", "to", to, "error", err)
 		}
 	})

@@ -170,7 +170,7 @@ func (s *Stack) serveUnix(path string) func(context.Context, func() (*socket.TCP
 			abort(outside)
 			return err
 		}
-		return s.relays.join(ctx, conn, outside.(*net.UnixConn))
+		return s.relays.join(ctx, conn, outside.(*net.UnixConn), true)
 	}
 }
 

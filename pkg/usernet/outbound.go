@@ -27,10 +27,10 @@ const (
 	firstWindow = 8 << 10
 	// manyFlows is enough for anybody; it bounds memory where the limit of
 	// open files does not.
-	manyFlows = 1024
+	manyFlows = 768
 	// manyUDPFlows bounds the UDP flows. The one that has been silent longest
 	// makes room for a new one.
-	manyUDPFlows = 512
+	manyUDPFlows = 256
 )
 
 // defaultMaxFlows leaves half of the open-file limit to TCP. Go's runtime has

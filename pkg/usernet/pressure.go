@@ -16,10 +16,12 @@ import (
 
 const (
 	// memoryLimit makes the collector work harder near what the process may hold.
-	memoryLimit = 34 << 20
+	memoryLimit = 30 << 20
 	// mostHeld is what it may hold: heap, stacks, and what is kept of both for later. The
-	// program itself, as far as it is in memory, comes on top.
-	mostHeld = 44 << 20
+	// program itself, as far as it is in memory, comes on top, and so does heldByDialIn
+	// for each connection that the host has opened, which the guest cannot.
+	mostHeld     = 38 << 20
+	heldByDialIn = 48 << 10
 	// looksEvery is how much the guest sends between two looks at that, and frameCost
 	// what a frame is held to cost beside its bytes.
 	looksEvery = 1 << 20
@@ -43,10 +45,10 @@ func (s *Stack) notePressure(frame []byte) {
 	}
 	p.since = 0
 	// While nothing comes in, what is under way to the host's sockets goes there.
-	for start := time.Now(); held() > mostHeld; {
+	for start := time.Now(); held() > s.mayHold(); {
 		debug.FreeOSMemory()
 		now := held()
-		if now > mostHeld && time.Since(start) > drainTime {
+		if now > s.mayHold() && time.Since(start) > drainTime {
 			s.relieve(now)
 			debug.FreeOSMemory()
 			return
@@ -54,7 +56,13 @@ func (s *Stack) notePressure(frame []byte) {
 	}
 }
 
-// relieve ends all connections and flows of the guest's.
+// mayHold is what the process may hold now.
+func (s *Stack) mayHold() uint64 { return mostHeld + s.dialInShare() }
+
+// dialInShare is what of it is for the host's connections into the VM.
+func (s *Stack) dialInShare() uint64 { return uint64(max(0, s.dialIns.Load())) * heldByDialIn }
+
+// relieve ends all connections and flows that the guest has opened.
 func (s *Stack) relieve(held uint64) {
 	ended := s.relays.abort() + s.out.udpFlows.abort()
 	s.log.Warn("the VM's connections hold too much memory and are ended", "bytes", held, "connections", ended)
@@ -79,17 +87,24 @@ const (
 	lookAgain = 200 * time.Millisecond
 )
 
-// keepSmall returns memory that the process does not need until ctx ends.
-func keepSmall(ctx context.Context) {
+// keepSmall sets the collector's limit, and returns memory that the process does not need,
+// until ctx ends.
+func (s *Stack) keepSmall(ctx context.Context) {
+	const step = 4 << 20
 	tick := time.NewTicker(lookAgain)
 	defer tick.Stop()
+	share := uint64(0)
 	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		if now := held(); now > mostHeld || now > trimAbove && time.Since(last) >= trimEvery {
+		if next := s.dialInShare() / step * step; next != share {
+			share = next
+			debug.SetMemoryLimit(memoryLimit + int64(share))
+		}
+		if now := held(); now > s.mayHold() || now > trimAbove && time.Since(last) >= trimEvery {
 			debug.FreeOSMemory()
 			last = time.Now()
 		}

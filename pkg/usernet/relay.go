@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 
@@ -45,8 +43,8 @@ const (
 // there are twice as many: what one holds does not depend on when it began.
 type relays struct {
 	mu    sync.Mutex
-	conns map[*socket.TCP]struct{}
-	size  int64 // of the buffers; 0: as at first
+	conns map[*socket.TCP]bool // whether the guest has opened it
+	size  int64                // of the buffers; 0: as at first
 }
 
 // share is what the budget leaves to each of n relays.
@@ -58,13 +56,13 @@ func share(n int) int64 {
 	return size
 }
 
-func (r *relays) add(c *socket.TCP) {
+func (r *relays) add(c *socket.TCP, byGuest bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.conns == nil {
-		r.conns, r.size = map[*socket.TCP]struct{}{}, maxBuffer
+		r.conns, r.size = map[*socket.TCP]bool{}, maxBuffer
 	}
-	r.conns[c] = struct{}{}
+	r.conns[c] = byGuest
 	if size := share(len(r.conns)); size < r.size {
 		r.resize(size)
 	} else {
@@ -97,10 +95,15 @@ func (r *relays) len() int {
 	return len(r.conns)
 }
 
-// abort ends all relays, and says how many that are.
+// abort ends all relays that the guest has opened, and says how many that are.
 func (r *relays) abort() int {
 	r.mu.Lock()
-	conns := slices.Collect(maps.Keys(r.conns))
+	var conns []*socket.TCP
+	for c, byGuest := range r.conns {
+		if byGuest {
+			conns = append(conns, c)
+		}
+	}
 	r.mu.Unlock()
 	for _, c := range conns {
 		c.Abort()
@@ -110,9 +113,9 @@ func (r *relays) abort() int {
 
 // join carries bytes both ways until both directions have ended, or ctx has.
 // The end of one direction is passed on as such; what breaks one side breaks
-// the other. Both connections are closed in the end.
-func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn) error {
-	r.add(guest)
+// the other. Both connections are closed in the end. byGuest says who has opened it.
+func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn, byGuest bool) error {
+	r.add(guest, byGuest)
 	defer r.remove(guest)
 	defer guest.Close()
 

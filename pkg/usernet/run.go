@@ -103,7 +103,7 @@ func Run(ctx context.Context, o Options) error {
 	defer stop(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { keepSmall(ctx) })
+	wg.Go(func() { s.keepSmall(ctx) })
 	wg.Go(func() {
 		if err := s.serveDialIn(ctx, dialin, func() { stop(errStopped) }); err != nil {
 			stop(err)

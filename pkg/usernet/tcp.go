@@ -74,7 +74,7 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		abort(outside)
 		return
 	}
-	if err := o.s.relays.join(ctx, socket.NewTCP(&wq, ep), stream); err != nil {
+	if err := o.s.relays.join(ctx, socket.NewTCP(&wq, ep), stream, true); err != nil {
 		o.s.log.Debug("outbound connection broke", "to", to.String(), "error", err)
 	}
 }
