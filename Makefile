@@ -13,7 +13,7 @@ LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help build install lint check test vmtest attack bench demo clean
+.PHONY: help build install lint check test vmtest attack fuzz hostile bench demo clean
 
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
@@ -21,6 +21,8 @@ help:
 	@echo 'make check     lint, unit and script tests: no VM, under a minute when warm'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
+	@echo 'make fuzz      every fuzz target for FUZZTIME (20s); FUZZ_RUN=REGEXP picks some'
+	@echo 'make hostile   the host'"'"'s processes under a hostile guest for DEVVM_TEST_TIME (10m)'
 	@echo 'make bench     the tables of docs/performance.md; VMTEST_RUN=REGEXP picks some'
 	@echo 'make build     $(BIN)/devvm, one static binary'
 	@echo 'make install   install it in $(PREFIX)/bin'
@@ -58,6 +60,14 @@ vmtest:
 
 attack:
 	.ci/attack
+
+fuzz:
+	.ci/fuzz
+
+# What the network process and the supervisor hold at most, while a guest does its worst.
+hostile: export DEVVM_TEST_TIME ?= 10m
+hostile:
+	CGO_ENABLED=0 $(GO) test -count 1 -v -timeout 0 -run '^TestHostileGuest$$' ./pkg/...
 
 bench:
 	.ci/vmtest bench

@@ -2,15 +2,12 @@ package usernet
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-
-	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
 const (
@@ -20,38 +17,27 @@ const (
 )
 
 // serveDHCP gives the one guest its one address, whatever its link address.
-func (s *Stack) serveDHCP() error {
-	conn, err := socket.ListenUDP(s.net, netip.AddrPortFrom(netip.Addr{}, dhcpServerPort))
-	if err != nil {
-		return fmt.Errorf("serve DHCP: %w", err)
+func (s *Stack) serveDHCP(id stack.TransportEndpointID, b []byte) {
+	answer, to, err := dhcpAnswer(b, sourceIn(id), s.cfg.MTU)
+	if err == nil {
+		err = s.answer(id, to, answer)
 	}
-	s.closeAtEnd(conn)
-	s.wg.Go(func() {
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := conn.ReadFrom(buf)
-			if s.ctx.Err() != nil || errors.Is(err, io.EOF) {
-				return
-			}
-			if err != nil {
-				s.log.Warn("DHCP request lost", "error", err)
-				continue
-			}
-			request, err := dhcpv4.FromBytes(buf[:n])
-			if err != nil {
-				continue
-			}
-			reply, err := dhcpReply(request, s.cfg.MTU)
-			if err != nil {
-				s.log.Debug("DHCP request not answered", "error", err)
-				continue
-			}
-			if _, err := conn.WriteTo(reply.ToBytes(), dhcpDestination(from, reply)); err != nil {
-				s.log.Warn("DHCP answer lost", "error", err)
-			}
-		}
-	})
-	return nil
+	if err != nil {
+		s.log.Debug("DHCP request not answered", "error", err)
+	}
+}
+
+// dhcpAnswer answers a datagram that came to a DHCP server, and says where that goes.
+func dhcpAnswer(b []byte, from netip.AddrPort, mtu int) ([]byte, netip.AddrPort, error) {
+	request, err := dhcpv4.FromBytes(b)
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	reply, err := dhcpReply(request, mtu)
+	if err != nil {
+		return nil, netip.AddrPort{}, err
+	}
+	return reply.ToBytes(), dhcpDestination(from, reply), nil
 }
 
 // errNoReply says that a DHCP message needs no answer.
@@ -109,9 +95,9 @@ func wantsGuestAddress(request *dhcpv4.DHCPv4) bool {
 
 // dhcpDestination is where an answer goes (RFC 2131, 4.1): to the client if it
 // has its address, else to all; the one client of this network hears both.
-func dhcpDestination(from net.Addr, reply *dhcpv4.DHCPv4) net.Addr {
-	if addr, ok := from.(*net.UDPAddr); ok && addr.IP.Equal(Guest.AsSlice()) && reply.MessageType() != dhcpv4.MessageTypeNak {
-		return addr
+func dhcpDestination(from netip.AddrPort, reply *dhcpv4.DHCPv4) netip.AddrPort {
+	if from.Addr() == Guest && reply.MessageType() != dhcpv4.MessageTypeNak {
+		return from
 	}
-	return &net.UDPAddr{IP: net.IPv4bcast, Port: dhcpClientPort}
+	return netip.AddrPortFrom(broadcast4, dhcpClientPort)
 }

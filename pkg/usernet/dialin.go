@@ -164,7 +164,7 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 			}
 			running.Add(1)
 			defer running.Done()
-			s.tunnelTCP(ctx, w, r)
+			s.tunnelTCP(ctx, &running, w, r)
 		}),
 	}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
@@ -176,8 +176,8 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 	return fmt.Errorf("serve dial socket: %w", err)
 }
 
-// tunnelTCP serves one CONNECT.
-func (s *Stack) tunnelTCP(ctx context.Context, w http.ResponseWriter, r *http.Request) {
+// tunnelTCP serves one CONNECT. The tunnel outlives the call, as one of tunnels.
+func (s *Stack) tunnelTCP(ctx context.Context, tunnels *sync.WaitGroup, w http.ResponseWriter, r *http.Request) {
 	dialing, cancel := context.WithTimeout(r.Context(), dialInTimeout)
 	guest, err := s.Dial(dialing, "tcp", r.Host)
 	cancel()
@@ -190,16 +190,20 @@ func (s *Stack) tunnelTCP(ctx context.Context, w http.ResponseWriter, r *http.Re
 		abort(guest)
 		return
 	}
-	s.dialIns.Add(1)
-	defer s.dialIns.Add(-1)
-	if _, err := guest.Write(ahead); err != nil {
-		abort(guest)
-		abort(client)
-		return
-	}
-	if err := s.relays.join(ctx, guest.(*socket.TCP), client); err != nil {
-		s.log.Debug("connection into the VM broke", "to", r.Host, "error", err)
-	}
+	// On a goroutine of its own: the server's has buffers that nobody needs any more.
+	to := r.Host
+	tunnels.Go(func() {
+		s.dialIns.Add(1)
+		defer s.dialIns.Add(-1)
+		if _, err := guest.Write(ahead); err != nil {
+			abort(guest)
+			abort(client)
+			return
+		}
+		if err := s.relays.join(ctx, guest.(*socket.TCP), client, false); err != nil {
+			s.log.Debug("connection into the VM broke", "to", to, "error", err)
+		}
+	})
 }
 
 // hijack takes over the connection of a request and writes the start of the

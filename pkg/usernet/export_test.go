@@ -20,4 +20,11 @@ func (s *Stack) SetHost(own func(netip.Addr) bool) {
 var ParseHosts = parseHosts
 
 // Relays says how many connections are being carried.
-func (s *Stack) Relays() int64 { return s.relays.running.Load() }
+func (s *Stack) Relays() int { return s.relays.len() }
+
+// HearHost makes connections out hear this host, as ordinary sockets do: the control of
+// what outside.go is for.
+func (s *Stack) HearHost() { s.out.dial = dialSocket }
+
+// Forbidden says whether the first rule refuses an address, whatever the host is.
+func Forbidden(a netip.Addr) bool { return staticRefusal(a) != allowed }

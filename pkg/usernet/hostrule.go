@@ -18,7 +18,8 @@ import (
 // more after it, against what the kernel says at that moment, and it is not
 // configurable: the ports that devvm.toml opens are reached at [HostAlias] alone,
 // which is no address of the host's. What an address is by its own nature stands in [staticRefusal]
-// and needs no host; [hostRefusal] judges it by what the host is now.
+// and needs no host; [hostRefusal] judges it by what the host is now. Addresses that
+// the host's rules translate to its own are outside.go's matter.
 
 // A refusal says why a destination is out of reach. The empty one allows.
 type refusal string
@@ -34,6 +35,7 @@ const (
 	refuseMetadata    refusal = "cloud metadata address"
 	refuseVMNetwork   refusal = "address of the VM's own network"
 	refuseHost        refusal = "address of the host"
+	refuseTranslated  refusal = "led to the host by its own rules"
 	refuseUnknown     refusal = "host's addresses could not be read"
 	refuseOffline     refusal = "the VM is offline"
 	refuseEgress      refusal = "not in egress of devvm.toml"

@@ -112,6 +112,7 @@ func isDHCP(ip header.IPv4) bool {
 
 // ingress takes each frame from the VM; the stack gets those that it accepts.
 func (s *Stack) ingress(frame []byte) bool {
+	s.notePressure(frame)
 	v, r := inspect(frame)
 	if mac := header.Ethernet(frame).SourceAddress(); v == deliver && s.guestMAC.Load() != mac {
 		s.guestMAC.Store(mac)

@@ -91,6 +91,9 @@ func serveOutside() error {
 		return err
 	}
 	go echoPackets(p)
+	if err := serveHostile(); err != nil {
+		return err
+	}
 	os.Stdout.WriteString("ready\n")
 	io.Copy(io.Discard, os.Stdin)
 	return nil

@@ -24,13 +24,13 @@ const (
 	spareFiles = 256
 	// firstWindow is what a guest may send before its connection has a share
 	// of the buffers.
-	firstWindow = 64 << 10
+	firstWindow = 8 << 10
 	// manyFlows is enough for anybody; it bounds memory where the limit of
 	// open files does not.
-	manyFlows = 16384
+	manyFlows = 768
 	// manyUDPFlows bounds the UDP flows. The one that has been silent longest
 	// makes room for a new one.
-	manyUDPFlows = 2048
+	manyUDPFlows = 256
 )
 
 // defaultMaxFlows leaves half of the open-file limit to TCP. Go's runtime has
@@ -50,7 +50,7 @@ type outbound struct {
 
 	tcpSlots chan struct{}
 	syns     synQuotes
-	udpFlows udpFlows
+	udpFlows *udpFlows
 }
 
 func newOutbound(s *Stack) *outbound {
@@ -60,7 +60,7 @@ func newOutbound(s *Stack) *outbound {
 		udpFlows: newUDPFlows(min(s.cfg.MaxFlows, manyUDPFlows)),
 	}
 	if o.dial == nil {
-		o.dial = dialSocket
+		o.dial = dialOutside
 	}
 	// The forwarder's own limit drops requests in silence; ours, half of it,
 	// answers them.
@@ -75,12 +75,13 @@ func newOutbound(s *Stack) *outbound {
 		}
 		return taken
 	})
-	s.net.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(s.net, o.handleUDP).HandlePacket)
+	s.net.SetTransportProtocolHandler(udp.ProtocolNumber, o.handleUDP)
 	return o
 }
 
+// dialSocket opens a socket that hears everybody, this host too.
 func dialSocket(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 9}}
+	d := newDialer()
 	return d.DialContext(ctx, network, to.String())
 }
 
@@ -95,6 +96,10 @@ func (o *outbound) open(ctx context.Context, network string, to netip.AddrPort) 
 		return conn, d, err
 	}
 	conn, err := o.dial(ctx, network, to)
+	if errors.Is(err, errTranslated) {
+		d.refusal = refuseTranslated
+		o.s.policy.count(d.refusal, network, to)
+	}
 	if err != nil {
 		return nil, d, err
 	}

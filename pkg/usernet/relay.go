@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,21 +35,89 @@ type streamConn interface {
 // 100 MB/s at 5 ms, a slow emulated guest's round trip.
 const (
 	bufferBudget = 4 << 20
-	minBuffer    = 16 << 10
+	minBuffer    = 4 << 10
 	maxBuffer    = 512 << 10
 )
 
-// relays counts the relays that run.
-type relays struct{ running atomic.Int64 }
+// relays are those that run. All have buffers of the same size, half of it whenever
+// there are twice as many: what one holds does not depend on when it began.
+type relays struct {
+	mu    sync.Mutex
+	conns map[*socket.TCP]bool // whether the guest has opened it
+	size  int64                // of the buffers; 0: as at first
+}
+
+// share is what the budget leaves to each of n relays.
+func share(n int) int64 {
+	size := int64(maxBuffer)
+	for size > minBuffer && size*int64(n) > bufferBudget {
+		size /= 2
+	}
+	return size
+}
+
+func (r *relays) add(c *socket.TCP, byGuest bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.conns == nil {
+		r.conns, r.size = map[*socket.TCP]bool{}, maxBuffer
+	}
+	r.conns[c] = byGuest
+	if size := share(len(r.conns)); size < r.size {
+		r.resize(size)
+	} else {
+		setBuffers(c.Endpoint, r.size)
+	}
+}
+
+func (r *relays) remove(c *socket.TCP) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns, c)
+	// Not at once, or one that comes and goes would resize all.
+	if size := share(4 * len(r.conns)); size > r.size {
+		r.resize(size)
+	}
+}
+
+// resize gives all relays buffers of another size. The caller has the lock.
+func (r *relays) resize(size int64) {
+	r.size = size
+	for c := range r.conns {
+		setBuffers(c.Endpoint, size)
+	}
+}
+
+// len says how many there are.
+func (r *relays) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.conns)
+}
+
+// abort ends all relays that the guest has opened, and says how many that are.
+func (r *relays) abort() int {
+	r.mu.Lock()
+	var conns []*socket.TCP
+	for c, byGuest := range r.conns {
+		if byGuest {
+			conns = append(conns, c)
+		}
+	}
+	r.mu.Unlock()
+	for _, c := range conns {
+		c.Abort()
+	}
+	return len(conns)
+}
 
 // join carries bytes both ways until both directions have ended, or ctx has.
 // The end of one direction is passed on as such; what breaks one side breaks
-// the other. Both connections are closed in the end.
-func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn) error {
-	size := min(max(bufferBudget/r.running.Add(1), minBuffer), maxBuffer)
-	defer r.running.Add(-1)
-	guest.Endpoint.SocketOptions().SetSendBufferSize(size, true)
-	guest.Endpoint.SocketOptions().SetReceiveBufferSize(size, true)
+// the other. Both connections are closed in the end. byGuest says who has opened it.
+func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn, byGuest bool) error {
+	r.add(guest, byGuest)
+	defer r.remove(guest)
+	defer guest.Close()
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -70,25 +137,17 @@ func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn) e
 		return err
 	}
 	var wg sync.WaitGroup
-	for _, direction := range []func() error{
-		func() error {
-			if err := toHost(guest, raw); err != nil {
-				return fmt.Errorf("from the VM: %w", err)
-			}
-			return host.CloseWrite()
-		},
-		func() error {
-			if err := toGuest(guest, raw); err != nil {
-				return fmt.Errorf("to the VM: %w", err)
-			}
-			return guest.CloseWrite()
-		},
-	} {
-		wg.Go(func() {
-			if err := direction(); err != nil {
-				cancel(err)
-			}
-		})
+	wg.Go(func() {
+		if err := toHost(guest, raw); err != nil {
+			cancel(fmt.Errorf("from the VM: %w", err))
+		} else if err := host.CloseWrite(); err != nil {
+			cancel(err)
+		}
+	})
+	if err := toGuest(guest, raw); err != nil {
+		cancel(fmt.Errorf("to the VM: %w", err))
+	} else if err := guest.CloseWrite(); err != nil {
+		cancel(err)
 	}
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil {
@@ -96,18 +155,7 @@ func (r *relays) join(ctx context.Context, guest *socket.TCP, host streamConn) e
 	}
 	_ = host.Close()
 	// What the guest has not taken yet stays in the stack, and so this counts until then.
-	gone, hup := waiter.NewChannelEntry(waiter.EventHUp)
-	guest.Queue.EventRegister(&gone)
-	defer guest.Queue.EventUnregister(&gone)
-	for guest.Endpoint.Readiness(waiter.EventHUp) == 0 {
-		select {
-		case <-hup:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	_ = guest.Close()
-	return nil
+	return finish(ctx, guest)
 }
 
 // abort ends a connection at once, so that the peer sees that it broke and did

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
-	"runtime/metrics"
 	"sync"
 	"time"
 
@@ -76,12 +75,14 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer lock.Close()
 	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
 
 	s, err := New(o.Config)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	s.pressure.watched.Store(true)
 	qemu, err := listenUnix(o.NetSocket, o.OwnNetSocket, o.NetUID, o.NetGID)
 	if err != nil {
 		return err
@@ -102,7 +103,7 @@ func Run(ctx context.Context, o Options) error {
 	defer stop(nil)
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	wg.Go(func() { trimMemory(ctx) })
+	wg.Go(func() { s.keepSmall(ctx) })
 	wg.Go(func() {
 		if err := s.serveDialIn(ctx, dialin, func() { stop(errStopped) }); err != nil {
 			stop(err)
@@ -118,34 +119,6 @@ func Run(ctx context.Context, o Options) error {
 
 // errStopped says that the process was asked to end.
 var errStopped = errors.New("stopped")
-
-const (
-	// gcPercent trades a little of the processor for a small process.
-	gcPercent = 50
-	// A process that holds more than trimAbove bytes gives back, every
-	// trimEvery, what a burst of connections has left: without it an idle
-	// process would keep that for minutes.
-	trimAbove = 12 << 20
-	trimEvery = 10 * time.Second
-)
-
-// trimMemory keeps the process small until ctx ends.
-func trimMemory(ctx context.Context) {
-	held := []metrics.Sample{{Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"}}
-	tick := time.NewTicker(trimEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			metrics.Read(held)
-			if held[0].Value.Uint64()-held[1].Value.Uint64() > trimAbove {
-				debug.FreeOSMemory()
-			}
-		}
-	}
-}
 
 // serveQEMU serves the first QEMU that comes, until it ends; others are turned away.
 func serveQEMU(ctx context.Context, s *Stack, l *unixListener, o Options) error {

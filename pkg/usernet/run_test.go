@@ -26,6 +26,11 @@ import (
 func TestMain(m *testing.M) {
 	if dir := os.Getenv("USERNET_TEST_RUN"); dir != "" {
 		o := optionsIn(dir)
+		if path := filepath.Join(dir, "resolv.conf"); exists(path) {
+			o.ResolvConf = path
+		}
+		o.Services = map[uint16]string{2049: filepath.Join(dir, "service")}
+		o.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 		o.Ready = func() error { _, err := os.Stdout.WriteString("ready\n"); return err }
 		if err := usernet.Run(context.Background(), o); err != nil {
 			os.Stderr.WriteString(err.Error() + "\n")
@@ -37,6 +42,11 @@ func TestMain(m *testing.M) {
 		os.Exit(beOutside())
 	}
 	os.Exit(m.Run())
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 func optionsIn(dir string) usernet.Options {

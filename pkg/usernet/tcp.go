@@ -18,14 +18,14 @@ import (
 // own: the world outside is dialled first, and only if it answers does the
 // guest's handshake complete.
 func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
-	if path := o.service(r); path != "" {
-		o.s.wg.Add(1)
-		defer o.s.wg.Done()
-		o.handleService(r, path)
-		return
-	}
 	id := r.ID()
 	to := destinationOf(id)
+	if v := o.s.gateway.stream(to); v != nil {
+		o.s.wg.Add(1)
+		defer o.s.wg.Done()
+		o.handleService(r, v)
+		return
+	}
 	select {
 	case o.tcpSlots <- struct{}{}:
 		defer func() { <-o.tcpSlots }()
@@ -74,7 +74,7 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		abort(outside)
 		return
 	}
-	if err := o.s.relays.join(ctx, socket.NewTCP(&wq, ep), stream); err != nil {
+	if err := o.s.relays.join(ctx, socket.NewTCP(&wq, ep), stream, true); err != nil {
 		o.s.log.Debug("outbound connection broke", "to", to.String(), "error", err)
 	}
 }

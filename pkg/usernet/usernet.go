@@ -32,7 +32,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -136,6 +135,9 @@ type Stack struct {
 	relays relays
 	dns    *resolver
 
+	gateway  *gateway
+	pressure pressure
+
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -182,15 +184,10 @@ func New(cfg Config) (*Stack, error) {
 		s.cancel()
 		return nil, fmt.Errorf("make network stack: %w", err)
 	}
-	s.out = newOutbound(s)
 	s.dns = newResolver(s)
 	s.policy.ask = s.dns.renew
-	for _, serve := range []func() error{s.serveDHCP, s.serveDaytime, s.dns.serve} {
-		if err := serve(); err != nil {
-			s.Close()
-			return nil, err
-		}
-	}
+	s.gateway = newGateway(s)
+	s.out = newOutbound(s)
 	return s, nil
 }
 
@@ -314,11 +311,6 @@ func (s *Stack) Close() error {
 		s.net.Wait()
 	})
 	return nil
-}
-
-// closeAtEnd closes what belongs to the Stack when that is closed.
-func (s *Stack) closeAtEnd(c io.Closer) {
-	context.AfterFunc(s.ctx, func() { _ = c.Close() })
 }
 
 // fromNet turns an address of gVisor's into Go's.

@@ -1,0 +1,108 @@
+package usernet_test
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/miekg/dns"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/usernet/usernettest"
+)
+
+// FuzzFrames: whatever bytes come from QEMU, through the cable, the stack and what is
+// behind it, nothing breaks and no forbidden address is dialled.
+func FuzzFrames(f *testing.F) {
+	at := func(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
+	guest := at("192.0.2.2:40000")
+	query, err := new(dns.Msg).SetQuestion("host.docker.internal.", dns.TypeA).Pack()
+	if err != nil {
+		f.Fatal(err)
+	}
+	discover, err := dhcpv4.NewDiscovery(usernettest.MAC)
+	if err != nil {
+		f.Fatal(err)
+	}
+	arp := header.ARP(make([]byte, header.ARPSize))
+	arp.SetIPv4OverEthernet()
+	arp.SetOp(header.ARPReply)
+	copy(arp.HardwareAddressSender(), usernettest.MAC)
+	copy(arp.ProtocolAddressSender(), usernet.Guest.AsSlice())
+	hello := ethernetFrame(header.ARPProtocolNumber, arp) // with it answers come at once
+	fragment := udpFrame(guest, at("198.51.100.7:53"), make([]byte, 64))
+	ip := header.IPv4(fragment[header.EthernetMinimumSize:])
+	ip.SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, 0)
+	for _, frames := range [][][]byte{
+		{hello, tcpFrame(guest, at("198.51.100.7:80"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest, at("198.51.100.7:80"), 2, 0, header.TCPFlagAck, 0, []byte("GET /"))},
+		{hello, tcpFrame(guest, at("192.0.2.1:13"), 1, 0, header.TCPFlagSyn, 0, nil), tcpFrame(guest, at("192.0.2.1:53"), 1, 0, header.TCPFlagSyn, 0, nil)},
+		{hello, udpFrame(guest, at("198.51.100.7:53"), []byte("x")), udpFrame(guest, at("198.51.100.7:53"), nil)},
+		{hello, udpFrame(guest, at("192.0.2.1:53"), query), udpFrame(at("0.0.0.0:68"), at("255.255.255.255:67"), discover.ToBytes())},
+		{hello, tcpFrame(guest, at("127.0.0.1:22"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest, at("10.66.0.1:22"), 1, 0, header.TCPFlagSyn, 65535, nil), udpFrame(at("10.1.1.1:5"), at("169.254.169.254:80"), []byte("x"))},
+		{hello, fragment, fragment, ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, usernet.Gateway, []byte{8, 0, 0, 0, 0, 1, 0, 1})},
+	} {
+		var stream []byte
+		for _, frame := range frames {
+			stream = append(binary.BigEndian.AppendUint32(stream, uint32(len(frame))), frame...)
+		}
+		f.Add(stream)
+	}
+	host := netip.MustParseAddr("10.66.0.1")
+	f.Fuzz(func(t *testing.T, stream []byte) {
+		var dials atomic.Int64
+		s, err := usernet.New(usernet.Config{
+			MaxFlows: 16,
+			DialOut: func(_ context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+				if usernet.Forbidden(to.Addr()) || to.Addr() == host {
+					t.Errorf("%s %s was dialled", network, to)
+				}
+				if dials.Add(1)%2 == 0 {
+					return nil, syscall.ECONNREFUSED
+				}
+				return halfPair(network)
+			},
+			DialDNS: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no nameserver") },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.SetHost(func(a netip.Addr) bool { return a == host })
+		qemu, theirs := net.Pipe()
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(t.Context(), theirs) }()
+		go io.Copy(io.Discard, qemu)
+		qemu.SetWriteDeadline(time.Now().Add(5 * time.Second))
+		qemu.Write(stream) // an end in the middle, or too long a frame, ends it
+		qemu.Close()
+		<-served // broken framing is an error
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// halfPair is a socket whose other end has gone.
+func halfPair(network string) (net.Conn, error) {
+	kind := syscall.SOCK_STREAM
+	if network == "udp" {
+		kind = syscall.SOCK_DGRAM
+	}
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, kind|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	syscall.Close(fds[1])
+	file := os.NewFile(uintptr(fds[0]), "pair")
+	defer file.Close()
+	return net.FileConn(file)
+}
