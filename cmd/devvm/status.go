@@ -105,6 +105,8 @@ func showStatus(w io.Writer, st project.Status) {
 	}
 	if sup := st.Supervisor; sup != nil {
 		switch {
+		case sup.PortsProblem != "":
+			line("ports", "%d open; what is published now is NOT known: %s", sup.Ports, sup.PortsProblem)
 		case sup.PortsNotOpen > 0:
 			line("ports", "%d open, %d NOT as published: devvm ports says why", sup.Ports, sup.PortsNotOpen)
 		case sup.Ports > 0:

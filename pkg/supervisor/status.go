@@ -53,6 +53,8 @@ type Status struct {
 	// PortsKnown says that in this StateReady the engine has listed what is published, and
 	// that it has been opened.
 	PortsKnown bool `json:"ports_known"`
+	// PortsProblem is why what is published now is not known, if it is not.
+	PortsProblem string `json:"ports_problem,omitempty"`
 
 	Exposures []ports.Exposed `json:"exposures,omitempty"` // to others than this host
 

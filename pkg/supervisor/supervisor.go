@@ -277,7 +277,7 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	if state == StateStopped || state == StateSuspended {
 		// The VM's network process ends with the VM, and connections with it: a port
 		// that stayed open could only disappoint. Resume brings it back.
-		s.ports.Set(nil)
+		s.ports.Set(nil, 0)
 	}
 	if s.status.State == state && s.status.Error == reason {
 		return
@@ -289,7 +289,7 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	}
 	s.Log.Info("state", "state", state, "reason", reason)
 	if s.status.State != state {
-		s.status.Since, s.status.PortsKnown = time.Now(), false
+		s.status.Since, s.status.PortsKnown, s.status.PortsProblem = time.Now(), false, ""
 	}
 	s.status.State, s.status.Error = state, reason
 	s.tell()
