@@ -95,6 +95,9 @@ func showStatus(w io.Writer, st project.Status) {
 				mode = ""
 			}
 			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Road), f.Why)
+			if f.Unwatched {
+				line("", "some of its directories are NOT watched, there are too many: programs in the VM do not hear of changes there (sysctl fs.inotify.max_user_watches)")
+			}
 		}
 	}
 	if st.Network != nil && st.Network.Policy != nil {

@@ -160,7 +160,7 @@ func limit(lines []Line, most int, open map[number]bool) (kept []Line, more int)
 
 // raise says how to have more ports.
 func raise(most int) string {
-	return fmt.Sprintf("[ports] most = %d in devvm.toml, then devvm up", min(MaxMost, 2*most))
+	return fmt.Sprintf("[ports] most = %d in devvm.toml, then devvm up", min(MaxMost, max(1, 2*most)))
 }
 
 // target is the address to dial for a published port, invalid if there is none.

@@ -58,7 +58,7 @@ type counters struct {
 func (t *Table) Report() Report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := Report{Address: t.o.Own, Prefer: t.settings.Prefer, Ports: []Port{}, Exposures: []Exposed{}, Most: t.settings.most(), More: t.more}
+	r := Report{Address: t.o.Own, Prefer: t.settings.Prefer, Ports: []Port{}, Exposures: []Exposed{}, Most: t.settings.Most, More: t.more}
 	if r.Prefer == "" {
 		r.Prefer = PreferShared
 	}

@@ -18,16 +18,8 @@ import (
 type Settings struct {
 	Prefer string            // PreferShared or PreferOwn; empty: PreferShared
 	Map    map[uint16]uint16 // published port → port on the host
-	Most   int               // ports of the host that the project may have; 0: DefaultMost
+	Most   int               // ports of the host that the project may have; 0: DefaultMost; less: none
 	Deny   []uint16          // ports of the host that no project gets
-}
-
-// most is Most, within its bounds.
-func (s Settings) most() int {
-	if s.Most <= 0 {
-		return DefaultMost
-	}
-	return min(s.Most, MaxMost)
 }
 
 // Options of a [Table].
@@ -133,6 +125,7 @@ func New(o Options) (*Table, error) {
 		o: o, log: o.Log,
 		counters: map[Line]*counters{}, sockets: map[Key]*socket{}, failures: map[Key]failure{},
 		wake: make(chan struct{}, 1), changed: make(chan struct{}), lookups: make(chan struct{}, 1),
+		settings: Settings{Most: DefaultMost},
 	}
 	if o.Exposures != "" {
 		all, err := ReadExposures(o.Exposures)
@@ -163,6 +156,10 @@ func (t *Table) Close() {
 func (t *Table) Configure(s Settings) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if s.Most == 0 {
+		s.Most = DefaultMost
+	}
+	s.Most = min(max(s.Most, 0), MaxMost)
 	t.settings = s
 	t.reconcile()
 }
@@ -261,7 +258,7 @@ func (t *Table) plan(open map[number]bool) {
 		}
 	}
 	before := t.more
-	t.lines, t.more = limit(lines, t.settings.most(), open)
+	t.lines, t.more = limit(lines, t.settings.Most, open)
 	if t.more += t.unlisted; t.more != before {
 		t.announce()
 	}
@@ -541,7 +538,7 @@ func (t *Table) allow(wants []Want, chosen int) error {
 		}
 		numbers[number{w.Protocol, port}] = true
 	}
-	most := t.settings.most()
+	most := t.settings.Most
 	if more := len(numbers) - had + chosen; more > 0 && had+more > most {
 		return &RefusedError{fmt.Sprintf("%d more ports are too many: this project has %d of this host and may have %d; publish fewer, or allow more: %s", more, had, most, raise(max(most, (had+more+1)/2)))}
 	}

@@ -921,3 +921,98 @@ func TestExposeInNamespace(t *testing.T) {
 		}
 	}
 }
+
+// A project has so many ports and no others, whatever its containers publish and in which
+// way: who asks first is refused, and what comes by itself is not opened.
+func TestMost(t *testing.T) {
+	table := newTable(t, ports.Options{Dial: newGuest().dial})
+	base := freePort(t)
+	kept := freePort(t)
+	table.Configure(ports.Settings{Most: 3, Deny: []uint16{kept}})
+	var list []ports.Published
+	for i := range 20_000 {
+		p := published(base+uint16(i%2000), "tcp")
+		p.Port = uint16(i)
+		list = append(list, p)
+	}
+	table.Set(list, 1000)
+	r := table.Report()
+	if r.Most != 3 || r.More == 0 || len(r.Ports)+r.More != 21_000 || r.NotOpen() < 20_000 {
+		t.Errorf("%d ports, %d more, %d not open", len(r.Ports), r.More, r.NotOpen())
+	}
+	numbers := map[uint16]bool{}
+	for _, p := range r.Ports {
+		for _, b := range p.Addresses {
+			if b.State == ports.StateOpen {
+				numbers[b.Address.Port()] = true
+			}
+		}
+	}
+	if len(numbers) == 0 || len(numbers) > 3 {
+		t.Errorf("open: %v", numbers)
+	}
+	table.Set(list[:1], 0)
+	reserve := func(chosen int, list ...uint16) error {
+		var wants []ports.Want
+		for _, port := range list {
+			wants = append(wants, ports.Want{Protocol: "tcp", HostPort: port})
+		}
+		release, err := table.Reserve(t.Context(), wants, chosen, time.Minute)
+		if err == nil {
+			release(0)
+		}
+		return err
+	}
+	refused := func(err error, text string) bool {
+		_, ok := errors.AsType[*ports.RefusedError](err)
+		return ok && strings.Contains(err.Error(), text)
+	}
+	if err := reserve(0, base, base); err != nil {
+		t.Errorf("what is open already: %v", err)
+	}
+	if err := reserve(3); !refused(err, "[ports] most = 6") {
+		t.Errorf("three that the engine chooses: %v", err)
+	}
+	if err := reserve(1, freePort(t), freePort(t)); !refused(err, "3 more ports are too many: this project has 1 of this host and may have 3") {
+		t.Errorf("three more: %v", err)
+	}
+	if err := reserve(0, kept); !refused(err, "[ports] deny") {
+		t.Errorf("one that is denied: %v", err)
+	}
+	table.Set([]ports.Published{published(kept, "tcp")}, 0)
+	if p := table.Report().Ports[0]; p.State != ports.StateUnreachable || !strings.Contains(p.Problem, "[ports] deny") {
+		t.Errorf("%+v", p)
+	}
+	table.Configure(ports.Settings{Most: -1})
+	if p := table.Report().Ports[0]; p.State != ports.StateUnreachable {
+		t.Errorf("none: %+v", p)
+	}
+	table.Configure(ports.Settings{})
+	if p := table.Report().Ports[0]; p.State != ports.StateOpen {
+		t.Errorf("%+v", p)
+	}
+}
+
+// A VM of root's does not get what the VM of a user would not, unless a mapping says so.
+func TestPrivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root could")
+	}
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil || strings.TrimSpace(string(b)) != "1024" {
+		t.Skipf("ports below 1024 are everybody's here: %s", b)
+	}
+	table := newTable(t, ports.Options{Dial: newGuest().dial})
+	const port = 1021
+	_, err = table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: port}}, 0, time.Minute)
+	if taken, ok := errors.AsType[*ports.TakenError](err); !ok || taken.Reason() != "permission denied" {
+		t.Errorf("%v", err)
+	}
+	table.Configure(ports.Settings{Map: map[uint16]uint16{port: port}})
+	release, err := table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: port}}, 0, time.Minute)
+	if err != nil {
+		t.Errorf("with a mapping: %v", err)
+	} else {
+		release(0)
+	}
+}

@@ -67,6 +67,9 @@ type Files struct {
 	Writable bool   `json:"writable"`
 	Road     string `json:"road"` // how: "nfs"
 	Why      string `json:"why"`  // and not otherwise
+	// Unwatched says that there are more directories than the kernel lets devvm watch:
+	// programs in the VM do not hear of the host's changes in some of them.
+	Unwatched bool `json:"unwatched,omitempty"`
 }
 
 // whyNFS is Files.Why: docs/files-in-the-vm.md has more.

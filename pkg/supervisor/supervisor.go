@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -254,6 +255,13 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	defer s.mu.Unlock()
 	status := s.status
 	status.Connections = s.proxy.Active()
+	if s.files != nil {
+		unwatched := s.files.Unwatched()
+		status.Files = slices.Clone(status.Files)
+		for i, f := range status.Files {
+			status.Files[i].Unwatched = slices.Contains(unwatched, f.Path)
+		}
+	}
 	report := s.ports.Report()
 	status.Ports, status.PortsNotOpen, status.Exposures = report.Open(), report.NotOpen(), report.Exposures
 	return status, s.changed
