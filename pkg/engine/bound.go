@@ -11,14 +11,18 @@ import (
 // Bounds on one answer of an engine, or on one event. Root in the VM can put anything
 // in the engine's place, with answers that never end or that grow a hundredfold when
 // they are decoded: three bytes ("{},") become a struct of some hundred. So an answer is
-// counted while it is read. What passes takes less than 40 MiB, buffers included.
+// counted while it is read.
 const (
-	maxBytes   = 4 << 20  // the lists of 1,000 containers, or of 20,000 ports
-	maxItems   = 5_000    // elements of a list
-	maxObjects = 50_000   // objects and lists, at any depth
-	maxValues  = 200_000  // fields and elements, at any depth
-	maxEvent   = 1 << 20  // bytes of one event
-	maxHeader  = 64 << 10 // bytes
+	// longAnswer is for a command, which ends: the lists of 3,000 containers.
+	longAnswer = 8 << 20 // bytes
+	// shortAnswer is for a supervisor, which stays: of 700 containers that run, or 20,000
+	// ports.
+	shortAnswer = 2 << 20
+	maxItems    = 5_000     // elements of a list
+	maxObjects  = 50_000    // objects and lists, at any depth
+	maxValues   = 200_000   // fields and elements, at any depth
+	maxEvent    = 256 << 10 // bytes of one event, or of an error
+	maxHeader   = 64 << 10  // bytes
 )
 
 // ErrTooMuch says that an engine answers with more than is read.
@@ -26,15 +30,26 @@ var ErrTooMuch = errors.New("the engine's answer is longer than devvm reads")
 
 // bounded is a transport whose answers are bounded. Every answer of an engine that
 // devvm reads comes through one.
-type bounded struct{ http.RoundTripper }
+type bounded struct {
+	http.RoundTripper
+	bytes int // of one answer
+}
 
 // RoundTrip implements [http.RoundTripper].
 func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := b.RoundTripper.RoundTrip(r)
-	if err == nil && resp.StatusCode != http.StatusSwitchingProtocols {
-		resp.Body = &body{ReadCloser: resp.Body, count: count{stream: strings.HasSuffix(r.URL.Path, "/events")}}
+	if err != nil {
+		return nil, err
 	}
-	return resp, err
+	c := count{most: b.bytes}
+	switch {
+	case resp.StatusCode >= http.StatusBadRequest:
+		c.most = maxEvent
+	case strings.HasSuffix(r.URL.Path, "/events"):
+		c.most, c.stream = maxEvent, true
+	}
+	resp.Body = &body{resp.Body, c}
+	return resp, nil
 }
 
 // body is an answer that is counted while it is read.
@@ -55,6 +70,7 @@ func (b *body) Read(p []byte) (int, error) {
 // count counts what a text in JSON holds, without decoding it. What is no JSON is counted
 // somehow, and not decoded by anybody.
 type count struct {
+	most   int  // bytes
 	stream bool // of values, each of which is counted by itself
 
 	bytes, items, objects, values int
@@ -84,7 +100,7 @@ func (c *count) take(text []byte) error {
 			}
 		case b == '}' || b == ']':
 			if c.depth--; c.depth <= 0 && c.stream {
-				*c = count{stream: true}
+				*c = count{most: c.most, stream: true}
 			}
 		}
 		if err := c.check(); err != nil {
@@ -95,13 +111,9 @@ func (c *count) take(text []byte) error {
 }
 
 func (c *count) check() error {
-	most := maxBytes
-	if c.stream {
-		most = maxEvent
-	}
 	switch {
-	case c.bytes > most:
-		return fmt.Errorf("%w: more than %d KiB", ErrTooMuch, most>>10)
+	case c.bytes > c.most:
+		return fmt.Errorf("%w: more than %d KiB", ErrTooMuch, c.most>>10)
 	case c.items >= maxItems:
 		return fmt.Errorf("%w: a list of more than %d", ErrTooMuch, maxItems)
 	case c.objects > maxObjects, c.values > maxValues:

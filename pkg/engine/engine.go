@@ -188,14 +188,14 @@ func shortID(id string) string {
 // with asks one question through a socket.
 func with(sock, act string, ask func(*client.Client) error, more ...client.Opt) error {
 	var d net.Dialer
-	return question("unix://"+sock, func(ctx context.Context, _, _ string) (net.Conn, error) {
+	return question("unix://"+sock, longAnswer, func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return d.DialContext(ctx, "unix", sock)
 	}, act, ask, more...)
 }
 
 // over asks one question over connections of the caller's.
 func over(dial Dial, act string, ask func(*client.Client) error) error {
-	return question("unix:///dial", func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }, act, ask)
+	return question("unix:///dial", shortAnswer, func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }, act, ask)
 }
 
 // headerTimeout is for an engine to begin with an answer, if the caller has no other
@@ -203,7 +203,7 @@ func over(dial Dial, act string, ask func(*client.Client) error) error {
 const headerTimeout = time.Minute
 
 // question makes a client for one question.
-func question(host string, dial func(ctx context.Context, network, address string) (net.Conn, error), act string, ask func(*client.Client) error, more ...client.Opt) error {
+func question(host string, most int, dial func(ctx context.Context, network, address string) (net.Conn, error), act string, ask func(*client.Client) error, more ...client.Opt) error {
 	transport := &http.Transport{
 		DialContext: dial, DisableCompression: true,
 		MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: headerTimeout,
@@ -211,7 +211,7 @@ func question(host string, dial func(ctx context.Context, network, address strin
 	}
 	defer transport.CloseIdleConnections()
 	c, err := client.New(append(more, client.WithHost(host),
-		client.WithHTTPClient(&http.Client{Transport: bounded{transport}, CheckRedirect: client.CheckRedirect}))...)
+		client.WithHTTPClient(&http.Client{Transport: bounded{transport, most}, CheckRedirect: client.CheckRedirect}))...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
 	}

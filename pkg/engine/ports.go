@@ -121,12 +121,11 @@ func (w *watch) event(m events.Message) {
 		if len(w.dead) < maxDead {
 			w.dead[id] = time.Now()
 		}
-		left := w.last
-		left.Ports = slices.DeleteFunc(slices.Clone(left.Ports), func(p Port) bool { return p.ID == id })
-		left.Binds = slices.DeleteFunc(slices.Clone(left.Binds), func(b Bind) bool { return b.ID == id })
-		if len(left.Ports) < len(w.last.Ports) || len(left.Binds) < len(w.last.Binds) {
-			w.last = left
-			w.tell(left)
+		port, bind := func(p Port) bool { return p.ID == id }, func(b Bind) bool { return b.ID == id }
+		if slices.ContainsFunc(w.last.Ports, port) || slices.ContainsFunc(w.last.Binds, bind) {
+			w.last.Ports = slices.DeleteFunc(slices.Clone(w.last.Ports), port)
+			w.last.Binds = slices.DeleteFunc(slices.Clone(w.last.Binds), bind)
+			w.tell(w.last)
 		}
 	}
 }
