@@ -35,7 +35,8 @@ const usage = `usage:
   attacker scan ADDRESS...                find all open TCP ports
   attacker lookup [-tcp] -server ADDRESS NAME...
   attacker forge -dev LINK -mac MAC -src ADDRESS,... -dst ADDRESS,... -port PORT,... -say TEXT
-  attacker snoop                          try each path on standard input`
+  attacker snoop                          try each path on standard input
+  attacker engine -say ports|flood SOCKET pose as a Docker Engine until killed`
 
 // run carries out one command line.
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -64,6 +65,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 			in = nil
 		}
 		return serve(ctx, f.Args(), *say, in, out)
+	case "engine":
+		return engine(ctx, f.Arg(0), *say)
 	case "get":
 		return get(ctx, f.Args(), *from, *say, *wait, w)
 	case "scan":

@@ -207,7 +207,7 @@ func question(host string, most int, dial func(ctx context.Context, network, add
 	transport := &http.Transport{
 		DialContext: dial, DisableCompression: true,
 		MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: headerTimeout,
-		MaxIdleConns: 6, IdleConnTimeout: 30 * time.Second,
+		MaxIdleConns: 2, IdleConnTimeout: 10 * time.Second,
 	}
 	defer transport.CloseIdleConnections()
 	c, err := client.New(append(more, client.WithHost(host),

@@ -400,8 +400,8 @@ func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error
 	if _, err := w.Write(b.Bytes()); err != nil {
 		return err
 	}
-	_, err := answers.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
+	answer, err := answers.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) || err == nil && string(answer) != ".\n" {
 		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
 	}
 	return err
