@@ -78,7 +78,7 @@ const (
 	maxCall    = 16 << 10      // bytes of any other call
 	maxConns   = 32
 	maxCalls   = 64          // under way, of one connection
-	maxPending = 12 << 20    // bytes of calls and data under way
+	maxPending = 8 << 20     // bytes of calls and data under way
 	recordTime = time.Minute // for a record to come or a reply to go
 )
 
