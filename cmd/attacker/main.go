@@ -38,7 +38,8 @@ const usage = `usage:
   attacker lookup [-tcp] -server ADDRESS NAME...
   attacker forge -dev LINK -mac MAC -src ADDRESS,... -dst ADDRESS,... -port PORT,... -say TEXT [-sport PORT] [-proto ETHERTYPE]
   attacker nfs ADDRESS:PORT...            call an NFS server from a reserved port, as the kernel does
-  attacker snoop                          try each path on standard input`
+  attacker snoop                          try each path on standard input
+  attacker engine -say ports|flood SOCKET pose as a Docker Engine until killed`
 
 // run carries out one command line.
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -69,6 +70,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 			in = nil
 		}
 		return serve(ctx, f.Args(), *say, in, out)
+	case "engine":
+		return engine(ctx, f.Arg(0), *say)
 	case "get":
 		return get(ctx, f.Args(), *from, *say, *wait, w)
 	case "scan":

@@ -629,6 +629,7 @@ func (s *scene) devvm(t *testing.T) {
 	t.Run("egress", func(t *testing.T) { s.attackEgress(t, l, outer) })
 	t.Run("audit", func(t *testing.T) { s.attackAudit(t, l, before) })
 	t.Run("expose", func(t *testing.T) { s.attackExposed(t, l, a) })
+	t.Run("bounds", func(t *testing.T) { s.attackBounds(t, l, a, b) })
 }
 
 // names gives this mount namespace a hosts file with the names of the test.

@@ -91,7 +91,12 @@ func describeLoss(p project.Project, loss project.Loss) string {
 		return b.String()
 	}
 	fmt.Fprintf(&b, "The VM of %s (%s) goes, with all that is in it:\n", p.Name, ui.Escape(p.Dir))
-	if loss.Known {
+	switch {
+	case loss.TooMuch:
+		b.WriteString("  its containers, images and volumes (more than devvm reads of an engine's answer, so they are not counted)\n")
+	case !loss.Known:
+		b.WriteString("  its containers, images and volumes (the engine does not answer, so they cannot be listed)\n")
+	default:
 		u := loss.Usage
 		item := func(one string, names []string, size int64) {
 			if len(names) == 0 {
@@ -131,8 +136,6 @@ func describeLoss(p project.Project, loss project.Loss) string {
 		if len(u.Containers)+len(u.Images)+len(u.Volumes) == 0 {
 			b.WriteString("  no containers, images or volumes\n")
 		}
-	} else {
-		b.WriteString("  its containers, images and volumes (the engine does not answer, so they cannot be listed)\n")
 	}
 	if loss.Snapshots > 0 {
 		fmt.Fprintf(&b, "  %s, which an undo does not bring back\n", count(loss.Snapshots, "snapshot"))

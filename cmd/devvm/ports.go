@@ -86,6 +86,9 @@ func (a *app) showPorts(r ports.Report) error {
 			fmt.Fprintf(a.Out, "%s %d/%s: %s\n", ui.Escape(p.Container), p.Port, p.Protocol, ui.Escape(p.Problem))
 		}
 	}
+	if r.More > 0 {
+		fmt.Fprintf(a.Out, "%d more published ports are not open: the project may have %d of this host ([ports] most in devvm.toml)\n", r.More, r.Most)
+	}
 	for _, e := range r.Exposures {
 		fmt.Fprintln(a.Out, exposed(e))
 	}

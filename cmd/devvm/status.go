@@ -95,6 +95,9 @@ func showStatus(w io.Writer, st project.Status) {
 				mode = ""
 			}
 			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Road), f.Why)
+			if f.Unwatched {
+				line("", "some of its directories are NOT watched, there are too many: programs in the VM do not hear of changes there (sysctl fs.inotify.max_user_watches)")
+			}
 		}
 	}
 	if st.Network != nil && st.Network.Policy != nil {
@@ -105,6 +108,8 @@ func showStatus(w io.Writer, st project.Status) {
 	}
 	if sup := st.Supervisor; sup != nil {
 		switch {
+		case sup.PortsProblem != "":
+			line("ports", "%d open; what is published now is NOT known: %s", sup.Ports, sup.PortsProblem)
 		case sup.PortsNotOpen > 0:
 			line("ports", "%d open, %d NOT as published: devvm ports says why", sup.Ports, sup.PortsNotOpen)
 		case sup.Ports > 0:

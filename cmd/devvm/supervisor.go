@@ -20,6 +20,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			supervisor.LimitMemory()
 			s, err := a.service()
 			if err != nil {
 				return err

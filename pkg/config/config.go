@@ -77,6 +77,8 @@ type Config struct {
 	Network     egress.Policy
 	PortsPrefer string            // PortsShared or PortsOwn
 	PortsMap    map[uint16]uint16 // published port → port on the host
+	PortsMost   int               // ports of the host that the project may have
+	PortsDeny   []uint16          // ports of the host that it never gets
 
 	Mount        bool    // the VM has the project's directory
 	Mounts       []Mount // and these
@@ -168,6 +170,7 @@ func Default(env Env) Config {
 		NetworkMode: NetworkUser,
 		Network:     egress.Default(),
 		PortsPrefer: PortsShared,
+		PortsMost:   256,
 		Mount:       true,
 		BindGuard:   true,
 		ShareIgnore: slices.Clone(defaultIgnore),

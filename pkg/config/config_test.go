@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +235,11 @@ func TestMessages(t *testing.T) {
 		{"map odd number", "ports.map = { 080 = 1 }\n"},
 		{"map string", "ports.map = { 80 = \"8080\" }\n"},
 		{"map too large", "ports.map = { 80 = 65536 }\n"},
+		{"most string", "ports.most = \"256\"\n"},
+		{"most large", "ports.most = 5000\n"},
+		{"deny number", "ports.deny = 5432\n"},
+		{"deny zero", "ports.deny = [0]\n"},
+		{"deny string", "ports.deny = [\"5432\"]\n"},
 		{"map twice", "[ports.map]\n80 = 8080\n81 = 8080\n"},
 
 		{"egress unknown string", "network.egress = \"some\"\n"},
@@ -383,18 +389,20 @@ func TestURI(t *testing.T) {
 
 func TestValues(t *testing.T) {
 	for text, check := range map[string]func(Config) bool{
-		`memory = "1.5GiB"`:              func(c Config) bool { return c.Memory == 1536*MiB },
-		`memory = "4 GiB"`:               func(c Config) bool { return c.Memory == 4*GiB },
-		`memory = "4GB"`:                 func(c Config) bool { return c.Memory == 3814*MiB },
-		`memory = "64GiB"`:               func(c Config) bool { return c.Memory == 64*GiB },
-		`memory = "512MiB"`:              func(c Config) bool { return c.Memory == 512*MiB },
-		`disk = "16TiB"`:                 func(c Config) bool { return c.Disk == 16*TiB },
-		`disk = "10GB"`:                  func(c Config) bool { return c.Disk == 9537*MiB },
-		`cpus = 16`:                      func(c Config) bool { return c.CPUs == 16 },
-		`cpus = 0x10`:                    func(c Config) bool { return c.CPUs == 16 },
-		`image = "sha256:0123abcd"`:      func(c Config) bool { return c.Image == "sha256:0123abcd" },
-		`network = { mode = "offline" }`: func(c Config) bool { return c.NetworkMode == NetworkOffline },
-		`ports = { prefer = "own" }`:     func(c Config) bool { return c.PortsPrefer == PortsOwn },
+		`memory = "1.5GiB"`:               func(c Config) bool { return c.Memory == 1536*MiB },
+		`memory = "4 GiB"`:                func(c Config) bool { return c.Memory == 4*GiB },
+		`memory = "4GB"`:                  func(c Config) bool { return c.Memory == 3814*MiB },
+		`memory = "64GiB"`:                func(c Config) bool { return c.Memory == 64*GiB },
+		`memory = "512MiB"`:               func(c Config) bool { return c.Memory == 512*MiB },
+		`disk = "16TiB"`:                  func(c Config) bool { return c.Disk == 16*TiB },
+		`disk = "10GB"`:                   func(c Config) bool { return c.Disk == 9537*MiB },
+		`cpus = 16`:                       func(c Config) bool { return c.CPUs == 16 },
+		`cpus = 0x10`:                     func(c Config) bool { return c.CPUs == 16 },
+		`image = "sha256:0123abcd"`:       func(c Config) bool { return c.Image == "sha256:0123abcd" },
+		`network = { mode = "offline" }`:  func(c Config) bool { return c.NetworkMode == NetworkOffline },
+		"ports.most = 0":                  func(c Config) bool { return c.PortsMost == 0 },
+		"ports.deny = [6379, 5432, 6379]": func(c Config) bool { return slices.Equal(c.PortsDeny, []uint16{5432, 6379}) },
+		`ports = { prefer = "own" }`:      func(c Config) bool { return c.PortsPrefer == PortsOwn },
 		"[ports.map]\n80 = 8080": func(c Config) bool {
 			return maps.Equal(c.PortsMap, map[uint16]uint16{80: 8080}) && c.StartHash() == Default(bigHost).StartHash()
 		},
@@ -760,4 +768,19 @@ func FuzzLoad(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What the user's own file keeps from projects, devvm.toml cannot take back.
+func TestDenyAdds(t *testing.T) {
+	dir := t.TempDir()
+	env := Env{CPUs: 4, UserFile: write(t, filepath.Join(dir, "home", "config.toml"), "ports.deny = [5432]")}
+	write(t, filepath.Join(dir, FileName), "ports.deny = [6379]")
+	c, err := Load(dir, env)
+	if err != nil || !slices.Equal(c.PortsDeny, []uint16{5432, 6379}) {
+		t.Errorf("%v, %v", c.PortsDeny, err)
+	}
+	write(t, filepath.Join(dir, FileName), "ports.deny = []")
+	if c, err = Load(dir, env); err != nil || !slices.Equal(c.PortsDeny, []uint16{5432}) {
+		t.Errorf("%v, %v", c.PortsDeny, err)
+	}
 }

@@ -177,6 +177,17 @@ func widerPortsMap(before, next Config) []string {
 	return lines
 }
 
+// widerPortsDeny asks about ports that were denied and no longer are.
+func widerPortsDeny(before, next Config) []string {
+	var lines []string
+	for _, port := range before.PortsDeny {
+		if !slices.Contains(next.PortsDeny, port) {
+			lines = append(lines, fmt.Sprintf("ports.deny - %d", port))
+		}
+	}
+	return lines
+}
+
 func widerPackages(before, next Config) []string {
 	var lines []string
 	for _, p := range next.packageSet() {

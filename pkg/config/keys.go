@@ -66,6 +66,9 @@ const (
 	appliesUp    = "at the next `devvm up`, to a running VM too"
 )
 
+// mostPorts is what ports.most can be: pkg/ports' MaxMost.
+const mostPorts = 4096
+
 // schema is the one table of all keys.
 var schema = []field{
 	{
@@ -365,7 +368,8 @@ var schema = []field{
 			Name: "ports.map", Type: "table of numbers", Default: "empty", Applies: appliesUp,
 			Brief: "Published ports that have another number on the host.",
 			Doc: "Published ports that have another number on the host, `published = host`. " +
-				"With the example, `docker run -p 80:8000` is http://localhost:8080: users other than root may not open ports below 1024.",
+				"With the example, `docker run -p 80:8000` is http://localhost:8080: users may not open ports below 1024 (`net.ipv4.ip_unprivileged_port_start`). " +
+				"A devvm of root's does not do it for a VM either, unless a mapping to the port says so: `map = { 80 = 80 }`.",
 			Example: `map = { 80 = 8080, 443 = 8443 }`,
 			Consent: ConsentGrowth,
 		},
@@ -399,6 +403,65 @@ var schema = []field{
 				m[uint16(published)], hosts[uint16(host)] = uint16(host), k
 			}
 			c.PortsMap = m
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "ports.most", Type: "whole number", Default: "256", Applies: appliesUp,
+			Brief: "Ports of the host that the project may have, up to 4096.",
+			Doc: "How many ports of the host the project's containers may have, from 0 to 4096. A port of TCP and one of UDP are two, and each port of a range counts. " +
+				"A container that would have more does not start, and the error says so. What is published in the VM itself, past the Docker socket, and is too much is not opened: `devvm ports` says which. " +
+				"0: none is opened.",
+			Example: "most = 256",
+			Consent: ConsentReach,
+		},
+		get:   func(c Config) any { return c.PortsMost },
+		wider: grows("ports.most", func(c Config) int64 { return int64(c.PortsMost) }, func(c Config) string { return strconv.Itoa(c.PortsMost) }),
+		set: func(c *Config, _ Env, v any) *problem {
+			n, ok := v.(int64)
+			if !ok {
+				return wrongType("a whole number, without quotes", v)
+			}
+			if n < 0 || n > mostPorts {
+				return &problem{msg: fmt.Sprintf("it is a number from 0 to %d", mostPorts), hint: "write most = 256, or leave the key out"}
+			}
+			c.PortsMost = int(n)
+			return nil
+		},
+	},
+	{
+		Key: Key{
+			Name: "ports.deny", Type: "list of whole numbers", Default: "empty", Applies: appliesUp,
+			Brief: "Ports of the host that the project never gets.",
+			Doc: "Ports of the host that the project never gets, whatever its containers publish: those of services of the host's own that do not always run. " +
+				"Whoever opens such a port while the service is down is taken for it by your programs. " +
+				"The ports in your own `config.toml` are for no project; devvm.toml can only add to them. A port that `map` leads elsewhere is not meant.",
+			Example: "deny = [5432, 6379]",
+			Consent: ConsentGrowth,
+		},
+		wider: widerPortsDeny,
+		get: func(c Config) any {
+			ports := []any{}
+			for _, port := range c.PortsDeny {
+				ports = append(ports, int64(port))
+			}
+			return ports
+		},
+		set: func(c *Config, _ Env, v any) *problem {
+			list, ok := v.([]any)
+			if !ok {
+				return wrongType("a list of ports, such as [5432]", v)
+			}
+			ports := slices.Clone(c.PortsDeny) // a project cannot take back what the user has said
+			for _, e := range list {
+				n, ok := e.(int64)
+				if !ok || n < 1 || n > math.MaxUint16 {
+					return &problem{msg: fmt.Sprintf("ports.deny holds %s, which is not a port", brief(e)), hint: "ports are whole numbers from 1 to 65535, without quotes", full: true}
+				}
+				ports = append(ports, uint16(n))
+			}
+			c.PortsDeny = egress.SortPorts(ports)
 			return nil
 		},
 	},

@@ -5,9 +5,13 @@
 // VMs; the socket may be devvm's docker.sock or any other. Each call opens and
 // closes its own connections, and none outlives its context.
 //
+// An engine can be hostile: root in a VM may put anything in its place. Headers, bytes,
+// objects and the time of each answer are bounded (bound.go).
+//
 // It fails with an error that wraps [ErrUnavailable] when there is no engine
 // behind the socket (the socket is missing, nobody listens, or devvm's proxy
-// says why the VM cannot be reached); other errors are the engine's own.
+// says why the VM cannot be reached), and [ErrTooMuch] when it says more than is read;
+// other errors are the engine's own.
 package engine
 
 import (
@@ -15,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -22,6 +27,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 )
 
@@ -83,7 +89,7 @@ func GetVersion(ctx context.Context, sock string) (string, error) {
 		version = answer.Version
 		return err
 	}, client.WithHTTPResponseHook(server))
-	return version, err
+	return clip(version, maxName), err
 }
 
 // sizeTimeout bounds the question for sizes, for which the engine may have to
@@ -144,21 +150,18 @@ func usage(ctx context.Context, c *client.Client) (Usage, error) {
 		}
 	}
 	for _, item := range containers.Items {
-		name := shortID(item.ID)
-		if len(item.Names) > 0 {
-			name = strings.TrimPrefix(item.Names[0], "/")
-		}
+		name := nameOf(item)
 		u.Containers = append(u.Containers, Container{Name: name, Size: size[item.ID]})
 	}
 	for _, item := range images.Items {
 		name := shortID(item.ID)
 		if len(item.RepoTags) > 0 && item.RepoTags[0] != "<none>:<none>" {
-			name = item.RepoTags[0]
+			name = clip(item.RepoTags[0], maxName)
 		}
 		u.Images = append(u.Images, Image{Name: name, Size: size[item.ID]})
 	}
 	for _, item := range volumes.Items {
-		u.Volumes = append(u.Volumes, Volume{Name: item.Name, Size: size["volume "+item.Name]})
+		u.Volumes = append(u.Volumes, Volume{Name: clip(item.Name, maxName), Size: size["volume "+item.Name]})
 	}
 	slices.SortFunc(u.Containers, func(a, b Container) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(u.Images, func(a, b Image) int { return cmp.Compare(a.Name, b.Name) })
@@ -169,14 +172,46 @@ func usage(ctx context.Context, c *client.Client) (Usage, error) {
 // known takes the API's -1 for a size that was not computed as 0.
 func known(size int64) int64 { return max(size, 0) }
 
+// nameOf is what people call a container.
+func nameOf(c container.Summary) string {
+	if len(c.Names) > 0 {
+		return clip(strings.TrimPrefix(c.Names[0], "/"), maxName)
+	}
+	return shortID(c.ID)
+}
+
 func shortID(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")
 	return id[:min(len(id), 12)]
 }
 
-// with makes a client for one question.
+// with asks one question through a socket.
 func with(sock, act string, ask func(*client.Client) error, more ...client.Opt) error {
-	c, err := client.New(append(more, client.WithHost("unix://"+sock))...)
+	var d net.Dialer
+	return question("unix://"+sock, longAnswer, func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return d.DialContext(ctx, "unix", sock)
+	}, act, ask, more...)
+}
+
+// over asks one question over connections of the caller's.
+func over(dial Dial, act string, ask func(*client.Client) error) error {
+	return question("unix:///dial", shortAnswer, func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) }, act, ask)
+}
+
+// headerTimeout is for an engine to begin with an answer, if the caller has no other
+// patience.
+const headerTimeout = time.Minute
+
+// question makes a client for one question.
+func question(host string, most int, dial func(ctx context.Context, network, address string) (net.Conn, error), act string, ask func(*client.Client) error, more ...client.Opt) error {
+	transport := &http.Transport{
+		DialContext: dial, DisableCompression: true,
+		MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: headerTimeout,
+		MaxIdleConns: 2, IdleConnTimeout: 10 * time.Second,
+	}
+	defer transport.CloseIdleConnections()
+	c, err := client.New(append(more, client.WithHost(host),
+		client.WithHTTPClient(&http.Client{Transport: bounded{transport, most}, CheckRedirect: client.CheckRedirect}))...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", act, err)
 	}
@@ -198,14 +233,31 @@ func explain(err error) error {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("no answer in time: %w", context.DeadlineExceeded)
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.Is(err, ErrTooMuch):
 		return why
 	case client.IsErrConnectionFailed(err):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	case errdefs.IsUnavailable(err):
-		return &unavailable{text, err}
+		return &unavailable{clip(text, maxWords), err}
+	}
+	if text := clip(why.Error(), maxWords); text != why.Error() { // of the engine's own
+		return errors.New(text)
 	}
 	return why
+}
+
+// Bounds on what is kept of an engine's words, in bytes.
+const (
+	maxWords = 4 << 10 // an error
+	maxName  = 256
+)
+
+// clip shortens what an engine says. It copies, so that the rest of the answer can go.
+func clip(s string, most int) string {
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return strings.Clone(s)
 }
 
 // unavailable is an [ErrUnavailable] in the words of whoever answered.

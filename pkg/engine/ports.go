@@ -2,13 +2,10 @@ package engine
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -35,6 +32,21 @@ type Bind struct {
 	Path string
 }
 
+// Running is what running containers have of their host.
+type Running struct {
+	Ports []Port
+	Binds []Bind
+	More  int // published ports that are not among Ports: there are too many
+}
+
+// Bounds on what Watch keeps.
+const (
+	maxPorts = 10_000
+	maxBinds = 2_000
+	maxPath  = 4096 // bytes of a bind's: the kernel's PATH_MAX
+	maxDead  = 4096
+)
+
 // Times of Watch.
 const (
 	// The engine's list can lag behind its events, and it drops events that a
@@ -42,12 +54,17 @@ const (
 	// while after an event, and now and then without one.
 	settle = time.Second
 	relist = 30 * time.Second
+	// patience is for one list: the connection has no deadlines of its own.
+	patience = 30 * time.Second
+	// A VM that makes events without end does not keep this process busy: lists take a
+	// part of the time at most.
+	restFactor = 4
 )
 
-// Watch calls f with the ports that running containers publish and the paths that they
-// bind, at once and after each change, until ctx ends or the connection breaks, and returns
-// why. A container that dies is told without asking the engine again.
-func Watch(ctx context.Context, dial Dial, f func(published []Port, bound []Bind)) error {
+// Watch calls f with what running containers have of the host, at once and after each
+// change, until ctx ends or the connection breaks, and returns why. A container that dies
+// is told without asking the engine again.
+func Watch(ctx context.Context, dial Dial, f func(Running)) error {
 	return over(dial, "follow the engine", func(c *client.Client) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -57,33 +74,27 @@ func Watch(ctx context.Context, dial Dial, f func(published []Port, bound []Bind
 			Add("type", string(events.ContainerEventType), string(events.NetworkEventType)).
 			Add("event", string(events.ActionStart), string(events.ActionDie), string(events.ActionRename),
 				string(events.ActionConnect), string(events.ActionDisconnect))})
-		if err := w.list(ctx); err != nil {
-			return err
-		}
-		late := time.NewTimer(settle)
-		defer late.Stop()
+		due := time.NewTimer(0) // for the next list
+		defer due.Stop()
+		late, rest := settle, time.Time{}
 		for {
 			select {
 			case m := <-stream.Messages:
 				w.event(m)
-				for more := true; more; { // a burst is one change
-					select {
-					case m := <-stream.Messages:
-						w.event(m)
-					default:
-						more = false
-					}
+				due.Reset(max(0, time.Until(rest)))
+				late = settle
+			case <-due.C:
+				begin := time.Now()
+				if err := w.list(ctx); err != nil {
+					return err
 				}
-				late.Reset(settle)
-			case <-late.C:
-				late.Reset(relist)
+				rest = time.Now().Add(restFactor * time.Since(begin))
+				due.Reset(late)
+				late = relist
 			case err := <-stream.Err:
 				return err
 			case <-ctx.Done():
 				return ctx.Err()
-			}
-			if err := w.list(ctx); err != nil {
-				return err
 			}
 		}
 	})
@@ -92,10 +103,9 @@ func Watch(ctx context.Context, dial Dial, f func(published []Port, bound []Bind
 // watch is the state of Watch.
 type watch struct {
 	client *client.Client
-	last   []Port
-	bound  []Bind
+	last   Running
 	dead   map[string]time.Time // containers that died, which the list may not know yet
-	tell   func([]Port, []Bind)
+	tell   func(Running)
 }
 
 // event takes what an event says by itself.
@@ -103,23 +113,28 @@ func (w *watch) event(m events.Message) {
 	if m.Type != events.ContainerEventType {
 		return
 	}
+	id := clip(m.Actor.ID, maxName)
 	switch m.Action {
 	case events.ActionStart:
-		delete(w.dead, m.Actor.ID)
+		delete(w.dead, id)
 	case events.ActionDie:
-		w.dead[m.Actor.ID] = time.Now()
-		left := slices.DeleteFunc(slices.Clone(w.last), func(p Port) bool { return p.ID == m.Actor.ID })
-		bound := slices.DeleteFunc(slices.Clone(w.bound), func(b Bind) bool { return b.ID == m.Actor.ID })
-		if len(left) < len(w.last) || len(bound) < len(w.bound) {
-			w.last, w.bound = left, bound
-			w.tell(slices.Clone(left), slices.Clone(bound))
+		if len(w.dead) < maxDead {
+			w.dead[id] = time.Now()
+		}
+		port, bind := func(p Port) bool { return p.ID == id }, func(b Bind) bool { return b.ID == id }
+		if slices.ContainsFunc(w.last.Ports, port) || slices.ContainsFunc(w.last.Binds, bind) {
+			w.last.Ports = slices.DeleteFunc(slices.Clone(w.last.Ports), port)
+			w.last.Binds = slices.DeleteFunc(slices.Clone(w.last.Binds), bind)
+			w.tell(w.last)
 		}
 	}
 }
 
 // list asks the engine and tells what is there.
 func (w *watch) list(ctx context.Context) error {
-	all, err := w.client.ContainerList(ctx, client.ContainerListOptions{})
+	asking, done := context.WithTimeout(ctx, patience)
+	defer done()
+	all, err := w.client.ContainerList(asking, client.ContainerListOptions{})
 	if err != nil {
 		return err
 	}
@@ -128,81 +143,42 @@ func (w *watch) list(ctx context.Context) error {
 			delete(w.dead, id)
 		}
 	}
-	var list []Port
-	var bound []Bind
+	var now Running
 	for _, item := range all.Items {
-		if _, dead := w.dead[item.ID]; dead {
+		id := clip(item.ID, maxName)
+		if _, dead := w.dead[id]; dead {
 			continue
 		}
-		name := shortID(item.ID)
-		if len(item.Names) > 0 {
-			name = strings.TrimPrefix(item.Names[0], "/")
-		}
+		name := nameOf(item)
 		for _, m := range item.Mounts {
-			if m.Type == mount.TypeBind {
-				bound = append(bound, Bind{item.ID, m.Source})
+			if m.Type == mount.TypeBind && len(m.Source) <= maxPath && len(now.Binds) < maxBinds {
+				now.Binds = append(now.Binds, Bind{id, strings.Clone(m.Source)})
 			}
 		}
 		for _, p := range item.Ports {
-			if p.PublicPort != 0 {
-				list = append(list, Port{
-					Container: name, ID: item.ID, Protocol: strings.ToLower(p.Type),
-					Port: p.PrivatePort, IP: p.IP, HostPort: p.PublicPort,
+			switch {
+			case p.PublicPort == 0:
+			case len(now.Ports) == maxPorts:
+				now.More++
+			default:
+				now.Ports = append(now.Ports, Port{
+					Container: name, ID: id, Protocol: protocol(p.Type),
+					Port: p.PrivatePort, IP: p.IP.WithZone(""), HostPort: p.PublicPort,
 				})
 			}
 		}
 	}
-	w.last, w.bound = list, bound
-	w.tell(slices.Clone(list), slices.Clone(bound))
+	w.last = now
+	w.tell(now)
 	return nil
 }
 
-// over is with, over connections of the caller's.
-func over(dial Dial, act string, ask func(*client.Client) error) error {
-	c, err := client.New(client.WithHost("unix:///dial"), client.WithDialContext(
-		func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := dial(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return &bounded{Conn: conn}, nil
-		}))
-	if err != nil {
-		return fmt.Errorf("%s: %w", act, err)
+// protocol is the name of a protocol, whose text is not the answer's.
+func protocol(s string) string {
+	for _, known := range []string{"tcp", "udp", "sctp"} {
+		if strings.EqualFold(s, known) {
+			return known
+		}
 	}
-	defer func() { _ = c.Close() }()
-	if err := ask(c); err != nil {
-		return fmt.Errorf("%s: %w", act, explain(err))
-	}
-	return nil
-}
-
-// maxAnswer is how much an engine may say after a question, in bytes: more than the list
-// of 1,000 containers, or of 20,000 ports; decoded, the worst that fits is some 100 times as
-// large. Whoever follows its events must ask anew after so many.
-const maxAnswer = 2 << 20
-
-var errLong = errors.New("the engine has said more than is read at once")
-
-// bounded is a connection to an engine that root in the VM may have put there, with an
-// answer without end to fill the memory of whoever reads it.
-type bounded struct {
-	net.Conn
-	heard atomic.Int64 // bytes since the last question
-}
-
-// Read implements net.Conn.
-func (c *bounded) Read(b []byte) (int, error) {
-	if c.heard.Load() > maxAnswer {
-		return 0, errLong
-	}
-	n, err := c.Conn.Read(b)
-	c.heard.Add(int64(n))
-	return n, err
-}
-
-// Write implements net.Conn.
-func (c *bounded) Write(b []byte) (int, error) {
-	c.heard.Store(0)
-	return c.Conn.Write(b)
+	return clip(strings.ToLower(s), 16)
 }

@@ -29,7 +29,7 @@ func watch(t *testing.T, dial engine.Dial) (told <-chan []engine.Port, ended <-c
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	lists, err := make(chan []engine.Port, 1000), make(chan error, 1)
-	go func() { err <- engine.Watch(ctx, dial, func(list []engine.Port, _ []engine.Bind) { lists <- list }) }()
+	go func() { err <- engine.Watch(ctx, dial, func(r engine.Running) { lists <- r.Ports }) }()
 	t.Cleanup(cancel)
 	return lists, err
 }
@@ -79,7 +79,7 @@ func TestWatch(t *testing.T) {
 	if err := <-ended; err == nil || !strings.HasPrefix(err.Error(), "follow the engine: ") {
 		t.Errorf("ended with %v", err)
 	}
-	if err := engine.Watch(t.Context(), dialer(sock+"x"), func([]engine.Port, []engine.Bind) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
+	if err := engine.Watch(t.Context(), dialer(sock+"x"), func(engine.Running) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
 		t.Errorf("without an engine: %v", err)
 	}
 }
@@ -146,8 +146,8 @@ func TestWatchBound(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var got []engine.Bind
-	_ = engine.Watch(ctx, dialer(sock), func(_ []engine.Port, bound []engine.Bind) {
-		got = bound
+	_ = engine.Watch(ctx, dialer(sock), func(r engine.Running) {
+		got = r.Binds
 		cancel()
 	})
 	if diff := cmp.Diff([]engine.Bind{{ID: "x", Path: "/home/me/f"}, {ID: "x", Path: "/home/me"}}, got); diff != "" {
@@ -187,7 +187,7 @@ func TestWatchEndless(t *testing.T) {
 			_, ended := watch(t, dialer(sock))
 			select {
 			case err := <-ended:
-				if err == nil || !strings.Contains(err.Error(), "more than is read at once") {
+				if !errors.Is(err, engine.ErrTooMuch) {
 					t.Error(err)
 				}
 			case <-time.After(time.Minute):

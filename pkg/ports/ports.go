@@ -109,15 +109,59 @@ func Plan(published []Published, vm VM, mapping map[uint16]uint16) []Line {
 		return cmp.Or(cmp.Compare(a.Container, b.Container), cmp.Compare(a.ID, b.ID), cmp.Compare(a.Port, b.Port),
 			cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort), a.Target.Compare(b.Target))
 	})
-	for i := maxLines; i < len(lines); i++ {
-		lines[i].Target, lines[i].Why = netip.AddrPort{}, "the project publishes more ports than devvm opens"
-	}
 	return lines
 }
 
-// maxLines bounds what one project has of the host's sockets, of which each line has up
-// to three.
-const maxLines = 4096
+// How many ports of the host a project may have.
+const (
+	DefaultMost = 256
+	MaxMost     = 4096
+)
+
+// maxBeyond is how many lines are kept that have no port.
+const maxBeyond = 100
+
+// number is what a line takes of the host: a port of one protocol, on up to three
+// addresses.
+type number struct {
+	protocol string
+	port     uint16
+}
+
+func (l Line) number() number { return number{l.Protocol, l.HostPort} }
+
+// limit lets a project have so many ports of the host, of which those that are open stay.
+// Lines that get none say why, and of those only some are kept; more is how many are not.
+func limit(lines []Line, most int, open map[number]bool) (kept []Line, more int) {
+	granted := map[number]bool{}
+	for _, wanted := range []bool{true, false} {
+		for _, l := range lines {
+			if l.Target.IsValid() && open[l.number()] == wanted && len(granted) < most {
+				granted[l.number()] = true
+			}
+		}
+	}
+	beyond := 0
+	for _, l := range lines {
+		if l.Target.IsValid() && !granted[l.number()] {
+			l.Target = netip.AddrPort{}
+			l.Why = fmt.Sprintf("a project may have %d ports of this host; for more: %s", most, raise(most))
+		}
+		if !l.Target.IsValid() {
+			if beyond++; beyond > maxBeyond {
+				more++
+				continue
+			}
+		}
+		kept = append(kept, l)
+	}
+	return kept, more
+}
+
+// raise says how to have more ports.
+func raise(most int) string {
+	return fmt.Sprintf("[ports] most = %d in devvm.toml, then devvm up", min(MaxMost, max(1, 2*most)))
+}
 
 // target is the address to dial for a published port, invalid if there is none.
 func (vm VM) target(p Published) netip.Addr {
@@ -156,11 +200,11 @@ type Want struct {
 	HostPort uint16 // in the VM
 }
 
-// Wants are the ports whose numbers are known before the container starts: those that
-// the engine is to choose itself, alone or from a range, are not. bindings are the API's
-// HostConfig.PortBindings, by port ("80/tcp").
-func Wants(bindings map[string][]Binding, vm VM) []Want {
-	var list []Want
+// Wants are the ports whose numbers are known before the container starts, and how many
+// there are whose numbers are not: the engine is to choose them, freely or from a range.
+// bindings are the API's HostConfig.PortBindings, by port ("80/tcp").
+func Wants(bindings map[string][]Binding, vm VM) (list []Want, chosen int) {
+	known := map[Want]bool{}
 	for port, wishes := range bindings {
 		_, protocol, found := strings.Cut(port, "/")
 		if !found {
@@ -177,15 +221,28 @@ func Wants(bindings map[string][]Binding, vm VM) []Want {
 			if ip.Is6() && ip.IsUnspecified() {
 				p.IP = netip.Addr{}
 			}
-			if err == nil && n > 0 && vm.target(p).IsValid() && !slices.Contains(list, w) {
+			switch {
+			case !vm.target(p).IsValid() || known[w]:
+			case err == nil && n > 0:
+				known[w] = true
 				list = append(list, w)
+			case err == nil || b.HostPort == "" || isRange(b.HostPort):
+				chosen++
 			}
 		}
 	}
 	slices.SortFunc(list, func(a, b Want) int {
 		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol))
 	})
-	return list
+	return list, chosen
+}
+
+// isRange tells whether the engine is to choose from a range ("8000-8010").
+func isRange(s string) bool {
+	first, last, found := strings.Cut(s, "-")
+	_, err1 := strconv.ParseUint(first, 10, 16)
+	_, err2 := strconv.ParseUint(last, 10, 16)
+	return found && err1 == nil && err2 == nil
 }
 
 // Key is a socket of the host.

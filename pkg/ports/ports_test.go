@@ -128,19 +128,21 @@ func TestWants(t *testing.T) {
 		name     string
 		bindings map[string][]Binding
 		want     []Want
+		chosen   int
 	}{
-		{"none", nil, nil},
-		{"one", map[string][]Binding{"80/tcp": {{"", "8080"}}}, []Want{{TCP, 8080}}},
-		{"without protocol", map[string][]Binding{"80": {{"", "8080"}}}, []Want{{TCP, 8080}}},
-		{"twice", map[string][]Binding{"80/tcp": {{"0.0.0.0", "8080"}, {"::", "8080"}}}, []Want{{TCP, 8080}}},
-		{"loopback", map[string][]Binding{"53/udp": {{"127.0.0.1", "53"}}}, []Want{{UDP, 53}}},
-		{"the engine chooses", map[string][]Binding{"1/tcp": {{"", ""}}, "2/tcp": {{"", "0"}}, "3/tcp": {{"", "8000-8010"}}, "4/tcp": nil}, nil},
-		{"not reached", map[string][]Binding{"1/tcp": {{"127.0.0.9", "1"}, {"::1", "2"}}, "1/sctp": {{"", "3"}}}, nil},
-		{"nonsense", map[string][]Binding{"1/tcp": {{"localhost", "1"}, {"", "99999"}, {"", "-1"}}, "": {{"", "x"}}}, nil},
-		{"in order", map[string][]Binding{"2/tcp": {{"", "2"}}, "1/tcp": {{"", "1"}}, "1/udp": {{"", "1"}}}, []Want{{TCP, 1}, {UDP, 1}, {TCP, 2}}},
+		{"none", nil, nil, 0},
+		{"one", map[string][]Binding{"80/tcp": {{"", "8080"}}}, []Want{{TCP, 8080}}, 0},
+		{"without protocol", map[string][]Binding{"80": {{"", "8080"}}}, []Want{{TCP, 8080}}, 0},
+		{"twice", map[string][]Binding{"80/tcp": {{"0.0.0.0", "8080"}, {"::", "8080"}}}, []Want{{TCP, 8080}}, 0},
+		{"loopback", map[string][]Binding{"53/udp": {{"127.0.0.1", "53"}}}, []Want{{UDP, 53}}, 0},
+		{"the engine chooses", map[string][]Binding{"1/tcp": {{"", ""}}, "2/tcp": {{"", "0"}}, "3/tcp": {{"", "8000-8010"}}, "4/tcp": nil}, nil, 3},
+		{"not reached", map[string][]Binding{"1/tcp": {{"127.0.0.9", "1"}, {"::1", "2"}}, "1/sctp": {{"", "3"}}}, nil, 0},
+		{"nonsense", map[string][]Binding{"1/tcp": {{"localhost", "1"}, {"", "99999"}, {"", "-1"}}, "": {{"", "x"}}}, nil, 0},
+		{"in order", map[string][]Binding{"2/tcp": {{"", "2"}}, "1/tcp": {{"", "1"}}, "1/udp": {{"", "1"}}}, []Want{{TCP, 1}, {UDP, 1}, {TCP, 2}}, 0},
 	} {
-		if diff := cmp.Diff(c.want, Wants(c.bindings, testVM)); diff != "" {
-			t.Errorf("%s:\n%s", c.name, diff)
+		got, chosen := Wants(c.bindings, testVM)
+		if diff := cmp.Diff(c.want, got); diff != "" || chosen != c.chosen {
+			t.Errorf("%s: %d are chosen\n%s", c.name, chosen, diff)
 		}
 	}
 }
@@ -161,22 +163,35 @@ func TestOwnAddress(t *testing.T) {
 	}
 }
 
-// A project does not have all of the host's sockets, and no list keeps this process busy.
-func TestPlanMany(t *testing.T) {
-	vm := VM{Addr: addr("192.0.2.2"), Loopback: addr("192.0.2.3")}
+// A project does not have all of the host's ports, those that are open stay open, and no
+// list keeps this process busy.
+func TestLimit(t *testing.T) {
 	var published []Published
 	for port := range 60_000 {
 		published = append(published, Published{
-			Container: "web", ID: "1", Protocol: "tcp", Port: uint16(port + 1), HostPort: uint16(port + 1), IP: addr("0.0.0.0"),
+			Container: "web", ID: "1", Protocol: TCP, Port: uint16(port + 1), HostPort: uint16(port + 1), IP: addr("0.0.0.0"),
 		})
 	}
-	lines := Plan(published, vm, nil)
-	if len(lines) != len(published) {
-		t.Fatalf("%d lines", len(lines))
-	}
-	for i, l := range lines {
-		if open := l.Target.IsValid(); open != (i < maxLines) || open == (l.Why != "") {
-			t.Fatalf("line %d: %+v", i, l)
+	lines := Plan(published, testVM, nil)
+	open := map[number]bool{{TCP, 50_000}: true, {UDP, 7}: true, {TCP, 3}: true}
+	kept, more := limit(lines, 10, open)
+	var got []uint16
+	for _, l := range kept {
+		if l.Target.IsValid() {
+			got = append(got, l.HostPort)
+		} else if !strings.Contains(l.Why, "[ports] most = 20") {
+			t.Fatalf("%+v", l)
 		}
+	}
+	if diff := cmp.Diff([]uint16{1, 2, 3, 4, 5, 6, 7, 8, 9, 50_000}, got); diff != "" {
+		t.Error(diff)
+	}
+	if len(kept) != 10+maxBeyond || more != 60_000-len(kept) {
+		t.Errorf("%d lines, %d more", len(kept), more)
+	}
+	// One port on two addresses of the VM is one; TCP and UDP are two.
+	kept, more = limit(Plan([]Published{pub("a 0.0.0.0:80->80/tcp"), pub("a 127.0.0.1:80->80/tcp"), pub("a 0.0.0.0:80->80/udp")}, testVM, nil), 1, nil)
+	if len(kept) != 3 || more != 0 || !kept[0].Target.IsValid() || !kept[1].Target.IsValid() || kept[2].Target.IsValid() {
+		t.Errorf("%+v", kept)
 	}
 }

@@ -14,6 +14,8 @@ type Report struct {
 	Prefer    string     `json:"prefer"`
 	Ports     []Port     `json:"ports"`
 	Exposures []Exposed  `json:"exposures"`
+	Most      int        `json:"most"`           // ports of the host that the project may have
+	More      int        `json:"more,omitempty"` // published ports that are neither open nor listed
 }
 
 // Port is one published port.
@@ -56,7 +58,7 @@ type counters struct {
 func (t *Table) Report() Report {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := Report{Address: t.o.Own, Prefer: t.settings.Prefer, Ports: []Port{}, Exposures: []Exposed{}}
+	r := Report{Address: t.o.Own, Prefer: t.settings.Prefer, Ports: []Port{}, Exposures: []Exposed{}, Most: t.settings.Most, More: t.more}
 	if r.Prefer == "" {
 		r.Prefer = PreferShared
 	}
@@ -120,7 +122,7 @@ func (t *Table) port(l Line) Port {
 
 // NotOpen is the number of published ports that are not open as they should be.
 func (r Report) NotOpen() int {
-	n := 0
+	n := r.More
 	for _, p := range r.Ports {
 		if p.State != StateOpen {
 			n++

@@ -18,6 +18,8 @@ import (
 type Settings struct {
 	Prefer string            // PreferShared or PreferOwn; empty: PreferShared
 	Map    map[uint16]uint16 // published port → port on the host
+	Most   int               // ports of the host that the project may have; 0: DefaultMost; less: none
+	Deny   []uint16          // ports of the host that no project gets
 }
 
 // Options of a [Table].
@@ -71,7 +73,9 @@ type Table struct {
 	mu        sync.Mutex
 	settings  Settings
 	published []Published
+	unlisted  int // published ports that are not in published
 	lines     []Line
+	more      int // lines that are not in lines
 	counters  map[Line]*counters
 	sockets   map[Key]*socket
 	failures  map[Key]failure
@@ -79,6 +83,8 @@ type Table struct {
 	hostAddrs map[netip.Prefix][]netip.Addr
 	wake      chan struct{} // holds one when the keeper has something to do
 	changed   chan struct{} // closed and replaced at each change
+
+	lookups chan struct{} // has room for one: the search for an owner, which is not cheap
 }
 
 // socket is an open socket of the host.
@@ -97,6 +103,8 @@ type failure struct {
 	err    error
 	owner  string    // in words, once known
 	looked time.Time // for the owner
+	// looking says that the search for the owner is not over.
+	looking bool
 }
 
 // New makes a table; Close ends it.
@@ -116,7 +124,8 @@ func New(o Options) (*Table, error) {
 	t := &Table{
 		o: o, log: o.Log,
 		counters: map[Line]*counters{}, sockets: map[Key]*socket{}, failures: map[Key]failure{},
-		wake: make(chan struct{}, 1), changed: make(chan struct{}),
+		wake: make(chan struct{}, 1), changed: make(chan struct{}), lookups: make(chan struct{}, 1),
+		settings: Settings{Most: DefaultMost},
 	}
 	if o.Exposures != "" {
 		all, err := ReadExposures(o.Exposures)
@@ -147,15 +156,20 @@ func (t *Table) Close() {
 func (t *Table) Configure(s Settings) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if s.Most == 0 {
+		s.Most = DefaultMost
+	}
+	s.Most = min(max(s.Most, 0), MaxMost)
 	t.settings = s
 	t.reconcile()
 }
 
-// Set says what the running containers publish now: all of it.
-func (t *Table) Set(published []Published) {
+// Set says what the running containers publish now: all of it, but for more ports that
+// are not listed.
+func (t *Table) Set(published []Published, more int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.published = slices.Clone(published)
+	t.published, t.unlisted = slices.Clone(published), more
 	t.reconcile()
 }
 
@@ -173,11 +187,12 @@ func (t *Table) reconcile() {
 		return
 	}
 	now := t.o.Now()
-	t.lines = Plan(t.published, t.o.VM, t.settings.Map)
-	have := map[Key]Line{}
+	have, numbers := map[Key]Line{}, map[number]bool{}
 	for k, s := range t.sockets {
 		have[k] = s.line
+		numbers[number{k.Protocol, k.Addr.Port()}] = true
 	}
+	t.plan(numbers)
 	want := assign(t.lines, t.o.Own, t.exposedOn, have)
 	for k := range t.failures {
 		if _, ok := want[k]; !ok {
@@ -233,20 +248,50 @@ func (t *Table) reconcile() {
 	t.prod()
 }
 
+// plan says which lines there are, given the ports that are open. The caller holds the
+// lock.
+func (t *Table) plan(open map[number]bool) {
+	lines := Plan(t.published, t.o.VM, t.settings.Map)
+	for i, l := range lines {
+		if l.Target.IsValid() && slices.Contains(t.settings.Deny, l.HostPort) {
+			lines[i].Target, lines[i].Why = netip.AddrPort{}, denied(l.HostPort)
+		}
+	}
+	before := t.more
+	t.lines, t.more = limit(lines, t.settings.Most, open)
+	if t.more += t.unlisted; t.more != before {
+		t.announce()
+	}
+}
+
+// denied says why a project does not get a port.
+func denied(port uint16) string {
+	return fmt.Sprintf("port %d of this host is for no project ([ports] deny); publish another port, or map it", port)
+}
+
 // failed notes why a socket could not be opened, and has its owner found.
 func (t *Table) failed(k Key, l Line, err error) {
 	known, ok := t.failures[k]
 	again := ok && known.err.Error() == err.Error()
 	now := t.o.Now()
-	if again && now.Sub(known.looked) < lookEvery {
+	if again && (known.looking || now.Sub(known.looked) < lookEvery) {
 		return
 	}
-	t.failures[k] = failure{err, known.owner, now}
+	t.failures[k] = failure{err, known.owner, now, true}
 	if !again {
 		t.announce()
 	}
 	t.run.Go(func() {
 		owner := t.owner(t.ctx, k, err)
+		t.mu.Lock()
+		if f, ok := t.failures[k]; ok {
+			if f.owner != owner {
+				t.announce()
+			}
+			f.owner, f.looking = owner, false
+			t.failures[k] = f
+		}
+		t.mu.Unlock()
 		if again && owner == known.owner {
 			return
 		}
@@ -255,18 +300,18 @@ func (t *Table) failed(k Key, l Line, err error) {
 			level = slog.LevelDebug
 		}
 		t.log.Log(t.ctx, level, "published port is not open", "container", l.Container, "address", k.String(), "owner", owner, "error", err)
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if f, ok := t.failures[k]; ok && f.owner != owner {
-			t.failures[k] = failure{f.err, owner, f.looked}
-			t.announce()
-		}
 	})
 }
 
 // owner says who has a socket that is taken.
 func (t *Table) owner(ctx context.Context, k Key, err error) string {
 	if stateOf(err) != StateTaken {
+		return ""
+	}
+	select {
+	case t.lookups <- struct{}{}:
+		defer func() { <-t.lookups }()
+	case <-ctx.Done():
 		return ""
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
@@ -446,9 +491,13 @@ func (t *Table) admit(k Key, peer netip.Addr) bool {
 // Reserve opens the sockets that a container will need and holds them until its ports
 // are Set or the time is over; release gives them less or more time from then on. If one
 // is somebody else's, or this user may not have it, none is held and the error is a
-// [*TakenError].
-func (t *Table) Reserve(ctx context.Context, wants []Want, hold time.Duration) (release func(after time.Duration), err error) {
-	held, k, err := t.reserve(wants, t.o.Now().Add(hold))
+// [*TakenError]. If the project may not have so many, or not one of them, it is a
+// [*RefusedError]; chosen is how many there will be beside wants.
+func (t *Table) Reserve(ctx context.Context, wants []Want, chosen int, hold time.Duration) (release func(after time.Duration), err error) {
+	held, k, err := t.reserve(wants, chosen, t.o.Now().Add(hold))
+	if refused, ok := errors.AsType[*RefusedError](err); ok {
+		return nil, refused
+	}
 	if err != nil {
 		return nil, &TakenError{Key: k, Own: t.o.Own, Owner: t.owner(ctx, k, err), Err: err}
 	}
@@ -464,12 +513,47 @@ func (t *Table) Reserve(ctx context.Context, wants []Want, hold time.Duration) (
 	}, nil
 }
 
+// RefusedError says that a project may not have a port, whoever else has it or not.
+type RefusedError struct{ why string }
+
+// Error says what is wrong and the ways out, on one line.
+func (e *RefusedError) Error() string { return e.why }
+
+// allow finds out whether the project may have some more ports. The caller holds the lock.
+func (t *Table) allow(wants []Want, chosen int) error {
+	numbers := map[number]bool{}
+	for k := range t.sockets {
+		numbers[number{k.Protocol, k.Addr.Port()}] = true
+	}
+	for _, l := range t.lines {
+		if l.Target.IsValid() {
+			numbers[l.number()] = true
+		}
+	}
+	had := len(numbers)
+	for _, w := range wants {
+		port := Mapped(w.HostPort, t.settings.Map)
+		if slices.Contains(t.settings.Deny, port) {
+			return &RefusedError{denied(port)}
+		}
+		numbers[number{w.Protocol, port}] = true
+	}
+	most := t.settings.Most
+	if more := len(numbers) - had + chosen; more > 0 && had+more > most {
+		return &RefusedError{fmt.Sprintf("%d more ports are too many: this project has %d of this host and may have %d; publish fewer, or allow more: %s", more, had, most, raise(max(most, (had+more+1)/2)))}
+	}
+	return nil
+}
+
 // reserve opens sockets and returns those that are held, or the one that failed.
-func (t *Table) reserve(wants []Want, until time.Time) (held []Key, failed Key, err error) {
+func (t *Table) reserve(wants []Want, chosen int, until time.Time) (held []Key, failed Key, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
 		return nil, Key{}, nil
+	}
+	if err := t.allow(wants, chosen); err != nil {
+		return nil, Key{}, err
 	}
 	fresh := map[Key]*socket{}
 	for _, w := range wants {

@@ -256,7 +256,7 @@ func TestTCP(t *testing.T) {
 	port := freePort(t)
 	g.serve(t, inVM(port), echo)
 	changed := table.Changed()
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	<-changed
 	for _, host := range hosts(t) {
 		c := dialTCP(t, at(host, port))
@@ -278,7 +278,7 @@ func TestTCP(t *testing.T) {
 	// The end of the container is the end of its connections, at once and as a break.
 	c := dialTCP(t, at("127.0.0.1", port))
 	roundTrip(t, c, "hello")
-	table.Set(nil)
+	table.Set(nil, 0)
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("a connection of a container that has ended: %v", err)
 	}
@@ -299,7 +299,7 @@ func TestTCPRefused(t *testing.T) {
 	g := newGuest()
 	table := newTable(t, ports.Options{Dial: g.dial})
 	port := freePort(t)
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	c, err := net.Dial("tcp", at("127.0.0.1", port))
 	if err == nil {
 		_, err = c.Read(make([]byte, 1))
@@ -319,7 +319,7 @@ func TestTCPBroken(t *testing.T) {
 		_, _ = io.ReadFull(c, make([]byte, 1))
 		_ = c.(*net.TCPConn).SetLinger(0)
 	})
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	c := dialTCP(t, at("127.0.0.1", port))
 	_, _ = io.WriteString(c, "x")
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -333,7 +333,7 @@ func TestUDP(t *testing.T) {
 	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: 2 * time.Second})
 	port := freePort(t)
 	peers := g.echoUDP(t, inVM(port))
-	table.Set([]ports.Published{published(port, "udp")})
+	table.Set([]ports.Published{published(port, "udp")}, 0)
 	// Another test that looks for a free port may have it for a moment.
 	eventually(t, "the port opens", func() bool { return table.Report().Ports[0].State == ports.StateOpen })
 	clients := int64(0)
@@ -373,7 +373,7 @@ func TestUDPSessionsAreBounded(t *testing.T) {
 	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: time.Minute})
 	port := freePort(t)
 	g.echoUDP(t, inVM(port))
-	table.Set([]ports.Published{published(port, "udp")})
+	table.Set([]ports.Published{published(port, "udp")}, 0)
 	const clients, most = 1200, 1024
 	b := make([]byte, 10)
 	for range clients {
@@ -389,7 +389,7 @@ func TestUDPSessionsAreBounded(t *testing.T) {
 		}
 	}
 	eventually(t, "old sessions end", func() bool { return table.Report().Ports[0].Connections <= most })
-	table.Set(nil)
+	table.Set(nil, 0)
 	eventually(t, "all sessions end", func() bool { return g.live.Load() == 0 })
 }
 
@@ -403,7 +403,7 @@ func TestRange(t *testing.T) {
 		g.serve(t, inVM(port), echo)
 		list = append(list, published(port, "tcp"), published(port, "udp"))
 	}
-	table.Set(list)
+	table.Set(list, 0)
 	for _, p := range list {
 		if p.Protocol == "tcp" {
 			c := dialTCP(t, at("127.0.0.1", p.HostPort))
@@ -421,7 +421,7 @@ func TestManyConnections(t *testing.T) {
 	table := newTable(t, ports.Options{Dial: g.dial})
 	port := freePort(t)
 	g.serve(t, inVM(port), echo)
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	const n = 1000
 	conns := make([]*net.TCPConn, n)
 	for i := range conns {
@@ -463,7 +463,7 @@ func TestSlowReader(t *testing.T) {
 			}
 		}
 	})
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	c := dialTCP(t, at("127.0.0.1", port))
 	stalled := func() int64 {
 		for last := int64(-1); ; {
@@ -546,7 +546,7 @@ func TestTaken(t *testing.T) {
 			pid, release := occupy(t, address)
 			g := newGuest()
 			table := newTable(t, ports.Options{Dial: g.dial})
-			_, err := table.Reserve(t.Context(), want, time.Minute)
+			_, err := table.Reserve(t.Context(), want, 0, time.Minute)
 			taken, ok := errors.AsType[*ports.TakenError](err)
 			if !ok {
 				t.Fatalf("reserved: %v", err)
@@ -564,7 +564,7 @@ func TestTaken(t *testing.T) {
 			// A container that runs all the same: what can be open is, the rest says why,
 			// and is opened when it becomes free.
 			g.serve(t, inVM(port), echo)
-			table.Set([]ports.Published{published(port, "tcp")})
+			table.Set([]ports.Published{published(port, "tcp")}, 0)
 			eventually(t, "the owner is named", func() bool {
 				p := table.Report().Ports[0]
 				return p.State == ports.StateTaken && strings.Contains(p.Problem, fmt.Sprintf("(pid %d)", pid))
@@ -590,19 +590,19 @@ func TestTakenByProject(t *testing.T) {
 	}
 	want := []ports.Want{{Protocol: "udp", HostPort: port}, {Protocol: "tcp", HostPort: port}}
 	table := newTable(t, ports.Options{Dial: newGuest().dial, Project: project})
-	_, err := table.Reserve(t.Context(), want, time.Minute)
+	_, err := table.Reserve(t.Context(), want, 0, time.Minute)
 	if err == nil || !strings.HasPrefix(err.Error(), fmt.Sprintf(`port %d is taken by devvm project "shop" (/home/u/shop); `, port)) {
 		t.Error(err)
 	}
 	// Whose own address is enough may start.
 	table.Configure(ports.Settings{Prefer: ports.PreferOwn})
-	if _, err := table.Reserve(t.Context(), want, time.Minute); err != nil {
+	if _, err := table.Reserve(t.Context(), want, 0, time.Minute); err != nil {
 		t.Error(err)
 	}
 	// Another number on the host is another port.
 	other := freePort(t)
 	table.Configure(ports.Settings{Map: map[uint16]uint16{port: other}})
-	if _, err := table.Reserve(t.Context(), want, time.Minute); err != nil {
+	if _, err := table.Reserve(t.Context(), want, 0, time.Minute); err != nil {
 		t.Error(err)
 	}
 	if _, err := net.Listen("tcp", at("127.0.0.1", other)); !errors.Is(err, syscall.EADDRINUSE) {
@@ -626,24 +626,24 @@ func TestReserve(t *testing.T) {
 	port := freePort(t)
 	g.serve(t, inVM(port), echo)
 	want := []ports.Want{{Protocol: "tcp", HostPort: port}}
-	if _, err := table.Reserve(t.Context(), want, time.Minute); err != nil {
+	if _, err := table.Reserve(t.Context(), want, 0, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := net.Listen("tcp", at("127.0.0.1", port)); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Fatalf("a held port was had: %v", err)
 	}
-	if _, err := table.Reserve(t.Context(), want, time.Minute); err != nil {
+	if _, err := table.Reserve(t.Context(), want, 0, time.Minute); err != nil {
 		t.Fatalf("our own hold is in our way: %v", err)
 	}
 	// Who comes early is served when the container runs.
 	early := dialTCP(t, at("127.0.0.1", port))
-	table.Set(nil) // other containers' doings
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set(nil, 0) // other containers' doings
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	roundTrip(t, early, "hello")
-	if _, err := table.Reserve(t.Context(), want, time.Minute); err != nil {
+	if _, err := table.Reserve(t.Context(), want, 0, time.Minute); err != nil {
 		t.Fatalf("our own port is in our way: %v", err)
 	}
-	table.Set(nil)
+	table.Set(nil, 0)
 	for _, host := range hosts(t) {
 		l, err := net.Listen("tcp", at(host, port))
 		if err != nil {
@@ -652,7 +652,7 @@ func TestReserve(t *testing.T) {
 		_ = l.Close()
 	}
 
-	release, err := table.Reserve(t.Context(), want, time.Hour)
+	release, err := table.Reserve(t.Context(), want, 0, time.Hour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -674,14 +674,14 @@ func TestHandOver(t *testing.T) {
 	g.serve(t, inVM(port), echo)
 	a, b := published(port, "tcp"), published(port, "tcp")
 	b.ID = "other"
-	table.Set([]ports.Published{a})
+	table.Set([]ports.Published{a}, 0)
 	c := dialTCP(t, at("127.0.0.1", port))
 	roundTrip(t, c, "hello")
 	renamed := a
 	renamed.Container = "renamed"
-	table.Set([]ports.Published{renamed})
+	table.Set([]ports.Published{renamed}, 0)
 	roundTrip(t, c, "still here")
-	table.Set([]ports.Published{b})
+	table.Set([]ports.Published{b}, 0)
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Error(err)
 	}
@@ -698,14 +698,14 @@ func TestClose(t *testing.T) {
 	port := freePort(t)
 	g.serve(t, inVM(port), echo)
 	g.echoUDP(t, inVM(port))
-	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")})
-	if _, err := table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: freePort(t)}}, time.Hour); err != nil {
+	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")}, 0)
+	if _, err := table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: freePort(t)}}, 0, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	c := dialTCP(t, at("127.0.0.1", port))
 	roundTrip(t, c, "hello")
 	table.Close()
-	table.Set([]ports.Published{published(port, "tcp")})
+	table.Set([]ports.Published{published(port, "tcp")}, 0)
 	if c, err := net.Dial("tcp", at("127.0.0.1", port)); err == nil {
 		_ = c.Close()
 		t.Error("open after Close")
@@ -785,7 +785,7 @@ func TestExposeInNamespace(t *testing.T) {
 	now := func() time.Time { return time.Unix(0, clock.Load()) }
 	options := ports.Options{Dial: g.dial, Exposures: file, Now: now}
 	table := newTable(t, options)
-	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")})
+	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")}, 0)
 
 	// from tells whether somebody at an address gets an answer at another. To get none
 	// takes a tenth of a second, one that is expected may take longer.
@@ -840,11 +840,11 @@ func TestExposeInNamespace(t *testing.T) {
 		t.Errorf("%v, %v", info, err)
 	}
 	// The container ends, another comes.
-	table.Set(nil)
+	table.Set(nil, 0)
 	if from("tcp", "192.168.7.5", "192.168.7.5", false) {
 		t.Error("exposed without a container")
 	}
-	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")})
+	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")}, 0)
 	check("again", true)
 
 	// Another supervisor keeps the time limit.
@@ -853,7 +853,7 @@ func TestExposeInNamespace(t *testing.T) {
 		t.Error("open after Close")
 	}
 	table = newTable(t, options)
-	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")})
+	table.Set([]ports.Published{published(port, "tcp"), published(port, "udp")}, 0)
 	check("after a restart", true)
 	held := dialTCP(t, at("192.168.7.5", port))
 	roundTrip(t, held, "hello")
@@ -913,11 +913,106 @@ func TestExposeInNamespace(t *testing.T) {
 
 	// Without IPv6, ::1 is left out and nothing is wrong.
 	if err := os.WriteFile("/proc/sys/net/ipv6/conf/all/disable_ipv6", []byte("1"), 0); err == nil {
-		table.Set(nil)
-		table.Set([]ports.Published{published(port, "tcp")})
+		table.Set(nil, 0)
+		table.Set([]ports.Published{published(port, "tcp")}, 0)
 		p := table.Report().Ports[0]
 		if p.State != ports.StateOpen || p.Addresses[1].State != ports.StateUnavailable {
 			t.Errorf("%+v", p)
 		}
+	}
+}
+
+// A project has so many ports and no others, whatever its containers publish and in which
+// way: who asks first is refused, and what comes by itself is not opened.
+func TestMost(t *testing.T) {
+	table := newTable(t, ports.Options{Dial: newGuest().dial})
+	base := freePort(t)
+	kept := freePort(t)
+	table.Configure(ports.Settings{Most: 3, Deny: []uint16{kept}})
+	var list []ports.Published
+	for i := range 20_000 {
+		p := published(base+uint16(i%2000), "tcp")
+		p.Port = uint16(i)
+		list = append(list, p)
+	}
+	table.Set(list, 1000)
+	r := table.Report()
+	if r.Most != 3 || r.More == 0 || len(r.Ports)+r.More != 21_000 || r.NotOpen() < 20_000 {
+		t.Errorf("%d ports, %d more, %d not open", len(r.Ports), r.More, r.NotOpen())
+	}
+	numbers := map[uint16]bool{}
+	for _, p := range r.Ports {
+		for _, b := range p.Addresses {
+			if b.State == ports.StateOpen {
+				numbers[b.Address.Port()] = true
+			}
+		}
+	}
+	if len(numbers) == 0 || len(numbers) > 3 {
+		t.Errorf("open: %v", numbers)
+	}
+	table.Set(list[:1], 0)
+	reserve := func(chosen int, list ...uint16) error {
+		var wants []ports.Want
+		for _, port := range list {
+			wants = append(wants, ports.Want{Protocol: "tcp", HostPort: port})
+		}
+		release, err := table.Reserve(t.Context(), wants, chosen, time.Minute)
+		if err == nil {
+			release(0)
+		}
+		return err
+	}
+	refused := func(err error, text string) bool {
+		_, ok := errors.AsType[*ports.RefusedError](err)
+		return ok && strings.Contains(err.Error(), text)
+	}
+	if err := reserve(0, base, base); err != nil {
+		t.Errorf("what is open already: %v", err)
+	}
+	if err := reserve(3); !refused(err, "[ports] most = 6") {
+		t.Errorf("three that the engine chooses: %v", err)
+	}
+	if err := reserve(1, freePort(t), freePort(t)); !refused(err, "3 more ports are too many: this project has 1 of this host and may have 3") {
+		t.Errorf("three more: %v", err)
+	}
+	if err := reserve(0, kept); !refused(err, "[ports] deny") {
+		t.Errorf("one that is denied: %v", err)
+	}
+	table.Set([]ports.Published{published(kept, "tcp")}, 0)
+	if p := table.Report().Ports[0]; p.State != ports.StateUnreachable || !strings.Contains(p.Problem, "[ports] deny") {
+		t.Errorf("%+v", p)
+	}
+	table.Configure(ports.Settings{Most: -1})
+	if p := table.Report().Ports[0]; p.State != ports.StateUnreachable {
+		t.Errorf("none: %+v", p)
+	}
+	table.Configure(ports.Settings{})
+	if p := table.Report().Ports[0]; p.State != ports.StateOpen {
+		t.Errorf("%+v", p)
+	}
+}
+
+// A VM of root's does not get what the VM of a user would not, unless a mapping says so.
+func TestPrivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root could")
+	}
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil || strings.TrimSpace(string(b)) != "1024" {
+		t.Skipf("ports below 1024 are everybody's here: %s", b)
+	}
+	table := newTable(t, ports.Options{Dial: newGuest().dial})
+	const port = 1021
+	_, err = table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: port}}, 0, time.Minute)
+	if taken, ok := errors.AsType[*ports.TakenError](err); !ok || taken.Reason() != "permission denied" {
+		t.Errorf("%v", err)
+	}
+	table.Configure(ports.Settings{Map: map[uint16]uint16{port: port}})
+	release, err := table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: port}}, 0, time.Minute)
+	if err != nil {
+		t.Errorf("with a mapping: %v", err)
+	} else {
+		release(0)
 	}
 }

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -15,6 +18,9 @@ import (
 
 // open opens the socket of k. Nothing is accepted or read before it is served.
 func (t *Table) open(k Key) (*socket, error) {
+	if err := t.privileged(k); err != nil {
+		return nil, err
+	}
 	network := k.Protocol + "4"
 	if k.Addr.Addr().Is6() {
 		network = k.Protocol + "6"
@@ -46,6 +52,38 @@ func (t *Table) open(k Key) (*socket, error) {
 		serve: func(line Line, c *counters) { t.run.Go(func() { t.serveTCP(ctx, l, k, line, c) }) },
 		close: func() { cancel(); _ = l.Close() },
 	}, nil
+}
+
+// privileged refuses what only root may open, although this process may: a VM of root's is
+// no more to be trusted with the port of a service of the host's that does not run just
+// now than another user's. A mapping to the port says that it is meant.
+func (t *Table) privileged(k Key) error {
+	if os.Geteuid() != 0 {
+		return nil // the kernel does
+	}
+	for _, to := range t.settings.Map {
+		if to == k.Addr.Port() {
+			return nil
+		}
+	}
+	if k.Addr.Port() < firstFree() {
+		return fmt.Errorf("listen %s: %w", k, syscall.EACCES)
+	}
+	return nil
+}
+
+// firstFree is the first port that every user may open (ip(7), ip_unprivileged_port_start).
+func firstFree() uint16 {
+	const usual = 1024
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	if err != nil {
+		return usual
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 16)
+	if err != nil {
+		return usual
+	}
+	return uint16(n)
 }
 
 // onLoopback ties a socket to the loopback interface. An address of 127.0.0.0/8 is not

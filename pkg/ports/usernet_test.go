@@ -102,7 +102,7 @@ func TestThroughTheNetwork(t *testing.T) {
 	}()
 	onLoopback := published(loopback, "tcp")
 	onLoopback.ID, onLoopback.IP = "other", netip.MustParseAddr("127.0.0.1")
-	table.Set([]ports.Published{published(all, "tcp"), published(all, "udp"), onLoopback})
+	table.Set([]ports.Published{published(all, "tcp"), published(all, "udp"), onLoopback}, 0)
 	for _, host := range hosts(t) {
 		for _, port := range []uint16{all, loopback} {
 			c := dialTCP(t, at(host, port))

@@ -19,6 +19,8 @@ import (
 type Loss struct {
 	VM    bool // there is one that somebody has used
 	Known bool // the engine was asked and answered
+	// TooMuch says that the engine lists more than devvm reads.
+	TooMuch bool
 	Usage engine.Usage
 	Disk  int64 // bytes that the VM's disk takes on this host
 	// Snapshots is how many there are; they belong to the VM and go with it.
@@ -41,6 +43,7 @@ func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 	usage, err := engine.GetUsage(ctx, f.dockerSocket())
 	if err != nil {
 		s.Log.Info("ask the engine what it holds", "err", err)
+		loss.TooMuch = errors.Is(err, engine.ErrTooMuch)
 		return loss, nil
 	}
 	loss.Known, loss.Usage = true, usage

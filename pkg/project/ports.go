@@ -35,7 +35,10 @@ func (s *Service) portOptions(f paths) supervisor.PortOptions {
 		},
 		Settings: func() (ports.Settings, error) {
 			cfg, err := s.settled(f)
-			return ports.Settings{Prefer: cfg.PortsPrefer, Map: cfg.PortsMap}, err
+			if cfg.PortsMost == 0 {
+				cfg.PortsMost = -1
+			}
+			return ports.Settings{Prefer: cfg.PortsPrefer, Map: cfg.PortsMap, Most: cfg.PortsMost, Deny: cfg.PortsDeny}, err
 		},
 	}
 }

@@ -19,3 +19,11 @@ func buffer(size int) ([]byte, func()) {
 	b := buffers.Get().(*[]byte)
 	return (*b)[:size], func() { buffers.Put(b) }
 }
+
+// cost is what a buffer of that size takes of maxPending.
+func cost(size int) int64 {
+	if size < bigBuffer {
+		return int64(size)
+	}
+	return maxRecord
+}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -56,6 +57,8 @@ type mirror struct {
 	done    recent[ghostKey, deed]
 	changes recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
 	ended   recent[being, struct{}]
+
+	unwatched atomic.Bool // some directories are not watched: there are too many
 
 	ahead ahead
 }
@@ -184,8 +187,10 @@ const watchAgain = 5 * time.Second
 func (e *export) watch(ctx context.Context, s *Server) {
 	said := ""
 	for ctx.Err() == nil {
+		e.mirror.unwatched.Store(false)
 		err := watch.Watch(ctx, watch.Options{
 			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end,
+			Budget: s.watches, Full: e.mirror.unwatched.Store,
 		}, e.notice)
 		if err == nil {
 			return
@@ -395,8 +400,8 @@ func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error
 	if _, err := w.Write(b.Bytes()); err != nil {
 		return err
 	}
-	_, err := answers.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) {
+	answer, err := answers.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) || err == nil && string(answer) != ".\n" {
 		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
 	}
 	return err

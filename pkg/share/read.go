@@ -251,11 +251,12 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 	}
 	defer o.e.files.put(f)
 	count := int64(min(a.Count, maxIO))
-	if err := s.pending.Acquire(ctx, count); err != nil {
+	charge := cost(int(count))
+	if err := s.pending.Acquire(ctx, charge); err != nil {
 		w.put(nfs3.ERR_JUKEBOX, optional{})
 		return
 	}
-	w.done = func() { s.pending.Release(count) }
+	w.done = func() { s.pending.Release(charge) }
 	attributes := o.e.attributes(o.n, &o.st)
 	var data []byte
 	eof := false
@@ -283,7 +284,7 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 		}
 		w.done = func() {
 			free()
-			s.pending.Release(count)
+			s.pending.Release(charge)
 		}
 	}
 	w.tail = data

@@ -125,10 +125,11 @@ func (s *Server) readRecord(ctx context.Context, conn net.Conn, from *bufio.Read
 		if err := conn.SetReadDeadline(time.Now().Add(recordTime)); err != nil {
 			return r, err
 		}
-		if err := s.pending.Acquire(ctx, int64(size)); err != nil {
+		more := cost(have+size) - pending
+		if err := s.pending.Acquire(ctx, more); err != nil {
 			return r, err
 		}
-		pending += int64(size)
+		pending += more
 		data, next := buffer(have + size)
 		copy(data, r.data)
 		free()

@@ -36,6 +36,8 @@ import (
 
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/share/internal/watch"
 )
 
 // Port is NFS's, and here also that of its mount protocol.
@@ -63,7 +65,10 @@ type Options struct {
 	// Ignore are names, patterns (path.Match), or, with a slash in them, paths below the
 	// exports, of which Events does not hold.
 	Ignore []string
-	Log    *slog.Logger // nil: nothing is logged
+	// Watches is a directory by which all of the user's servers share what the kernel
+	// lets the user watch; empty: with nobody.
+	Watches string
+	Log     *slog.Logger // nil: nothing is logged
 }
 
 // Bounds on what a VM may ask for.
@@ -73,7 +78,7 @@ const (
 	maxCall    = 16 << 10      // bytes of any other call
 	maxConns   = 32
 	maxCalls   = 64          // under way, of one connection
-	maxPending = 64 << 20    // bytes of calls and data under way
+	maxPending = 8 << 20     // bytes of calls and data under way
 	recordTime = time.Minute // for a record to come or a reply to go
 )
 
@@ -87,6 +92,7 @@ type Server struct {
 	replays  *replays
 	files    *files
 	ignore   []string
+	watches  *watch.Budget
 
 	holding sync.Mutex // guards binds
 	binds   map[Bind]bind
@@ -103,6 +109,7 @@ func New(o Options) (*Server, error) {
 		replays: newReplays(),
 		files:   newFiles(maxFiles()),
 		ignore:  o.Ignore,
+		watches: watch.NewBudget(o.Watches, 0),
 		binds:   map[Bind]bind{},
 	}
 	if _, err := rand.Read(s.verifier[:]); err != nil {
@@ -129,7 +136,20 @@ func (s *Server) Close() error {
 	for _, e := range s.exports {
 		e.close()
 	}
+	_ = s.watches.Close() // what is left of it counts for nothing
 	return nil
+}
+
+// Unwatched returns the targets of the exports that have more directories than can be
+// watched: of changes in some of them, watchers in the VM do not hear.
+func (s *Server) Unwatched() []string {
+	var list []string
+	for _, e := range s.exports {
+		if e.mirror != nil && e.mirror.unwatched.Load() {
+			list = append(list, e.Target)
+		}
+	}
+	return list
 }
 
 // acceptPause is how long a host that has no descriptor left, or no memory, is left alone.

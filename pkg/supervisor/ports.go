@@ -53,16 +53,12 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 	wait := firstRelist
 	for {
 		err := engine.Watch(ctx, func(ctx context.Context) (net.Conn, error) { return link.DialUnix(ctx, engineSocket) },
-			func(list []engine.Port, bound []engine.Bind) {
+			func(running engine.Running) {
 				wait = firstRelist
-				published := make([]ports.Published, len(list))
-				for i, p := range list {
-					published[i] = ports.Published(p)
-				}
-				s.setPorts(link, published)
+				s.setPorts(link, running)
 				if s.files != nil {
-					binds := make([]share.Bind, len(bound))
-					for i, b := range bound {
+					binds := make([]share.Bind, len(running.Binds))
+					for i, b := range running.Binds {
 						binds[i] = share.Bind(b)
 					}
 					s.files.Hold(binds)
@@ -72,6 +68,7 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 			return
 		}
 		s.Log.Warn("published ports are not followed for now", "err", err)
+		s.losePorts(link, err)
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
@@ -84,28 +81,49 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 }
 
 // setPorts takes a list that came over a link, unless that link has ended meanwhile.
-func (s *supervisor) setPorts(link *guest.Client, list []ports.Published) {
+func (s *supervisor) setPorts(link *guest.Client, running engine.Running) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.link != link {
 		return
 	}
-	s.ports.Set(list)
-	if !s.status.PortsKnown {
-		s.status.PortsKnown = true
+	published := make([]ports.Published, len(running.Ports))
+	for i, p := range running.Ports {
+		published[i] = ports.Published(p)
+	}
+	s.ports.Set(published, running.More)
+	if !s.status.PortsKnown || s.status.PortsProblem != "" {
+		s.status.PortsKnown, s.status.PortsProblem = true, ""
+		s.tell()
+	}
+}
+
+// losePorts notes that what is published is not known for now.
+func (s *supervisor) losePorts(link *guest.Client, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.link == link && s.status.PortsProblem != err.Error() {
+		s.status.PortsProblem = err.Error()
 		s.tell()
 	}
 }
 
 // admitPorts reserves what a container is to publish, or refuses.
 func (s *supervisor) admitPorts(ctx context.Context, name string, bindings map[string][]ports.Binding, hold time.Duration) (done func(), err error) {
-	wants := ports.Wants(bindings, s.Ports.VM)
-	if len(wants) == 0 {
+	wants, chosen := ports.Wants(bindings, s.Ports.VM)
+	if hold == holdStarted { // it may run already, and be restarted
+		chosen = 0
+	}
+	if len(wants)+chosen == 0 {
 		return nil, nil
 	}
-	release, err := s.ports.Reserve(ctx, wants, holdCall)
+	release, err := s.ports.Reserve(ctx, wants, chosen, holdCall)
 	if err == nil {
 		return func() { release(hold) }, nil
+	}
+	if _, ok := errors.AsType[*ports.RefusedError](err); ok {
+		s.Log.Warn("container refused", "container", name, "err", err)
+		return nil, &dockerproxy.Refusal{Status: http.StatusForbidden, Message: "devvm: " + err.Error()}
 	}
 	taken, ok := errors.AsType[*ports.TakenError](err)
 	if !ok {

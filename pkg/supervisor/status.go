@@ -53,6 +53,8 @@ type Status struct {
 	// PortsKnown says that in this StateReady the engine has listed what is published, and
 	// that it has been opened.
 	PortsKnown bool `json:"ports_known"`
+	// PortsProblem is why what is published now is not known, if it is not.
+	PortsProblem string `json:"ports_problem,omitempty"`
 
 	Exposures []ports.Exposed `json:"exposures,omitempty"` // to others than this host
 
@@ -65,6 +67,9 @@ type Files struct {
 	Writable bool   `json:"writable"`
 	Road     string `json:"road"` // how: "nfs"
 	Why      string `json:"why"`  // and not otherwise
+	// Unwatched says that there are more directories than the kernel lets devvm watch:
+	// programs in the VM do not hear of the host's changes in some of them.
+	Unwatched bool `json:"unwatched,omitempty"`
 }
 
 // whyNFS is Files.Why: docs/files-in-the-vm.md has more.

@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -254,6 +255,13 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	defer s.mu.Unlock()
 	status := s.status
 	status.Connections = s.proxy.Active()
+	if s.files != nil {
+		unwatched := s.files.Unwatched()
+		status.Files = slices.Clone(status.Files)
+		for i, f := range status.Files {
+			status.Files[i].Unwatched = slices.Contains(unwatched, f.Path)
+		}
+	}
 	report := s.ports.Report()
 	status.Ports, status.PortsNotOpen, status.Exposures = report.Open(), report.NotOpen(), report.Exposures
 	return status, s.changed
@@ -277,7 +285,7 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	if state == StateStopped || state == StateSuspended {
 		// The VM's network process ends with the VM, and connections with it: a port
 		// that stayed open could only disappoint. Resume brings it back.
-		s.ports.Set(nil)
+		s.ports.Set(nil, 0)
 	}
 	if s.status.State == state && s.status.Error == reason {
 		return
@@ -289,7 +297,7 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	}
 	s.Log.Info("state", "state", state, "reason", reason)
 	if s.status.State != state {
-		s.status.Since, s.status.PortsKnown = time.Now(), false
+		s.status.Since, s.status.PortsKnown, s.status.PortsProblem = time.Now(), false, ""
 	}
 	s.status.State, s.status.Error = state, reason
 	s.tell()

@@ -20,7 +20,7 @@ func TestHalves(t *testing.T) {
 	}
 	const root = 1
 	w := &watcher{
-		Options: Options{Root: top, Log: slog.New(slog.DiscardHandler)},
+		Options: Options{Root: top, Log: slog.New(slog.DiscardHandler), Budget: NewBudget("", 0)},
 		dirs:    map[int]*dir{root: {wd: root}}, moved: map[uint32]origin{},
 	}
 	half := func(bits, cookie uint32, name string) {

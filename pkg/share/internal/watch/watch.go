@@ -4,7 +4,7 @@
 // link, so that a directory that is replaced by a link meanwhile shows nothing of where
 // that leads. Changes are put together over a few hundredths of a second: what was made
 // and removed again never was. Directories whose names are ignored are not watched, and
-// what there is beyond the kernel's limits is not, either.
+// what there is beyond the kernel's limits, or beyond a [Budget], is not, either.
 //
 // It changes nothing, and imports no other package of devvm.
 package watch
@@ -55,6 +55,11 @@ type Options struct {
 	// following a link.
 	Open func(dir string) (*os.File, error)
 	Log  *slog.Logger
+	// Budget is how many directories may be watched.
+	Budget *Budget
+	// Full, if any, is called with whether there are more than can be watched, when that
+	// changes.
+	Full func(bool)
 	// Ready, if any, is called when all that is there is watched.
 	Ready func()
 	// Ended, if any, is called when a directory that was removed has ended: by its inode
@@ -125,9 +130,10 @@ type watcher struct {
 	Options
 	fd    int
 	dirs  map[int]*dir // by watch descriptor
-	limit int
-	full  bool // the limit was met
-	lost  bool // the root is gone
+	held  int          // of the budget
+	full  bool         // it was not enough, at the last look at all
+	said  bool         // that it was not
+	lost  bool         // the root is gone
 	batch batch
 	found int
 	moved map[uint32]origin // by cookie: what was moved from where, so far to nowhere
@@ -154,7 +160,8 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 	f := os.NewFile(uintptr(fd), "inotify")
 	defer f.Close()
 	defer context.AfterFunc(ctx, func() { _ = f.Close() })()
-	w := &watcher{Options: o, fd: fd, dirs: map[int]*dir{}, limit: watchLimit(), moved: map[uint32]origin{}}
+	w := &watcher{Options: o, fd: fd, dirs: map[int]*dir{}, moved: map[uint32]origin{}}
+	defer func() { w.Budget.give(w.held) }()
 	if err := w.add(nil, "", false); err != nil {
 		return fmt.Errorf("watch %s: %w", o.Root, err)
 	}
@@ -211,19 +218,6 @@ func earlier(a, b time.Time) time.Time {
 	return b
 }
 
-// watchLimit leaves half of the user's watches to other programs.
-func watchLimit() int {
-	b, err := os.ReadFile("/proc/sys/fs/inotify/max_user_watches")
-	if err != nil {
-		return 4096
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return 4096
-	}
-	return n / 2
-}
-
 // ignored tells whether a path is not for anybody.
 func (w *watcher) ignored(p string) bool {
 	name := path.Base(p)
@@ -252,16 +246,23 @@ func (w *watcher) add(parent *dir, name string, told bool) error {
 		return err
 	}
 	defer f.Close()
-	if len(w.dirs) >= w.limit {
+	if !w.Budget.take() {
 		return w.overrun()
 	}
+	w.held++
 	// The descriptor, not the path, says which directory is meant.
 	d.wd, err = unix.InotifyAddWatch(w.fd, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), mask)
+	if err != nil {
+		w.release()
+	}
 	if errors.Is(err, unix.ENOSPC) {
 		return w.overrun()
 	}
 	if err != nil {
 		return err
+	}
+	if w.dirs[d.wd] != nil || w.watched[d.wd] != nil {
+		w.release() // it is the same watch
 	}
 	var st unix.Statx_t
 	if unix.Statx(int(f.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_INO|unix.STATX_BTIME, &st) == nil && st.Mask&unix.STATX_BTIME != 0 {
@@ -296,13 +297,28 @@ func (w *watcher) add(parent *dir, name string, told bool) error {
 	}
 }
 
-// overrun says once that there are more directories than can be watched.
+// release gives one watch back.
+func (w *watcher) release() {
+	w.held--
+	w.Budget.give(1)
+}
+
+// overrun notes that there are more directories than can be watched.
 func (w *watcher) overrun() error {
-	if !w.full {
-		w.full = true
+	if !w.said {
+		w.said = true
 		w.Log.Warn("not all directories are watched: changes of some do not reach the VM's watchers", "dir", w.Root, "watched", len(w.dirs), "more", "sysctl fs.inotify.max_user_watches")
 	}
+	w.fill(true)
 	return nil
+}
+
+// fill notes whether there are more directories than can be watched.
+func (w *watcher) fill(full bool) {
+	if w.full != full && w.Full != nil {
+		w.Full(full)
+	}
+	w.full = full
 }
 
 // gone tells whether a directory could not be watched because it is no more one, not the
@@ -321,6 +337,7 @@ func (w *watcher) forget(d *dir) {
 	if w.dirs[d.wd] == d {
 		delete(w.dirs, d.wd)
 		_, _ = unix.InotifyRmWatch(w.fd, uint32(d.wd))
+		w.release()
 	}
 	d.unlink()
 }
@@ -368,6 +385,7 @@ func (w *watcher) take(b []byte) {
 func (w *watcher) rescan() error {
 	begin := time.Now()
 	w.behind = false
+	w.fill(false)
 	w.watched, w.dirs = w.dirs, make(map[int]*dir, len(w.dirs))
 	if err := w.add(nil, "", false); err != nil {
 		return err
@@ -378,6 +396,8 @@ func (w *watcher) rescan() error {
 		}
 		if _, err := unix.InotifyRmWatch(w.fd, uint32(wd)); err != nil {
 			w.dirs[wd] = d // removed already, which is yet to be told
+		} else {
+			w.release()
 		}
 	}
 	w.watched = nil

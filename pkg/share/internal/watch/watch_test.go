@@ -37,7 +37,8 @@ func start(t *testing.T, dir string) (<-chan []watch.Event, <-chan uint64) {
 	done := make(chan error, 1)
 	go func() {
 		done <- watch.Watch(ctx, watch.Options{
-			Root: dir, Ignore: []string{".git", "*.swp", "/build/out"},
+			Budget: watch.NewBudget("", 0),
+			Root:   dir, Ignore: []string{".git", "*.swp", "/build/out"},
 			Log: slog.New(slog.NewTextHandler(t.Output(), nil)), Ready: func() { close(ready) },
 			Ended: func(ino uint64, _ unix.StatxTimestamp) {
 				select {
@@ -206,7 +207,8 @@ func TestGone(t *testing.T) {
 		func() { os.Remove(dir) },
 	} {
 		err := watch.Watch(t.Context(), watch.Options{
-			Root: dir, Log: slog.New(slog.DiscardHandler), Ready: end,
+			Budget: watch.NewBudget("", 0),
+			Root:   dir, Log: slog.New(slog.DiscardHandler), Ready: end,
 			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
 		}, func([]watch.Event) {})
 		if !errors.Is(err, watch.ErrGone) {
@@ -373,7 +375,8 @@ func TestSecondLook(t *testing.T) {
 	var looks atomic.Int32
 	broken := errors.New("broken")
 	err := watch.Watch(t.Context(), watch.Options{
-		Root: dir, Log: slog.New(slog.DiscardHandler),
+		Budget: watch.NewBudget("", 0),
+		Root:   dir, Log: slog.New(slog.DiscardHandler),
 		Ready: func() { _ = os.Rename(filepath.Join(dir, "a"), filepath.Join(dir, "b")) },
 		Open: func(d string) (*os.File, error) {
 			if d == "" && looks.Add(1) > 1 {
