@@ -21,8 +21,8 @@ type Loss struct {
 	Known bool // the engine was asked and answered
 	// TooMuch says that the engine lists more than devvm reads.
 	TooMuch bool
-	Usage engine.Usage
-	Disk  int64 // bytes that the VM's disk takes on this host
+	Usage   engine.Usage
+	Disk    int64 // bytes that the VM's disk takes on this host
 	// Snapshots is how many there are; they belong to the VM and go with it.
 	Snapshots int
 	Undo      int64 // bytes of an older disk, kept as the undo, that goes for good
