@@ -212,7 +212,10 @@ func (a *app) service() (*project.Service, error) {
 			if err != nil {
 				return nil, err
 			}
-			return a.open(ctx, vm.Options{URI: cfg.URI, RuntimeDir: project.RuntimeHome(env)}, log)
+			return a.open(ctx, vm.Options{
+				URI: cfg.URI, RuntimeDir: project.RuntimeHome(env),
+				Sandbox: vm.Sandbox{Program: exe, Dir: filepath.Join(dirs.Data, "sandbox")},
+			}, log)
 		},
 		Config:  loadConfig,
 		Accel:   vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
