@@ -162,7 +162,7 @@ Docker changes the VM's firewall, never this host's.
 		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
 		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newVersionCmd(),
-		a.newNetCmd(), a.newSupervisorCmd(),
+		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
 	)
 	return root
 }
