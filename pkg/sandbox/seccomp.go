@@ -62,9 +62,21 @@ var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLI
 
 // Deny gives up system calls, for all threads of this process and what it starts.
 func Deny(c Calls) error {
-	table, err := arch.GetInfo("")
+	program, err := c.program()
+	if err == nil {
+		err = load(program)
+	}
 	if err != nil {
 		return fmt.Errorf("give up system calls: %w", err)
+	}
+	return nil
+}
+
+// program is the filter.
+func (c Calls) program() ([]bpf.Instruction, error) {
+	table, err := arch.GetInfo("")
+	if err != nil {
+		return nil, err
 	}
 	names := slices.Clone(neverCalls)
 	var some []seccomp.NameWithConditions
@@ -96,12 +108,9 @@ func Deny(c Calls) error {
 	}
 	program, err := policy.Assemble()
 	if err != nil {
-		return fmt.Errorf("give up system calls: %w", err)
+		return nil, err
 	}
-	if err := load(append(foreign(table), program...)); err != nil {
-		return fmt.Errorf("give up system calls: %w", err)
-	}
-	return nil
+	return append(foreign(table), program...), nil
 }
 
 // foreign denies the calls of other architectures that the processor has, which are
