@@ -163,7 +163,7 @@ Docker changes the VM's firewall, never this host's.
 		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
 		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
-		a.newNetCmd(), a.newSupervisorCmd(),
+		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
 	)
 	return root
 }
@@ -216,7 +216,10 @@ func (a *app) service() (*project.Service, error) {
 			if err != nil {
 				return nil, err
 			}
-			return a.open(ctx, vm.Options{URI: cfg.URI, RuntimeDir: project.RuntimeHome(env)}, log)
+			return a.open(ctx, vm.Options{
+				URI: cfg.URI, RuntimeDir: project.RuntimeHome(env),
+				Sandbox: vm.Sandbox{Program: exe, Dir: filepath.Join(dirs.Data, "sandbox")},
+			}, log)
 		},
 		Config:  loadConfig,
 		Trust:   rule,

@@ -37,6 +37,7 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 	}
 	findings := doctor.Run(ctx, doctor.Checks(doctor.System(), doctor.Options{
 		Version:   version(),
+		Program:   s.Exe,
 		Libvirt:   s.Host,
 		URI:       cfg.URI,
 		Accel:     s.Accel.Choose,

@@ -7,16 +7,24 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 	"time"
 
+	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == sandbox.Program { // libvirt has started a VM's QEMU
+		err := sandbox.RunQEMU(os.Args, os.Environ())
+		fmt.Fprintf(os.Stderr, "devvm: the VM's sandbox: %v\n", err)
+		os.Exit(ui.ExitError)
+	}
 	os.Exit(run(os.Args[1:], newApp(ui.System(os.Getenv), os.Getenv, vm.Open)))
 }
 

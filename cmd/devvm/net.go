@@ -9,6 +9,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
@@ -32,6 +33,9 @@ func (a *app) newNetCmd() *cobra.Command {
 			}
 			o.Log = slog.New(slog.NewJSONHandler(background.NewLog(os.Stderr), nil))
 			o.Ready = background.Ready
+			o.Confine = func() error {
+				return project.Confine(dirs.NetPolicy(name), sandbox.Calls{Exec: true, Attributes: true}, o.Log)
+			}
 			if qemuUser != "" {
 				o.OwnNetSocket = true
 				if _, err := fmt.Sscanf(qemuUser, "%d:%d", &o.NetUID, &o.NetGID); err != nil {

@@ -1,12 +1,18 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/background"
+	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 
@@ -29,7 +35,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 			if err == nil {
 				o.Log = slog.New(slog.NewJSONHandler(background.NewLog(os.Stderr), nil))
 				o.Ready, o.Forked = background.Ready, forked
-				err = supervisor.Run(cmd.Context(), o)
+				err = superviseConfined(cmd.Context(), s, name, o)
 			}
 			if err != nil {
 				background.Failed(err)
@@ -42,4 +48,49 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 	cmd.Flags().BoolVar(&forked, "forked", false, "the VM goes on from another one's memory")
 	_ = cmd.MarkFlagRequired("project-name")
 	return cmd
+}
+
+// superviseConfined supervises from a sandbox, with a process outside of it that says who
+// has a port.
+func superviseConfined(ctx context.Context, s *project.Service, name string, o supervisor.Options) error {
+	policy, err := s.SupervisorPolicy(name)
+	if err != nil {
+		return err
+	}
+	witness, ended, err := startOwner(s.Exe)
+	if err != nil {
+		return fmt.Errorf("start the process that says who has a port: %w", err)
+	}
+	defer func() {
+		_ = witness.Close()
+		_ = ended()
+	}()
+	o.Ports.Owner = witness.Owner
+	o.Confine = func() error { return project.Confine(policy, sandbox.Calls{Exec: true}, o.Log) }
+	return supervisor.Run(ctx, o)
+}
+
+// startOwner starts `devvm owner`, which ends with the pipes to it.
+func startOwner(exe string) (w *ports.Witness, ended func() error, err error) {
+	theirQuestions, questions, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer theirQuestions.Close()
+	answers, theirAnswers, err := os.Pipe()
+	if err != nil {
+		questions.Close()
+		return nil, nil, err
+	}
+	defer theirAnswers.Close()
+	background.Withhold()
+	cmd := exec.Command(exe, "owner") //nolint:noctx // it ends with the pipes
+	cmd.Dir = "/"
+	cmd.Stdin, cmd.Stdout = theirQuestions, theirAnswers
+	w = ports.NewWitness(questions, answers)
+	if err := cmd.Start(); err != nil {
+		_ = w.Close()
+		return nil, nil, err
+	}
+	return w, cmd.Wait, nil
 }

@@ -97,6 +97,7 @@ func Run(ctx context.Context, h Host, o Options) (Report, error) {
 	now := take(ctx, h, processes, sockets)
 	r.add(hostFindings(h, &r, now, o)...)
 	r.add(privileges(h, processes))
+	r.add(sandboxes(processes)...)
 	r.add(listeners(ctx, &r, h, sockets, o))
 	r.add(unixSockets(h, sockets, o.Dirs))
 	r.add(files(h, o.Dirs))
@@ -225,6 +226,36 @@ func privileges(h Host, processes []Process) Finding {
 		f.Meaning = "the kernel would not let them change rules, links, routes or sysctls"
 	}
 	return f
+}
+
+// sandboxes tells which processes could use all files of their user. The kernel shows
+// nobody that a process is in a Landlock domain, but who enters one of devvm's has a
+// filter of system calls, too, and QEMU has one of its own.
+func sandboxes(processes []Process) []Finding {
+	least := map[string]int{KindNet: 1, KindSupervisor: 1, KindQEMU: 2}
+	f := Finding{Name: "sandbox", Status: OK}
+	confined := 0
+	for _, p := range processes {
+		switch want, asked := least[p.Kind]; {
+		case !asked, p.Kind == KindQEMU && p.UID == 0:
+		case p.Filters >= want:
+			confined++
+		default:
+			f.Details = append(f.Details, p.name()+" is in none")
+		}
+	}
+	switch {
+	case confined == 0 && len(f.Details) == 0:
+		return nil
+	case len(f.Details) == 0:
+		f.What = fmt.Sprintf("%s, each in a sandbox", count(confined, "process of VMs", "processes of VMs"))
+		return []Finding{f}
+	}
+	f.Status = Note
+	f.What = fmt.Sprintf("%s without a sandbox", count(len(f.Details), "process of VMs", "processes of VMs"))
+	f.Meaning = "who breaks out of one has what its user has"
+	f.Fix = "# why this host gives none: devvm doctor; a VM that was started or suspended before this version of devvm: devvm down && devvm up"
+	return []Finding{f}
 }
 
 // count is a number with its noun.

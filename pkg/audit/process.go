@@ -30,6 +30,7 @@ type Process struct {
 	// Privileged says that the kernel would let it change the host.
 	Privileged   bool   `json:"privileged"`
 	Capabilities string `json:"capabilities,omitempty"` // effective ones, as in proc_pid_status(5)
+	Filters      int    `json:"filters"`                // of system calls, as in proc_pid_status(5)
 }
 
 // name is the process for people.
@@ -160,6 +161,8 @@ func credentials(h Host, p *Process) bool {
 		case len(f) >= 3 && f[0] == "Uid:":
 			uid, _ = strconv.Atoi(f[1])
 			effective, _ = strconv.Atoi(f[2])
+		case len(f) == 2 && f[0] == "Seccomp_filters:":
+			p.Filters, _ = strconv.Atoi(f[1])
 		case len(f) == 2 && f[0] == "CapEff:" && strings.Trim(f[1], "0") != "":
 			p.Capabilities = f[1]
 		case len(f) >= 2 && f[0] == "State:" && (f[1] == "Z" || f[1] == "X"):

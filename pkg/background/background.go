@@ -109,6 +109,14 @@ func Ready() error {
 	return nil
 }
 
+// Withhold keeps what this process starts from holding the report to the process that
+// called [Start], which would wait for them, too.
+func Withhold() {
+	if fd, err := strconv.Atoi(os.Getenv(readyEnv)); err == nil {
+		syscall.CloseOnExec(fd)
+	}
+}
+
 // Failed tells the process that called [Start] why this one cannot run.
 func Failed(err error) { _ = report(err.Error()) }
 

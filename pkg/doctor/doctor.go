@@ -56,6 +56,7 @@ type Finding struct {
 // Options are what only the caller knows. All are optional.
 type Options struct {
 	Version string // of this program
+	Program string // its path
 
 	// Libvirt connects to libvirt, starting its daemon if that is how it is
 	// done here, and describes it. It is called once.
@@ -144,6 +145,7 @@ func Checks(h Host, o Options) []Check {
 		{"qemu-img", d.qemuImg},
 		{"libvirt", d.libvirt},
 		{"KVM", d.kvm},
+		{"sandbox", d.sandbox},
 		{"image tools", d.imageTools},
 		{"user namespaces", d.userNamespaces},
 		{"disk space", d.diskSpace},

@@ -89,7 +89,7 @@ func newHost(t *testing.T, osRelease string) *bench {
 	b.o = Options{
 		Version: "1.0", Data: "/home/me/.local/share/devvm", Work: "/var/tmp", Memory: 4 << 30, Runtime: "/run/me/devvm", Socket: "/run/me/devvm/x/docker.sock",
 		Libvirt: func(context.Context) (vm.Host, error) {
-			return vm.Host{URI: "qemu:///session", Libvirt: "11.3.0", QEMU: "10.0.2", KVMListed: true}, nil
+			return vm.Host{URI: "qemu:///session", Libvirt: "11.3.0", QEMU: "10.0.2", KVMListed: true, QEMUUser: -1, Sandbox: "/data/sandbox/qemu-system-x86_64"}, nil
 		},
 		Accel: func(vm.Host) vm.Verdict { return vm.Verdict{Accel: vm.AccelKVM, Proven: true} },
 	}
@@ -431,6 +431,21 @@ func TestChecks(t *testing.T) {
 			}
 		}, want{Warn, false, "KVM internal error", "x"}},
 		{"not tried", "KVM", func(b *bench) { b.o.Accel = func(vm.Host) vm.Verdict { return vm.Verdict{Accel: vm.AccelKVM} } }, want{OK, false, "falls back", "-"}},
+		{"no Landlock", "sandbox", func(b *bench) {
+			b.unconfined("the kernel has no Landlock")
+			b.file("/sys/kernel/security/lsm", "lockdown,yama,apparmor\n")
+		}, want{Warn, false, "does not use Landlock", "lsm=landlock,lockdown,yama,apparmor"}},
+		{"old kernel", "sandbox", func(b *bench) { b.unconfined("the kernel has no Landlock") }, want{Warn, false, "no Landlock", "# Landlock is in Linux 5.19"}},
+		{"AppArmor", "sandbox", func(b *bench) {
+			b.o.Program = "/home/me/bin/devvm"
+			b.unconfined("libvirt cannot start it: Permission denied")
+			b.file("/sys/kernel/security/lsm", "lockdown,landlock,apparmor\n")
+			b.file("/etc/apparmor.d/usr.sbin.libvirtd", "")
+		}, want{Warn, false, "libvirt cannot start it", "echo '/home/me/bin/devvm PUx,' | sudo tee -a /etc/apparmor.d/local/usr.sbin.libvirtd"}},
+		{"QEMU's own user", "sandbox", func(b *bench) {
+			b.o.Libvirt = func(context.Context) (vm.Host, error) { return vm.Host{QEMUUser: 64055}, nil }
+		}, want{OK, false, "uid 64055", "-"}},
+		{"libvirt away", "sandbox", func(b *bench) { b.o.Libvirt = noLibvirt("x") }, want{OK, false, "not known", "-"}},
 		{"libvirt away", "KVM", func(b *bench) { b.o.Libvirt = noLibvirt("x") }, want{OK, false, "/dev/kvm opens", "-"}},
 
 		{"tools missing", "image tools", func(b *bench) { b.remove("/usr/bin/mmdebstrap", keyring) }, want{Fail, true, "mmdebstrap, debian-archive-keyring", "sudo apt-get install -y --no-install-recommends mmdebstrap debian-archive-keyring"}},
@@ -612,6 +627,13 @@ func TestChecks(t *testing.T) {
 				t.Errorf("more than a line: %+v", r)
 			}
 		})
+	}
+}
+
+// unconfined gives the host no sandbox, for a reason.
+func (b *bench) unconfined(why string) {
+	b.o.Libvirt = func(context.Context) (vm.Host, error) {
+		return vm.Host{URI: "qemu:///session", Libvirt: "11.3.0", QEMU: "10.0.2", QEMUUser: -1, NoSandbox: why}, nil
 	}
 }
 

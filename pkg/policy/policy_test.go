@@ -132,9 +132,10 @@ var mayImport = map[string][]string{
 	"pkg/project": {
 		"pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guest", "pkg/image",
-		"pkg/ports", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
+		"pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
 	"pkg/relay":      nil,
+	"pkg/sandbox":    nil,
 	"pkg/share":      nil,
 	"pkg/shell":      nil,
 	"pkg/supervisor": {"pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
@@ -143,7 +144,7 @@ var mayImport = map[string][]string{
 	"pkg/tree":       nil,
 	"pkg/ui":         nil,
 	"pkg/usernet":    {"pkg/egress"},
-	"pkg/vm":         {"pkg/file"},
+	"pkg/vm":         {"pkg/file", "pkg/sandbox"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }

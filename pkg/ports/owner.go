@@ -19,10 +19,10 @@ import (
 // have a port, too.
 const tcpListen = 10
 
-// owner says in words who keeps a socket from being opened: the project that project
+// Owner says in words who keeps a socket from being opened: the project that project
 // knows a process by, a process of this user, or another user's. "" if nobody does any
 // more, or the kernel does not tell.
-func owner(ctx context.Context, k Key, project func(ctx context.Context, pid int) string) string {
+func Owner(ctx context.Context, k Key, project func(ctx context.Context, pid int) string) string {
 	inode, uid, ok := holder(k)
 	if !ok {
 		return ""

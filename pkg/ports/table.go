@@ -32,6 +32,8 @@ type Options struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Project names the devvm project that a process works for, "" for none.
 	Project func(ctx context.Context, pid int) string
+	// Owner says who has a socket, for a process that may not look; nil: [Owner].
+	Owner func(ctx context.Context, k Key) string
 	// Exposures is the file that keeps them; empty: they are not kept.
 	Exposures string
 	Log       *slog.Logger // nil: nothing is logged
@@ -316,7 +318,10 @@ func (t *Table) owner(ctx context.Context, k Key, err error) string {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTime)
 	defer cancel()
-	return owner(ctx, k, t.o.Project)
+	if t.o.Owner != nil {
+		return t.o.Owner(ctx, k)
+	}
+	return Owner(ctx, k, t.o.Project)
 }
 
 func (t *Table) counter(l Line) *counters {

@@ -30,7 +30,7 @@ func (s *Service) portOptions(f paths) supervisor.PortOptions {
 			VM:        ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback},
 			Own:       p.Address(),
 			Dial:      usernet.NewDialer(f.dialSocket()).Dial,
-			Project:   s.projectOf,
+			Project:   s.ProjectOf,
 			Exposures: f.exposures(),
 		},
 		Settings: func() (ports.Settings, error) {
@@ -43,9 +43,9 @@ func (s *Service) portOptions(f paths) supervisor.PortOptions {
 	}
 }
 
-// projectOf names in words the project whose supervisor a process is, "" if it is none.
+// ProjectOf names in words the project whose supervisor a process is, "" if it is none.
 // The supervisors themselves are asked, so that the answer is never an old one.
-func (s *Service) projectOf(ctx context.Context, pid int) string {
+func (s *Service) ProjectOf(ctx context.Context, pid int) string {
 	names, err := s.Dirs.projects()
 	if err != nil {
 		return ""

@@ -17,6 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -316,6 +317,21 @@ func below(ctx context.Context, path string) ([]string, error) {
 			return all, nil
 		}
 	}
+}
+
+// checkBacking refuses a disk that lies on what is no image and no template. It says
+// itself what it lies on, a QEMU that its guest has taken over can write that, and the
+// next one may read it.
+func (s *Service) checkBacking(backing []string) error {
+	for _, path := range backing {
+		if dir := filepath.Dir(filepath.Dir(path)); dir != s.Images.Dir() && dir != s.Templates.Dir() {
+			return &ui.Error{
+				Msg:  fmt.Sprintf("the VM's disk says that it lies on %s, which is no image or template of devvm's: somebody has changed it", ui.Escape(path)),
+				Hint: "keep a copy of it if you want to know more, and start afresh with: devvm nuke",
+			}
+		}
+	}
+	return nil
 }
 
 // TemplatesInUse returns the IDs of the templates that a disk of any project, or

@@ -494,6 +494,9 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 		if err != nil {
 			return image.Image{}, err
 		}
+		if err := b.checkBacking(backing); err != nil {
+			return image.Image{}, err
+		}
 		b.backing = backing
 		digest := imageOf(backing)
 		img, err := b.Images.Resolve(ctx, digest)

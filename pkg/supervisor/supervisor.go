@@ -61,7 +61,11 @@ type Options struct {
 	Target  guest.Target
 	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
 	Version string           // of this program
-	Ready   func() error     // called once both sockets listen; its error ends the supervisor
+	// Confine, if any, is called when the sockets are there and the files that are
+	// shared are known, before anything is taken from the VM. Its error ends the
+	// supervisor.
+	Confine func() error
+	Ready   func() error // called once both sockets listen; its error ends the supervisor
 	// Forked says that the VM goes on from another one's memory: it sets its own clock
 	// before it takes the first link, and mounts by itself what its firmware tells it to.
 	Forked bool
@@ -157,7 +161,11 @@ func Run(ctx context.Context, o Options) error {
 	defer close(s.ended)
 	var owned sync.WaitGroup
 	defer owned.Wait()
-	if err := s.serveShare(ctx, &owned, stop); err != nil {
+	err = s.serveShare(ctx, &owned, stop)
+	if err == nil && o.Confine != nil {
+		err = o.Confine()
+	}
+	if err != nil {
 		stop()
 		docker.Close()
 		control.Close()

@@ -43,6 +43,10 @@ type Options struct {
 
 	// WaitQEMU is how long to wait for QEMU to come; 0: 60 s.
 	WaitQEMU time.Duration
+	// Confine, if any, is called once both sockets are there: from then on the process
+	// opens no file but ResolvConf and Hosts, connects to the sockets of Services, and
+	// may not be able to remove NetSocket at its end. Its error ends the process.
+	Confine func() error
 	// Ready, if any, is called once both sockets take connections. Its error ends
 	// the process.
 	Ready func() error
@@ -94,6 +98,11 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer dialin.Close()
 
+	if o.Confine != nil {
+		if err := o.Confine(); err != nil {
+			return err
+		}
+	}
 	if o.Ready != nil { // before anything is answered: a client waits until it is
 		if err := o.Ready(); err != nil {
 			return err

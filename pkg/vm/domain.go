@@ -14,6 +14,8 @@ import (
 	"unicode/utf8"
 
 	"libvirt.org/go/libvirtxml"
+
+	"github.com/devvm/devvm/pkg/sandbox"
 )
 
 // metadataURI is the XML namespace of devvm's element in a domain's metadata.
@@ -153,6 +155,13 @@ func DomainXML(spec Spec, host Host) (string, error) {
 			Mode: "maximum", Check: "none", Migratable: "on",
 			Features: []libvirtxml.DomainCPUFeature{{Policy: "disable", Name: "erms"}},
 		}
+	}
+	if host.Sandbox != "" {
+		d.Devices.Emulator = host.Sandbox
+		if d.QEMUCommandline == nil {
+			d.QEMUCommandline = &libvirtxml.DomainQEMUCommandline{}
+		}
+		d.QEMUCommandline.Envs = []libvirtxml.DomainQEMUCommandlineEnv{{Name: sandbox.Env, Value: confined(spec).String()}}
 	}
 	if spec.Kernel == "" {
 		d.OS.BootDevices = []libvirtxml.DomainBootDevice{{Dev: "hd"}}
@@ -322,8 +331,9 @@ func network(spec Spec, host Host) *libvirtxml.DomainQEMUCommandline {
 
 // Reconnects reports whether the host's QEMU connects again to a network process
 // that was replaced. Elsewhere it tries once, at its start, and runs on without
-// a network if nobody listens; [Hypervisor.Save] and Start bring that back.
-func Reconnects(host Host) bool { return versionAtLeast(host.QEMU, 8, 0) }
+// a network if nobody listens; [Hypervisor.Save] and Start bring that back. In its
+// sandbox it has one connection and can make none.
+func Reconnects(host Host) bool { return host.Sandbox == "" && versionAtLeast(host.QEMU, 8, 0) }
 
 // compact renders v, which holds nothing that JSON cannot.
 func compact(v any) string {

@@ -18,7 +18,10 @@ var update = flag.Bool("update", false, "write the golden files")
 
 var (
 	session = Host{URI: uriSession, Libvirt: "9.0.0", QEMU: "7.2.22", QEMUUser: -1, QEMUGroup: -1}
-	system  = Host{URI: uriSystem, Libvirt: "11.3.0", QEMU: "10.0.3", QEMUUser: 64055, QEMUGroup: 994, Confinement: "apparmor"}
+	// The same with a sandbox for QEMU.
+	confinedHost = Host{URI: uriSession, Libvirt: "11.3.0", QEMU: "10.0.3", QEMUUser: -1, QEMUGroup: -1, Sandbox: "/home/who/.local/share/devvm/sandbox/1a2b3c4d/qemu-system-x86_64"}
+
+	system = Host{URI: uriSystem, Libvirt: "11.3.0", QEMU: "10.0.3", QEMUUser: 64055, QEMUGroup: 994, Confinement: "apparmor"}
 )
 
 func example() Spec {
@@ -60,6 +63,8 @@ func TestDomainXML(t *testing.T) {
 		"firmware-seed":    {session, func(s *Spec) { s.Kernel, s.Initrd, s.Cmdline, s.Seed = "", "", "", "/s/seed.img" }},
 		"two-images":       {system, func(s *Spec) { s.Backing = []string{"/templates/t/disk.qcow2", "/images/i/disk.qcow2"} }},
 		"no-network":       {session, func(s *Spec) { s.NetSocket, s.Console, s.Credentials, s.Backing = "", "", nil, nil }},
+		"sandbox":          {confinedHost, func(*Spec) {}},
+		"sandbox-offline":  {confinedHost, func(s *Spec) { s.NetSocket, s.Console, s.Credentials, s.Backing = "", "", nil, nil }},
 		"test-driver":      {Host{URI: uriTest}, func(*Spec) {}},
 		"awkward":          {session, awkward},
 		"one-cpu-odd-size": {session, func(s *Spec) { s.CPUs, s.Memory = 1, 1000_000_000 }},

@@ -42,6 +42,19 @@ func DefineForeign(ctx context.Context, o Options, doc string) (undefine func() 
 	}, nil
 }
 
+// Monitor asks the QEMU of a VM something and returns its answer.
+func Monitor(ctx context.Context, hv Hypervisor, name, command string) (answer string, err error) {
+	h := hv.(*hypervisor)
+	err = h.do(ctx, func(l *link) error {
+		dom, err := l.DomainLookupByName(DomainPrefix + name)
+		if err == nil {
+			answer, err = l.QEMUDomainMonitorCommand(dom, command, 0)
+		}
+		return err
+	})
+	return answer, err
+}
+
 // OpenURI opens any URI at the daemon with the runtime directory.
 func OpenURI(ctx context.Context, uri, runtimeDir string) (Hypervisor, error) {
 	d, err := findDaemon(uriTest, runtimeDir, processSurroundings(), quiet)

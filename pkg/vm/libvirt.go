@@ -37,6 +37,7 @@ const kvmDevice = "/dev/kvm"
 // hypervisor is the Hypervisor on libvirt.
 type hypervisor struct {
 	uri     string
+	sandbox Sandbox
 	daemon  daemon
 	timeout time.Duration
 	log     *slog.Logger
@@ -62,7 +63,7 @@ func Open(ctx context.Context, o Options, log *slog.Logger) (Hypervisor, error) 
 	if err != nil {
 		return nil, err
 	}
-	h := &hypervisor{uri: o.URI, daemon: d, timeout: cmp.Or(o.Timeout, 30*time.Second), log: log}
+	h := &hypervisor{uri: o.URI, sandbox: o.Sandbox, daemon: d, timeout: cmp.Or(o.Timeout, 30*time.Second), log: log}
 	l, err := h.connect(ctx)
 	if err != nil {
 		return nil, err
@@ -145,9 +146,13 @@ func (h *hypervisor) Host(ctx context.Context) (Host, error) {
 		if guest.Arch.Name != "x86_64" {
 			continue
 		}
+		host.Emulator = guest.Arch.Emulator
 		for _, domain := range guest.Arch.Domains {
 			host.KVMListed = host.KVMListed || domain.Type == "kvm"
 		}
+	}
+	if host.Sandbox, err = h.findSandbox(ctx, host); err != nil {
+		host.Sandbox, host.NoSandbox = "", err.Error()
 	}
 	h.mu.Lock()
 	h.host = &host

@@ -135,6 +135,7 @@ func adopt(saved, want string) (string, error) {
 	from.GenID = to.GenID // libvirt picks a new one
 	from.SysInfo = to.SysInfo
 	from.OS.Kernel, from.OS.Initrd, from.OS.Cmdline = to.OS.Kernel, to.OS.Initrd, to.OS.Cmdline
+	from.Devices.Emulator = to.Devices.Emulator
 	from.QEMUCommandline, from.QEMUCapabilities = to.QEMUCommandline, to.QEMUCapabilities
 	for i := range from.Devices.Disks {
 		from.Devices.Disks[i].Source = to.Devices.Disks[i].Source

@@ -148,6 +148,38 @@ func TestCopyMemory(t *testing.T) {
 	}
 }
 
+// A fork has its own sandbox, whatever its template had: none, or one that names the
+// template's files.
+func TestAdoptSandbox(t *testing.T) {
+	next := example()
+	next.Disk, next.NetSocket = "/next/disk.qcow2", "/next/net.sock"
+	for _, from := range []Host{session, confinedHost} {
+		for _, to := range []Host{session, confinedHost} {
+			saved, err := DomainXML(example(), from)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := DomainXML(next, to)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := adopt(saved, want)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(got, example().Disk) || strings.Contains(got, example().NetSocket) {
+				t.Errorf("it has the template's files:\n%s", got)
+			}
+			if has, should := strings.Contains(got, "<emulator>"+to.Sandbox+"</emulator>"), to.Sandbox != ""; has != should {
+				t.Errorf("from %q to %q: sandbox %v", from.Sandbox, to.Sandbox, has)
+			}
+			if has, should := strings.Contains(got, "DEVVM_QEMU"), to.Sandbox != ""; has != should {
+				t.Errorf("from %q to %q: policy %v", from.Sandbox, to.Sandbox, has)
+			}
+		}
+	}
+}
+
 func TestAdoptOtherShape(t *testing.T) {
 	for name, change := range map[string]func(*Spec){
 		"cpus":        func(s *Spec) { s.CPUs++ },

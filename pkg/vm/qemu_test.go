@@ -48,6 +48,11 @@ func qemu(t *testing.T) (vm.Options, string) {
 
 func TestConformanceQEMU(t *testing.T) {
 	o, dir := qemu(t)
+	conformance(t, o, dir)
+}
+
+func conformance(t *testing.T, o vm.Options, dir string) {
+	t.Helper()
 	vmtest.Conformance(t, vmtest.Subject{
 		Open: func(ctx context.Context) (vm.Hypervisor, error) { return vm.Open(ctx, o, logger(t)) },
 		AddForeign: func(t *testing.T, domain string) {

@@ -156,6 +156,9 @@ type Host struct {
 	QEMUGroup   int    // gid that runs QEMU, -1: our own
 	Confinement string // "apparmor", "selinux" or ""
 	SaveDir     string // where the memory of saved VMs is kept; it need not exist
+	Emulator    string // path of the QEMU that libvirt takes by itself
+	Sandbox     string // path of the program that is QEMU's sandbox, "": VMs run without one
+	NoSandbox   string // why they do
 }
 
 // Hypervisor manages the VMs of devvm on one host. All methods can be
@@ -222,4 +225,11 @@ type Options struct {
 	URI        string        // qemu:///session, qemu:///system, test:///default; empty: session for users, system for root
 	Timeout    time.Duration // for finding or starting the daemon; 0: 30 s
 	RuntimeDir string        // the user's runtime directory, for a session; empty: XDG_RUNTIME_DIR
+	Sandbox    Sandbox
+}
+
+// Sandbox says what confines QEMU in a session, see pkg/sandbox. The zero value: nothing.
+type Sandbox struct {
+	Program string // that calls sandbox.RunQEMU under the name sandbox.Program
+	Dir     string // for links to it
 }

@@ -1,0 +1,81 @@
+package project
+
+import (
+	"errors"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/devvm/devvm/pkg/sandbox"
+)
+
+// Confine gives up all but the policy, and the system calls. Where the kernel has no
+// Landlock the files stay, and the log says so.
+func Confine(p sandbox.Policy, calls sandbox.Calls, log *slog.Logger) error {
+	abi, err := sandbox.Enter(p)
+	switch {
+	case errors.Is(err, sandbox.ErrUnsupported):
+		log.Warn("not confined to its own files", "err", err)
+	case err != nil:
+		return err
+	}
+	if err := sandbox.Deny(calls); err != nil {
+		return err
+	}
+	log.Info("confined", "landlock", abi)
+	return nil
+}
+
+// world is what Go programs read of the host. Files of /etc are replaced, not written, so
+// that no rule for one of them holds.
+var world = sandbox.Policy{
+	Files: []string{"/etc"},
+	Read:  []string{"/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/proc/sys"},
+	TCP:   true,
+}
+
+// NetPolicy is what a project's network process uses when its sockets are there: the
+// host's resolver, wherever that is kept, and the socket of the files.
+func (d Dirs) NetPolicy(name string) sandbox.Policy {
+	f := d.paths(name)
+	p := sandbox.Policy{
+		Files:   []string{"/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"},
+		Remove:  []string{f.run},
+		Connect: []string{f.run},
+	}
+	for _, link := range []string{"/etc/resolv.conf", "/etc/hosts"} {
+		if at, err := filepath.EvalSymlinks(link); err == nil {
+			p.Files = append(p.Files, filepath.Dir(at))
+		}
+	}
+	return world.And(p)
+}
+
+// SupervisorPolicy is what a project's supervisor uses: the project's own data, the
+// directories that the VM has, and what the user has written down.
+func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
+	f := s.Dirs.paths(name)
+	shares, err := f.readShares()
+	if err != nil {
+		return sandbox.Policy{}, err
+	}
+	dir := f.readRecord()
+	p := sandbox.Policy{
+		Read:    []string{s.Dirs.Config},
+		Files:   []string{dir}, // devvm.toml
+		Write:   []string{f.root},
+		Remove:  []string{f.run},
+		Connect: []string{f.run},
+	}
+	// The user's own file may be a link. That of the project is the VM's to change.
+	if at, err := filepath.EvalSymlinks(filepath.Join(s.Dirs.Config, "config.toml")); err == nil {
+		p.Read = append(p.Read, at)
+	}
+	for _, e := range shares.Exports {
+		if e.Writable {
+			p.Write = append(p.Write, e.Source)
+		} else {
+			p.Read = append(p.Read, e.Source)
+		}
+	}
+	return world.And(p), nil
+}
