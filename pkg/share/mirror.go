@@ -94,8 +94,12 @@ type deed struct {
 
 const (
 	manyDeeds = 32 << 10
-	// deedAge is how long after a deed its echo may come.
+	// deedAge is how long after a deed its echo may come. Of a file's content and
+	// attributes, the time of its last change says whose it was, however late: a file
+	// that was written is closed only when it has not been used for a while.
 	deedAge = 2 * time.Second
+	// patienceDeeds is for calls that are under way when the host's changes are looked at.
+	patienceDeeds = 2 * time.Second
 )
 
 // changed notes a change that the server made to an object.
@@ -134,23 +138,33 @@ func (e *export) echo(x watch.Event) bool {
 		return false
 	}
 	defer dir.close()
+	at := ghostKey{dir.n.key, path.Base(name)}
+	st, err := dir.child(at.name)
+	if err != nil {
+		st = nil
+	}
 	e.mirror.mu.Lock()
-	d, ok := e.mirror.done.get(ghostKey{dir.n.key, path.Base(name)})
-	e.mirror.mu.Unlock()
-	if !ok || time.Since(d.at) > deedAge {
+	defer e.mirror.mu.Unlock()
+	d, ok := e.mirror.done.get(at)
+	if !ok {
 		return false
 	}
-	st, err := dir.child(path.Base(name))
-	if err != nil {
-		return d.ino == 0
+	fresh := time.Since(d.at) <= deedAge
+	switch {
+	case st == nil:
+		ok = d.ino == 0 && fresh
+	case d.ino != st.Ino:
+		ok = false
+	case isDir(st):
+		ok = fresh
+	default:
+		last, known := e.mirror.changes.get(e.keyOf(st))
+		ok = known && last == st.Ctime
 	}
-	if d.ino != st.Ino || isDir(st) {
-		return d.ino == st.Ino
+	if !ok { // the host has been at work here since
+		e.mirror.done.delete(at)
 	}
-	e.mirror.mu.Lock()
-	last, ok := e.mirror.changes.get(e.keyOf(st))
-	e.mirror.mu.Unlock()
-	return ok && last == st.Ctime
+	return ok
 }
 
 // openPath opens a directory below the root and knows it from then on.
@@ -186,7 +200,7 @@ func (e *export) watch(ctx context.Context, s *Server) {
 	for ctx.Err() == nil {
 		err := watch.Watch(ctx, watch.Options{
 			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end,
-		}, e.notice)
+		}, func(events []watch.Event) { e.notice(s, events) })
 		if err == nil {
 			return
 		}
@@ -221,7 +235,8 @@ func (e *export) openForWatch(dir string) (*os.File, error) {
 }
 
 // notice takes what has changed, and passes on what the VM has not done itself.
-func (e *export) notice(events []watch.Event) {
+func (e *export) notice(s *Server, events []watch.Event) {
+	s.underway.settle(patienceDeeds)
 	e.mirror.tell(slices.DeleteFunc(events, e.echo))
 }
 

@@ -85,6 +85,7 @@ type Server struct {
 	verifier [8]byte // of this run: the VM sends again what it has not committed
 	pending  *semaphore.Weighted
 	replays  *replays
+	underway underway
 	files    *files
 	ignore   []string
 
