@@ -66,6 +66,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Exports: shares.Exports,
 			Durable: shares.Durable,
 			Ignore:  shares.Ignore,
+			Owners:  f.owners(),
 			Had:     shares.Had,
 			Told:    exists(filepath.Join(f.credentials(), credentialShare)),
 		},

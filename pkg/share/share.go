@@ -4,8 +4,8 @@
 //
 // All access is the host user's own, whoever asks in the VM: what that user may do
 // with a file, each user of the VM may, and files made in the VM belong to the host's
-// user. What root in the VM says about owners is kept in memory and shown again, and
-// reaches no file of the host.
+// user. What root in the VM says about owners is kept apart, shown again, and reaches no
+// file of the host.
 //
 // The VM is not trusted. Each object is opened by a path below the export's root that
 // the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic
@@ -63,6 +63,9 @@ type Options struct {
 	// Ignore are names, patterns (path.Match), or, with a slash in them, paths below the
 	// exports, of which Events does not hold.
 	Ignore []string
+	// Owners is a file that keeps, over the end of the server, whose files are in the VM;
+	// it is made if it is not there. Without it the next server does not know.
+	Owners string
 	Log    *slog.Logger // nil: nothing is logged
 }
 
@@ -87,6 +90,7 @@ type Server struct {
 	replays  *replays
 	underway underway
 	files    *files
+	owners   *ownerLog // nil: not kept
 	ignore   []string
 
 	holding sync.Mutex // guards binds
@@ -121,12 +125,18 @@ func New(o Options) (*Server, error) {
 		}
 		s.exports = append(s.exports, x)
 	}
+	if o.Owners != "" {
+		if err := s.keepOwners(o.Owners); err != nil {
+			s.log.Warn("whose files are in the VM is not kept", "err", err)
+		}
+	}
 	return s, nil
 }
 
 // Close gives up all that is open. Serve must have returned.
 func (s *Server) Close() error {
 	s.files.close()
+	s.owners.close()
 	for _, e := range s.exports {
 		e.close()
 	}
@@ -209,6 +219,7 @@ func (s *Server) sweep(ctx context.Context) {
 		select {
 		case now := <-tick.C:
 			s.files.sweep(now)
+			s.owners.settle(s.allOwners)
 			for _, e := range s.exports {
 				e.sweep(now)
 			}

@@ -22,6 +22,7 @@ type Share struct {
 	Exports []share.Export
 	Durable bool     // see share.Options
 	Ignore  []string // see share.Options
+	Owners  string   // see share.Options
 	Had     bool     // the VM may have been told of exports that are not there any more
 	// Told says that the VM hears from its firmware what to mount, in the words of
 	// Credential, and does so whenever it starts.
@@ -52,7 +53,7 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 	}
 	server, err := share.New(share.Options{
 		Exports: s.Share.Exports, Durable: s.Share.Durable,
-		Events: true, Ignore: s.Share.Ignore, Log: s.Log,
+		Events: true, Ignore: s.Share.Ignore, Owners: s.Share.Owners, Log: s.Log,
 	})
 	if err != nil {
 		return err
