@@ -51,18 +51,24 @@ type mirror struct {
 	mu      sync.Mutex
 	pending []watch.Event
 	news    chan struct{} // has room for one: there is something pending
-	ghosts  map[ghostKey]ghost
-	attempt attempt // the agent's last, of what it does to a directory; see phantom.go
-	done    recent[ghostKey, deed]
-	changes recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
-	ended   recent[being, struct{}]
+	gate    watch.Gate
+	// told and repeated count the changes that were given to the agent, and those that it
+	// has repeated; moved is closed and replaced when repeated grows or the agent ends.
+	told, repeated uint64
+	agent          bool // there is one
+	moved          chan struct{}
+	ghosts         map[ghostKey]ghost
+	attempt        attempt // the agent's last, of what it does to a directory; see phantom.go
+	done           recent[ghostKey, deed]
+	changes        recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
+	ended          recent[being, struct{}]
 
 	ahead ahead
 }
 
 func newMirror() *mirror {
 	return &mirror{
-		news: make(chan struct{}, 1),
+		news: make(chan struct{}, 1), moved: make(chan struct{}),
 		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
 		ahead: newAhead(),
 	}
@@ -199,7 +205,7 @@ func (e *export) watch(ctx context.Context, s *Server) {
 	said := ""
 	for ctx.Err() == nil {
 		err := watch.Watch(ctx, watch.Options{
-			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end,
+			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end, Gate: &e.mirror.gate,
 		}, func(events []watch.Event) { e.notice(s, events) })
 		if err == nil {
 			return
@@ -244,9 +250,61 @@ func (e *export) notice(s *Server, events []watch.Event) {
 func (m *mirror) tell(events []watch.Event) {
 	m.mu.Lock()
 	room := max(0, manyPending-len(m.pending))
-	m.pending = append(m.pending, events[:min(room, len(events))]...)
+	events = events[:min(room, len(events))]
+	m.pending = append(m.pending, events...)
+	m.told += uint64(len(events))
 	m.mu.Unlock()
 	m.wake()
+}
+
+// attended says whether there is an agent. What one was told that has ended is lost.
+func (m *mirror) attended(is bool) {
+	m.mu.Lock()
+	m.agent = is
+	m.repeated = m.told - uint64(len(m.pending))
+	m.step()
+	m.mu.Unlock()
+}
+
+// repeats notes that the agent has repeated some changes.
+func (m *mirror) repeats(n int) {
+	m.mu.Lock()
+	m.repeated += uint64(n)
+	m.step()
+	m.mu.Unlock()
+}
+
+// step wakes those who wait for the agent. The caller holds the lock.
+func (m *mirror) step() {
+	close(m.moved)
+	m.moved = make(chan struct{})
+}
+
+// settle waits until the agent, if there is one, has repeated what it was told so far.
+func (m *mirror) settle(ctx context.Context) {
+	m.mu.Lock()
+	last := m.told
+	for m.agent && m.repeated < last && ctx.Err() == nil {
+		moved := m.moved
+		m.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+		}
+		m.mu.Lock()
+	}
+	m.mu.Unlock()
+}
+
+// Settle waits until the VM's kernel knows what the host has changed until now, or until
+// ctx ends. Where nothing has changed it costs a system call for each export.
+func (s *Server) Settle(ctx context.Context) {
+	for _, e := range s.exports {
+		if e.mirror != nil {
+			e.mirror.gate.Wait(ctx)
+			e.mirror.settle(ctx)
+		}
+	}
 }
 
 // wake says that there is something for the agent to do.
@@ -318,6 +376,8 @@ const batchSize = 500
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
 	m := e.mirror
+	m.attended(true)
+	defer m.attended(false)
 	defer m.haunt(nil)
 	defer m.ahead.attend(false)
 	// The agent ends with its input; to kill it takes longer.
@@ -350,7 +410,9 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	for {
 		var err error
 		if events := m.take(batchSize); len(events) > 0 {
-			err = e.send(toAgent, answers, events)
+			if err = e.send(toAgent, answers, events); err == nil {
+				m.repeats(len(events))
+			}
 		} else if dirs := e.takeAhead(); len(dirs) > 0 {
 			err = e.sendAhead(toAgent, answers, dirs)
 		} else {

@@ -74,6 +74,21 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 	return nil
 }
 
+// patienceSettle is how long a connection into the VM waits for files: a busy VM, or a
+// flood of changes, does not stop it.
+const patienceSettle = 200 * time.Millisecond
+
+// settleFiles lets the VM's kernel hear of what the host has changed before a connection
+// into the VM is passed on: what was done before it is seen behind it.
+func (s *supervisor) settleFiles(ctx context.Context) {
+	if s.files == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceSettle)
+	defer cancel()
+	s.files.Settle(ctx)
+}
+
 // mountOptions are of each mount, for the port and the address of the server. Debian's
 // mount needs no helper for it. The kernel finds all that it needs in the options, without
 // rpcbind; it waits for a server that is gone for ever; it asks for names anew after a
