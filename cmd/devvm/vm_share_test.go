@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,6 +25,58 @@ var shareCommands = map[string]func(ts *testscript.TestScript, neg bool, args []
 	"share-probe": cmdShareProbe,
 	"live-reload": cmdLiveReload,
 	"move-about":  cmdMoveAbout,
+	"causality":   cmdCausality,
+}
+
+// cmdCausality: causality DIR URL ROUNDS changes files of a directory that a container
+// serves at URL, and asks for each at once, by a new connection. The container must have
+// what the host had before the request.
+func cmdCausality(ts *testscript.TestScript, _ bool, args []string) {
+	dir, url := ts.MkAbs(args[0]), args[1]
+	rounds, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	get := func(name string) string {
+		resp, err := client.Get(url + "/" + name)
+		ts.Check(err)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		if resp.StatusCode != http.StatusOK {
+			return fmt.Sprint(resp.StatusCode)
+		}
+		return string(b)
+	}
+	var took []time.Duration
+	stale := map[string]int{}
+	ask := func(what, name, want string) {
+		start := time.Now()
+		got := get(name)
+		took = append(took, time.Since(start))
+		if got != want {
+			stale[what]++
+		}
+	}
+	write := func(name, content string) { ts.Check(os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644)) }
+	for i := range rounds {
+		name := fmt.Sprintf("round%d.txt", i)
+		get(name) // and the VM's kernel knows that there is none
+		write(name, "new")
+		ask("a new file", name, "new")
+		write(name, "edited in place")
+		ask("a file edited in place", name, "edited in place")
+		write(name+".tmp", "replaced")
+		ts.Check(os.Rename(filepath.Join(dir, name+".tmp"), filepath.Join(dir, name)))
+		ask("a replaced file", name, "replaced")
+		ts.Check(os.Remove(filepath.Join(dir, name)))
+		ask("a removed file", name, "404")
+	}
+	slices.Sort(took)
+	fmt.Fprintf(ts.Stdout(), "%d requests, each right after a change: median %v, worst %v; not up to date: %v\n", len(took), took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond), stale)
+	// At rest there is none; a VM that is short of CPU may take longer than a connection waits.
+	if n := stale["a new file"] + stale["a file edited in place"] + stale["a replaced file"] + stale["a removed file"]; n > len(took)/20 {
+		ts.Fatalf("%d of %d requests were answered with what was there before: %v", n, len(took), stale)
+	}
 }
 
 // cmdShareProbe: share-probe puts shareprobe into the current directory.

@@ -154,6 +154,7 @@ func (f paths) unused() string        { return filepath.Join(f.vm, "unused") }
 func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
 func (f paths) shares() string        { return filepath.Join(f.root, "shares.json") }
 func (f paths) agreed() string        { return filepath.Join(f.root, "agreed.json") }
+func (f paths) owners() string        { return filepath.Join(f.root, "owners") }
 func (f paths) shareSocket() string   { return filepath.Join(f.run, "share.sock") }
 func (f paths) egress() string        { return filepath.Join(f.root, "egress.json") }
 func (f paths) netLock() string       { return filepath.Join(f.run, "net.lock") }

@@ -73,6 +73,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Durable: shares.Durable,
 			Ignore:  shares.Ignore,
 			Watches: filepath.Join(s.Dirs.Runtime, "watches"),
+			Owners:  f.owners(),
 			Had:     shares.Had,
 			Told:    exists(filepath.Join(f.credentials(), credentialShare)),
 		},

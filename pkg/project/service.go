@@ -217,7 +217,18 @@ func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error)
 		_ = client.Close()
 		return nil, err
 	}
+	s.settleFiles(ctx, p)
 	return client, nil
+}
+
+// settleFiles lets the VM see the project's files as they are now. Without a supervisor
+// nobody can.
+func (s *Service) settleFiles(ctx context.Context, p Project) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	if err := s.supervisor(p).Settle(ctx); err != nil {
+		s.Log.Debug("files are not settled", "err", err)
+	}
 }
 
 // Look is Connect for who only looks.
@@ -274,6 +285,7 @@ func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
 			_ = conn.Close()
 			return nil, err
 		}
+		s.settleFiles(ctx, p)
 	}
 	if err != nil {
 		return nil, &ui.Error{

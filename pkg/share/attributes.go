@@ -73,18 +73,6 @@ func (e *export) sight(n *node) *unix.Statx_t {
 	return &unix.Statx_t{Mode: x.mode, Nlink: 1, Uid: self, Size: x.size, Blocks: x.blocks, Atime: x.mtime, Mtime: x.mtime, Ctime: x.ctime}
 }
 
-// setOwner remembers whose an object is in the VM.
-func (e *export) setOwner(n *node, o owner) {
-	o.born = n.born
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if o.uid == 0 && o.gid == 0 {
-		e.owners.delete(n.key)
-		return
-	}
-	e.owners.put(n.key, o)
-}
-
 // attributes reads the object's state anew and returns it, or nil.
 func (o *object) attributes() *nfs3.Fattr3 {
 	if o == nil || o.stat() != nil {

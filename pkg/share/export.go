@@ -30,6 +30,7 @@ type export struct {
 	dev    atomic.Uint64 // of the root
 	files  *files
 	mirror *mirror // nil: changes of the host are not told
+	log    *ownerLog
 	// ageless: the file system's times of birth are of no use.
 	ageless bool
 

@@ -52,11 +52,17 @@ type mirror struct {
 	mu      sync.Mutex
 	pending []watch.Event
 	news    chan struct{} // has room for one: there is something pending
-	ghosts  map[ghostKey]ghost
-	attempt attempt // the agent's last, of what it does to a directory; see phantom.go
-	done    recent[ghostKey, deed]
-	changes recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
-	ended   recent[being, struct{}]
+	gate    watch.Gate
+	// told and repeated count the changes that were given to the agent, and those that it
+	// has repeated; moved is closed and replaced when repeated grows or the agent ends.
+	told, repeated uint64
+	agent          bool // there is one
+	moved          chan struct{}
+	ghosts         map[ghostKey]ghost
+	attempt        attempt // the agent's last, of what it does to a directory; see phantom.go
+	done           recent[ghostKey, deed]
+	changes        recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
+	ended          recent[being, struct{}]
 
 	unwatched atomic.Bool // some directories are not watched: there are too many
 
@@ -65,7 +71,7 @@ type mirror struct {
 
 func newMirror() *mirror {
 	return &mirror{
-		news: make(chan struct{}, 1),
+		news: make(chan struct{}, 1), moved: make(chan struct{}),
 		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
 		ahead: newAhead(),
 	}
@@ -97,8 +103,12 @@ type deed struct {
 
 const (
 	manyDeeds = 32 << 10
-	// deedAge is how long after a deed its echo may come.
+	// deedAge is how long after a deed its echo may come. Of a file's content and
+	// attributes, the time of its last change says whose it was, however late: a file
+	// that was written is closed only when it has not been used for a while.
 	deedAge = 2 * time.Second
+	// patienceDeeds is for calls that are under way when the host's changes are looked at.
+	patienceDeeds = 2 * time.Second
 )
 
 // changed notes a change that the server made to an object.
@@ -137,23 +147,33 @@ func (e *export) echo(x watch.Event) bool {
 		return false
 	}
 	defer dir.close()
+	at := ghostKey{dir.n.key, path.Base(name)}
+	st, err := dir.child(at.name)
+	if err != nil {
+		st = nil
+	}
 	e.mirror.mu.Lock()
-	d, ok := e.mirror.done.get(ghostKey{dir.n.key, path.Base(name)})
-	e.mirror.mu.Unlock()
-	if !ok || time.Since(d.at) > deedAge {
+	defer e.mirror.mu.Unlock()
+	d, ok := e.mirror.done.get(at)
+	if !ok {
 		return false
 	}
-	st, err := dir.child(path.Base(name))
-	if err != nil {
-		return d.ino == 0
+	fresh := time.Since(d.at) <= deedAge
+	switch {
+	case st == nil:
+		ok = d.ino == 0 && fresh
+	case d.ino != st.Ino:
+		ok = false
+	case isDir(st):
+		ok = fresh
+	default:
+		last, known := e.mirror.changes.get(e.keyOf(st))
+		ok = known && last == st.Ctime
 	}
-	if d.ino != st.Ino || isDir(st) {
-		return d.ino == st.Ino
+	if !ok { // the host has been at work here since
+		e.mirror.done.delete(at)
 	}
-	e.mirror.mu.Lock()
-	last, ok := e.mirror.changes.get(e.keyOf(st))
-	e.mirror.mu.Unlock()
-	return ok && last == st.Ctime
+	return ok
 }
 
 // openPath opens a directory below the root and knows it from then on.
@@ -190,8 +210,8 @@ func (e *export) watch(ctx context.Context, s *Server) {
 		e.mirror.unwatched.Store(false)
 		err := watch.Watch(ctx, watch.Options{
 			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end,
-			Budget: s.watches, Full: e.mirror.unwatched.Store,
-		}, e.notice)
+			Budget: s.watches, Full: e.mirror.unwatched.Store, Gate: &e.mirror.gate,
+		}, func(events []watch.Event) { e.notice(s, events) })
 		if err == nil {
 			return
 		}
@@ -226,7 +246,8 @@ func (e *export) openForWatch(dir string) (*os.File, error) {
 }
 
 // notice takes what has changed, and passes on what the VM has not done itself.
-func (e *export) notice(events []watch.Event) {
+func (e *export) notice(s *Server, events []watch.Event) {
+	s.underway.settle(patienceDeeds)
 	e.mirror.tell(slices.DeleteFunc(events, e.echo))
 }
 
@@ -234,9 +255,61 @@ func (e *export) notice(events []watch.Event) {
 func (m *mirror) tell(events []watch.Event) {
 	m.mu.Lock()
 	room := max(0, manyPending-len(m.pending))
-	m.pending = append(m.pending, events[:min(room, len(events))]...)
+	events = events[:min(room, len(events))]
+	m.pending = append(m.pending, events...)
+	m.told += uint64(len(events))
 	m.mu.Unlock()
 	m.wake()
+}
+
+// attended says whether there is an agent. What one was told that has ended is lost.
+func (m *mirror) attended(is bool) {
+	m.mu.Lock()
+	m.agent = is
+	m.repeated = m.told - uint64(len(m.pending))
+	m.step()
+	m.mu.Unlock()
+}
+
+// repeats notes that the agent has repeated some changes.
+func (m *mirror) repeats(n int) {
+	m.mu.Lock()
+	m.repeated += uint64(n)
+	m.step()
+	m.mu.Unlock()
+}
+
+// step wakes those who wait for the agent. The caller holds the lock.
+func (m *mirror) step() {
+	close(m.moved)
+	m.moved = make(chan struct{})
+}
+
+// settle waits until the agent, if there is one, has repeated what it was told so far.
+func (m *mirror) settle(ctx context.Context) {
+	m.mu.Lock()
+	last := m.told
+	for m.agent && m.repeated < last && ctx.Err() == nil {
+		moved := m.moved
+		m.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+		}
+		m.mu.Lock()
+	}
+	m.mu.Unlock()
+}
+
+// Settle waits until the VM's kernel knows what the host has changed until now, or until
+// ctx ends. Where nothing has changed it costs a system call for each export.
+func (s *Server) Settle(ctx context.Context) {
+	for _, e := range s.exports {
+		if e.mirror != nil {
+			e.mirror.gate.Wait(ctx)
+			e.mirror.settle(ctx)
+		}
+	}
 }
 
 // wake says that there is something for the agent to do.
@@ -308,6 +381,8 @@ const batchSize = 500
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
 	m := e.mirror
+	m.attended(true)
+	defer m.attended(false)
 	defer m.haunt(nil)
 	defer m.ahead.attend(false)
 	// The agent ends with its input; to kill it takes longer.
@@ -340,7 +415,9 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	for {
 		var err error
 		if events := m.take(batchSize); len(events) > 0 {
-			err = e.send(toAgent, answers, events)
+			if err = e.send(toAgent, answers, events); err == nil {
+				m.repeats(len(events))
+			}
 		} else if dirs := e.takeAhead(); len(dirs) > 0 {
 			err = e.sendAhead(toAgent, answers, dirs)
 		} else {

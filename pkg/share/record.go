@@ -189,6 +189,9 @@ func (s *Server) serveCall(ctx context.Context, record []byte, send func(*reply)
 			break
 		}
 		again := s.replays.do(ctx, message.Xid, c, p.once, func() []byte {
+			if p.once {
+				defer s.underway.begin()()
+			}
 			w.put(accept(message.Xid, &rpcv2.AcceptedReplyData_SUCCESS{}))
 			if err := p.do(s, ctx, c, w); err != nil {
 				w.Reset()

@@ -4,8 +4,8 @@
 //
 // All access is the host user's own, whoever asks in the VM: what that user may do
 // with a file, each user of the VM may, and files made in the VM belong to the host's
-// user. What root in the VM says about owners is kept in memory and shown again, and
-// reaches no file of the host.
+// user. What root in the VM says about owners is kept apart, shown again, and reaches no
+// file of the host.
 //
 // The VM is not trusted. Each object is opened by a path below the export's root that
 // the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic
@@ -68,7 +68,10 @@ type Options struct {
 	// Watches is a directory by which all of the user's servers share what the kernel
 	// lets the user watch; empty: with nobody.
 	Watches string
-	Log     *slog.Logger // nil: nothing is logged
+	// Owners is a file that keeps, over the end of the server, whose files are in the VM;
+	// it is made if it is not there. Without it the next server does not know.
+	Owners string
+	Log    *slog.Logger // nil: nothing is logged
 }
 
 // Bounds on what a VM may ask for.
@@ -90,7 +93,9 @@ type Server struct {
 	verifier [8]byte // of this run: the VM sends again what it has not committed
 	pending  *semaphore.Weighted
 	replays  *replays
+	underway underway
 	files    *files
+	owners   *ownerLog // nil: not kept
 	ignore   []string
 	watches  *watch.Budget
 
@@ -127,12 +132,18 @@ func New(o Options) (*Server, error) {
 		}
 		s.exports = append(s.exports, x)
 	}
+	if o.Owners != "" {
+		if err := s.keepOwners(o.Owners); err != nil {
+			s.log.Warn("whose files are in the VM is not kept", "err", err)
+		}
+	}
 	return s, nil
 }
 
 // Close gives up all that is open. Serve must have returned.
 func (s *Server) Close() error {
 	s.files.close()
+	s.owners.close()
 	for _, e := range s.exports {
 		e.close()
 	}
@@ -228,6 +239,7 @@ func (s *Server) sweep(ctx context.Context) {
 		select {
 		case now := <-tick.C:
 			s.files.sweep(now)
+			s.owners.settle(s.allOwners)
 			for _, e := range s.exports {
 				e.sweep(now)
 			}

@@ -447,6 +447,95 @@ func TestOwners(t *testing.T) {
 	}
 }
 
+// Owners outlive the server, however it ends. A damaged record costs no more than itself.
+func TestOwnersKept(t *testing.T) {
+	dir := realTemp(t)
+	log := filepath.Join(t.TempDir(), "owners")
+	s := &server{t: t, socket: filepath.Join(t.TempDir(), "s"), opts: share.Options{
+		Exports: []share.Export{{Source: dir, Target: target, Writable: true}}, Owners: log,
+	}}
+	s.start()
+	t.Cleanup(func() { s.stop() })
+	c := s.client(target)
+	owner := func(what, name string, uid, gid uint32) {
+		t.Helper()
+		a, st := c.getattr(c.must(name))
+		want(t, what, st, nfs3.OK)
+		if a.Uid != uid || a.Gid != gid {
+			t.Errorf("%s: %s is %d:%d's, want %d:%d", what, name, a.Uid, a.Gid, uid, gid)
+		}
+	}
+	c.uid = 999
+	if _, st := c.mkdir(c.root, "data", 0o700); st != nfs3.OK {
+		t.Fatal(st)
+	}
+	for _, name := range []string{"table", "again", "back"} {
+		if _, st := c.create(c.must("data"), name, guarded(0o600)); st != nfs3.OK {
+			t.Fatal(st)
+		}
+	}
+	c.uid = 0
+	want(t, "chown of the root", c.chown(c.root, 7, 8), nfs3.OK)
+	want(t, "chown", c.chown(c.must("data/again"), 1000, 1000), nfs3.OK)
+	want(t, "chown back", c.chown(c.must("data/back"), 0, 0), nfs3.OK)
+
+	check := func(when string) {
+		t.Helper()
+		owner(when, "data", 999, 999)
+		owner(when, "data/table", 999, 999)
+		owner(when, "data/again", 1000, 1000)
+		owner(when, "data/back", 0, 0)
+		if a, _ := c.getattr(c.root); a.Uid != 7 || a.Gid != 8 {
+			t.Errorf("%s: the root is %d:%d's", when, a.Uid, a.Gid)
+		}
+	}
+	check("at first")
+	killed, err := os.ReadFile(log) // what is there without an orderly end
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	c.reconnect(s)
+	check("after the server's end")
+
+	s.stop()
+	half := append(bytes.Clone(killed), killed[:11]...) // a record that is not whole
+	if err := os.WriteFile(log, half, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	c.reconnect(s)
+	check("after a kill")
+	want(t, "chown", c.chown(c.must("data/table"), 5, 5), nfs3.OK)
+	s.restart()
+	c.reconnect(s)
+	owner("after a record that is not whole", "data/table", 5, 5)
+	want(t, "chown", c.chown(c.must("data/table"), 999, 999), nfs3.OK)
+
+	s.stop()
+	b, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1 // of the last chown
+	if err := os.WriteFile(log, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	c.reconnect(s)
+	owner("after a damaged record", "data/table", 5, 5)
+
+	// What is no file keeps nothing, and nothing else fails.
+	s.stop()
+	if err := errors.Join(os.Remove(log), os.Mkdir(log, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	c.reconnect(s)
+	want(t, "chown", c.chown(c.must("data/table"), 6, 6), nfs3.OK)
+	owner("without a file", "data/table", 6, 6)
+}
+
 func TestModes(t *testing.T) {
 	dir, _, c := shared(t)
 	old := syscall.Umask(0o077)

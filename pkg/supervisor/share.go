@@ -23,6 +23,7 @@ type Share struct {
 	Durable bool     // see share.Options
 	Ignore  []string // see share.Options
 	Watches string   // see share.Options
+	Owners  string   // see share.Options
 	Had     bool     // the VM may have been told of exports that are not there any more
 	// Told says that the VM hears from its firmware what to mount, in the words of
 	// Credential, and does so whenever it starts.
@@ -53,7 +54,7 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 	}
 	server, err := share.New(share.Options{
 		Exports: s.Share.Exports, Durable: s.Share.Durable,
-		Events: true, Ignore: s.Share.Ignore, Watches: s.Share.Watches, Log: s.Log,
+		Events: true, Ignore: s.Share.Ignore, Watches: s.Share.Watches, Owners: s.Share.Owners, Log: s.Log,
 	})
 	if err != nil {
 		return err
@@ -72,6 +73,21 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 		}
 	})
 	return nil
+}
+
+// patienceSettle is how long a connection into the VM waits for files: a busy VM, or a
+// flood of changes, does not stop it.
+const patienceSettle = 200 * time.Millisecond
+
+// settleFiles lets the VM's kernel hear of what the host has changed before a connection
+// into the VM is passed on: what was done before it is seen behind it.
+func (s *supervisor) settleFiles(ctx context.Context) {
+	if s.files == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceSettle)
+	defer cancel()
+	s.files.Settle(ctx)
 }
 
 // mountOptions are of each mount, for the port and the address of the server. Debian's

@@ -141,6 +141,16 @@ func (c *Client) Suspend(ctx context.Context) error { return c.post(ctx, "/suspe
 // Resume ends what Suspend began; it is no error if nothing did.
 func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume") }
 
+// Settle waits until the VM sees the files as the host has them now, for some tenths of a
+// second at most.
+func (c *Client) Settle(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodPost, "/settle", nil)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
 // Sync makes the guest write its caches to its disk, over the link that is up.
 func (c *Client) Sync(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodPost, "/sync", nil)

@@ -128,6 +128,11 @@ func Run(ctx context.Context, o Options) error {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
 	}
 	o.Ports.Log = o.Log
+	dialVM := o.Ports.Dial
+	o.Ports.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		s.settleFiles(ctx)
+		return dialVM(ctx, network, address)
+	}
 	s.ports, err = ports.New(o.Ports.Options)
 	if err != nil {
 		return err
@@ -136,11 +141,20 @@ func Run(ctx context.Context, o Options) error {
 	s.configurePorts()
 	s.configureGuard()
 	s.proxy = dockerproxy.New(dockerproxy.Options{
-		Dial:        s.dialEngine,
-		Log:         o.Log,
-		WaitReady:   waitReady,
-		Admit:       s.admit,
-		Changing:    o.Used,
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			s.settleFiles(ctx)
+			return s.dialEngine(ctx)
+		},
+		Log:       o.Log,
+		WaitReady: waitReady,
+		Admit:     s.admit,
+		Changing: func() error {
+			s.settleFiles(ctx)
+			if o.Used == nil {
+				return nil
+			}
+			return o.Used()
+		},
 		Unavailable: s.unavailable,
 	})
 
@@ -247,6 +261,10 @@ func (s *supervisor) handler(stop func()) http.Handler {
 		if err := s.sync(r.Context()); err != nil {
 			_, _ = io.WriteString(w, err.Error())
 		}
+	})
+	mux.HandleFunc("POST /settle", func(w http.ResponseWriter, r *http.Request) {
+		s.settleFiles(r.Context())
+		w.WriteHeader(http.StatusOK)
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusOK)

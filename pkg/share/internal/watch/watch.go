@@ -66,6 +66,8 @@ type Options struct {
 	// number and its time of birth. One that a program has open has not, and one that
 	// was moved to where nothing is told of may come back.
 	Ended func(ino uint64, born unix.StatxTimestamp)
+	// Gate, if any, lets others wait for what has changed.
+	Gate *Gate
 }
 
 const (
@@ -168,7 +170,26 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 	if o.Ready != nil {
 		o.Ready()
 	}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", o.Root, err)
+	}
+	gate := o.Gate
+	if gate == nil {
+		gate = new(Gate)
+	}
+	gate.open(f, fd)
+	defer gate.close()
 	buf := make([]byte, 64<<10)
+	read := func() (n int, err error) {
+		if err := raw.Read(func(fd uintptr) bool {
+			n, err = gate.read(fd, buf)
+			return !errors.Is(err, unix.EAGAIN)
+		}); err != nil {
+			return 0, err
+		}
+		return n, err
+	}
 	for {
 		// A batch begins with whatever comes, and ends when it is quiet.
 		var wake time.Time
@@ -178,13 +199,13 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 		if len(w.moved) > 0 {
 			wake = time.Now().Add(quiet)
 		}
-		_ = f.SetReadDeadline(wake)
-		n, err := f.Read(buf)
+		gate.wait(wake)
+		n, err := read()
 		end := time.Now().Add(longest)
 		for err == nil {
 			w.take(buf[:n])
-			_ = f.SetReadDeadline(earlier(time.Now().Add(quiet), end))
-			n, err = f.Read(buf)
+			gate.wait(earlier(time.Now().Add(quiet), end))
+			n, err = read()
 		}
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			if ctx.Err() != nil {
@@ -192,8 +213,16 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 			}
 			return fmt.Errorf("watch %s: %w", o.Root, err)
 		}
-		w.settle(time.Now().Before(end))
+		waiting := gate.take()
+		if len(waiting) > 0 { // all that there is, quiet or not
+			for n, err := gate.read(uintptr(fd), buf); err == nil && n > 0; n, err = gate.read(uintptr(fd), buf) {
+				w.take(buf[:n])
+			}
+		}
+		w.settle(len(waiting) > 0 || time.Now().Before(end))
 		w.tell(use)
+		gate.idle()
+		gate.pass(waiting)
 		if w.behind && time.Now().After(w.again) {
 			if err := w.rescan(); ctx.Err() != nil {
 				return nil

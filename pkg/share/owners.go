@@ -1,0 +1,237 @@
+package share
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// On the host all files are the user's. Whose they are in the VM is kept in a file, so
+// that a database which owns its directory still does after the VM or the server was
+// stopped. It is a log: each change is a record at its end, the last one of an object
+// counts, and the log is written again when most of it is out of date.
+
+// ownerSize is the size of a record in bytes: the export's tag, device, inode number and
+// time of birth of the object, user and group, and the CRC-32 (IEEE) of all that,
+// little-endian. User and group 0 are as if nothing had been said.
+const ownerSize = 4 + 2 + 8 + 4 + 4 + 4 + 4
+
+const (
+	// slackOwners is how many records may be out of date before the log is written again.
+	slackOwners = 64 << 10
+	// mostOwners is how many records are read.
+	mostOwners = 4*manyOwners + slackOwners
+)
+
+// ownerEntry is whose an object of an export is.
+type ownerEntry struct {
+	tag uint32
+	key key
+	owner
+}
+
+func (x ownerEntry) encode() []byte {
+	b := make([]byte, 0, ownerSize)
+	b = binary.LittleEndian.AppendUint32(b, x.tag)
+	b = binary.LittleEndian.AppendUint16(b, x.key.dev)
+	b = binary.LittleEndian.AppendUint64(b, x.key.ino)
+	b = binary.LittleEndian.AppendUint32(b, x.born)
+	b = binary.LittleEndian.AppendUint32(b, x.uid)
+	b = binary.LittleEndian.AppendUint32(b, x.gid)
+	return binary.LittleEndian.AppendUint32(b, crc32.ChecksumIEEE(b))
+}
+
+// decodeOwner reads a record; false if it is damaged.
+func decodeOwner(b []byte) (ownerEntry, bool) {
+	u32 := func(at int) uint32 { return binary.LittleEndian.Uint32(b[at:]) }
+	x := ownerEntry{
+		tag:   u32(0),
+		key:   key{dev: binary.LittleEndian.Uint16(b[4:]), ino: binary.LittleEndian.Uint64(b[6:])},
+		owner: owner{born: u32(14), uid: u32(18), gid: u32(22)},
+	}
+	return x, u32(26) == crc32.ChecksumIEEE(b[:26])
+}
+
+// ownerLog is the file. The nil log keeps nothing.
+type ownerLog struct {
+	path string
+	log  *slog.Logger
+
+	mu      sync.Mutex
+	f       *os.File // nil: it could not be written, and no more is kept
+	records int
+	live    int  // records that counted when all of them were written last
+	dirty   bool // not all is on the disk
+}
+
+// openOwners opens the log and returns what it says, the oldest first. Damaged records
+// are left out.
+func openOwners(path string, log *slog.Logger) (*ownerLog, []ownerEntry, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open the owners of files: %w", err)
+	}
+	b, err := io.ReadAll(io.LimitReader(f, ownerSize*mostOwners))
+	l := &ownerLog{path: path, log: log, f: f, records: len(b) / ownerSize}
+	if err == nil { // the next record begins where one may
+		_, err = f.Seek(int64(l.records)*ownerSize, io.SeekStart)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("read the owners of files: %w", err), f.Close())
+	}
+	var all []ownerEntry
+	for ; len(b) >= ownerSize; b = b[ownerSize:] {
+		if x, ok := decodeOwner(b[:ownerSize]); ok {
+			all = append(all, x)
+		}
+	}
+	return l, all, nil
+}
+
+// add notes one change. It survives the server at once, and the host when settle has run.
+func (l *ownerLog) add(x ownerEntry) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.f == nil {
+		return
+	}
+	if _, err := l.f.Write(x.encode()); err != nil {
+		l.fail(err)
+		return
+	}
+	l.records++
+	l.dirty = true
+}
+
+// fail gives up. The caller holds the lock.
+func (l *ownerLog) fail(err error) {
+	l.log.Warn("the owners that the VM gives to files from now on are forgotten when it stops", "err", err)
+	_ = l.f.Close()
+	l.f = nil
+}
+
+// settle brings what was noted to the disk. A long log is written again, with nothing but
+// what all returns. One settle runs at a time.
+func (l *ownerLog) settle(all func() []ownerEntry) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	f, dirty, long := l.f, l.dirty, l.records > l.live+slackOwners
+	l.dirty = false
+	if f != nil && long {
+		if err := l.rewrite(all()); err != nil {
+			l.fail(err)
+		}
+	}
+	l.mu.Unlock()
+	if f != nil && dirty && !long {
+		_ = f.Sync() // what is lost is forgotten
+	}
+}
+
+// rewrite replaces the log. The caller holds the lock.
+func (l *ownerLog) rewrite(all []ownerEntry) error {
+	f, err := os.CreateTemp(filepath.Dir(l.path), "."+filepath.Base(l.path)+".*") // 0600
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 0, len(all)*ownerSize)
+	for _, x := range all {
+		b = append(b, x.encode()...)
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Sync()); err == nil {
+		err = os.Rename(f.Name(), l.path)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close(), os.Remove(f.Name()))
+	}
+	_ = l.f.Close()
+	l.f, l.records, l.live = f, len(all), len(all)
+	return nil
+}
+
+// close brings all to the disk and closes the log.
+func (l *ownerLog) close() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.f != nil {
+		_ = errors.Join(l.f.Sync(), l.f.Close())
+		l.f = nil
+	}
+}
+
+// keepOwners has the owners of all exports kept in a file, and takes from there what an
+// earlier server has noted.
+func (s *Server) keepOwners(path string) error {
+	l, all, err := openOwners(path, s.log)
+	if err != nil {
+		return err
+	}
+	s.owners = l
+	for _, e := range s.exports {
+		e.log = l
+		for _, x := range all {
+			switch {
+			case x.tag != e.tag:
+			case x.uid == 0 && x.gid == 0:
+				e.owners.delete(x.key)
+			default:
+				e.owners.put(x.key, x.owner)
+			}
+		}
+	}
+	return nil
+}
+
+// allOwners are the owners of all exports.
+func (s *Server) allOwners() []ownerEntry {
+	var all []ownerEntry
+	for _, e := range s.exports {
+		e.mu.Lock()
+		for _, half := range []map[key]owner{e.owners.old, e.owners.young} {
+			for k, o := range half {
+				all = append(all, ownerEntry{e.tag, k, o})
+			}
+		}
+		e.mu.Unlock()
+	}
+	return all
+}
+
+// setOwner remembers whose an object is in the VM. The caller has no other change of the
+// object under way.
+func (e *export) setOwner(n *node, o owner) {
+	o.born = n.born
+	e.mu.Lock()
+	last, had := e.owners.get(n.key)
+	if o.uid == 0 && o.gid == 0 {
+		e.owners.delete(n.key)
+	} else {
+		e.owners.put(n.key, o)
+	}
+	e.mu.Unlock()
+	root := o.uid == 0 && o.gid == 0
+	if root && !had || !root && had && last == o {
+		return
+	}
+	// Where nothing tells an object from a later one with its number, none is kept.
+	if o.born != 0 || n.key == (key{}) {
+		e.log.add(ownerEntry{e.tag, n.key, o})
+	}
+}
