@@ -171,6 +171,11 @@ type Hypervisor interface {
 	Get(ctx context.Context, name string) (Domain, error)
 	// List reads all VMs that carry devvm's metadata.
 	List(ctx context.Context) ([]Domain, error)
+	// Files returns by name of the VM the files that libvirt knows to be in use: its
+	// disk, what that lies on, kernel and initrd, by its definition, its snapshots and its
+	// saved memory, whether they exist or not. Domains with our prefix that are not ours
+	// count. It is never partial.
+	Files(ctx context.Context) (map[string][]string, error)
 	// Start boots the VM, or resumes it when it is paused or saved. Starting a
 	// running VM is no error. A failure that is due to KVM wraps ErrAccel.
 	Start(ctx context.Context, name string) error

@@ -260,6 +260,34 @@ func (f *Fake) List(ctx context.Context) ([]vm.Domain, error) {
 	return out, nil
 }
 
+// Files implements vm.Hypervisor.
+func (f *Fake) Files(ctx context.Context) (map[string][]string, error) {
+	before, after := f.failure(ctx, OpList, "")
+	if before != nil {
+		return nil, fmt.Errorf("list files: %w", before)
+	}
+	out := map[string][]string{}
+	err := f.locked(ctx, func() error {
+		all, err := f.records()
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			var named []string
+			for _, spec := range []vm.Spec{r.Spec.spec(), r.Live.spec()} {
+				named = append(named, append(spec.Backing, spec.Disk, spec.Kernel, spec.Initrd)...)
+			}
+			slices.Sort(named)
+			out[strings.TrimPrefix(r.Name, vm.DomainPrefix)] = slices.DeleteFunc(slices.Compact(named), func(path string) bool { return path == "" })
+		}
+		return after
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list files: %w", err)
+	}
+	return out, nil
+}
+
 // Start implements vm.Hypervisor.
 func (f *Fake) Start(ctx context.Context, name string) error {
 	host, err := f.Host(ctx)
