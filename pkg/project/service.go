@@ -82,6 +82,14 @@ func (s *Service) errNoVM(p Project) error {
 	if former, ok := s.former(p); ok {
 		hint += "; " + renamed(former)
 	}
+	if f := s.Dirs.paths(p.Name); exists(f.disk()) && !f.isBegun() {
+		return &ui.Error{
+			Code: ui.ExitNotRunning,
+			Msg:  "libvirt has forgotten the VM of this project; its disk is there: " + f.disk(),
+			Hint: "start it with: devvm up",
+			Kind: vm.ErrNotFound,
+		}
+	}
 	return &ui.Error{
 		Code: ui.ExitNoVM,
 		Msg:  fmt.Sprintf("no VM for this project (%s)", p.Dir),

@@ -102,6 +102,9 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err
 	}
+	if f := s.Dirs.paths(p.Name); f.isLost(err == nil) {
+		return f.errLost(dom.State == vm.StateRunning)
+	}
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
 	}
@@ -486,14 +489,18 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 	if exists(b.files.disk()) {
 		backing, err := below(ctx, b.files.disk())
 		if err != nil {
-			return image.Image{}, err
+			return image.Image{}, b.files.errDisk(err)
 		}
 		b.backing = backing
 		digest := imageOf(backing)
 		img, err := b.Images.Resolve(ctx, digest)
-		if errors.Is(err, image.ErrNotFound) {
+		if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrDamaged) {
+			what := "gone"
+			if errors.Is(err, image.ErrDamaged) {
+				what = "damaged"
+			}
 			return img, &ui.Error{
-				Msg:  fmt.Sprintf("the image that this VM's disk is based on is gone (%s)", digest),
+				Msg:  fmt.Sprintf("the image that this VM's disk is based on is %s (%s)", what, digest),
 				Hint: "bring it back (devvm image import), or start afresh with: devvm nuke",
 				Err:  err,
 			}
