@@ -217,6 +217,9 @@ type boot struct {
 
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
+	if err := b.checkKeys("devvm down; devvm up"); err != nil {
+		return err
+	}
 	b.noteChanges(ctx, dom)
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
@@ -353,7 +356,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		return err
 	}
 	if saved {
-		err := b.resume(ctx)
+		err := b.resume(ctx, img)
 		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
 			return err
 		}
@@ -734,25 +737,68 @@ func (b *boot) relaunch(ctx context.Context, img image.Image) error {
 	return b.launch(ctx, img)
 }
 
-// resume lets a suspended VM go on and waits for its engine.
-func (b *boot) resume(ctx context.Context) error {
+// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
+// stays, unless it is errNoResume.
+func (b *boot) resume(ctx context.Context, img image.Image) error {
 	b.progress.Start("resume", "resume the suspended VM")
+	if err := b.checkKeys("devvm down --discard; devvm up"); err != nil {
+		return err
+	}
+	for _, path := range b.spec(img).Credentials { // QEMU reads them, the guest has read them
+		if !exists(path) {
+			if err := b.writeCredentials(img); err != nil {
+				return err
+			}
+			break
+		}
+	}
 	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
 		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		for _, other := range []error{syscall.ENOSPC, syscall.ENOMEM, vm.ErrConnectionLost, vm.ErrDiskInUse} {
-			if errors.Is(err, other) { // the memory is good, another try may be
-				return err
-			}
+		if errors.Is(err, vm.ErrMemory) {
+			return fmt.Errorf("%w: %w", errNoResume, err)
 		}
-		return fmt.Errorf("%w: %w", errNoResume, err)
+		return errKept(err)
 	}
 	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
 		return err
 	}
 	return b.await(ctx, nil)
+}
+
+// errKept explains why a suspended VM stays so.
+func errKept(err error) error {
+	hint := "mend that, then: devvm up"
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		hint = "make room (devvm df, devvm prune), then: devvm up"
+	case errors.Is(err, syscall.ENOMEM):
+		hint = "end what else takes this host's memory, then: devvm up"
+	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
+		hint = "try again: devvm up (what this host lacks: devvm doctor)"
+	case errors.Is(err, vm.ErrAccel):
+		hint = "let KVM work again (devvm doctor), then: devvm up"
+	}
+	return &ui.Error{
+		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
+		Hint: hint + "\nor boot it without its memory, as after a power cut: devvm down --discard; devvm up",
+		Err:  err,
+	}
+}
+
+// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
+// boot. Afresh are the commands that boot it.
+func (b *boot) checkKeys(afresh string) error {
+	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
+		return &ui.Error{
+			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + b.files.keys(),
+			Hint: "put them back, or boot it with new ones: " + afresh,
+			Err:  err,
+		}
+	}
+	return nil
 }
 
 // errNoResume says that a suspended VM's memory is of no use any more.

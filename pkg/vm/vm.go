@@ -177,7 +177,8 @@ type Hypervisor interface {
 	// count. It is never partial.
 	Files(ctx context.Context) (map[string][]string, error)
 	// Start boots the VM, or resumes it when it is paused or saved. Starting a
-	// running VM is no error. A failure that is due to KVM wraps ErrAccel.
+	// running VM is no error. A failure that is due to KVM wraps ErrAccel; ErrMemory says
+	// that the memory of a saved VM is of no use. After any failure it is still saved.
 	Start(ctx context.Context, name string) error
 	// Shutdown asks the guest to power off (ACPI) and returns at once. For a
 	// stopped VM it returns ErrNotRunning.

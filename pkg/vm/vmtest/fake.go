@@ -84,6 +84,7 @@ const (
 const (
 	FailKVM     = "kvm"     // as if KVM did not work; only for VMs with vm.AccelKVM
 	FailNoSpace = "nospace" // no space left on the host
+	FailMemory  = "memory"  // QEMU rejects the saved memory
 	FailLost    = "lost"    // the connection breaks before anything is done
 	FailLate    = "late"    // it is done, then the connection breaks
 	FailHang    = "hang"    // nothing happens until the context ends
@@ -160,6 +161,8 @@ func (f *Fake) failure(ctx context.Context, op string, accel vm.Accel) (before, 
 		return fmt.Errorf("%w: failed to initialize kvm: Permission denied", vm.ErrAccel), nil
 	case FailNoSpace:
 		return fmt.Errorf("write: %w", syscall.ENOSPC), nil
+	case FailMemory:
+		return fmt.Errorf("%w: load of migration failed: Invalid argument", vm.ErrMemory), nil
 	case FailLost:
 		return vm.ErrConnectionLost, nil
 	case FailLate:
