@@ -902,6 +902,13 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	answers := make(chan error, 1)
 	asking, answered := false, false
 	var patiencePorts <-chan time.Time
+	// libvirt may take its time, too, and has nothing to do with the rest.
+	type looked struct {
+		vm.Domain
+		err error
+	}
+	looks := make(chan looked, 1)
+	looking := false
 	ask := func() {
 		if asking || answered || last.State != supervisor.StateReady {
 			return
@@ -959,9 +966,21 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 		case <-check.C:
 			ask()
-			dom, err := b.hv.Get(ctx, b.project.Name)
-			if err == nil && dom.State != vm.StateRunning {
-				return b.died(dom, kernelUp)
+			if looking {
+				break
+			}
+			looking = true
+			owned.Go(func() {
+				dom, err := b.hv.Get(ctx, b.project.Name)
+				looks <- looked{dom, err}
+			})
+		case l := <-looks:
+			looking = false
+			switch {
+			case errors.Is(l.err, vm.ErrNoLibvirt):
+				return l.err
+			case l.err == nil && l.State != vm.StateRunning:
+				return b.died(l.Domain, kernelUp)
 			}
 		case <-kernel.C:
 			if !kernelUp {

@@ -13,7 +13,8 @@
 //
 // libvirt's daemon may be absent, hang or die at any time. [Open] starts one, or
 // says why it cannot ([ErrNoLibvirt]). A call ends when its context does, however
-// the daemon fares; one that reads is repeated with the next daemon, one that
+// the daemon fares, or when that has not answered anybody for 40 s ([ErrNoLibvirt], too);
+// one that reads is repeated with the next daemon, one that
 // changes something returns [ErrConnectionLost] and may be repeated by the caller:
 // each finds what the former has left. QEMU outlives the daemon; a QEMU that the
 // daemon has lost is ended by the next Start, Destroy or Undefine.
