@@ -177,8 +177,8 @@ func (s *Store) read(digest string) (Image, error) {
 
 // Resolve finds an image by its name, its digest or the beginning of a digest
 // (four characters or more). Of several images of one name it returns the
-// newest. It fails with ErrNotFound or ErrAmbiguous, or with what is wrong with an image
-// of that digest, see [Damaged].
+// newest. It fails with ErrNotFound or ErrAmbiguous, or, if it may be
+// a damaged one, with what is wrong with that, see [Damaged].
 func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) {
 	images, damaged, err := s.scan(ctx)
 	if err != nil {
@@ -204,6 +204,9 @@ func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) {
 			if len(prefix) >= 4 && strings.HasPrefix(d.Digest, prefix) {
 				return Image{}, fmt.Errorf("image %q: %w", ref, d.Err)
 			}
+		}
+		if len(damaged) > 0 && !validDigest(prefix) { // its name may be in the manifest
+			return Image{}, fmt.Errorf("image %q is none of those that can be read: %w", ref, damaged[0].Err)
 		}
 		return Image{}, fmt.Errorf("image %q: %w", ref, ErrNotFound)
 	case 1:

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -194,7 +196,17 @@ func (f paths) swap() error {
 
 // removeAll removes a directory tree of ours.
 func removeAll(path string) error {
-	if err := os.RemoveAll(path); err != nil {
+	err := os.RemoveAll(path)
+	if errors.Is(err, fs.ErrPermission) { // a directory of ours that lets nobody in
+		_ = filepath.WalkDir(path, func(at string, d fs.DirEntry, _ error) error {
+			if d != nil && d.IsDir() {
+				_ = os.Chmod(at, 0o700)
+			}
+			return nil
+		})
+		err = os.RemoveAll(path)
+	}
+	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
 	return nil

@@ -418,6 +418,19 @@ func (s *Service) stopSupervisor(ctx context.Context, p Project) error {
 	return nil
 }
 
+// rest has the supervisor, if there is one, close its link to the guest until it is told to
+// go on. One that does not answer is ended, and with it its link.
+func (s *Service) rest(ctx context.Context, p Project) error {
+	err := s.supervisor(p).Suspend(ctx)
+	switch {
+	case errors.Is(err, supervisor.ErrNone):
+		return nil
+	case errors.Is(err, supervisor.ErrHung):
+		return s.killSupervisor(ctx, p)
+	}
+	return err
+}
+
 // killSupervisor ends a supervisor that does not answer.
 func (s *Service) killSupervisor(ctx context.Context, p Project) error {
 	s.Log.Warn("killing a supervisor that does not answer", "project", p.Name)

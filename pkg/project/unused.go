@@ -57,7 +57,7 @@ func (f paths) markUsed() error {
 }
 
 func unmark(mark string) error {
-	if err := os.Remove(mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(mark); err != nil { // whatever it is
 		return fmt.Errorf("note that the VM is in use: %w", err)
 	}
 	return nil

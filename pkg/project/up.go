@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/engine"
@@ -90,6 +92,12 @@ func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 
 // explainImage says what is wrong with the image of a configuration.
 func explainImage(cfg config.Config, err error) error {
+	if errors.Is(err, image.ErrDamaged) {
+		return &ui.Error{
+			Err:  err,
+			Hint: "look which one with: devvm image ls; put it right, or remove it (devvm image rm), and devvm image build or import it again",
+		}
+	}
 	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
 		return err
 	}
@@ -150,6 +158,12 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 			return err
 		}
 		dom = vm.Domain{}
+	}
+	if err := f.writeRecord(p.Dir); err != nil {
+		return err
+	}
+	if err := b.mendShares(); err != nil {
+		return err
 	}
 	switch dom.State {
 	case vm.StateSaved:
@@ -441,8 +455,7 @@ func (b *boot) detach(ctx context.Context, saved bool) error {
 	if !saved {
 		return b.stopHelpers(ctx, b.project)
 	}
-	err := b.supervisor(b.project).Suspend(ctx)
-	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+	if err := b.rest(ctx, b.project); err != nil {
 		return err
 	}
 	return b.stopNet(ctx, b.project)
@@ -595,8 +608,9 @@ func (b *boot) seed(img image.Image) string {
 	return filepath.Join(b.files.credentials(), "seed.iso")
 }
 
-// writeCredentials writes what the guest is told at its boot.
-func (b *boot) writeCredentials(img image.Image) error {
+// writeCredentials writes what the guest is told at its boot. What is to be kept is written
+// only if it is not there.
+func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 	keys, err := guest.LoadKeys(b.files.keys())
 	if err != nil {
 		return fmt.Errorf("load keys: %w", err)
@@ -635,15 +649,20 @@ func (b *boot) writeCredentials(img image.Image) error {
 	if img.Mounts {
 		all[credentialShare] = credentialOf(has.Exports)
 	}
+	var writing errgroup.Group // each waits for the disk
 	for name, content := range all {
-		for len(content) < credentialSizes[name] {
-			content = append(content, '\n')
+		path := filepath.Join(b.files.credentials(), name)
+		if slices.Contains(keep, name) && exists(path) {
+			continue
 		}
-		if err := file.Replace(filepath.Join(b.files.credentials(), name), content, 0o600); err != nil {
-			return err
-		}
+		writing.Go(func() error {
+			for len(content) < credentialSizes[name] {
+				content = append(content, '\n')
+			}
+			return file.Replace(path, content, 0o600)
+		})
 	}
-	return nil
+	return writing.Wait()
 }
 
 // daemonJSON configures the engine. Containers have the link's MTU: under emulation each
@@ -744,13 +763,9 @@ func (b *boot) resume(ctx context.Context, img image.Image) error {
 	if err := b.checkKeys("devvm down --discard; devvm up"); err != nil {
 		return err
 	}
-	for _, path := range b.spec(img).Credentials { // QEMU reads them, the guest has read them
-		if !exists(path) {
-			if err := b.writeCredentials(img); err != nil {
-				return err
-			}
-			break
-		}
+	// QEMU reads them again. The guest has read them; its engine's settings are still those.
+	if err := b.writeCredentials(img, credentialDaemon); err != nil {
+		return err
 	}
 	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err

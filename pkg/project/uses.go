@@ -52,8 +52,9 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 		return nil, err
 	}
 	var out []use
+	c := chains{}
 	for _, name := range names {
-		all, err := s.usesOf(ctx, name)
+		all, err := s.usesOf(ctx, name, c)
 		if err != nil {
 			return nil, err
 		}
@@ -68,19 +69,19 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 	for _, name := range slices.Sorted(maps.Keys(domains)) {
 		out = append(out, use{project: name, known: domains[name]})
 	}
-	templates, err := s.templateUses(ctx)
+	templates, err := s.templateUses(ctx, c)
 	return append(out, templates...), err
 }
 
 // usesOf finds the disks of one project: those of its VM and undo, and what a killed run has
 // left of others. nuke exchanges them, so what was found must still be there when it is read.
-func (s *Service) usesOf(ctx context.Context, name string) ([]use, error) {
+func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, error) {
 	const attempts = 10
 	for range attempts {
 		before, unread := s.Dirs.paths(name).disks()
 		out := []use{}
 		for _, path := range slices.Sorted(maps.Keys(before)) {
-			backing, err := below(ctx, path)
+			backing, err := c.below(ctx, path)
 			out = append(out, use{project: name, path: path, below: backing, err: err})
 		}
 		if unread != nil {
@@ -135,7 +136,7 @@ func (f paths) disks() (map[string]uint64, error) {
 // templateUses finds the disks of templates. One that is damaged is of use to nobody, unless
 // another disk lies on it, which then cannot be read itself; its manifest says what it
 // needs if it is mended.
-func (s *Service) templateUses(ctx context.Context) ([]use, error) {
+func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
 	templates, err := s.Templates.List()
 	if err != nil {
 		return nil, err
@@ -158,7 +159,7 @@ func (s *Service) templateUses(ctx context.Context) ([]use, error) {
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
-		backing, err := below(ctx, path)
+		backing, err := c.below(ctx, path)
 		if errors.Is(err, disk.ErrDamaged) {
 			err = nil
 		}
@@ -173,24 +174,36 @@ const longestChain = 8
 
 // below returns the disks that a disk lies on, the uppermost first: templates' and, as the
 // last, an image's. A disk of which that is not so is damaged.
-func below(ctx context.Context, path string) ([]string, error) {
+func below(ctx context.Context, path string) ([]string, error) { return chains{}.below(ctx, path) }
+
+// chains remembers what the disks of templates lie on, which never changes.
+type chains map[string]string
+
+func (c chains) below(ctx context.Context, path string) ([]string, error) {
 	var all []string
 	for range longestChain {
-		info, err := disk.Stat(ctx, path)
-		if err != nil {
-			return all, err
+		backing := c[path]
+		if backing == "" {
+			info, err := disk.Stat(ctx, path)
+			if err != nil {
+				return all, err
+			}
+			backing = info.Backing
 		}
-		if info.Backing == "" {
+		if backing == "" {
 			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
 		}
-		all = append(all, info.Backing)
-		switch kind, _ := storeOf(info.Backing); kind {
+		if kind, _ := storeOf(path); kind != "" {
+			c[path] = backing
+		}
+		all = append(all, backing)
+		switch kind, _ := storeOf(backing); kind {
 		case KindImage:
 			return all, nil
 		case KindTemplate:
-			path = info.Backing
+			path = backing
 		default:
-			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, info.Backing)
+			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, backing)
 		}
 	}
 	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
