@@ -154,7 +154,7 @@ func stat(ctx context.Context, path, format string) (Info, error) {
 	if !filepath.IsAbs(path) {
 		return Info{}, errNotAbsolute // QEMU reads "a:b" as a protocol
 	}
-	if _, err := os.Stat(path); err != nil { // qemu-img says so in words alone
+	if err := openable(path); err != nil { // qemu-img says so in words alone
 		return Info{}, err
 	}
 	args := []string{"info", "--force-share", "--output=json"}
@@ -193,6 +193,19 @@ func stat(ctx context.Context, path, format string) (Info, error) {
 		info.Backing = answer.Backing
 	}
 	return info, nil
+}
+
+// openable tells why a file cannot be read.
+func openable(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 var errNotAbsolute = errors.New("not an absolute path")
