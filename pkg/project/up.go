@@ -516,7 +516,7 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 				what = "damaged"
 			}
 			return img, &ui.Error{
-				Msg:  fmt.Sprintf("the image that this VM's disk is based on is %s (%s)", what, digest),
+				Msg:  fmt.Sprintf("the image that this VM's disk is based on is %s (%s)", what, filepath.Dir(backing[len(backing)-1])),
 				Hint: "bring it back (devvm image import), or start afresh with: devvm nuke",
 				Err:  err,
 			}
