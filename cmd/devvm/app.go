@@ -65,6 +65,9 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
 	}
+	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
+		err = dirs.Explain(err)
+	}
 	if hostLacks(err) && ui.ExitCode(err) == ui.ExitError {
 		e := &ui.Error{Code: ui.ExitHost, Err: err}
 		if ui.Hint(err) == "" {

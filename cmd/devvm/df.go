@@ -29,12 +29,20 @@ a suspended VM, in libvirt's own directory, is counted with its project.`,
 				return a.JSON(all)
 			}
 			var total int64
+			unread := false
 			t := a.Table("KIND", "NAME", "USED", "USERS", "NOTE", "DIRECTORY")
 			for _, e := range all {
 				users := ""
 				if e.Users > 0 {
 					users = fmt.Sprint(e.Users)
 				}
+				if e.AtLeast {
+					users = fmt.Sprintf("%d or more", e.Users)
+				}
+				if e.Damaged != "" {
+					fmt.Fprintf(a.Err, "note: %s %s: %s\n", e.Kind, e.Name, ui.Escape(e.Damaged))
+				}
+				unread = unread || e.AtLeast
 				note := ""
 				if e.Snapshots > 0 {
 					note = fmt.Sprintf("%d snapshot(s)", e.Snapshots)
@@ -42,10 +50,16 @@ a suspended VM, in libvirt's own directory, is counted with its project.`,
 				if e.Saved {
 					note = strings.TrimPrefix(note+", suspended", ", ")
 				}
+				if e.Damaged != "" {
+					note = strings.TrimPrefix(note+", damaged", ", ")
+				}
 				t.Row(e.Kind, e.Name, ui.Size(e.Used), users, note, e.Dir)
 				total += e.Used
 			}
 			t.Row("total", "", ui.Size(total), "", "", "")
+			if unread {
+				fmt.Fprintln(a.Err, "note: a disk that cannot be read may lie on any image and template; prune removes none until it can, or is gone")
+			}
 			return t.Flush()
 		}),
 	}

@@ -103,16 +103,31 @@ func (a *app) newImageLsCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			damaged, err := s.Images.Damaged(ctx)
+			if err != nil {
+				return err
+			}
 			if a.json {
-				out := []image.Manifest{}
+				type row struct {
+					image.Manifest
+					Damaged string `json:"damaged,omitempty"`
+				}
+				out := []row{}
 				for _, i := range images {
-					out = append(out, i.Manifest)
+					out = append(out, row{Manifest: i.Manifest})
+				}
+				for _, d := range damaged {
+					out = append(out, row{image.Manifest{Digest: d.Digest}, d.Err.Error()})
 				}
 				return a.JSON(out)
 			}
 			t := a.Table("NAME", "DIGEST", "ENGINE", "CREATED", "SIZE")
 			for _, i := range images {
 				t.Row(i.Name, short(i.Digest), i.Engine, i.Created.Local().Format("2006-01-02 15:04"), ui.Size(i.Size()))
+			}
+			for _, d := range damaged {
+				t.Row("(damaged)", short(d.Digest), "", "", ui.Size(d.Used()))
+				fmt.Fprintf(a.Err, "note: image %s: %s; remove it with: devvm image rm %s\n", short(d.Digest), ui.Escape(d.Err.Error()), short(d.Digest))
 			}
 			return t.Flush()
 		}),
@@ -172,6 +187,7 @@ func explainImage(err error) error {
 	}{
 		{image.ErrNotFound, "see what there is with: devvm image ls", ui.ExitUsage},
 		{image.ErrAmbiguous, "give more of its digest, which is shown by: devvm image ls", ui.ExitUsage},
+		{image.ErrDamaged, "get it again (devvm image build, or import), or remove it: devvm image rm", ui.ExitError},
 		{image.ErrInUse, "remove what lies on it (devvm ls, devvm rm), or all that nothing uses: devvm prune", ui.ExitError},
 		{image.ErrExists, "use it by that name (devvm image ls), or remove it first: devvm image rm", ui.ExitError},
 		{image.ErrChecksum, "nothing was imported: get the file anew, and its checksum from who publishes it", ui.ExitError},

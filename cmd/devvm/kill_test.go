@@ -98,6 +98,9 @@ func testKills(t *testing.T, forks bool, rounds int, verbs [][]string) {
 type host struct {
 	*testing.T
 	dir, runtime string
+
+	uid      int             // that devvm runs as; 0: this process's
+	precious map[string]bool // see golden
 }
 
 func newHost(t *testing.T, forks bool) *host {
@@ -157,6 +160,9 @@ func (h *host) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(h.dir, "bin", "devvm"), args...)
 	cmd.Dir = filepath.Join(h.dir, "app")
 	cmd.Stderr = new(bytes.Buffer)
+	if h.uid != 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(h.uid), Gid: uint32(h.uid)}}
+	}
 	cmd.Env = []string{
 		"PATH=" + filepath.Join(h.dir, "bin") + ":" + os.Getenv("PATH"),
 		"HOME=" + h.dir, "XDG_DATA_HOME=" + filepath.Join(h.dir, "data"), "XDG_RUNTIME_DIR=" + h.runtime,

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -32,7 +33,12 @@ func (a *app) newLsCmd() *cobra.Command {
 				if st.Memory > 0 {
 					memory = ui.Size(st.Memory)
 				}
-				t.Row(st.Project, st.State.String(), memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
+				state := st.State.String()
+				if st.Problem != "" {
+					state += ", damaged"
+					fmt.Fprintf(a.Err, "note: %s: %s; %s\n", st.Project, ui.Escape(st.Problem), ui.Escape(st.Next))
+				}
+				t.Row(st.Project, state, memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
 			}
 			return t.Flush()
 		}),

@@ -77,6 +77,9 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Supervisor != nil && !st.Supervisor.Rebooted.IsZero() {
 		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
+	if st.State != vm.StateRunning && st.Problem != "" {
+		line("problem", "%s", st.Problem)
+	}
 	if st.CPUs > 0 {
 		accel := ""
 		if st.Accel == vm.AccelTCG {

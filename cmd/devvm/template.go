@@ -66,9 +66,20 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			used, err := s.TemplatesInUse(ctx)
+			damaged, err := s.Templates.Damaged()
 			if err != nil {
 				return err
+			}
+			used, unknown := s.TemplatesInUse(ctx)
+			if unknown != nil { // each may be
+				fmt.Fprintf(a.Err, "note: %s\n", ui.Escape(unknown.Error()))
+				used = map[string]bool{}
+				for _, t := range all {
+					used[t.ID] = true
+				}
+				for _, d := range damaged {
+					used[d.ID] = true
+				}
 			}
 			forkable, err := s.Forkable(ctx)
 			if err != nil {
@@ -82,10 +93,14 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 					InUse    bool   `json:"in_use"`
 					Warm     bool   `json:"warm"`
 					Forkable bool   `json:"forkable"`
+					Damaged  string `json:"damaged,omitempty"`
 				}
 				rows := []row{}
 				for _, t := range all {
-					rows = append(rows, row{t.Manifest, t.ID, t.Used(), used[t.ID], t.Warm(), forkable(t)})
+					rows = append(rows, row{t.Manifest, t.ID, t.Used(), used[t.ID], t.Warm(), forkable(t), ""})
+				}
+				for _, d := range damaged {
+					rows = append(rows, row{ID: d.ID, Used: d.Used(), InUse: used[d.ID], Damaged: d.Err.Error()})
 				}
 				return a.JSON(rows)
 			}
@@ -100,10 +115,21 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 				case !forkable(t):
 					state = "of another image, CPU, kernel, libvirt or QEMU"
 				}
-				if used[t.ID] {
+				switch {
+				case unknown != nil:
+					state += ", perhaps in use"
+				case used[t.ID]:
 					state += ", in use"
 				}
 				table.Row(t.ID, fmt.Sprintf("%.12s", t.Image), fmt.Sprint(t.CPUs), ui.Size(t.Shape.Memory), t.Created.Local().Format("2006-01-02 15:04"), ui.Size(t.Used()), state)
+			}
+			for _, d := range damaged {
+				state := "damaged"
+				if used[d.ID] {
+					state += ", in use"
+				}
+				table.Row(d.ID, "", "", "", "", ui.Size(d.Used()), state)
+				fmt.Fprintf(a.Err, "note: template %s: %s; remove it with: devvm template rm %s\n", d.ID, ui.Escape(d.Err.Error()), d.ID)
 			}
 			return table.Flush()
 		}),

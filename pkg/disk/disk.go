@@ -5,9 +5,12 @@
 // mode 0600, and no call replaces a disk that exists. Callers see to it that two calls do
 // not make the same disk at once.
 //
+// A disk is qcow2 by what this package says, never by a look at its content: QEMU's tools
+// take a disk whose first bytes are damaged for a raw one that lies on nothing.
+//
 // Errors wrap [ErrNoTool] without qemu-img, [ErrInUse] while a VM runs on the
-// disk, and the operating system's own (fs.ErrNotExist, fs.ErrExist,
-// syscall.ENOSPC) where those are the cause.
+// disk, [ErrDamaged] for one that is no qcow2 disk (any more), and the operating system's
+// own (fs.ErrNotExist, fs.ErrExist, syscall.ENOSPC) where those are the cause.
 package disk
 
 import (
@@ -33,6 +36,8 @@ var (
 	ErrNoTool = errors.New("qemu-img is not installed (Debian and Ubuntu: package qemu-utils; Fedora and Arch: qemu-img)")
 	// ErrInUse says that a VM runs on the disk.
 	ErrInUse = errors.New("the disk is in use")
+	// ErrDamaged says that qemu-img cannot make sense of the disk.
+	ErrDamaged = errors.New("the disk is damaged")
 )
 
 // Info is what qemu-img knows of a disk.
@@ -96,7 +101,7 @@ func Convert(ctx context.Context, src, dst string) error {
 }
 
 func convert(ctx context.Context, src, dst string) error {
-	info, err := Stat(ctx, src)
+	info, err := stat(ctx, src, "") // somebody else's: what it is, is the question
 	switch {
 	case err != nil:
 		return err
@@ -135,24 +140,33 @@ func grow(ctx context.Context, path string, size int64) error {
 	return qemuImg(ctx, nil, "resize", "-q", "-f", "qcow2", path, strconv.FormatInt(size, 10))
 }
 
-// Stat examines a disk, which may be in use.
+// Stat examines a qcow2 disk, which may be in use.
 func Stat(ctx context.Context, path string) (Info, error) {
-	info, err := stat(ctx, path)
+	info, err := stat(ctx, path, "qcow2")
 	if err != nil {
 		return Info{}, fmt.Errorf("examine disk %s: %w", path, err)
 	}
 	return info, nil
 }
 
-func stat(ctx context.Context, path string) (Info, error) {
+// stat examines a disk of the format; "": of the one that it seems to have.
+func stat(ctx context.Context, path, format string) (Info, error) {
 	if !filepath.IsAbs(path) {
 		return Info{}, errNotAbsolute // QEMU reads "a:b" as a protocol
 	}
-	if _, err := os.Stat(path); err != nil { // qemu-img says so in words alone
+	if err := openable(path); err != nil { // qemu-img says so in words alone
 		return Info{}, err
 	}
+	args := []string{"info", "--force-share", "--output=json"}
+	if format != "" {
+		args = append(args, "-f", format)
+	}
 	var out bytes.Buffer
-	if err := qemuImg(ctx, &out, "info", "--force-share", "--output=json", path); err != nil {
+	err := qemuImg(ctx, &out, append(args, path)...)
+	if said := (*complaintError)(nil); errors.As(err, &said) && said.cause == nil {
+		return Info{}, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	if err != nil {
 		return Info{}, err
 	}
 	var answer struct {
@@ -179,6 +193,19 @@ func stat(ctx context.Context, path string) (Info, error) {
 		info.Backing = answer.Backing
 	}
 	return info, nil
+}
+
+// openable tells why a file cannot be read.
+func openable(path string) error {
+	info, err := os.Stat(path)
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 var errNotAbsolute = errors.New("not an absolute path")
@@ -285,19 +312,23 @@ func complaint(stderr string, err error) error {
 		cause = fs.ErrNotExist
 	case strings.Contains(stderr, "Permission denied"):
 		cause = fs.ErrPermission
+	case strings.Contains(stderr, "Cannot allocate memory"):
+		cause = syscall.ENOMEM
+	case strings.Contains(stderr, "Too many open files"):
+		cause = syscall.EMFILE
+	case strings.Contains(stderr, "Input/output error"):
+		cause = syscall.EIO
 	case strings.Contains(stderr, "Failed to get \"write\" lock"), strings.Contains(stderr, "Failed to get shared \"write\" lock"):
 		cause = ErrInUse
-	default:
-		return errors.New(text)
 	}
-	return &causedError{text: text, cause: cause}
+	return &complaintError{text: text, cause: cause}
 }
 
-// causedError shows qemu-img's words and unwraps to their cause.
-type causedError struct {
+// complaintError shows qemu-img's words and unwraps to their cause, if it is known.
+type complaintError struct {
 	text  string
 	cause error
 }
 
-func (e *causedError) Error() string { return e.text }
-func (e *causedError) Unwrap() error { return e.cause }
+func (e *complaintError) Error() string { return e.text }
+func (e *complaintError) Unwrap() error { return e.cause }

@@ -304,3 +304,49 @@ func onlyFile(t *testing.T, path string) {
 		t.Errorf("the directory holds %v", entries)
 	}
 }
+
+// TestDamaged: a disk whose beginning is not qcow2's is damaged, not a raw disk that lies on
+// nothing.
+func TestDamaged(t *testing.T) {
+	needTool(t)
+	ctx := t.Context()
+	dir := t.TempDir()
+	base := filepath.Join(dir, "base.qcow2")
+	if err := Create(ctx, base, gib); err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func(path string) error{
+		"magic":     func(path string) error { return writeAt(path, 0, make([]byte, 4)) },
+		"header":    func(path string) error { return writeAt(path, 4, []byte("\xff\xff\xff\xff\xff\xff\xff\xff")) },
+		"empty":     func(path string) error { return os.Truncate(path, 0) },
+		"short":     func(path string) error { return os.Truncate(path, 40) },
+		"directory": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) },
+	} {
+		top := filepath.Join(dir, name+".qcow2")
+		if err := CreateOverlay(ctx, top, base, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := damage(top); err != nil {
+			t.Fatal(err)
+		}
+		if info, err := Stat(ctx, top); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), top) {
+			t.Errorf("%s: Stat: %+v, %v", name, info, err)
+		}
+		if err := Grow(ctx, top, 2*gib); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: Grow: %v", name, err)
+		}
+		if err := CreateOverlay(ctx, filepath.Join(dir, name+".top"), top, 0); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: an overlay on it: %v", name, err)
+		}
+	}
+}
+
+// writeAt overwrites a part of a file.
+func writeAt(path string, at int64, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, at)
+	return errors.Join(err, f.Close())
+}

@@ -4,6 +4,7 @@
 package file
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,32 +14,50 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Replace writes a file with the mode, which is there completely or, on an error, as it
-// was before. After a power cut it may be empty; see [ReplaceSafely].
+// ErrDirectory says that there is a directory where a file is to be.
+var ErrDirectory = errors.New("a directory is in its place")
+
+// Replace writes a file with the mode. It is there completely or, on an error or after a
+// power cut, as it was before: Replace waits until file and name are on the disk. A file
+// that is so already is left alone.
 func Replace(path string, content []byte, mode fs.FileMode) error {
-	return replace(path, content, mode, func(*os.File) error { return nil })
-}
-
-// ReplaceSafely is Replace that waits until the content is on the disk.
-func ReplaceSafely(path string, content []byte, mode fs.FileMode) error {
-	return replace(path, content, mode, (*os.File).Sync)
-}
-
-func replace(path string, content []byte, mode fs.FileMode, sync func(*os.File) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
-	if err != nil {
+	if same(path, content, mode) {
+		return nil
+	}
+	if err := replace(path, content, mode); err != nil {
+		if info, serr := os.Lstat(path); serr == nil && info.IsDir() {
+			err = &fs.PathError{Op: "replace", Path: path, Err: ErrDirectory}
+		}
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	return nil
+}
+
+// same tells whether the file is as Replace would leave it.
+func same(path string, content []byte, mode fs.FileMode) bool {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode() != mode || info.Size() != int64(len(content)) {
+		return false
+	}
+	has, err := os.ReadFile(path)
+	return err == nil && bytes.Equal(has, content)
+}
+
+func replace(path string, content []byte, mode fs.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*") // 0600
+	if err != nil {
+		return err
+	}
 	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(mode), sync(f), f.Close())
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
-		return fmt.Errorf("write %s: %w", path, err)
+		return err
 	}
-	return nil
+	return Sync(filepath.Dir(path))
 }
 
 // Settle sets the mode of a file or directory and waits until it is on the disk.

@@ -13,10 +13,9 @@ import (
 func TestReplace(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
-	for i, replace := range []func(string, []byte, fs.FileMode) error{file.Replace, file.ReplaceSafely} {
-		for _, text := range []string{"first", "second"} {
-			mode := fs.FileMode(0o600 + i*0o44)
-			if err := replace(path, []byte(text), mode); err != nil {
+	for _, mode := range []fs.FileMode{0o600, 0o644} {
+		for _, text := range []string{"first", "second", "second", ""} {
+			if err := file.Replace(path, []byte(text), mode); err != nil {
 				t.Fatal(err)
 			}
 			got, err := os.ReadFile(path)
@@ -28,13 +27,34 @@ func TestReplace(t *testing.T) {
 			}
 		}
 	}
+	// The same again is not written again, and a link is replaced, not followed.
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Replace(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(path); err != nil || !os.SameFile(before, after) {
+		t.Errorf("it was written again: %v", err)
+	}
+	link := filepath.Join(dir, "link")
+	if err := errors.Join(os.Symlink("f", link), file.Replace(link, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(link); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("%v, %v", info, err)
+	}
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
 	// What cannot be replaced stays, and nothing is left beside it.
 	busy := filepath.Join(dir, "d")
 	if err := os.MkdirAll(filepath.Join(busy, "x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.Replace(busy, []byte("x"), 0o600); err == nil {
-		t.Error("a directory was replaced")
+	if err := file.Replace(busy, []byte("x"), 0o600); !errors.Is(err, file.ErrDirectory) {
+		t.Errorf("a directory was replaced: %v", err)
 	}
 	if err := file.Replace(filepath.Join(dir, "none", "f"), nil, 0o600); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
@@ -53,7 +73,7 @@ func TestUsed(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(whole), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := file.ReplaceSafely(whole, make([]byte, 64<<10), 0o600); err != nil {
+	if err := file.Replace(whole, make([]byte, 64<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := errors.Join(file.Replace(sparse, nil, 0o600), os.Truncate(sparse, 1<<30)); err != nil {

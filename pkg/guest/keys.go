@@ -55,7 +55,7 @@ func GenerateKeys(dir string) (Keys, error) {
 		if err != nil {
 			return Keys{}, fmt.Errorf("make the VM's keys: %w", err)
 		}
-		if err := file.ReplaceSafely(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+		if err := file.Replace(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
 			return Keys{}, err
 		}
 	}
@@ -106,7 +106,7 @@ func (k Keys) writePublic() error {
 		if have, err := os.ReadFile(path); err == nil && string(have) == text {
 			continue
 		}
-		if err := file.ReplaceSafely(path, []byte(text), 0o600); err != nil {
+		if err := file.Replace(path, []byte(text), 0o600); err != nil {
 			return err
 		}
 	}

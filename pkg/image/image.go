@@ -37,6 +37,7 @@ var (
 	ErrNotFound         = errors.New("no such image")
 	ErrAmbiguous        = errors.New("more than one image matches")
 	ErrInUse            = errors.New("a VM, the undo of one or a template lies on it")
+	ErrDamaged          = errors.New("the image is damaged")
 	ErrExists           = errors.New("the image is there already, under another name")
 	ErrChecksum         = errors.New("checksum does not match")
 	ErrNoChecksum       = errors.New("a URL needs the checksum that its file must have (sha256)")

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/images"
 	"github.com/devvm/devvm/pkg/file"
@@ -76,33 +77,53 @@ func (s *Store) Dir() string { return s.dir }
 // Work is the directory in which builds unpack.
 func (s *Store) Work() string { return s.work }
 
-// List returns the images, newest first. A directory that holds no readable
-// image is left out and logged.
+// List returns the images, newest first. What cannot be read as one is left to
+// [Store.Damaged].
 func (s *Store) List(ctx context.Context) ([]Image, error) {
+	images, _, err := s.scan(ctx)
+	return images, err
+}
+
+// Damaged is an image that cannot be read.
+type Damaged struct {
+	Digest string // by its directory's name
+	Dir    string
+	Err    error // wraps ErrDamaged, or says why it cannot be known
+}
+
+// Used is what its files take on this host, in bytes.
+func (d Damaged) Used() int64 { return file.Used(d.Dir) }
+
+// Damaged returns what List leaves out.
+func (s *Store) Damaged(ctx context.Context) ([]Damaged, error) {
+	_, damaged, err := s.scan(ctx)
+	return damaged, err
+}
+
+func (s *Store) scan(ctx context.Context) ([]Image, []Damaged, error) {
 	entries, err := os.ReadDir(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list images: %w", err)
+		return nil, nil, fmt.Errorf("list images: %w", err)
 	}
 	var images []Image
+	var damaged []Damaged
 	for _, e := range entries {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !validDigest(e.Name()) {
 			continue
 		}
 		img, err := s.read(e.Name())
-		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile
-			continue
+		switch {
+		case err == nil:
+			images = append(images, img)
+		case !errors.Is(err, fs.ErrNotExist): // else it was removed meanwhile
+			damaged = append(damaged, Damaged{e.Name(), filepath.Join(s.dir, e.Name()), err})
 		}
-		if err != nil {
-			s.log.Warn("unreadable image", "dir", filepath.Join(s.dir, e.Name()), "err", err)
-			continue
-		}
-		images = append(images, img)
 	}
 	slices.SortFunc(images, func(a, b Image) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
@@ -110,33 +131,45 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		}
 		return strings.Compare(a.Digest, b.Digest)
 	})
-	return images, nil
+	return images, damaged, nil
 }
 
 // read opens the image of a digest and looks at what can be known without
-// reading its files.
+// reading its files. The error wraps fs.ErrNotExist if nothing is there, and ErrDamaged if
+// what is there is no image.
 func (s *Store) read(digest string) (Image, error) {
 	img := Image{Dir: filepath.Join(s.dir, digest)}
+	if _, err := os.Lstat(img.Dir); err != nil {
+		return Image{}, err
+	}
+	damaged := func(format string, args ...any) (Image, error) {
+		return Image{}, fmt.Errorf("%w: "+format, append([]any{ErrDamaged}, args...)...)
+	}
 	data, err := os.ReadFile(filepath.Join(img.Dir, manifestName))
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ENOTDIR):
+		return damaged("%v", err) // not ErrNotExist: the image is there
+	case err != nil:
 		return Image{}, err
 	}
 	if err := json.Unmarshal(data, &img.Manifest); err != nil {
-		return Image{}, fmt.Errorf("read %s: %w", manifestName, err)
+		return damaged("read %s: %w", filepath.Join(img.Dir, manifestName), err)
 	}
 	if err := img.check(); err != nil {
-		return Image{}, err
+		return damaged("%w", err)
 	}
 	if img.Digest != digest {
-		return Image{}, fmt.Errorf("directory %s holds image %s", digest, img.Digest)
+		return damaged("directory %s holds image %s", digest, img.Digest)
 	}
 	for _, f := range img.Files {
 		info, err := os.Stat(filepath.Join(img.Dir, f.Name))
-		if err != nil {
-			return Image{}, fmt.Errorf("damaged: %v", err) //nolint:errorlint // not ErrNotExist: the image is there
-		}
-		if info.Size() != f.Size {
-			return Image{}, fmt.Errorf("damaged: %s has %d bytes, its manifest says %d", f.Name, info.Size(), f.Size)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return damaged("%v", err)
+		case err != nil:
+			return Image{}, err
+		case info.Size() != f.Size:
+			return damaged("%s has %d bytes, its manifest says %d", filepath.Join(img.Dir, f.Name), info.Size(), f.Size)
 		}
 	}
 	return img, nil
@@ -144,9 +177,10 @@ func (s *Store) read(digest string) (Image, error) {
 
 // Resolve finds an image by its name, its digest or the beginning of a digest
 // (four characters or more). Of several images of one name it returns the
-// newest. It fails with ErrNotFound or ErrAmbiguous.
+// newest. It fails with ErrNotFound or ErrAmbiguous, or, if it may be
+// a damaged one, with what is wrong with that, see [Damaged].
 func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) {
-	images, err := s.List(ctx)
+	images, damaged, err := s.scan(ctx)
 	if err != nil {
 		return Image{}, err
 	}
@@ -166,6 +200,14 @@ func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) {
 	}
 	switch len(found) {
 	case 0:
+		for _, d := range damaged {
+			if len(prefix) >= 4 && strings.HasPrefix(d.Digest, prefix) {
+				return Image{}, fmt.Errorf("image %q: %w", ref, d.Err)
+			}
+		}
+		if len(damaged) > 0 && !validDigest(prefix) { // its name may be in the manifest
+			return Image{}, fmt.Errorf("image %q is none of those that can be read: %w", ref, damaged[0].Err)
+		}
 		return Image{}, fmt.Errorf("image %q: %w", ref, ErrNotFound)
 	case 1:
 		return found[0], nil
@@ -183,6 +225,9 @@ func (s *Store) Remove(ctx context.Context, ref string, inUse func(digest string
 	defer unlock()
 	img, err := s.Resolve(ctx, ref)
 	if err != nil {
+		img, err = s.resolveDamaged(ctx, ref, err)
+	}
+	if err != nil {
 		return Image{}, err
 	}
 	if inUse(img.Digest) {
@@ -191,8 +236,26 @@ func (s *Store) Remove(ctx context.Context, ref string, inUse func(digest string
 	return img, s.remove(img)
 }
 
+// resolveDamaged finds the one damaged image whose digest begins with ref, as what Resolve
+// would return if it were whole, or fails with err.
+func (s *Store) resolveDamaged(ctx context.Context, ref string, err error) (Image, error) {
+	all, serr := s.Damaged(ctx)
+	if serr != nil {
+		return Image{}, serr
+	}
+	prefix := strings.TrimPrefix(ref, "sha256:")
+	all = slices.DeleteFunc(all, func(d Damaged) bool { return len(prefix) < 4 || !strings.HasPrefix(d.Digest, prefix) })
+	switch {
+	case len(all) == 0, errors.Is(err, ErrAmbiguous):
+		return Image{}, err
+	case len(all) > 1:
+		return Image{}, fmt.Errorf("image %q: %w", ref, ErrAmbiguous)
+	}
+	return Image{Manifest: Manifest{Name: all[0].Digest[:12], Digest: all[0].Digest}, Dir: all[0].Dir}, nil
+}
+
 // Prune deletes every image that inUse does not claim, save the newest of each
-// name, and what interrupted builds left. It returns the bytes freed on disk.
+// name, damaged ones, and what interrupted builds left. It returns the bytes freed on disk.
 func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (freed int64, err error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
@@ -200,9 +263,19 @@ func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (free
 	}
 	defer unlock()
 	s.sweep(ctx)
-	images, err := s.List(ctx)
+	images, damaged, err := s.scan(ctx)
 	if err != nil {
 		return 0, err
+	}
+	for _, d := range damaged {
+		if inUse(d.Digest) || !errors.Is(d.Err, ErrDamaged) { // what cannot be read may be whole
+			continue
+		}
+		size := d.Used()
+		if err := s.remove(Image{Manifest: Manifest{Name: d.Digest[:12], Digest: d.Digest}, Dir: d.Dir}); err != nil {
+			return freed, err
+		}
+		freed += size
 	}
 	seen := map[string]bool{}
 	for _, img := range images {

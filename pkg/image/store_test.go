@@ -129,8 +129,14 @@ func TestCommitAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Resolve(t.Context(), "debian-13"); !errors.Is(err, ErrNotFound) {
+	if _, err := s.Resolve(t.Context(), "debian-13"); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), first.Kernel()) {
 		t.Errorf("Resolve of a damaged image: %v", err)
+	}
+	if all, err := s.Damaged(t.Context()); err != nil || len(all) != 1 || all[0].Digest != first.Digest {
+		t.Errorf("Damaged: %v, %v", all, err)
+	}
+	if _, err := s.Remove(t.Context(), first.Digest[:8], func(string) bool { return true }); !errors.Is(err, ErrInUse) {
+		t.Errorf("Remove of a damaged image in use: %v", err)
 	}
 	third := put(t, s, "debian-13", "a", time.Unix(3, 0))
 	if got, err := s.Resolve(t.Context(), "debian-13"); err != nil || !got.Created.Equal(third.Created) {

@@ -66,7 +66,9 @@ func ReadExposures(path string) ([]Exposure, error) {
 	}
 	var file exposureFile
 	if err == nil {
-		err = json.Unmarshal(b, &file)
+		if err = json.Unmarshal(b, &file); err != nil {
+			err = fmt.Errorf("%s is damaged: %w", path, err)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read exposures: %w", err)
@@ -90,7 +92,7 @@ func writeExposures(path string, all []Exposure) error {
 	if err != nil {
 		return fmt.Errorf("write exposures: %w", err)
 	}
-	if err := file.ReplaceSafely(path, append(b, '\n'), 0o600); err != nil {
+	if err := file.Replace(path, append(b, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write exposures: %w", err)
 	}
 	return nil

@@ -131,8 +131,8 @@ func New(o Options) (*Table, error) {
 	}
 	if o.Exposures != "" {
 		all, err := ReadExposures(o.Exposures)
-		if err != nil {
-			return nil, err
+		if err != nil { // what cannot be read opens nothing to anybody
+			t.log.Warn("no port is exposed", "err", err)
 		}
 		t.exposures = all
 	}

@@ -198,7 +198,7 @@ func (f paths) writeAgreed(g grant.Grant) error {
 	if was, err := os.ReadFile(f.agreed()); err == nil && string(was) == string(b) {
 		return nil
 	}
-	if err := file.ReplaceSafely(f.agreed(), b, 0o600); err != nil {
+	if err := file.Replace(f.agreed(), b, 0o600); err != nil {
 		return err
 	}
 	if err := os.Remove(f.formerMounts()); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -152,6 +152,8 @@ func (f paths) credentials() string   { return filepath.Join(f.vm, "credentials"
 func (f paths) begun() string         { return filepath.Join(f.vm, "begun") }
 func (f paths) unused() string        { return filepath.Join(f.vm, "unused") }
 func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
+func (f paths) vacant() string        { return filepath.Join(f.root, "vacant") }
+func (f paths) removing() string      { return filepath.Join(f.root, "removing") }
 func (f paths) shares() string        { return filepath.Join(f.root, "shares.json") }
 func (f paths) agreed() string        { return filepath.Join(f.root, "agreed.json") }
 func (f paths) owners() string        { return filepath.Join(f.root, "owners") }
@@ -190,6 +192,12 @@ func (d Dirs) projects() ([]string, error) {
 // remove removes all that there is of the project on this host, the directory by which
 // it is found last.
 func (f paths) remove() error {
+	// Each as a whole: what a killed run leaves must not look like a VM without its disk.
+	for _, path := range []string{f.vm, f.undo} {
+		if err := f.removeWhole(path); err != nil {
+			return err
+		}
+	}
 	for _, path := range []string{f.netSocket(), f.netSocket() + usernet.Unfinished, f.run, f.root} {
 		if err := removeAll(path); err != nil {
 			return err

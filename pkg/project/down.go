@@ -21,9 +21,20 @@ const (
 )
 
 // Down stops the project's VM as a clean shutdown of the guest. A VM that is
-// off already is no error.
-func (s *Service) Down(ctx context.Context, p Project, pr *ui.Progress) error {
+// off already is no error. Of a suspended one it discards the memory, if told to.
+func (s *Service) Down(ctx context.Context, p Project, discard bool, pr *ui.Progress) error {
 	return s.locked(ctx, p, "down", func(hv vm.Hypervisor, dom vm.Domain) error {
+		if dom.State == vm.StateSaved && discard {
+			phase := pr.Start("stop", "discard the VM's memory")
+			if err := hv.DropSaved(ctx, p.Name); err != nil {
+				return err
+			}
+			if err := s.stopHelpers(ctx, p); err != nil {
+				return err
+			}
+			phase.Done()
+			return nil
+		}
 		return s.down(ctx, hv, p, dom, pr)
 	})
 }
@@ -57,7 +68,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 		return &ui.Error{
 			Code: ui.ExitNotRunning,
 			Msg:  "the VM is suspended: a clean stop needs it to run",
-			Hint: "let it go on and stop it (devvm up && devvm down), or leave it as it is",
+			Hint: "let it go on and stop it (devvm up && devvm down), leave it as it is, or let its memory go, as in a power cut: devvm down --discard",
 		}
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")

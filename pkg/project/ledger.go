@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/devvm/devvm/pkg/template"
@@ -28,37 +27,72 @@ type Entry struct {
 	Used int64  `json:"used"` // bytes that its own files take, what it lies on not counted
 	// Users is how many disks lie on this one; nobody's is given back by prune.
 	Users     int       `json:"users"`
-	Snapshots int       `json:"snapshots,omitempty"` // kept within it
-	Saved     bool      `json:"saved,omitempty"`     // it is suspended
+	AtLeast   bool      `json:"users_at_least,omitempty"` // a disk cannot be read, which may be one more
+	Snapshots int       `json:"snapshots,omitempty"`      // kept within it
+	Saved     bool      `json:"saved,omitempty"`          // it is suspended
 	Created   time.Time `json:"created,omitzero"`
-	Dir       string    `json:"dir,omitempty"` // of a project
+	Dir       string    `json:"dir,omitempty"`     // of a project
+	Damaged   string    `json:"damaged,omitempty"` // what is wrong with it
 }
 
 // Ledger lists what devvm keeps on this host's disk.
 func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
-	users := map[string]int{}
-	err := s.eachDisk(ctx, func(_ string, backing []string) {
-		for _, d := range backing {
-			users[filepath.Base(filepath.Dir(d))]++
-		}
-	})
+	all, err := s.uses(ctx)
 	if err != nil {
 		return nil, err
 	}
+	users := map[string]int{}
+	unknown := false
+	damaged := map[string]string{} // by project
+	for _, u := range all {
+		on := u.below
+		if u.err != nil || u.path == "" { // then libvirt's word counts
+			on = u.known
+		}
+		if u.err != nil {
+			unknown = true
+			damaged[u.project] = u.err.Error()
+		}
+		seen := map[string]bool{}
+		for _, path := range on {
+			if kind, id := storeOf(path); kind != "" && !seen[id] {
+				seen[id] = true
+				users[id]++
+			}
+		}
+	}
 	var out []Entry
+	add := func(id string, e Entry) {
+		e.Users, e.AtLeast = users[id], unknown
+		out = append(out, e)
+	}
 	images, err := s.Images.List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, i := range images {
-		out = append(out, Entry{Kind: KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Users: users[i.Digest], Created: i.Created})
+		add(i.Digest, Entry{Kind: KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Created: i.Created})
+	}
+	badImages, err := s.Images.Damaged(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range badImages {
+		add(d.Digest, Entry{Kind: KindImage, Name: d.Digest[:12], Used: d.Used(), Damaged: d.Err.Error()})
 	}
 	templates, err := s.Templates.List()
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range templates {
-		out = append(out, Entry{Kind: KindTemplate, Name: t.ID, Used: t.Used(), Users: users[t.ID], Created: t.Created})
+		add(t.ID, Entry{Kind: KindTemplate, Name: t.ID, Used: t.Used(), Created: t.Created})
+	}
+	badTemplates, err := s.Templates.Damaged()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range badTemplates {
+		add(d.ID, Entry{Kind: KindTemplate, Name: d.ID, Used: d.Used(), Damaged: d.Err.Error()})
 	}
 	projects, err := s.List(ctx)
 	if err != nil {
@@ -70,7 +104,7 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	}
 	defer hv.Close()
 	for _, p := range projects {
-		e := Entry{Kind: KindProject, Name: p.Project, Used: p.DiskUsed + p.SavedUsed, Dir: p.Dir, Saved: p.State == vm.StateSaved}
+		e := Entry{Kind: KindProject, Name: p.Project, Used: p.DiskUsed + p.SavedUsed, Dir: p.Dir, Saved: p.State == vm.StateSaved, Damaged: damaged[p.Project]}
 		if all, err := hv.Snapshots(ctx, p.Project); err == nil {
 			e.Snapshots = len(all)
 		}

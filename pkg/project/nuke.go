@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +34,9 @@ type Loss struct {
 func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
 	f := s.Dirs.paths(p.Name)
 	if !exists(f.vm) && !exists(f.undo) {
-		return Loss{}, s.errNoVM(p)
+		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
+			return Loss{}, err
+		}
 	}
 	loss := Loss{VM: f.isUsed(), Disk: file.Used(f.vm), Undo: file.Used(f.undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
@@ -64,7 +68,9 @@ type NukeOptions struct {
 func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Progress) error {
 	f := s.Dirs.paths(p.Name)
 	if !exists(f.root) {
-		return s.errNoVM(p)
+		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
+			return err
+		}
 	}
 	if o.Undo && !exists(f.undo) {
 		return &ui.Error{
@@ -171,7 +177,10 @@ func (f paths) setAside() error {
 	if !exists(f.disk()) || f.isBegun() || !f.isUsed() && exists(f.undo) { // keep that undo
 		return f.removeVM()
 	}
-	if err := removeAll(f.undo); err != nil {
+	if err := f.removeWhole(f.undo); err != nil {
+		return err
+	}
+	if err := f.markVacant(); err != nil {
 		return err
 	}
 	if err := os.Rename(f.vm, f.undo); err != nil {
@@ -192,12 +201,22 @@ func (f paths) swap() error {
 	if err != nil {
 		return fmt.Errorf("put the old disk back: %w", err)
 	}
-	return nil
+	return unmark(f.vacant())
 }
 
 // removeAll removes a directory tree of ours.
 func removeAll(path string) error {
-	if err := os.RemoveAll(path); err != nil {
+	err := os.RemoveAll(path)
+	if errors.Is(err, fs.ErrPermission) { // a directory of ours that lets nobody in
+		_ = filepath.WalkDir(path, func(at string, d fs.DirEntry, _ error) error {
+			if d != nil && d.IsDir() {
+				_ = os.Chmod(at, 0o700)
+			}
+			return nil
+		})
+		err = os.RemoveAll(path)
+	}
+	if err != nil {
 		return fmt.Errorf("remove: %w", err)
 	}
 	return nil

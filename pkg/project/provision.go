@@ -2,8 +2,10 @@ package project
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -25,6 +27,8 @@ func (b *boot) provision(ctx context.Context) error {
 		return nil
 	case err == nil:
 		return nil
+	case !errors.Is(err, fs.ErrNotExist): // it may be done
+		return fmt.Errorf("look whether the VM is provisioned: %w", err)
 	case len(steps) == 0:
 		return file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
 	}

@@ -25,6 +25,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gofrs/flock"
+
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
@@ -83,6 +85,14 @@ func (s *Service) errNoVM(p Project) error {
 	}
 	if former, ok := s.former(p); ok {
 		hint += "; " + renamed(former)
+	}
+	if f := s.Dirs.paths(p.Name); exists(f.disk()) && !f.isBegun() {
+		return &ui.Error{
+			Code: ui.ExitNotRunning,
+			Msg:  "libvirt has forgotten the VM of this project; its disk is there: " + f.disk(),
+			Hint: "start it with: devvm up",
+			Kind: vm.ErrNotFound,
+		}
 	}
 	return &ui.Error{
 		Code: ui.ExitNoVM,
@@ -366,8 +376,39 @@ func (s *Service) stopNet(ctx context.Context, p Project) error {
 		s.Log.Warn("killing a network process that does not end", "project", p.Name)
 		err = background.Kill(ctx, socket)
 	}
+	if err == nil {
+		err = s.evict(ctx, s.Dirs.paths(p.Name).netLock())
+	}
 	if err != nil {
 		return fmt.Errorf("stop the network process: %w", err)
+	}
+	return nil
+}
+
+// patienceLock is how long a process of ours that cannot be asked any more may hold its lock:
+// one that ends lets go of it sooner.
+const patienceLock = 3 * time.Second
+
+// evict ends who holds a lock though nobody can talk to it, because its socket was removed.
+func (s *Service) evict(ctx context.Context, path string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for start := time.Now(); exists(path); {
+		lock := flock.New(path, flock.SetPermissions(0o600))
+		free, err := lock.TryLock()
+		_ = lock.Close()
+		if free || err != nil {
+			return err
+		}
+		if time.Since(start) > patienceLock {
+			s.Log.Warn("killing a process whose socket has been removed", "lock", path)
+			return background.KillHolder(ctx, path)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 	return nil
 }
@@ -383,19 +424,19 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 	f := s.Dirs.paths(p.Name)
 	client := s.supervisor(p)
 	status, err := client.Status(ctx)
-	if err == nil && (status.Version == s.Version || status.Connections > 0) {
+	if err == nil && exists(f.dockerSocket()) && (status.Version == s.Version || status.Connections > 0) {
 		if err := client.Resume(ctx); err != nil && status.Version == s.Version {
 			return err
 		}
 		return nil
 	}
 	switch {
-	case err == nil: // of another version, and nobody uses it
+	case err == nil: // of another version, and nobody uses it; or nobody can: docker.sock was removed
 		err = s.stopSupervisor(ctx, p)
 	case errors.Is(err, supervisor.ErrHung):
 		err = s.killSupervisor(ctx, p)
 	default:
-		err = nil
+		err = s.evict(ctx, f.supervisorLock())
 	}
 	if err != nil {
 		return err
@@ -418,10 +459,26 @@ func (s *Service) stopSupervisor(ctx context.Context, p Project) error {
 	if errors.Is(err, supervisor.ErrHung) {
 		return s.killSupervisor(ctx, p)
 	}
-	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+	if errors.Is(err, supervisor.ErrNone) {
+		err = s.evict(ctx, s.Dirs.paths(p.Name).supervisorLock())
+	}
+	if err != nil {
 		return fmt.Errorf("stop the supervisor: %w", err)
 	}
 	return nil
+}
+
+// rest has the supervisor, if there is one, close its link to the guest until it is told to
+// go on. One that does not answer is ended, and with it its link.
+func (s *Service) rest(ctx context.Context, p Project) error {
+	err := s.supervisor(p).Suspend(ctx)
+	switch {
+	case errors.Is(err, supervisor.ErrNone):
+		return nil
+	case errors.Is(err, supervisor.ErrHung):
+		return s.killSupervisor(ctx, p)
+	}
+	return err
 }
 
 // killSupervisor ends a supervisor that does not answer.

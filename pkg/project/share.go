@@ -195,10 +195,7 @@ func (b *boot) settleShares() error {
 		b.progress.Note("%s", note)
 	}
 	before, err := b.files.readShares()
-	if err != nil {
-		return err
-	}
-	all.Had = before.Had || len(all.Exports) > 0
+	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
 	text, err := json.Marshal(all)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", b.files.shares(), err)
@@ -213,11 +210,26 @@ func (f paths) readShares() (shared, error) {
 	if errors.Is(err, fs.ErrNotExist) { // a VM of an older devvm
 		return all, nil
 	}
-	if err == nil {
-		err = json.Unmarshal(b, &all)
-	}
 	if err != nil {
 		return all, fmt.Errorf("read what the VM has of the host: %w", err)
 	}
+	if err := json.Unmarshal(b, &all); err != nil {
+		return shared{}, &ui.Error{
+			Msg:  "what the VM has of the host is not known: " + f.shares() + " is damaged",
+			Hint: "settle it again by devvm.toml: devvm up",
+			Err:  err,
+		}
+	}
 	return all, nil
+}
+
+// mendShares settles what a VM that runs or is suspended has of the host, if the file that
+// says so is damaged: by devvm.toml, as when the VM started.
+func (b *boot) mendShares() error {
+	_, err := b.files.readShares()
+	if err == nil {
+		return nil
+	}
+	b.progress.Warn("%v: settling it by %s", err, config.FileName)
+	return b.settleShares()
 }

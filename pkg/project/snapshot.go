@@ -56,7 +56,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
-			if err := s.supervisor(p).Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
+			if err := s.rest(ctx, p); err != nil {
 				return err
 			}
 			defer s.takeUp(ctx, p)

@@ -3,7 +3,6 @@ package project
 import (
 	"context"
 	"errors"
-	"path/filepath"
 	"sort"
 	"time"
 
@@ -52,8 +51,11 @@ const probePatience = 5 * time.Second
 func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	f := s.Dirs.paths(p.Name)
 	dom, err := s.get(ctx, p)
-	if errors.Is(err, vm.ErrNotFound) && exists(f.undo) {
-		return Status{Project: p.Name, Dir: p.Dir, State: StateAbsent, UndoUsed: file.Used(f.undo), Next: "devvm up"}, nil
+	if errors.Is(err, vm.ErrNotFound) {
+		if st, ok := s.forgotten(p.Name, p.Dir); ok {
+			s.examine(ctx, &st)
+			return st, nil
+		}
 	}
 	if err != nil {
 		return Status{}, err
@@ -61,7 +63,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	st := s.summary(dom)
 	st.Socket = f.dockerSocket()
 	if dom.State != vm.StateRunning {
-		st.Next = "devvm up"
+		s.examine(ctx, &st)
 		return st, nil
 	}
 	asked := ctx
@@ -104,10 +106,48 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	return st, nil
 }
 
+// forgotten is what the files say of a project that libvirt does not know: false if they
+// say nothing.
+func (s *Service) forgotten(name, dir string) (Status, bool) {
+	f := s.Dirs.paths(name)
+	st := Status{
+		Project: name, Dir: dir, DirGone: !exists(dir), State: StateAbsent,
+		DiskUsed: file.Used(f.vm), UndoUsed: file.Used(f.undo), Next: "devvm up",
+	}
+	switch {
+	case exists(f.disk()) && !f.isBegun():
+		st.State, st.Reason = vm.StateStopped, "libvirt has forgotten it; its disk is there, and devvm up starts it"
+	case f.isLost(false):
+		st.setLost(f)
+	case !exists(f.undo):
+		return st, false
+	}
+	return st, true
+}
+
+// setLost notes that the VM's disk is gone.
+func (st *Status) setLost(f paths) {
+	st.Problem, st.Next = "the VM's disk is gone: "+f.disk(), f.afresh()
+}
+
+// examine looks whether the disk of a VM that is off is good.
+func (s *Service) examine(ctx context.Context, st *Status) {
+	f := s.Dirs.paths(st.Project)
+	if st.Next == "" {
+		st.Next = "devvm up"
+	}
+	if !exists(f.disk()) {
+		return
+	}
+	if _, err := below(ctx, f.disk()); err != nil {
+		st.Problem, st.Next = err.Error(), f.afresh()
+	}
+}
+
 // summary is what libvirt and the files say about a project.
 func (s *Service) summary(dom vm.Domain) Status {
 	f := s.Dirs.paths(dom.Name)
-	return Status{
+	st := Status{
 		Project:   dom.Name,
 		Dir:       dom.Project,
 		DirGone:   !exists(dom.Project),
@@ -121,6 +161,10 @@ func (s *Service) summary(dom vm.Domain) Status {
 		UndoUsed:  file.Used(f.undo),
 		SavedUsed: dom.Saved,
 	}
+	if f.isLost(true) {
+		st.setLost(f)
+	}
+	return st
 }
 
 // List returns all projects of this user, by directory: those with a VM and
@@ -150,54 +194,17 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 	}
 	for _, name := range names {
 		f := s.Dirs.paths(name)
-		if known[name] || !exists(f.record) {
+		if known[name] {
 			continue
 		}
 		dir := f.readRecord()
 		if s.isTemplate(dir) {
 			continue
 		}
-		out = append(out, Status{
-			Project: name, Dir: dir, DirGone: !exists(dir), State: StateAbsent,
-			DiskUsed: file.Used(f.vm), UndoUsed: file.Used(f.undo),
-		})
+		if st, ok := s.forgotten(name, dir); ok || exists(f.record) {
+			out = append(out, st)
+		}
 	}
 	sort.Slice(out, func(i, j int) bool { return out[i].Dir < out[j].Dir })
 	return out, nil
-}
-
-// ImagesInUse returns the digests of the images that any project's disk, or
-// undo, is based on. The result is nil with an error, never partial: what is
-// in use must not be removed.
-func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
-	in := map[string]bool{}
-	err := s.eachDisk(ctx, func(_ string, backing []string) { in[imageOf(backing)] = true })
-	if err != nil {
-		return nil, err
-	}
-	return in, nil
-}
-
-// eachDisk calls f with what each disk of a project, undo or template lies on.
-func (s *Service) eachDisk(ctx context.Context, f func(path string, backing []string)) error {
-	for _, pattern := range []string{
-		filepath.Join(s.Dirs.Data, "projects", "*", "*", "disk.qcow2"),
-		filepath.Join(s.Templates.Dir(), "*", "disk.qcow2"),
-	} {
-		disks, err := filepath.Glob(pattern)
-		if err != nil {
-			return err
-		}
-		for _, d := range disks {
-			backing, err := below(ctx, d)
-			if !exists(d) { // a nuke or rm was quicker
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			f(d, backing)
-		}
-	}
-	return nil
 }

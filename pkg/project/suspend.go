@@ -2,10 +2,8 @@ package project
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
-	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -35,12 +33,11 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		if err := s.syncGuest(ctx, p, dom); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}
-		sup := s.supervisor(p)
-		if err := sup.Suspend(ctx); err != nil && !errors.Is(err, supervisor.ErrNone) {
+		if err := s.rest(ctx, p); err != nil {
 			return err
 		}
 		if err := hv.Save(ctx, p.Name); err != nil {
-			_ = sup.Resume(context.WithoutCancel(ctx)) // the VM runs on
+			_ = s.supervisor(p).Resume(context.WithoutCancel(ctx)) // the VM runs on
 			return fmt.Errorf("suspend the VM: %w", err)
 		}
 		if ctx.Err() != nil {

@@ -299,26 +299,6 @@ func (s *Service) isTemplate(dir string) bool {
 	return strings.HasPrefix(dir, s.Templates.Dir()+string(filepath.Separator))
 }
 
-// below returns the disks that a disk lies on, the uppermost first: templates' and,
-// as the last, an image's.
-func below(ctx context.Context, path string) ([]string, error) {
-	var all []string
-	for {
-		info, err := disk.Stat(ctx, path)
-		if err != nil {
-			return nil, err
-		}
-		if info.Backing == "" {
-			return all, nil
-		}
-		all = append(all, info.Backing)
-		path = info.Backing
-		if filepath.Base(filepath.Dir(filepath.Dir(path))) == "images" {
-			return all, nil
-		}
-	}
-}
-
 // checkBacking refuses a disk that lies on what is no image and no template. It says
 // itself what it lies on, a QEMU that its guest has taken over can write that, and the
 // next one may read it.
@@ -332,34 +312,4 @@ func (s *Service) checkBacking(backing []string) error {
 		}
 	}
 	return nil
-}
-
-// TemplatesInUse returns the IDs of the templates that a disk of any project, or
-// another template, lies on. The result is nil with an error, never partial.
-func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
-	in := map[string]bool{}
-	err := s.eachDisk(ctx, func(_ string, backing []string) {
-		for _, d := range backing[:max(0, len(backing)-1)] {
-			in[filepath.Base(filepath.Dir(d))] = true
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return in, nil
-}
-
-// templatesToNuke returns the IDs of the templates that projects were forked from, whose
-// memory their nuke goes back to. The result is nil with an error, never partial.
-func (s *Service) templatesToNuke(ctx context.Context) (map[string]bool, error) {
-	in := map[string]bool{}
-	err := s.eachDisk(ctx, func(path string, backing []string) {
-		if len(backing) > 1 && !s.isTemplate(path) {
-			in[filepath.Base(filepath.Dir(backing[0]))] = true
-		}
-	})
-	if err != nil {
-		return nil, err
-	}
-	return in, nil
 }

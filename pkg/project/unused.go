@@ -15,9 +15,34 @@ import (
 // keeping. There is a mark for each, which is only ever removed; what is in doubt counts
 // as used.
 
+// A third mark, beside the VM, says that there is none on purpose: nuke has taken it away, or
+// one did not come to be. Without it, a VM whose disk is not there has lost it.
+
 // markNew sets both marks for the VM that is about to be made.
 func (f paths) markNew() error {
-	return errors.Join(file.Replace(f.unused(), nil, 0o600), file.Replace(f.begun(), nil, 0o600))
+	err := errors.Join(file.Replace(f.unused(), nil, 0o600), file.Replace(f.begun(), nil, 0o600))
+	if err != nil {
+		return err
+	}
+	return unmark(f.vacant())
+}
+
+// markVacant says that the project is about to have no VM.
+func (f paths) markVacant() error {
+	if !exists(f.root) {
+		return nil
+	}
+	return file.Replace(f.vacant(), nil, 0o600)
+}
+
+// isLost tells whether there was a VM whose disk is gone, though nobody was told to remove it.
+// Known says that libvirt has a domain of it.
+func (f paths) isLost(known bool) bool {
+	if exists(f.disk()) || f.isBegun() || marked(f.vacant()) {
+		return false
+	}
+	keys, err := os.ReadDir(f.keys())
+	return known || exists(f.console()) || exists(f.provisioned()) || len(keys) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)
 }
 
 // markAnswering says that the VM's engine has answered.
@@ -32,7 +57,7 @@ func (f paths) markUsed() error {
 }
 
 func unmark(mark string) error {
-	if err := os.Remove(mark); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(mark); err != nil { // whatever it is
 		return fmt.Errorf("note that the VM is in use: %w", err)
 	}
 	return nil
@@ -49,10 +74,24 @@ func (f paths) isUsed() bool { return exists(f.disk()) && !marked(f.unused()) }
 // isBegun tells whether there is no more than the beginning of a VM.
 func (f paths) isBegun() bool { return marked(f.begun()) && marked(f.unused()) }
 
-// removeVM removes the VM's files, the disk first: without it they are nobody's.
+// removeVM removes the VM's files.
 func (f paths) removeVM() error {
-	if err := removeAll(f.disk()); err != nil {
+	if err := f.markVacant(); err != nil {
 		return err
 	}
-	return removeAll(f.vm)
+	return f.removeWhole(f.vm)
+}
+
+// removeWhole removes a directory of the project's: at once, as far as others see.
+func (f paths) removeWhole(dir string) error {
+	if err := removeAll(f.removing()); err != nil { // what a killed run has left
+		return err
+	}
+	if err := os.Rename(dir, f.removing()); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("remove: %w", err)
+	}
+	return removeAll(f.removing())
 }

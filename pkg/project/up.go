@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/engine"
@@ -93,6 +95,12 @@ func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 
 // explainImage says what is wrong with the image of a configuration.
 func explainImage(cfg config.Config, err error) error {
+	if errors.Is(err, image.ErrDamaged) {
+		return &ui.Error{
+			Err:  err,
+			Hint: "look which one with: devvm image ls; put it right, or remove it (devvm image rm), and devvm image build or import it again",
+		}
+	}
 	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
 		return err
 	}
@@ -104,6 +112,9 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	dom, err := s.find(ctx, hv, p)
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err
+	}
+	if f := s.Dirs.paths(p.Name); f.isLost(err == nil) {
+		return f.errLost(dom.State == vm.StateRunning)
 	}
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
@@ -153,6 +164,12 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 			return err
 		}
 		dom = vm.Domain{}
+	}
+	if err := f.writeRecord(p.Dir); err != nil {
+		return err
+	}
+	if err := b.mendShares(); err != nil {
+		return err
 	}
 	switch dom.State {
 	case vm.StateSaved:
@@ -220,6 +237,9 @@ type boot struct {
 
 // attend brings a running VM's helpers back to life and waits for its engine.
 func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
+	if err := b.checkKeys("devvm down; devvm up"); err != nil {
+		return err
+	}
 	b.noteChanges(ctx, dom)
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
@@ -356,7 +376,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		return err
 	}
 	if saved {
-		err := b.resume(ctx)
+		err := b.resume(ctx, img)
 		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
 			return err
 		}
@@ -441,8 +461,7 @@ func (b *boot) detach(ctx context.Context, saved bool) error {
 	if !saved {
 		return b.stopHelpers(ctx, b.project)
 	}
-	err := b.supervisor(b.project).Suspend(ctx)
-	if err != nil && !errors.Is(err, supervisor.ErrNone) {
+	if err := b.rest(ctx, b.project); err != nil {
 		return err
 	}
 	return b.stopNet(ctx, b.project)
@@ -492,7 +511,7 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 	if exists(b.files.disk()) {
 		backing, err := below(ctx, b.files.disk())
 		if err != nil {
-			return image.Image{}, err
+			return image.Image{}, b.files.errDisk(err)
 		}
 		if err := b.checkBacking(backing); err != nil {
 			return image.Image{}, err
@@ -500,9 +519,13 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 		b.backing = backing
 		digest := imageOf(backing)
 		img, err := b.Images.Resolve(ctx, digest)
-		if errors.Is(err, image.ErrNotFound) {
+		if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrDamaged) {
+			what := "gone"
+			if errors.Is(err, image.ErrDamaged) {
+				what = "damaged"
+			}
 			return img, &ui.Error{
-				Msg:  fmt.Sprintf("the image that this VM's disk is based on is gone (%s)", digest),
+				Msg:  fmt.Sprintf("the image that this VM's disk is based on is %s (%s)", what, filepath.Dir(backing[len(backing)-1])),
 				Hint: "bring it back (devvm image import), or start afresh with: devvm nuke",
 				Err:  err,
 			}
@@ -594,8 +617,9 @@ func (b *boot) seed(img image.Image) string {
 	return filepath.Join(b.files.credentials(), "seed.iso")
 }
 
-// writeCredentials writes what the guest is told at its boot.
-func (b *boot) writeCredentials(img image.Image) error {
+// writeCredentials writes what the guest is told at its boot. What is to be kept is written
+// only if it is not there.
+func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 	keys, err := guest.LoadKeys(b.files.keys())
 	if err != nil {
 		return fmt.Errorf("load keys: %w", err)
@@ -634,15 +658,20 @@ func (b *boot) writeCredentials(img image.Image) error {
 	if img.Mounts {
 		all[credentialShare] = credentialOf(has.Exports)
 	}
+	var writing errgroup.Group // each waits for the disk
 	for name, content := range all {
-		for len(content) < credentialSizes[name] {
-			content = append(content, '\n')
+		path := filepath.Join(b.files.credentials(), name)
+		if slices.Contains(keep, name) && exists(path) {
+			continue
 		}
-		if err := file.Replace(filepath.Join(b.files.credentials(), name), content, 0o600); err != nil {
-			return err
-		}
+		writing.Go(func() error {
+			for len(content) < credentialSizes[name] {
+				content = append(content, '\n')
+			}
+			return file.Replace(path, content, 0o600)
+		})
 	}
-	return nil
+	return writing.Wait()
 }
 
 // daemonJSON configures the engine. Containers have the link's MTU: under emulation each
@@ -736,25 +765,64 @@ func (b *boot) relaunch(ctx context.Context, img image.Image) error {
 	return b.launch(ctx, img)
 }
 
-// resume lets a suspended VM go on and waits for its engine.
-func (b *boot) resume(ctx context.Context) error {
+// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
+// stays, unless it is errNoResume.
+func (b *boot) resume(ctx context.Context, img image.Image) error {
 	b.progress.Start("resume", "resume the suspended VM")
+	if err := b.checkKeys("devvm down --discard; devvm up"); err != nil {
+		return err
+	}
+	// QEMU reads them again. The guest has read them; its engine's settings are still those.
+	if err := b.writeCredentials(img, credentialDaemon); err != nil {
+		return err
+	}
 	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
 		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		for _, other := range []error{syscall.ENOSPC, syscall.ENOMEM, vm.ErrConnectionLost, vm.ErrDiskInUse} {
-			if errors.Is(err, other) { // the memory is good, another try may be
-				return err
-			}
+		if errors.Is(err, vm.ErrMemory) {
+			return fmt.Errorf("%w: %w", errNoResume, err)
 		}
-		return fmt.Errorf("%w: %w", errNoResume, err)
+		return errKept(err)
 	}
 	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
 		return err
 	}
 	return b.await(ctx, nil)
+}
+
+// errKept explains why a suspended VM stays so.
+func errKept(err error) error {
+	hint := "mend that, then: devvm up"
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		hint = "make room (devvm df, devvm prune), then: devvm up"
+	case errors.Is(err, syscall.ENOMEM):
+		hint = "end what else takes this host's memory, then: devvm up"
+	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
+		hint = "try again: devvm up (what this host lacks: devvm doctor)"
+	case errors.Is(err, vm.ErrAccel):
+		hint = "let KVM work again (devvm doctor), then: devvm up"
+	}
+	return &ui.Error{
+		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
+		Hint: hint + "\nor boot it without its memory, as after a power cut: devvm down --discard; devvm up",
+		Err:  err,
+	}
+}
+
+// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
+// boot. Afresh are the commands that boot it.
+func (b *boot) checkKeys(afresh string) error {
+	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
+		return &ui.Error{
+			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + b.files.keys(),
+			Hint: "put them back, or boot it with new ones: " + afresh,
+			Err:  err,
+		}
+	}
+	return nil
 }
 
 // errNoResume says that a suspended VM's memory is of no use any more.
@@ -858,6 +926,13 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	answers := make(chan error, 1)
 	asking, answered := false, false
 	var patiencePorts <-chan time.Time
+	// libvirt may take its time, too, and has nothing to do with the rest.
+	type looked struct {
+		vm.Domain
+		err error
+	}
+	looks := make(chan looked, 1)
+	looking := false
 	ask := func() {
 		if asking || answered || last.State != supervisor.StateReady {
 			return
@@ -915,9 +990,21 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 		case <-check.C:
 			ask()
-			dom, err := b.hv.Get(ctx, b.project.Name)
-			if err == nil && dom.State != vm.StateRunning {
-				return b.died(dom, kernelUp)
+			if looking {
+				break
+			}
+			looking = true
+			owned.Go(func() {
+				dom, err := b.hv.Get(ctx, b.project.Name)
+				looks <- looked{dom, err}
+			})
+		case l := <-looks:
+			looking = false
+			switch {
+			case errors.Is(l.err, vm.ErrNoLibvirt):
+				return l.err
+			case l.err == nil && l.State != vm.StateRunning:
+				return b.died(l.Domain, kernelUp)
 			}
 		case <-kernel.C:
 			if !kernelUp {

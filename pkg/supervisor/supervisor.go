@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -162,13 +163,13 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return fmt.Errorf("docker.sock: %w", err)
 	}
-	defer os.Remove(o.Docker)
+	defer docker.Close() // which removes the socket, if it is still ours
 	control, err := dockerproxy.Listen(o.Control)
 	if err != nil {
 		docker.Close()
 		return fmt.Errorf("control.sock: %w", err)
 	}
-	defer os.Remove(o.Control)
+	defer control.Close()
 
 	var clients sync.WaitGroup // of control.sock: who asked for the end learns of it
 	defer clients.Wait()
@@ -186,6 +187,12 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	owned.Go(func() { s.keepLink(ctx) })
+	owned.Go(func() {
+		if !holdsPlace(ctx, lock, o.Lock) {
+			o.Log.Warn("the supervisor's files have been removed: another takes its place", "lock", o.Lock)
+			stop()
+		}
+	})
 	owned.Go(func() {
 		if err := s.proxy.Serve(ctx, docker); err != nil && ctx.Err() == nil {
 			o.Log.Error("docker.sock ended", "err", err)
@@ -575,4 +582,29 @@ func (s *supervisor) noteBoot(boot string) {
 		s.Log.Warn("the VM has booted again, by a crash or a command in it", "more", "devvm logs --console")
 	}
 	s.boot = boot
+}
+
+// placeEvery is how often the supervisor looks whether it can still be found.
+const placeEvery = 2 * time.Second
+
+// holdsPlace is false when the lock's file is not at its path any more, after which another
+// supervisor would lock another file, and true when ctx ends.
+func holdsPlace(ctx context.Context, lock *flock.Flock, path string) bool {
+	tick := time.NewTicker(placeEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return true
+		}
+		ours, err := lock.Stat()
+		if err != nil {
+			continue
+		}
+		now, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, now) {
+			return false
+		}
+	}
 }

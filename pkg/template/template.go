@@ -9,7 +9,7 @@
 // The package knows nothing of VMs or projects: who uses a template is asked through
 // a function that the caller passes. It imports no package of devvm but file.
 //
-// Errors wrap [ErrNotFound], [ErrInUse] or the operating system's own.
+// Errors wrap [ErrNotFound], [ErrInUse], [ErrDamaged] or the operating system's own.
 package template
 
 import (
@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/file"
 )
@@ -39,6 +40,8 @@ import (
 var (
 	ErrNotFound = errors.New("no such template")
 	ErrInUse    = errors.New("the template's disk is in use")
+	// ErrDamaged says that what should be a template is none.
+	ErrDamaged = errors.New("the template is damaged")
 )
 
 // Version of what a template is; a change of what VMs are made of, or of how they
@@ -134,42 +137,73 @@ func NewStore(dir string, log *slog.Logger) *Store { return &Store{dir, log} }
 func (s *Store) Dir() string { return s.dir }
 
 // List returns all templates, the newest first, those of other versions of devvm too.
-// What is damaged is left out.
+// What cannot be read as one is left to [Store.Damaged].
 func (s *Store) List() ([]Template, error) {
+	all, _, err := s.scan()
+	return all, err
+}
+
+// Damaged is a template that cannot be read.
+type Damaged struct {
+	ID  string
+	Dir string
+	Err error // wraps ErrDamaged, or says why it cannot be known
+}
+
+// Used is what its files take on this host, in bytes.
+func (d Damaged) Used() int64 { return file.Used(d.Dir) }
+
+// Damaged returns what List leaves out.
+func (s *Store) Damaged() ([]Damaged, error) {
+	_, damaged, err := s.scan()
+	return damaged, err
+}
+
+func (s *Store) scan() ([]Template, []Damaged, error) {
 	entries, err := os.ReadDir(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list templates: %w", err)
+		return nil, nil, fmt.Errorf("list templates: %w", err)
 	}
 	var all []Template
+	var damaged []Damaged
 	for _, e := range entries {
 		if !e.IsDir() || strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
 		t, err := s.read(e.Name())
-		if err != nil {
-			s.log.Warn("template", "id", e.Name(), "err", err)
-			continue
+		switch {
+		case err == nil:
+			all = append(all, t)
+		case !errors.Is(err, ErrNotFound): // else it was removed meanwhile
+			damaged = append(damaged, Damaged{t.ID, t.Dir, err})
 		}
-		all = append(all, t)
 	}
 	slices.SortFunc(all, func(a, b Template) int {
 		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
 	})
-	return all, nil
+	return all, damaged, nil
 }
 
 func (s *Store) read(id string) (Template, error) {
 	t := Template{ID: id, Dir: filepath.Join(s.dir, id)}
 	b, err := os.ReadFile(filepath.Join(t.Dir, manifestName))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(t.Dir); errors.Is(err, fs.ErrNotExist) {
+			return t, fmt.Errorf("%w: %s", ErrNotFound, id)
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EISDIR) {
+		return t, fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
 	if err != nil {
 		return t, fmt.Errorf("read template: %w", err)
 	}
 	var of struct{ Version int }
 	if err := json.Unmarshal(b, &of); err != nil {
-		return t, fmt.Errorf("read template %s: %w", id, err)
+		return t, fmt.Errorf("%w: read %s: %w", ErrDamaged, filepath.Join(t.Dir, manifestName), err)
 	}
 	err = json.Unmarshal(b, &t.Manifest)
 	if of.Version > 0 && of.Version != Version {
@@ -178,10 +212,10 @@ func (s *Store) read(id string) (Template, error) {
 		return t, nil
 	}
 	if err != nil {
-		return t, fmt.Errorf("read template %s: %w", id, err)
+		return t, fmt.Errorf("%w: read %s: %w", ErrDamaged, filepath.Join(t.Dir, manifestName), err)
 	}
 	if of.Version != Version || t.Key != t.Shape.Key() {
-		return t, fmt.Errorf("template %s: its manifest is damaged", id)
+		return t, fmt.Errorf("%w: %s is of another one", ErrDamaged, filepath.Join(t.Dir, manifestName))
 	}
 	return t, nil
 }
@@ -402,9 +436,12 @@ func (s *Store) Remove(ctx context.Context, ref string, inUse Users) (Template, 
 	if err != nil {
 		return Template{}, err
 	}
-	all, err := s.List()
+	all, damaged, err := s.scan()
 	if err != nil {
 		return Template{}, err
+	}
+	for _, d := range damaged {
+		all = append(all, Template{ID: d.ID, Dir: d.Dir})
 	}
 	var found []Template
 	for _, t := range all {
@@ -461,11 +498,14 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 	if err != nil {
 		return 0, false, err
 	}
-	all, err := s.List()
+	all, damaged, err := s.scan()
 	if err != nil {
 		return 0, false, err
 	}
 	whole := map[string]bool{}
+	for _, d := range damaged { // what cannot be read may be whole
+		whole[d.ID] = !errors.Is(d.Err, ErrDamaged)
+	}
 	for _, t := range all {
 		whole[t.ID] = true
 		switch {
@@ -493,7 +533,7 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 			continue
 		}
 		dir := filepath.Join(s.dir, e.Name())
-		freed += Template{Dir: dir}.Used()
+		freed += file.Used(dir)
 		if err := os.RemoveAll(dir); err != nil {
 			return freed, removed, fmt.Errorf("remove what is left of a template: %w", err)
 		}

@@ -75,5 +75,5 @@ func (l List) write(dirs []string) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", l.path, err)
 	}
-	return file.ReplaceSafely(l.path, append(b, '\n'), 0o600)
+	return file.Replace(l.path, append(b, '\n'), 0o600)
 }

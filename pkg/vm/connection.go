@@ -172,7 +172,13 @@ func (h *hypervisor) do(ctx context.Context, f func(*link) error) error {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { l.conn.Close() })
+	hung := h.guard(ctx, l)
 	err = f(l)
+	if hung() && err != nil {
+		stop()
+		h.forget()
+		return fmt.Errorf("%w: its daemon runs, but has not answered for %v (stopped, or stuck? restart it, and try again)", ErrNoLibvirt, unasked(h.timeout)+h.timeout)
+	}
 	if stop() {
 		h.put(l)
 	} else if err != nil {
@@ -184,6 +190,40 @@ func (h *hypervisor) do(ctx context.Context, f func(*link) error) error {
 		return fmt.Errorf("%w (%w)", ErrConnectionLost, err)
 	}
 	return err
+}
+
+// unasked is how long a call may take until the daemon is asked whether it is there.
+func unasked(timeout time.Duration) time.Duration { return timeout / 3 }
+
+// guard breaks the link when the daemon falls silent. Some calls take minutes, so their time
+// says nothing: whether the daemon answers somebody else does. The function that it returns
+// ends the guard, and tells whether it broke the link.
+func (h *hypervisor) guard(ctx context.Context, l *link) func() bool {
+	ctx, cancel := context.WithCancel(ctx)
+	var guarding sync.WaitGroup
+	hung := false
+	guarding.Go(func() {
+		for pause(ctx, unasked(h.timeout)) == nil {
+			patient, stop := context.WithTimeout(ctx, h.timeout)
+			other, err := h.connectOnce(patient)
+			silent := patient.Err() != nil && ctx.Err() == nil
+			stop()
+			if err == nil {
+				other.conn.Close()
+				continue
+			}
+			if silent {
+				hung = true
+				l.conn.Close()
+				return
+			}
+		}
+	})
+	return func() bool {
+		cancel()
+		guarding.Wait()
+		return hung
+	}
 }
 
 // read is do for calls that change nothing: they are repeated when the daemon

@@ -6,6 +6,7 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/url"
@@ -296,7 +297,7 @@ func (h *hypervisor) look(l *link, dom libvirt.Domain, p *power) (v view, agree 
 		return v, true, nil // no processes
 	}
 	if p.saved {
-		if info, err := os.Stat(filepath.Join(h.saveDir(), DomainPrefix+v.Name+".save")); err == nil {
+		if info, err := os.Stat(h.savePath(v.Name)); err == nil {
 			v.Saved = info.Size()
 		}
 	}
@@ -529,6 +530,10 @@ func (h *hypervisor) Start(ctx context.Context, name string) error {
 			return nil
 		case StatePaused:
 			return l.DomainResume(v.dom)
+		case StateSaved:
+			if err := h.checkSaved(v.Name); err != nil {
+				return err
+			}
 		}
 		if err := h.reap(ctx, v); err != nil {
 			return err
@@ -656,8 +661,42 @@ func (h *hypervisor) DropSaved(ctx context.Context, name string) error {
 		if v.State != StateSaved {
 			return nil
 		}
+		if h.uri != uriTest { // libvirt fails where the file is gone already
+			path := h.savePath(v.Name)
+			f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+			if err == nil {
+				_ = f.Close()
+			}
+		}
 		return l.DomainManagedSaveRemove(v.dom, 0)
 	})
+}
+
+// savePath is where libvirt keeps the memory of a saved domain of ours.
+func (h *hypervisor) savePath(name string) string {
+	return filepath.Join(h.saveDir(), DomainPrefix+name+".save")
+}
+
+// checkSaved looks at a saved memory before libvirt does, which boots the VM without a word
+// if the file is gone, and removes one that does not begin as it should.
+func (h *hypervisor) checkSaved(name string) error {
+	if h.uri == uriTest {
+		return nil
+	}
+	path := h.savePath(name)
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("read its saved memory: %w", err)
+	}
+	defer f.Close()
+	magic := make([]byte, len(memoryMagic))
+	switch _, err := io.ReadFull(f, magic); {
+	case err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("read its saved memory: %w", err)
+	case string(magic) != memoryMagic:
+		return fmt.Errorf("%w: %s does not begin with %q", ErrMemory, path, memoryMagic)
+	}
+	return nil
 }
 
 // Freeze implements Hypervisor.
@@ -889,6 +928,19 @@ var causes = []struct {
 	{syscall.EADDRINUSE, []string{"Address already in use"}},
 	{fs.ErrNotExist, []string{"No such file or directory"}},
 	{fs.ErrPermission, []string{"Permission denied"}},
+	{syscall.EIO, []string{"Input/output error"}},
+	// The last: only what has no other cause is the memory's own fault.
+	{ErrMemory, []string{
+		"load of migration failed", // QEMU
+		"error while loading state",
+		"image magic is incorrect", // libvirt
+		"save image is incomplete",
+		"image version is not supported",
+		"failed to read qemu header",
+		"invalid header data length",
+		"invalid XML length",
+		"failed to read domain XML",
+	}},
 }
 
 // qemuWords drops what libvirt puts before QEMU's own complaint, and the time

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,4 +150,52 @@ func TestFinish(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestExplainMemory: only what is the memory's own fault lets it be discarded.
+func TestExplainMemory(t *testing.T) {
+	for message, want := range map[string]bool{
+		"operation failed: image magic is incorrect": true,
+		"internal error: qemu unexpectedly closed the monitor: qemu-system-x86_64: load of migration failed: Invalid argument":                                                                                      true,
+		"internal error: qemu unexpectedly closed the monitor: 2026-12-01T22:00:00.1Z qemu-system-x86_64: Unknown savevm section or instance 'x' 0\nqemu-system-x86_64: load of migration failed: Invalid argument": true,
+		"internal error: qemu unexpectedly closed the monitor: qemu-system-x86_64: load of migration failed: Cannot allocate memory":                                                                                false,
+		"internal error: qemu unexpectedly closed the monitor: qemu-system-x86_64: load of migration failed: Input/output error":                                                                                    false,
+		"Failed to open file '/home/u/.config/libvirt/qemu/save/devvm-a.save': Permission denied":                                                                                                                   false,
+		"internal error: process exited while connecting to monitor: qemu-system-x86_64: -blockdev x: Could not open '/d': Permission denied":                                                                       false,
+		"Unable to open file: /home/u/vm/console.log: Is a directory":                                                                                                                                               false,
+		"unsupported configuration: unknown machine type 'pc-q35-10.0'":                                                                                                                                             false,
+	} {
+		err := explain(libvirt.Error{Code: uint32(libvirt.ErrOperationFailed), Message: message})
+		if got := errors.Is(err, ErrMemory); got != want {
+			t.Errorf("%s: %v, want it the memory's fault: %v", message, err, want)
+		}
+	}
+}
+
+func TestCheckSaved(t *testing.T) {
+	t.Setenv("XDG_CONFIG_HOME", t.TempDir())
+	h := &hypervisor{uri: uriSession}
+	if err := h.checkSaved("a"); !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrMemory) {
+		t.Errorf("none: %v", err)
+	}
+	if err := os.MkdirAll(h.saveDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for content, bad := range map[string]bool{"": true, "Libvirt": true, "LibvirtQemudPart and more": true, memoryMagic + " and more": false} {
+		if err := os.WriteFile(h.savePath("a"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.checkSaved("a"); errors.Is(err, ErrMemory) != bad || !bad && err != nil {
+			t.Errorf("%q: %v", content, err)
+		}
+	}
+	if err := os.Remove(h.savePath("a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(h.savePath("a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.checkSaved("a"); err == nil || errors.Is(err, ErrMemory) {
+		t.Errorf("a directory: %v", err)
+	}
 }

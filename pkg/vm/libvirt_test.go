@@ -284,6 +284,66 @@ func TestDaemonHangsAndDies(t *testing.T) {
 	}
 }
 
+// A daemon that does not answer any more ends every call by itself, with a reason; one that
+// only takes its time does not.
+func TestDaemonStopped(t *testing.T) {
+	run := privateDaemon(t)
+	const timeout = 6 * time.Second
+	h := open(t, vm.Options{URI: "test:///default", RuntimeDir: run, Timeout: timeout})
+	ctx := t.Context()
+	if _, err := h.List(ctx); err != nil {
+		t.Fatal(err)
+	}
+	pid := daemonPID(run)
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) })
+	calls := map[string]func() error{
+		"Get":     func() error { _, err := h.Get(ctx, "x"); return err },
+		"List":    func() error { _, err := h.List(ctx); return err },
+		"Files":   func() error { _, err := h.Files(ctx); return err },
+		"Start":   func() error { return h.Start(ctx, "x") },
+		"Save":    func() error { return h.Save(ctx, "x") },
+		"Destroy": func() error { return h.Destroy(ctx, "x") },
+		"Wait":    func() error { _, err := h.Wait(ctx, "x", vm.StateRunning); return err },
+	}
+	type result struct {
+		what string
+		took time.Duration
+		err  error
+	}
+	results := make(chan result, len(calls))
+	for what, call := range calls {
+		go func() {
+			begin := time.Now()
+			err := call()
+			results <- result{what, time.Since(begin), err}
+		}()
+	}
+	for range calls {
+		r := <-results
+		t.Logf("%s: %v after %v", r.what, r.err, r.took)
+		if !errors.Is(r.err, vm.ErrNoLibvirt) || !strings.Contains(r.err.Error(), "answer") || r.took > 10*timeout {
+			t.Errorf("%s: %v after %v, want ErrNoLibvirt soon", r.what, r.err, r.took)
+		}
+	}
+	// It goes on while a patient call waits: longer than a call is quiet, shorter than a
+	// daemon may be silent.
+	patient := make(chan error, 1)
+	go func() {
+		_, err := h.List(ctx)
+		patient <- err
+	}()
+	<-time.After(timeout / 2)
+	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-patient; err != nil {
+		t.Errorf("when it goes on: %v", err)
+	}
+}
+
 // A libvirt that finds no QEMU, and one that has no driver for what is asked.
 func TestHalfInstalled(t *testing.T) {
 	libvirtd(t)

@@ -13,7 +13,8 @@
 //
 // libvirt's daemon may be absent, hang or die at any time. [Open] starts one, or
 // says why it cannot ([ErrNoLibvirt]). A call ends when its context does, however
-// the daemon fares; one that reads is repeated with the next daemon, one that
+// the daemon fares, or when that has not answered anybody for 40 s ([ErrNoLibvirt], too);
+// one that reads is repeated with the next daemon, one that
 // changes something returns [ErrConnectionLost] and may be repeated by the caller:
 // each finds what the former has left. QEMU outlives the daemon; a QEMU that the
 // daemon has lost is ended by the next Start, Destroy or Undefine.
@@ -174,8 +175,14 @@ type Hypervisor interface {
 	Get(ctx context.Context, name string) (Domain, error)
 	// List reads all VMs that carry devvm's metadata.
 	List(ctx context.Context) ([]Domain, error)
+	// Files returns by name of the VM the files that libvirt knows to be in use: its
+	// disk, what that lies on, kernel and initrd, by its definition, its snapshots and its
+	// saved memory, whether they exist or not. Domains with our prefix that are not ours
+	// count. It is never partial.
+	Files(ctx context.Context) (map[string][]string, error)
 	// Start boots the VM, or resumes it when it is paused or saved. Starting a
-	// running VM is no error. A failure that is due to KVM wraps ErrAccel.
+	// running VM is no error. A failure that is due to KVM wraps ErrAccel; ErrMemory says
+	// that the memory of a saved VM is of no use. After any failure it is still saved.
 	Start(ctx context.Context, name string) error
 	// Shutdown asks the guest to power off (ACPI) and returns at once. For a
 	// stopped VM it returns ErrNotRunning.

@@ -62,6 +62,7 @@ func Conformance(t *testing.T, s Subject) {
 		{"BadSpec", (*suite).badSpec},
 		{"SameUUID", (*suite).sameUUID},
 		{"List", (*suite).list},
+		{"Files", (*suite).files},
 		{"Foreign", (*suite).foreign},
 		{"Lifecycle", (*suite).lifecycle},
 		{"DefineRunning", (*suite).defineRunning},
@@ -311,6 +312,37 @@ func (s *suite) list(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-want +got):\n%s", diff)
 	}
+}
+
+func (s *suite) files(t *testing.T) {
+	ctx := s.ctx(t)
+	spec := s.spec(t)
+	spec.Backing = []string{filepath.Join(filepath.Dir(spec.Disk), "template, é"), filepath.Join(filepath.Dir(spec.Disk), "image")}
+	if err := s.h.Define(ctx, spec); err != nil {
+		t.Fatal(err)
+	}
+	running := s.started(ctx, t)
+	if err := s.h.Snapshot(ctx, running.Name, "one"); err != nil {
+		t.Fatal(err)
+	}
+	expect := func(name string, want ...string) {
+		t.Helper()
+		all, err := s.h.Files(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range want {
+			if !slices.Contains(all[name], path) {
+				t.Errorf("VM %s names %q, want %s among them", name, all[name], path)
+			}
+		}
+	}
+	expect(spec.Name, append(spec.Backing, spec.Disk)...)
+	expect(running.Name, running.Disk)
+	if err := s.h.Save(ctx, running.Name); err != nil {
+		t.Fatal(err)
+	}
+	expect(running.Name, running.Disk)
 }
 
 func (s *suite) foreign(t *testing.T) {

@@ -84,6 +84,7 @@ const (
 const (
 	FailKVM     = "kvm"     // as if KVM did not work; only for VMs with vm.AccelKVM
 	FailNoSpace = "nospace" // no space left on the host
+	FailMemory  = "memory"  // QEMU rejects the saved memory
 	FailLost    = "lost"    // the connection breaks before anything is done
 	FailLate    = "late"    // it is done, then the connection breaks
 	FailHang    = "hang"    // nothing happens until the context ends
@@ -160,6 +161,8 @@ func (f *Fake) failure(ctx context.Context, op string, accel vm.Accel) (before, 
 		return fmt.Errorf("%w: failed to initialize kvm: Permission denied", vm.ErrAccel), nil
 	case FailNoSpace:
 		return fmt.Errorf("write: %w", syscall.ENOSPC), nil
+	case FailMemory:
+		return fmt.Errorf("%w: load of migration failed: Invalid argument", vm.ErrMemory), nil
 	case FailLost:
 		return vm.ErrConnectionLost, nil
 	case FailLate:
@@ -257,6 +260,34 @@ func (f *Fake) List(ctx context.Context) ([]vm.Domain, error) {
 		return nil, fmt.Errorf("list VMs: %w", err)
 	}
 	slices.SortFunc(out, func(a, b vm.Domain) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// Files implements vm.Hypervisor.
+func (f *Fake) Files(ctx context.Context) (map[string][]string, error) {
+	before, after := f.failure(ctx, OpList, "")
+	if before != nil {
+		return nil, fmt.Errorf("list files: %w", before)
+	}
+	out := map[string][]string{}
+	err := f.locked(ctx, func() error {
+		all, err := f.records()
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			var named []string
+			for _, spec := range []vm.Spec{r.Spec.spec(), r.Live.spec()} {
+				named = append(named, append(spec.Backing, spec.Disk, spec.Kernel, spec.Initrd)...)
+			}
+			slices.Sort(named)
+			out[strings.TrimPrefix(r.Name, vm.DomainPrefix)] = slices.DeleteFunc(slices.Compact(named), func(path string) bool { return path == "" })
+		}
+		return after
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list files: %w", err)
+	}
 	return out, nil
 }
 

@@ -1,0 +1,306 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// What a disk lies on must stay as long as the disk: without it, the disk is lost. So who
+// asks what may be removed counts every disk that there is, and every file that libvirt
+// knows of; a disk that cannot be read lies on what nobody knows, and nothing is removed.
+
+const diskName = "disk.qcow2"
+
+// use is a disk, or a domain, that lies on others.
+type use struct {
+	project string   // its name; "": a template's
+	path    string   // of the disk; "" for what only libvirt knows
+	below   []string // what it lies on, the uppermost first
+	known   []string // the same and more, in no order, by libvirt's word or a manifest's
+	err     error    // why below is not known
+}
+
+// all are the disks that the use lies on, as far as it is known.
+func (u use) all() []string { return slices.Concat(u.below, u.known) }
+
+// uses finds every disk of a project, undo or template.
+func (s *Service) uses(ctx context.Context) ([]use, error) {
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer hv.Close()
+	domains, err := hv.Files(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, err := s.Dirs.projects()
+	if err != nil {
+		return nil, err
+	}
+	var out []use
+	c := chains{}
+	for _, name := range names {
+		all, err := s.usesOf(ctx, name, c)
+		if err != nil {
+			return nil, err
+		}
+		for i := range all {
+			if all[i].path == s.Dirs.paths(name).disk() {
+				all[i].known = domains[name]
+				delete(domains, name)
+			}
+		}
+		out = append(out, all...)
+	}
+	for _, name := range slices.Sorted(maps.Keys(domains)) {
+		out = append(out, use{project: name, known: domains[name]})
+	}
+	templates, err := s.templateUses(ctx, c)
+	return append(out, templates...), err
+}
+
+// usesOf finds the disks of one project: those of its VM and undo, and what a killed run has
+// left of others. nuke exchanges them, so what was found must still be there when it is read.
+func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, error) {
+	const attempts = 10
+	for range attempts {
+		before, unread := s.Dirs.paths(name).disks()
+		out := []use{}
+		for _, path := range slices.Sorted(maps.Keys(before)) {
+			backing, err := c.below(ctx, path)
+			out = append(out, use{project: name, path: path, below: backing, err: err})
+		}
+		if unread != nil {
+			out = append(out, use{project: name, path: s.Dirs.paths(name).root, err: unread})
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if after, _ := s.Dirs.paths(name).disks(); maps.Equal(before, after) {
+			return out, nil
+		}
+	}
+	return nil, &ui.Error{
+		Code: ui.ExitBusy,
+		Msg:  fmt.Sprintf("the disks of project %s change all the time", name),
+		Hint: "wait until the devvm that is at work on it is done, then run the command again",
+	}
+}
+
+// disks finds the project's disks, each with the number by which the file system knows it. An
+// error says that there may be more.
+func (f paths) disks() (map[string]uint64, error) {
+	out := map[string]uint64{}
+	entries, err := os.ReadDir(f.root)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return out, nil
+	case err != nil:
+		return out, err
+	}
+	var unread error
+	for _, e := range entries {
+		if e.Name() == filepath.Base(f.removing()) {
+			continue
+		}
+		path := filepath.Join(f.root, e.Name(), diskName)
+		info, err := os.Lstat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		case err != nil:
+			unread = errors.Join(unread, err)
+		default:
+			out[path] = 0
+			if st, ok := info.Sys().(*syscall.Stat_t); ok {
+				out[path] = st.Ino
+			}
+		}
+	}
+	return out, unread
+}
+
+// templateUses finds the disks of templates. One that is damaged is of use to nobody, unless
+// another disk lies on it, which then cannot be read itself; its manifest says what it
+// needs if it is mended.
+func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
+	templates, err := s.Templates.List()
+	if err != nil {
+		return nil, err
+	}
+	manifests := map[string][]string{}
+	for _, t := range templates {
+		known := []string{filepath.Join(s.Images.Dir(), t.Image, diskName)}
+		if t.Parent != "" {
+			known = append(known, filepath.Join(s.Templates.Dir(), t.Parent, diskName))
+		}
+		manifests[t.Disk()] = known
+	}
+	entries, err := os.ReadDir(s.Templates.Dir())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list templates: %w", err)
+	}
+	var out []use
+	for _, e := range entries {
+		path := filepath.Join(s.Templates.Dir(), e.Name(), diskName)
+		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+			continue
+		}
+		backing, err := c.below(ctx, path)
+		if errors.Is(err, disk.ErrDamaged) {
+			err = nil
+		}
+		out = append(out, use{path: path, below: backing, known: manifests[path], err: err})
+	}
+	return out, nil
+}
+
+// longestChain is more disks than lie on one another: a project's, two templates' and an
+// image's.
+const longestChain = 8
+
+// below returns the disks that a disk lies on, the uppermost first: templates' and, as the
+// last, an image's. A disk of which that is not so is damaged.
+func below(ctx context.Context, path string) ([]string, error) { return chains{}.below(ctx, path) }
+
+// chains remembers what the disks of templates lie on, which never changes.
+type chains map[string]string
+
+func (c chains) below(ctx context.Context, path string) ([]string, error) {
+	var all []string
+	for range longestChain {
+		backing := c[path]
+		if backing == "" {
+			info, err := disk.Stat(ctx, path)
+			if err != nil {
+				return all, err
+			}
+			backing = info.Backing
+		}
+		if backing == "" {
+			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
+		}
+		if kind, _ := storeOf(path); kind != "" {
+			c[path] = backing
+		}
+		all = append(all, backing)
+		switch kind, _ := storeOf(backing); kind {
+		case KindImage:
+			return all, nil
+		case KindTemplate:
+			path = backing
+		default:
+			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, backing)
+		}
+	}
+	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
+}
+
+// storeOf tells by its path whose a file in one of the stores is: an image's or a
+// template's, and its digest or ID.
+func storeOf(path string) (kind, id string) {
+	dir := filepath.Dir(path)
+	switch filepath.Base(filepath.Dir(dir)) {
+	case "images":
+		kind = KindImage
+	case "templates":
+		kind = KindTemplate
+	}
+	return kind, filepath.Base(dir)
+}
+
+// inUse returns the IDs of those of a kind that a use for which of says yes lies on. The
+// result is nil with an error, never partial.
+func (s *Service) inUse(ctx context.Context, kind string, of func(use) bool) (map[string]bool, error) {
+	all, err := s.uses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in := map[string]bool{}
+	for _, u := range all {
+		if u.err != nil {
+			return nil, unreadable(u)
+		}
+		if !of(u) {
+			continue
+		}
+		for _, path := range u.all() {
+			if k, id := storeOf(path); k == kind {
+				in[id] = true
+			}
+		}
+	}
+	return in, nil
+}
+
+// unreadable explains why nothing is removed.
+func unreadable(u use) error {
+	hint := "let it be read again"
+	if errors.Is(u.err, disk.ErrDamaged) {
+		hint = "put a whole copy in its place"
+	}
+	dir := filepath.Dir(u.path)
+	switch {
+	case u.project == "":
+		hint += ", or remove that template: rm -r " + shell.Quote(dir)
+	case filepath.Base(dir) == "undo":
+		hint += ", or remove what an earlier nuke has kept: rm -r " + shell.Quote(dir)
+	default:
+		hint += ", or give the VM up: devvm rm --project " + u.project
+	}
+	return &ui.Error{
+		Msg:  "a disk cannot be read, so that nobody knows which images and templates it lies on; none is removed",
+		Hint: hint,
+		Err:  u.err,
+	}
+}
+
+func anyUse(use) bool { return true }
+
+// ImagesInUse returns the digests of the images that any project's disk, or
+// undo, is based on. The result is nil with an error, never partial: what is
+// in use must not be removed.
+func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
+	return s.inUse(ctx, KindImage, anyUse)
+}
+
+// TemplatesInUse returns the IDs of the templates that a disk of any project, or
+// another template, lies on. The result is nil with an error, never partial.
+func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
+	return s.inUse(ctx, KindTemplate, anyUse)
+}
+
+// templatesToNuke returns the IDs of the templates that projects were forked from, whose
+// memory their nuke goes back to. The result is nil with an error, never partial.
+func (s *Service) templatesToNuke(ctx context.Context) (map[string]bool, error) {
+	all, err := s.uses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	in := map[string]bool{}
+	for _, u := range all {
+		if u.err != nil {
+			return nil, unreadable(u)
+		}
+		if u.project == "" || len(u.below) == 0 {
+			continue
+		}
+		if kind, id := storeOf(u.below[0]); kind == KindTemplate {
+			in[id] = true
+		}
+	}
+	return in, nil
+}
