@@ -30,7 +30,7 @@ type replay struct {
 }
 
 // manyReplays is more than all connections can have under way.
-const manyReplays = 2 * maxCalls * maxConns
+const manyReplays = 4096
 
 // replayBytes of a call tell it from another with the same number.
 const replayBytes = 512

@@ -80,7 +80,7 @@ const (
 	maxRecord  = maxIO + 4<<10 // bytes of one WRITE call
 	maxCall    = 16 << 10      // bytes of any other call
 	maxConns   = 32
-	maxCalls   = 64          // under way, of one connection
+	maxCalls   = 16          // under way, of one connection
 	maxPending = 8 << 20     // bytes of calls and data under way
 	recordTime = time.Minute // for a record to come or a reply to go
 )

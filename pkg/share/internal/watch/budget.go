@@ -72,8 +72,16 @@ func (b *Budget) Close() error {
 	if b.claim == nil {
 		return nil
 	}
-	err := errors.Join(os.Remove(b.claim.Name()), b.claim.Close())
+	lock, err := b.lock()
+	if err == nil {
+		defer lock.Close()
+	}
+	err = errors.Join(err, os.Remove(b.claim.Name()), b.claim.Close())
 	b.claim, b.claimed, b.used = nil, 0, 0
+	if left, _ := filepath.Glob(filepath.Join(b.dir, "claim-*")); lock != nil && len(left) == 0 {
+		err = errors.Join(err, os.Remove(lock.Name())) // who waits for it takes another
+		_ = os.Remove(b.dir)
+	}
 	return err
 }
 
@@ -151,7 +159,13 @@ func (b *Budget) lock() (*os.File, error) {
 	for deadline := time.Now().Add(claimWait); ; time.Sleep(time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return f, nil
+			mine, err1 := f.Stat()
+			now, err2 := os.Lstat(f.Name())
+			if err1 == nil && err2 == nil && os.SameFile(mine, now) {
+				return f, nil
+			}
+			_ = f.Close() // the last one has removed it
+			return nil, fmt.Errorf("lock %s: it was replaced", f.Name())
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
 			_ = f.Close()
