@@ -136,7 +136,7 @@ func (f forgery) answer(p []byte) string {
 		return ""
 	}
 	p = p[head:]
-	port := binary.BigEndian.Uint16(p)
+	port, to := binary.BigEndian.Uint16(p), netip.AddrPortFrom(dst, binary.BigEndian.Uint16(p[2:]))
 	known := false
 	for _, x := range f.ports {
 		known = known || x == port
@@ -145,9 +145,9 @@ func (f forgery) answer(p []byte) string {
 	case !known:
 		return ""
 	case kind == unix.IPPROTO_UDP:
-		return fmt.Sprintf("udp %s:%d to %s", src, port, dst)
+		return fmt.Sprintf("udp %s:%d to %s", src, port, to)
 	case kind == unix.IPPROTO_TCP && len(p) > 13 && p[13]&0x04 == 0: // no RST
-		return fmt.Sprintf("tcp %s:%d to %s", src, port, dst)
+		return fmt.Sprintf("tcp %s:%d to %s", src, port, to)
 	}
 	return ""
 }
