@@ -35,6 +35,7 @@ const usage = `usage:
   attacker scan ADDRESS...                find all open TCP ports
   attacker lookup [-tcp] -server ADDRESS NAME...
   attacker forge -dev LINK -mac MAC -src ADDRESS,... -dst ADDRESS,... -port PORT,... -say TEXT
+  attacker flood TARGET...                open connections for -wait, and neither read nor close them
   attacker snoop                          try each path on standard input`
 
 // run carries out one command line.
@@ -76,6 +77,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 			return err
 		}
 		return forge(ctx, p, *wait, w)
+	case "flood":
+		return flood(ctx, f.Args(), *say, *wait, w)
 	case "snoop":
 		return snoop(ctx, bufio.NewScanner(in), w)
 	}

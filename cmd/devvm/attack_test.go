@@ -621,6 +621,8 @@ func (s *scene) devvm(t *testing.T) {
 	t.Run("neighbour", func(t *testing.T) { s.attackFromNetwork(t, l, a, b, decoys) })
 	t.Run("user", func(t *testing.T) { s.attackFromUser(t, l, a) })
 	t.Run("guest", func(t *testing.T) { s.attackFromGuest(t, a, b, decoys, local, outer) })
+	t.Run("translated", func(t *testing.T) { s.attackTranslated(t, l, a) })
+	t.Run("flood", func(t *testing.T) { s.attackFlood(t, l, a, b) })
 	t.Run("egress", func(t *testing.T) { s.attackEgress(t, l, outer) })
 	t.Run("audit", func(t *testing.T) { s.attackAudit(t, l, before) })
 	t.Run("expose", func(t *testing.T) { s.attackExposed(t, l, a) })
