@@ -38,8 +38,9 @@ const usage = `usage:
   attacker lookup [-tcp] -server ADDRESS NAME...
   attacker forge -dev LINK -mac MAC -src ADDRESS,... -dst ADDRESS,... -port PORT,... -say TEXT [-sport PORT] [-proto ETHERTYPE]
   attacker nfs ADDRESS:PORT...            call an NFS server from a reserved port, as the kernel does
-  attacker snoop                          try each path on standard input
-  attacker engine -say ports|flood SOCKET pose as a Docker Engine until killed`
+  attacker engine -say ports|flood SOCKET pose as a Docker Engine until killed
+  attacker flood TARGET...                open connections for -wait, and neither read nor close them
+  attacker snoop                          try each path on standard input`
 
 // run carries out one command line.
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
@@ -87,6 +88,8 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return forge(ctx, p, *wait, w)
 	case "nfs":
 		return nfs(ctx, f.Args(), *wait, w)
+	case "flood":
+		return flood(ctx, f.Args(), *say, *wait, w)
 	case "snoop":
 		return snoop(ctx, bufio.NewScanner(in), w)
 	}

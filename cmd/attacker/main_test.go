@@ -133,3 +133,30 @@ func TestPackets(t *testing.T) {
 		t.Error("TCP's checksum is wrong")
 	}
 }
+
+// TestFlood: connections are counted, those that are refused too.
+func TestFlood(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	closed, _ := freePorts(t)
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"flood", "-wait", "200ms", "tcp:" + l.Addr().String(), closed}, nil, &out); err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]string{}
+	for d := json.NewDecoder(&out); ; {
+		var r result
+		if err := d.Decode(&r); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		counts[r.Target+" "+r.Got] = r.Text
+	}
+	if counts["tcp:"+l.Addr().String()+" open"] == "0" || counts[closed+" closed"] == "0" || counts[closed+" open"] != "0" {
+		t.Errorf("counted %v", counts)
+	}
+}

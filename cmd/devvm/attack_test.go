@@ -626,6 +626,8 @@ func (s *scene) devvm(t *testing.T) {
 	t.Run("shares", func(t *testing.T) { s.attackShares(t, a) })
 	t.Run("socket", func(t *testing.T) { s.attackSocket(t, l) })
 	t.Run("compose", func(t *testing.T) { s.attackCompose(t, a) })
+	t.Run("translated", func(t *testing.T) { s.attackTranslated(t, l, a) })
+	t.Run("flood", func(t *testing.T) { s.attackFlood(t, l, a, b) })
 	t.Run("egress", func(t *testing.T) { s.attackEgress(t, l, outer) })
 	t.Run("audit", func(t *testing.T) { s.attackAudit(t, l, before) })
 	t.Run("expose", func(t *testing.T) { s.attackExposed(t, l, a) })

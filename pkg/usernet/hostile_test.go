@@ -234,7 +234,7 @@ type hostile struct {
 // Ports of the world outside, see serveOutside.
 const (
 	floodPort = 19 // sends without end
-	sinkPort  = 9  // reads nothing
+	sinkPort  = 20 // reads nothing
 )
 
 func (h *hostile) run(ctx context.Context) {

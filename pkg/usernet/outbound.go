@@ -25,8 +25,7 @@ const (
 	// firstWindow is what a guest may send before its connection has a share
 	// of the buffers.
 	firstWindow = 8 << 10
-	// manyFlows is enough for anybody; it bounds memory where the limit of
-	// open files does not.
+	// manyFlows bounds memory: a flow costs some 30 KB.
 	manyFlows = 768
 	// manyUDPFlows bounds the UDP flows. The one that has been silent longest
 	// makes room for a new one.

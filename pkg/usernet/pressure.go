@@ -16,11 +16,11 @@ import (
 
 const (
 	// memoryLimit makes the collector work harder near what the process may hold.
-	memoryLimit = 30 << 20
+	memoryLimit = 28 << 20
 	// mostHeld is what it may hold: heap, stacks, and what is kept of both for later. The
 	// program itself, as far as it is in memory, comes on top, and so does heldByDialIn
 	// for each connection that the host has opened, which the guest cannot.
-	mostHeld     = 38 << 20
+	mostHeld     = 34 << 20
 	heldByDialIn = 48 << 10
 	// looksEvery is how much the guest sends between two looks at that, and frameCost
 	// what a frame is held to cost beside its bytes.

@@ -103,8 +103,8 @@ type Config struct {
 	Services map[uint16]string
 
 	// MaxFlows bounds the outbound TCP connections, and apart from them the
-	// UDP flows, that exist at a time; 0: as many as the open-file limit has
-	// room for.
+	// UDP flows, that exist at a time; 0: 768 and 256, or what the open-file limit
+	// has room for.
 	MaxFlows int
 
 	// The seams of tests. Each replaces one contact with the host.
