@@ -155,7 +155,7 @@ func (s *scene) attackGrowth(t *testing.T, v victim) {
 		{"memory", `memory = "` + strings.TrimSpace(memory) + `MiB"`, "memory = "},
 		{"disk", `disk = "15TiB"`, `disk = "15TiB" (was: `},
 		{"what provisioning runs", `provision = { script = "evil" }`, "provision.script + evil"},
-		{"a directory of the host's", `mounts = [{ source = "/etc" }]`, "mounts + /etc (read-only)"},
+		{"a directory of the host's", `mounts = [{ source = "/etc", target = "/srv/etc" }]`, "mounts + /etc (read-only)"},
 		{"what the engine runs", `docker = { daemon = { runtimes = { x = { path = "/x" } } } }`, "docker.daemon.runtimes"},
 		{"another number of a port", `ports = { map = { 80 = 8080 } }`, "ports.map + 80 = 8080"},
 	} {

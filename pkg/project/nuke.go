@@ -104,7 +104,7 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 			err = s.checkAgreed(p, cfg, all.granted(p))
 		}
 		if errors.Is(err, errNotAgreed) {
-			err = &ui.Error{Err: err, Hint: "or be rid of the VM and have no other yet: devvm nuke --no-up"}
+			err = &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
 		}
 		if err != nil {
 			return err
