@@ -138,6 +138,7 @@ func runVMScripts(t *testing.T, scripts ...string) {
 			"serve":       cmdServe,
 			"fingerprint": cmdFingerprint,
 			"traceless":   cmdTraceless,
+			"confined":    cmdConfined,
 		},
 	}
 	maps.Copy(params.Cmds, portCommands)
