@@ -149,7 +149,7 @@ while [ ! -e stop ]; do
 done
 echo "$n"
 END`)
-	swapping := func(rounds int, copy func() error) (swaps, failed int) {
+	swapping := func(rounds int, try func() error) (swaps, failed int) {
 		type end struct {
 			out string
 			err error
@@ -161,7 +161,7 @@ END`)
 			ended <- end{out, err}
 		}()
 		for range rounds {
-			if copy() != nil {
+			if try() != nil {
 				failed++
 			}
 		}
