@@ -276,8 +276,11 @@ func (t *beginning) String() string {
 // size is how many bytes the files at a place have. What cannot be looked at is met again,
 // and told then.
 func size(at *tree.Place) int64 {
-	if at.Dir == nil {
+	switch {
+	case at.Info.IsRegular():
 		return at.Info.Size
+	case at.Dir == nil:
+		return 0
 	}
 	var below func(d *tree.Dir) int64
 	below = func(d *tree.Dir) (total int64) {
