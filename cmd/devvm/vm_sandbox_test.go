@@ -3,7 +3,6 @@
 package main
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -43,7 +42,7 @@ func cmdConfined(ts *testscript.TestScript, _ bool, _ []string) {
 				continue // it has ended
 			}
 			if m := filters.FindSubmatch(b); !noNewPrivileges.Match(b) || m == nil || string(m[1]) < least {
-				ts.Fatalf("%s: a thread is not confined:\n%s", kind, fmt.Sprintf("%s", b))
+				ts.Fatalf("%s: a thread is not confined:\n%s", kind, string(b))
 			}
 		}
 	}

@@ -100,6 +100,9 @@ func RuntimeHome(env Environment) string {
 	return ""
 }
 
+// watches is where the user's supervisors share what the kernel lets the user watch.
+func (d Dirs) watches() string { return filepath.Join(d.Runtime, "watches") }
+
 // sunPath is the longest path of a unix socket, without the closing NUL
 // (sun_path in unix(7)).
 const sunPath = 107

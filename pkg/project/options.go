@@ -72,7 +72,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Exports: shares.Exports,
 			Durable: shares.Durable,
 			Ignore:  shares.Ignore,
-			Watches: filepath.Join(s.Dirs.Runtime, "watches"),
+			Watches: s.Dirs.watches(),
 			Owners:  f.owners(),
 			Had:     shares.Had,
 			Told:    exists(filepath.Join(f.credentials(), credentialShare)),

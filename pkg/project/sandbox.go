@@ -62,7 +62,7 @@ func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
 	p := sandbox.Policy{
 		Read:    []string{s.Dirs.Config},
 		Files:   []string{dir}, // devvm.toml
-		Write:   []string{f.root},
+		Write:   []string{f.root, s.Dirs.watches()},
 		Remove:  []string{f.run},
 		Connect: []string{f.run},
 	}

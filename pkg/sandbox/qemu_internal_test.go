@@ -76,7 +76,7 @@ func TestIsProbe(t *testing.T) {
 // The card's socket becomes a connection; other cards stay as they are.
 func TestConnect(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", socket) //nolint:noctx // at once
+	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}

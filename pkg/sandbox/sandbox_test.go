@@ -94,20 +94,20 @@ func (a act) do() error {
 	case "device":
 		return unix.Mknod(a.Path, unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3)))
 	case "run":
-		return exec.Command(a.Path).Run() //nolint:noctx // true(1)
+		return exec.Command(a.Path).Run()
 	case "fds":
 		_, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", os.Getppid()))
 		return err
 	case "signal":
 		return unix.Kill(os.Getppid(), 0)
 	case "tcp":
-		c, err := net.Dial("tcp", a.Path) //nolint:noctx // at once
+		c, err := net.Dial("tcp", a.Path)
 		if err == nil {
 			c.Close()
 		}
 		return err
 	case "unix":
-		c, err := net.Dial("unix", a.Path) //nolint:noctx // at once
+		c, err := net.Dial("unix", a.Path)
 		if err == nil {
 			c.Close()
 		}
@@ -248,14 +248,14 @@ func TestSandbox(t *testing.T) {
 // TestSockets: a process that gives up sockets makes none, of whatever kind, and one that
 // does not makes those that it may.
 func TestSockets(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
 	dir := home(t)
 	path := filepath.Join(dir, "s")
-	u, err := net.Listen("unix", path) //nolint:noctx // at once
+	u, err := net.Listen("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,7 +279,7 @@ func TestSockets(t *testing.T) {
 // TestTCP: a policy without TCP denies it, where the kernel knows how to.
 func TestTCP(t *testing.T) {
 	needLandlock(t, 4)
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // at once
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

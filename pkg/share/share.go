@@ -117,6 +117,9 @@ func New(o Options) (*Server, error) {
 		watches: watch.NewBudget(o.Watches, 0),
 		binds:   map[Bind]bind{},
 	}
+	if err := s.watches.Claim(); err != nil {
+		s.log.Warn("few directories are watched for changes", "err", err)
+	}
 	if _, err := rand.Read(s.verifier[:]); err != nil {
 		return nil, fmt.Errorf("write verifier: %w", err)
 	}

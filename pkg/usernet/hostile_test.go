@@ -246,14 +246,14 @@ func (h *hostile) run(ctx context.Context) {
 	}
 	outside := netip.MustParseAddr(outsideAddr)
 	at := netip.AddrPortFrom
-	any := func() uint16 { return uint16(rand.IntN(65536)) }
-	own := func() netip.AddrPort { return at(usernet.Guest, any()) }
+	random := func() uint16 { return uint16(rand.IntN(65536)) }
+	own := func() netip.AddrPort { return at(usernet.Guest, random()) }
 	big := randomBytes(60000)
 	gatewayPorts := []uint16{13, 53, 2049, 67, 80}
 	attacks := map[string]func(){
 		"SYN flood": func() {
 			send(tcpFrame(own(), at(usernet.Gateway, gatewayPorts[rand.IntN(len(gatewayPorts))]), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
-			send(tcpFrame(own(), at(netip.AddrFrom4([4]byte{198, 51, 100, byte(any())}), any()), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
+			send(tcpFrame(own(), at(netip.AddrFrom4([4]byte{198, 51, 100, byte(random())}), random()), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
 			send(tcpFrame(at(usernet.Guest, uint16(rand.IntN(1024))), at(usernet.Gateway, 2049), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
 		},
 		"zero windows": func() { // the answers complete the handshakes
@@ -280,22 +280,22 @@ func (h *hostile) run(ctx context.Context) {
 		},
 		"UDP flows": func() {
 			send(udpFrame(own(), at(outside, 7), big[:rand.IntN(2000)]))
-			send(udpFrame(own(), at(outside, any()), nil))
+			send(udpFrame(own(), at(outside, random()), nil))
 		},
 		"large UDP": func() { send(udpFrame(at(usernet.Guest, 5000), at(outside, 7), big)) },
 		"fragments": func() {
-			f := udpFrame(own(), at(usernet.Gateway, any()), big[:1400])
+			f := udpFrame(own(), at(usernet.Gateway, random()), big[:1400])
 			ip := header.IPv4(f[header.EthernetMinimumSize:])
-			ip.SetID(any())
+			ip.SetID(random())
 			ip.SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, uint16(rand.IntN(1000)*8))
 			ip.SetChecksum(0)
 			ip.SetChecksum(^ip.CalculateChecksum())
 			send(f)
 		},
 		"tiny fragments": func() {
-			f := udpFrame(own(), at(outside, any()), nil)
+			f := udpFrame(own(), at(outside, random()), nil)
 			ip := header.IPv4(f[header.EthernetMinimumSize:])
-			ip.SetID(any())
+			ip.SetID(random())
 			ip.SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, uint16(rand.IntN(8000)*8))
 			ip.SetChecksum(0)
 			ip.SetChecksum(^ip.CalculateChecksum())

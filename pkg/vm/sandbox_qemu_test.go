@@ -39,7 +39,7 @@ func TestVMSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	spec.NetSocket = filepath.Join(dir, "net.sock")
-	l, err := net.Listen("unix", spec.NetSocket) //nolint:noctx // at once
+	l, err := net.Listen("unix", spec.NetSocket)
 	if err != nil {
 		t.Fatal(err)
 	}

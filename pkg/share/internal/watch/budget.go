@@ -85,6 +85,17 @@ func (b *Budget) Close() error {
 	return err
 }
 
+// Claim claims the first watches. The directory is there from then on, and stays: a
+// process that enters a sandbox afterwards can claim more.
+func (b *Budget) Claim() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.claim != nil {
+		return nil
+	}
+	return b.set(claimStep)
+}
+
 // take asks for one watch.
 func (b *Budget) take() bool {
 	b.mu.Lock()
@@ -156,7 +167,7 @@ func (b *Budget) lock() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for deadline := time.Now().Add(claimWait); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(claimWait); ; time.Sleep(time.Millisecond) { //nolint:forbidigo // flock(2) has no time limit; claimWait bounds this
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			mine, err1 := f.Stat()

@@ -76,7 +76,7 @@ func (g *Gate) read(fd uintptr, b []byte) (int, error) {
 	defer g.mu.Unlock()
 	for {
 		n, err := unix.Read(int(fd), b)
-		if err == unix.EINTR { //nolint:errorlint // a system call's own
+		if err == unix.EINTR {
 			continue
 		}
 		g.busy = g.busy || n > 0

@@ -24,7 +24,7 @@ func gated(t *testing.T, dir string) (*watch.Gate, func(name string) bool) {
 	done := make(chan error, 1)
 	go func() {
 		done <- watch.Watch(ctx, watch.Options{
-			Root: dir, Log: slog.New(slog.DiscardHandler), Gate: &gate, Ready: func() { close(ready) },
+			Root: dir, Log: slog.New(slog.DiscardHandler), Budget: watch.NewBudget("", 0), Gate: &gate, Ready: func() { close(ready) },
 			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
 		}, func(events []watch.Event) {
 			next := map[string]bool{}
@@ -99,7 +99,7 @@ func TestGateEnds(t *testing.T) {
 	done := make(chan error, 1)
 	go func() {
 		done <- watch.Watch(ctx, watch.Options{
-			Root: dir, Log: slog.New(slog.DiscardHandler), Gate: &gate, Ready: func() { close(ready) },
+			Root: dir, Log: slog.New(slog.DiscardHandler), Budget: watch.NewBudget("", 0), Gate: &gate, Ready: func() { close(ready) },
 			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
 		}, func([]watch.Event) { close(blocked); <-block })
 	}()
@@ -132,7 +132,7 @@ func BenchmarkGateAtRest(b *testing.B) {
 	done := make(chan error, 1)
 	go func() {
 		done <- watch.Watch(ctx, watch.Options{
-			Root: dir, Log: slog.New(slog.DiscardHandler), Gate: &gate, Ready: func() { close(ready) },
+			Root: dir, Log: slog.New(slog.DiscardHandler), Budget: watch.NewBudget("", 0), Gate: &gate, Ready: func() { close(ready) },
 			Open: func(d string) (*os.File, error) { return os.Open(filepath.Join(dir, d)) },
 		}, func([]watch.Event) {})
 	}()
