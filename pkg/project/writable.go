@@ -1,12 +1,6 @@
 package project
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 
 	"github.com/devvm/devvm/pkg/tree"
@@ -26,41 +20,15 @@ func (s *Service) Writable(p Project) tree.Untrusted {
 		all("projects", err)
 	}
 	for _, name := range names {
-		f := s.Dirs.paths(name)
-		dir, err := f.directory()
-		if err == nil && dir != "" {
-			dirs = append(dirs, dir)
-		}
-		has, shareErr := f.readShares()
-		if err := errors.Join(err, shareErr); err != nil {
+		dir, has, err := s.Dirs.paths(name).reaches()
+		if err != nil {
 			all(name, err)
 		}
-		for _, e := range has.Exports {
-			if e.Writable {
-				dirs = append(dirs, e.Source)
-			}
+		if dir != "" {
+			dirs = append(dirs, dir)
 		}
+		dirs = append(dirs, has...)
 	}
 	slices.Sort(dirs)
 	return tree.NewUntrusted(slices.Compact(dirs)...)
-}
-
-// directory is readRecord that tells a record which is not there, for which it returns "",
-// from one that cannot be read.
-func (f paths) directory() (string, error) {
-	var r record
-	b, err := os.ReadFile(f.record)
-	if errors.Is(err, fs.ErrNotExist) {
-		return "", nil
-	}
-	if err == nil {
-		err = json.Unmarshal(b, &r)
-	}
-	if err == nil && !filepath.IsAbs(string(r.Dir)) {
-		err = errors.New("it names no directory")
-	}
-	if err != nil {
-		return "", fmt.Errorf("read %s: %w", f.record, err)
-	}
-	return string(r.Dir), nil
 }
