@@ -49,7 +49,7 @@ $(LINT):
 check: lint
 	CGO_ENABLED=1 $(GO) test -race -short ./pkg/...
 	CGO_ENABLED=0 $(GO) test -short ./cmd/... ./examples/... ./images/...
-	CGO_ENABLED=0 $(GO) test -run TestHostileGuest ./pkg/supervisor # memory is the race detector's there
+	CGO_ENABLED=0 $(GO) test -run '^TestHostileGuest$$' ./pkg/supervisor ./pkg/usernet # the race detector takes memory
 
 test:
 	.ci/host-setup test
