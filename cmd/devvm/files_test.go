@@ -20,31 +20,35 @@ import (
 // stateFiles are the files and directories of docs/files.md that are kept, as patterns below
 // DATA or CACHE, with the names that they have there.
 var stateFiles = map[string][]string{
-	"DATA/images/DIGEST/":               {"disk.qcow2", "kernel", "initrd", "manifest.json", ""},
-	"DATA/templates/ID/":                {"disk.qcow2", "memory", "manifest.json", "spare", ""},
-	"DATA/projects/NAME/lock":           {""},
-	"DATA/projects/NAME/project.json":   {""},
-	"DATA/projects/NAME/exposures.json": {""},
-	"DATA/projects/NAME/shares.json":    {""},
-	"DATA/projects/NAME/vacant":         {""},
-	"DATA/projects/NAME/removing/":      {""},
-	"DATA/projects/NAME/vm/":            {""},
-	"…/vm/disk.qcow2":                   {""},
-	"…/vm/begun":                        {""},
-	"…/vm/unused":                       {""},
-	"…/vm/memory":                       {""},
-	"…/vm/console.log":                  {""},
-	"…/vm/keys/":                        {"", "id_ed25519", "host_ed25519", "known_hosts"},
-	"…/vm/credentials/":                 {"", "devvm.host_key", "system.machine_id"},
-	"…/vm/credentials/seed.iso":         nil, // of cloud images, which the fake has not
-	"…/vm/provisioned":                  {""},
-	"DATA/projects/NAME/undo/":          {"", "disk.qcow2"},
-	"DATA/projects/NAME/log/":           {"", "supervisor.log", "net.log"},
-	"DATA/host.json":                    {""},
-	"CACHE/accel.json":                  {""},
-	"CONFIG/config.toml":                nil, // the user's, TestLoad
-	"DATA/projects/NAME/egress.json":    nil, // grants: their own tests
-	"DATA/projects/NAME/mounts.json":    nil,
+	"DATA/images/DIGEST/":                {"disk.qcow2", "kernel", "initrd", "manifest.json", ""},
+	"DATA/templates/ID/":                 {"disk.qcow2", "memory", "manifest.json", "spare", ""},
+	"DATA/projects/NAME/lock":            {""},
+	"DATA/projects/NAME/project.json":    {""},
+	"DATA/projects/NAME/exposures.json":  {""},
+	"DATA/projects/NAME/shares.json":     {""},
+	"DATA/projects/NAME/vacant":          {""},
+	"DATA/projects/NAME/removing/":       {""},
+	"DATA/projects/NAME/vm/":             {""},
+	"…/vm/disk.qcow2":                    {""},
+	"…/vm/begun":                         {""},
+	"…/vm/unused":                        {""},
+	"…/vm/memory":                        {""},
+	"…/vm/console.log":                   {""},
+	"…/vm/keys/":                         {"", "id_ed25519", "host_ed25519", "known_hosts"},
+	"…/vm/credentials/":                  {"", "devvm.host_key", "system.machine_id"},
+	"…/vm/credentials/seed.iso":          nil, // of cloud images, which the fake has not
+	"…/vm/provisioned":                   {""},
+	"DATA/projects/NAME/undo/":           {"", "disk.qcow2"},
+	"DATA/projects/NAME/log/":            {"", "supervisor.log", "net.log"},
+	"DATA/host.json":                     {""},
+	"CACHE/accel.json":                   {""},
+	"CONFIG/config.toml":                 nil, // the user's, TestLoad
+	"DATA/projects/NAME/egress.json":     nil, // written again before each use
+	"DATA/projects/NAME/agreed.json":     {""},
+	"DATA/projects/NAME/owners":          {""},
+	"DATA/trusted.json":                  {""},
+	"DATA/sandbox/ID/qemu-system-x86_64": nil, // the fake's VMs have none
+	"DATA/sockets":                       nil, // TestScript/private
 }
 
 // damages are what becomes of them.

@@ -32,6 +32,7 @@ import (
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
@@ -455,6 +456,11 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 
 // stopSupervisor ends the supervisor, if there is one; by force, if need be.
 func (s *Service) stopSupervisor(ctx context.Context, p Project) error {
+	defer func() {
+		if err := share.SweepWatches(s.Dirs.watches()); err != nil {
+			s.Log.Debug("watches are not swept", "err", err)
+		}
+	}()
 	err := s.supervisor(p).Stop(ctx)
 	if errors.Is(err, supervisor.ErrHung) {
 		return s.killSupervisor(ctx, p)

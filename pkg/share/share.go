@@ -103,6 +103,10 @@ type Server struct {
 	binds   map[Bind]bind
 }
 
+// SweepWatches removes from the directory of [Options.Watches] what servers that have ended
+// have left there.
+func SweepWatches(dir string) error { return watch.Sweep(dir) }
+
 // New opens the exports.
 func New(o Options) (*Server, error) {
 	if o.Log == nil {

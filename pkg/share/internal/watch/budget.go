@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -78,11 +79,38 @@ func (b *Budget) Close() error {
 	}
 	err = errors.Join(err, os.Remove(b.claim.Name()), b.claim.Close())
 	b.claim, b.claimed, b.used = nil, 0, 0
-	if left, _ := filepath.Glob(filepath.Join(b.dir, "claim-*")); lock != nil && len(left) == 0 {
-		err = errors.Join(err, os.Remove(lock.Name())) // who waits for it takes another
-		_ = os.Remove(b.dir)
+	if lock != nil {
+		b.clear(lock)
 	}
 	return err
+}
+
+// clear removes the directory if nobody has a claim there. In a sandbox it may have to
+// stay: see Sweep.
+func (b *Budget) clear(lock *os.File) {
+	if left, err := filepath.Glob(filepath.Join(b.dir, "claim-*")); err == nil && len(left) == 0 {
+		_ = os.Remove(lock.Name()) // who waits for it takes another
+		_ = os.Remove(b.dir)
+	}
+}
+
+// Sweep removes the claims in a directory of processes that have ended, and the directory
+// if there are no others.
+func Sweep(dir string) error {
+	if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	b := NewBudget(dir, 1)
+	lock, err := b.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if _, err := b.others(); err != nil {
+		return err
+	}
+	b.clear(lock)
+	return nil
 }
 
 // Claim claims the first watches. The directory is there from then on, and stays: a
