@@ -20,6 +20,9 @@ import (
 const (
 	translatedToHost   = "10.43.0.1"
 	translatedToBehind = "10.43.0.2"
+	// decoyUDP is of a service that answers from the address that it was asked at, as the
+	// host's rules need it to.
+	decoyUDP = "40003"
 )
 
 // attackTranslated is what a VM tries at addresses that the host's firewall leads to the
@@ -30,7 +33,7 @@ func (s *scene) attackTranslated(t *testing.T, l lan, a victim) {
 	rules := `add table ip attack
 add chain ip attack output { type nat hook output priority -100; }
 add rule ip attack output ip daddr ` + translatedToHost + ` tcp dport 443 dnat to ` + hostAddr + `:` + decoy + `
-add rule ip attack output ip daddr ` + translatedToHost + ` udp dport 443 dnat to ` + hostAddr + `:` + decoy + `
+add rule ip attack output ip daddr ` + translatedToHost + ` udp dport 443 dnat to ` + hostAddr + `:` + decoyUDP + `
 add rule ip attack output ip daddr ` + translatedToHost + ` tcp dport 444 redirect to :` + decoy + `
 add rule ip attack output ip daddr ` + translatedToHost + ` tcp dport 445 dnat to 127.0.0.1:` + decoyLocal + `
 add rule ip attack output ip daddr ` + translatedToBehind + ` tcp dport 443 dnat to ` + behindAddr + `:80
@@ -44,6 +47,7 @@ add rule ip attack output ip daddr ` + translatedToBehind + ` tcp dport 443 dnat
 		_, _ = command(ctx, nil, host.argv("nft", "delete", "table", "ip", "attack")...)
 		_, _ = command(ctx, nil, "ip", "-n", l.host, "route", "del", "10.43.0.0/24")
 	})
+	s.serve(t, host, "the host's service", "udp:"+hostAddr+":"+decoyUDP)
 	here := host.with(s.attacker)
 	here.name = "the host itself"
 	s.reads(t, here, "control: DNAT", "tcp:"+translatedToHost+":443", "the host's service")

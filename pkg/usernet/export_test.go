@@ -2,7 +2,11 @@ package usernet
 
 import (
 	"context"
+	"net"
 	"net/netip"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // SetHost replaces what the policy sees of the host: whether an address is the
@@ -25,6 +29,19 @@ func (s *Stack) Relays() int { return s.relays.len() }
 // HearHost makes connections out hear this host, as ordinary sockets do: the control of
 // what outside.go is for.
 func (s *Stack) HearHost() { s.out.dial = dialSocket }
+
+// WithoutFilters makes connections out as on a kernel that lets nobody filter what a TCP
+// socket hears.
+func (s *Stack) WithoutFilters() {
+	s.out.dial = func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+		return dialDeaf(ctx, network, to, func(c syscall.RawConn) error {
+			if network == "tcp" {
+				return unix.EPERM
+			}
+			return deafen(c)
+		})
+	}
+}
 
 // Forbidden says whether the first rule refuses an address, whatever the host is.
 func Forbidden(a netip.Addr) bool { return staticRefusal(a) != allowed }

@@ -96,24 +96,55 @@ const (
 // dialOutside opens a socket that is deaf to this host. If the host answers a TCP
 // connection, the error is errTranslated. Of UDP, only the first answer could tell.
 func dialOutside(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	return dialDeaf(ctx, network, to, deafen)
+}
+
+func dialDeaf(ctx context.Context, network string, to netip.AddrPort, deafen func(syscall.RawConn) error) (net.Conn, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	d := newDialer()
 	d.SetMultipathTCP(false) // its subflows would be sockets of their own
+	hears := false
 	d.Control = func(_, _ string, c syscall.RawConn) error {
-		if err := deafen(c); err != nil {
-			return err
-		}
-		if network == "tcp" {
+		err := deafen(c)
+		switch {
+		case network != "tcp":
+		case errors.Is(err, unix.EPERM): // see samehost.go
+			hears, err = true, nil
+		case err == nil:
 			watchHandshake(ctx, c, cancel)
 		}
-		return nil
+		return err
 	}
 	conn, err := d.DialContext(ctx, network, to.String())
 	if err != nil && errors.Is(context.Cause(ctx), errTranslated) {
 		return nil, fmt.Errorf("dial %s: %w", to, errTranslated)
 	}
-	return conn, err
+	if err == nil && hears {
+		err = checkElsewhere(conn)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+// checkElsewhere cuts a connection that ends in this host.
+func checkElsewhere(conn net.Conn) error {
+	here, err := endsHere(netip.MustParseAddrPort(conn.LocalAddr().String()))
+	switch {
+	case err != nil:
+		err = fmt.Errorf("tell whether %s is this host: %w", conn.RemoteAddr(), err)
+	case here:
+		err = fmt.Errorf("dial %s: %w", conn.RemoteAddr(), errTranslated)
+	default:
+		return nil
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // a reset
+	}
+	_ = conn.Close()
+	return err
 }
 
 // watchHandshake cancels a dial when the host has answered it.

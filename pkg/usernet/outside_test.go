@@ -237,4 +237,28 @@ func TestTranslatedInNamespace(t *testing.T) {
 		}
 		r.Close()
 	}
+
+	// Where the kernel lets nobody filter, its list of sockets tells the same of TCP, but for
+	// a source that the rules change as well (4).
+	bytes.Store(0)
+	s := newStack(t, usernet.Config{})
+	r := newRoot(t, s)
+	s.WithoutFilters()
+	for _, n := range []int{1, 2, 3, 5, 6, 7} {
+		if _, err := r.Dial(ctx, "tcp", target(n)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("without filters: tcp to %s: %v", target(n), err)
+		}
+	}
+	if n := s.Status().Refused[reason]; n != 6 || bytes.Load() != 0 {
+		t.Errorf("without filters: %d refusals, %d bytes have reached the host", n, bytes.Load())
+	}
+	for _, to := range []string{target(10), outsideAddr + echoPort} {
+		c, err := r.Dial(ctx, "tcp", to)
+		if err != nil {
+			t.Fatalf("without filters: tcp to %s: %v", to, err)
+		}
+		echoes(t, c)
+		c.Close()
+	}
+	r.Close()
 }
