@@ -18,7 +18,7 @@ PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
 	@echo 'make test      everything: lint, unit, script and VM tests'
-	@echo 'make check     lint, unit and script tests: no VM, under a minute when warm'
+	@echo 'make check     lint, unit and script tests: no VM, some minutes'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
 	@echo 'make fuzz      every fuzz target for FUZZTIME (20s); FUZZ_RUN=REGEXP picks some'
