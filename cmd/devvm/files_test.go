@@ -74,6 +74,9 @@ var damages = map[string]func(path string) error{
 // Each file is damaged in one way, with the environment variable in all.
 func TestStateFiles(t *testing.T) {
 	b, err := os.ReadFile("../../docs/files.md")
+	if errors.Is(err, fs.ErrNotExist) {
+		t.Skip("runs in the repository, by make check")
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
