@@ -4,9 +4,9 @@
 // A process started here has a session of its own (no terminal, no Ctrl-C of
 // the command that started it), "/" as its directory and a log file as its
 // output. [Start] returns when the new process has called [Ready], or with the
-// reason why it never did. [Kill] ends one that does not answer any more. The package
-// must not import any other of devvm's packages. Pids are never kept: who owns what is
-// decided by flock elsewhere.
+// reason why it never did. [HoldsPlace] tells it when nobody can find it any more, [Kill]
+// ends one that does not answer. The package must not import any other of devvm's
+// packages. Pids are never kept: a process is found by its flock.
 package background
 
 import (

@@ -138,12 +138,12 @@ var mayImport = map[string][]string{
 	"pkg/sandbox":    nil,
 	"pkg/share":      nil,
 	"pkg/shell":      nil,
-	"pkg/supervisor": {"pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
+	"pkg/supervisor": {"pkg/background", "pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
 	"pkg/template":   {"pkg/file"},
 	"pkg/trust":      {"pkg/file", "pkg/shell"},
 	"pkg/tree":       nil,
 	"pkg/ui":         nil,
-	"pkg/usernet":    {"pkg/egress"},
+	"pkg/usernet":    {"pkg/background", "pkg/egress"},
 	"pkg/vm":         {"pkg/file", "pkg/sandbox"},
 }
 

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -29,6 +28,7 @@ import (
 
 	"github.com/gofrs/flock"
 
+	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ports"
@@ -188,7 +188,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	owned.Go(func() { s.keepLink(ctx) })
 	owned.Go(func() {
-		if !holdsPlace(ctx, lock, o.Lock) {
+		if !background.HoldsPlace(ctx, lock, o.Lock) {
 			o.Log.Warn("the supervisor's files have been removed: another takes its place", "lock", o.Lock)
 			stop()
 		}
@@ -582,29 +582,4 @@ func (s *supervisor) noteBoot(boot string) {
 		s.Log.Warn("the VM has booted again, by a crash or a command in it", "more", "devvm logs --console")
 	}
 	s.boot = boot
-}
-
-// placeEvery is how often the supervisor looks whether it can still be found.
-const placeEvery = 2 * time.Second
-
-// holdsPlace is false when the lock's file is not at its path any more, after which another
-// supervisor would lock another file, and true when ctx ends.
-func holdsPlace(ctx context.Context, lock *flock.Flock, path string) bool {
-	tick := time.NewTicker(placeEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return true
-		}
-		ours, err := lock.Stat()
-		if err != nil {
-			continue
-		}
-		now, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, now) {
-			return false
-		}
-	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -12,6 +11,8 @@ import (
 	"time"
 
 	"github.com/gofrs/flock"
+
+	"github.com/devvm/devvm/pkg/background"
 )
 
 // Errors of [Run].
@@ -115,7 +116,7 @@ func Run(ctx context.Context, o Options) error {
 	defer wg.Wait()
 	wg.Go(func() { s.keepSmall(ctx) })
 	wg.Go(func() {
-		if !holdsPlace(ctx, lock, o.Lock) {
+		if !background.HoldsPlace(ctx, lock, o.Lock) {
 			stop(errReplaced)
 		}
 	})
@@ -135,31 +136,6 @@ func Run(ctx context.Context, o Options) error {
 // errReplaced says that nobody can find this process any more: its files were removed, perhaps
 // by a cleaner of temporary files. Another one takes its place, see [Run].
 var errReplaced = errors.New("the lock of this process has been removed")
-
-// placeEvery is how often the process looks whether it can still be found.
-const placeEvery = 2 * time.Second
-
-// holdsPlace is false when the lock's file is not at its path any more, after which another
-// process would lock another file, and true when ctx ends.
-func holdsPlace(ctx context.Context, lock *flock.Flock, path string) bool {
-	tick := time.NewTicker(placeEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return true
-		}
-		ours, err := lock.Stat()
-		if err != nil {
-			continue
-		}
-		now, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(ours, now) {
-			return false
-		}
-	}
-}
 
 // errStopped says that the process was asked to end.
 var errStopped = errors.New("stopped")
