@@ -22,6 +22,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/devvm/devvm/pkg/disk"
 )
 
@@ -218,7 +220,7 @@ func open(ctx context.Context, src string, opts ImportOptions) (body io.ReadClos
 		}
 		return resp.Body, resp.ContentLength, nil
 	}
-	f, err := os.Open(src)
+	f, err := os.OpenFile(src, os.O_RDONLY|unix.O_NONBLOCK, 0) // not waiting for a pipe's writer
 	if err != nil {
 		return nil, 0, err
 	}
@@ -307,7 +309,7 @@ func inDir(root *os.Root, name string, do fileFunc) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("%q is not a regular file", name)
 	}
-	f, err := root.Open(name)
+	f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a pipe by now
 	if err != nil {
 		return err
 	}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/disk"
 )
@@ -224,6 +225,19 @@ func TestImportRefuses(t *testing.T) {
 		}
 		nothingLeft(t, s)
 	})
+}
+
+// TestImportPipe: a pipe that nobody writes to is refused, not waited for.
+func TestImportPipe(t *testing.T) {
+	pipe := filepath.Join(t.TempDir(), "disk.qcow2")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, src := range []string{pipe, filepath.Dir(pipe)} {
+		if _, err := testStore(t).Import(t.Context(), src, ImportOptions{}); err == nil {
+			t.Errorf("%s: imported", src)
+		}
+	}
 }
 
 func TestImportDisk(t *testing.T) {
