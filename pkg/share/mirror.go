@@ -36,8 +36,9 @@ type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Wri
 //go:embed agent.pl
 var agentScript string
 
-// agentCommand finds the numbers of utimensat and fadvise64 and runs the agent.
-const agentCommand = `case $(uname -m) in x86_64) n='280 221' ;; *) n='88 223' ;; esac; exec perl -e "$1" "$2" $n "$3"`
+// agentCommand finds the numbers of the system calls utimensat, fadvise64, inotify_init1
+// and inotify_add_watch, and runs the agent.
+const agentCommand = `case $(uname -m) in x86_64) n='280 221 294 254' ;; *) n='88 223 26 27' ;; esac; exec perl -e "$1" "$2" $n "$3"`
 
 // agentUID is the agent's user in the VM, which nobody else is. Whether there is an
 // agent or not, nothing that this user asks for is ever carried out.
@@ -63,6 +64,7 @@ type mirror struct {
 	done           recent[ghostKey, deed]
 	changes        recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
 	ended          recent[being, struct{}]
+	wrote          recent[key, time.Time] // files that the VM has written
 
 	unwatched atomic.Bool // some directories are not watched: there are too many
 
@@ -73,6 +75,7 @@ func newMirror() *mirror {
 	return &mirror{
 		news: make(chan struct{}, 1), moved: make(chan struct{}),
 		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
+		wrote: newRecent[key, time.Time](manyWrote),
 		ahead: newAhead(),
 	}
 }
@@ -119,6 +122,17 @@ func (o *object) changed() {
 	if dir != nil {
 		o.e.did(dir.key, name, &o.st)
 	}
+}
+
+// wrote notes that the VM has written a file.
+func (o *object) wrote() {
+	m := o.e.mirror
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	m.wrote.put(o.n.key, time.Now())
+	m.mu.Unlock()
 }
 
 // did notes a change that the server made: its echo is not news to the VM.
@@ -506,6 +520,9 @@ func (e *export) words(x watch.Event) []string {
 		if x.Dir {
 			return nil
 		}
+		if e.wroteLately(x.Path) {
+			return []string{"modify", x.Path, "follow", x.Path}
+		}
 		return []string{"modify", x.Path}
 	case watch.Attrib:
 		return []string{"attrib", x.Path}
@@ -518,6 +535,37 @@ func (e *export) words(x watch.Event) []string {
 		return []string{"rename", x.Path, x.To}
 	}
 	return nil
+}
+
+// A file that both sides write is usually a log that both append to. The VM's kernel puts
+// what is appended there at the end that it knows of, and keeps it for up to 30 s before
+// it is sent: over what the host has appended meanwhile. No answer of the server's ends
+// that, for an NFS WRITE does not say whether its offset was meant. So the agent follows
+// such a file for a while: each write in the VM then goes out at once, and the kernel asks
+// for the file's end again before the next.
+const (
+	// wroteAge is how long ago the VM may have written a file that the host changes. The
+	// VM's kernel writes back every 5 s what is 30 s old.
+	wroteAge  = time.Minute
+	manyWrote = 1024
+)
+
+// wroteLately tells whether the VM has written the file at a path.
+func (e *export) wroteLately(name string) bool {
+	root, err := e.openRoot()
+	if err != nil {
+		return false
+	}
+	defer root.close()
+	o, err := e.open(root.fd, name)
+	if err != nil {
+		return false
+	}
+	defer o.close()
+	e.mirror.mu.Lock()
+	defer e.mirror.mu.Unlock()
+	at, ok := e.mirror.wrote.get(e.keyOf(&o.st))
+	return ok && time.Since(at) < wroteAge
 }
 
 // linkAt returns what a symbolic link holds.
