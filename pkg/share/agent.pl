@@ -1,11 +1,11 @@
 # devvm's agent in the VM: does what the host has done already, so that the VM's kernel
 # tells those who watch. Arguments: a user that the server knows it by, the numbers of
-# the system calls utimensat, fadvise64, inotify_init1 and inotify_add_watch, a directory.
-# On standard input: what to do, each word ended by a NUL. The server carries out nothing
-# of it.
+# the system calls utimensat, fadvise64, statx, inotify_init1 and inotify_add_watch, a
+# directory. On standard input: what to do, each word ended by a NUL. The server carries
+# out nothing of it.
 use strict;
 use Fcntl qw(:DEFAULT :flock);
-my ($uid, $utimensat, $fadvise64, $init, $add, $top) = @ARGV;
+my ($uid, $utimensat, $fadvise64, $statx, $init, $add, $top) = @ARGV;
 chdir $top or die "$top: $!\n";
 umask 0;
 $( = $uid;
@@ -37,6 +37,12 @@ sub list {
 	opendir my $d, word() or return;
 	syscall($fadvise64 + 0, fileno($d) + 0, 0, 0, 4);
 	1 while defined readdir $d;
+}
+
+# The kernel asks the server anew (AT_STATX_FORCE_SYNC).
+sub fresh {
+	my ($name, $b) = (word(), "\0" x 256);
+	syscall($statx + 0, -100, $name, 0x2100, 0x7ff, $b);
 }
 
 # To take a lock, the kernel first sends what was written, and asks for the file's size
@@ -75,6 +81,7 @@ my %do = (
 	rmdir   => sub { rmdir word() },
 	rename  => sub { my $from = word(); my $to = word(); rename $from, $to or touch($to, 1) },
 	list    => \&list,
+	fresh   => \&fresh,
 	follow  => \&follow,
 	sync    => sub { print ".\n" },
 );

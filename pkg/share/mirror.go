@@ -36,9 +36,9 @@ type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Wri
 //go:embed agent.pl
 var agentScript string
 
-// agentCommand finds the numbers of the system calls utimensat, fadvise64, inotify_init1
-// and inotify_add_watch, and runs the agent.
-const agentCommand = `case $(uname -m) in x86_64) n='280 221 294 254' ;; *) n='88 223 26 27' ;; esac; exec perl -e "$1" "$2" $n "$3"`
+// agentCommand finds the numbers of the system calls utimensat, fadvise64, statx,
+// inotify_init1 and inotify_add_watch, and runs the agent.
+const agentCommand = `case $(uname -m) in x86_64) n='280 221 332 294 254' ;; *) n='88 223 291 26 27' ;; esac; exec perl -e "$1" "$2" $n "$3"`
 
 // agentUID is the agent's user in the VM, which nobody else is. Whether there is an
 // agent or not, nothing that this user asks for is ever carried out.
@@ -54,17 +54,18 @@ type mirror struct {
 	pending []watch.Event
 	news    chan struct{} // has room for one: there is something pending
 	gate    watch.Gate
-	// told and repeated count the changes that were given to the agent, and those that it
-	// has repeated; moved is closed and replaced when repeated grows or the agent ends.
-	told, repeated uint64
-	agent          bool // there is one
-	moved          chan struct{}
-	ghosts         map[ghostKey]ghost
-	attempt        attempt // the agent's last, of what it does to a directory; see phantom.go
-	done           recent[ghostKey, deed]
-	changes        recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
-	ended          recent[being, struct{}]
-	wrote          recent[key, time.Time] // files that the VM has written
+	// told and known count the changes that were given to the agent, and those of which the
+	// VM's kernel knows; moved is closed and replaced when known grows or the agent ends.
+	told, known uint64
+	waiting     int  // for known to grow
+	agent       bool // there is one
+	moved       chan struct{}
+	ghosts      map[ghostKey]ghost
+	attempt     attempt // the agent's last, of what it does to a directory; see phantom.go
+	done        recent[ghostKey, deed]
+	changes     recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
+	ended       recent[being, struct{}]
+	wrote       recent[key, time.Time] // files that the VM has written
 
 	unwatched atomic.Bool // some directories are not watched: there are too many
 
@@ -280,17 +281,25 @@ func (m *mirror) tell(events []watch.Event) {
 func (m *mirror) attended(is bool) {
 	m.mu.Lock()
 	m.agent = is
-	m.repeated = m.told - uint64(len(m.pending))
+	m.known = max(m.known, m.told-uint64(len(m.pending)))
 	m.step()
 	m.mu.Unlock()
 }
 
-// repeats notes that the agent has repeated some changes.
-func (m *mirror) repeats(n int) {
+// knows notes of how many changes the VM's kernel knows.
+func (m *mirror) knows(n uint64) {
 	m.mu.Lock()
-	m.repeated += uint64(n)
+	m.known = max(m.known, n)
 	m.step()
 	m.mu.Unlock()
+}
+
+// repeated notes that the agent has repeated what it has taken.
+func (m *mirror) repeated() {
+	m.mu.Lock()
+	taken := m.told - uint64(len(m.pending))
+	m.mu.Unlock()
+	m.knows(taken)
 }
 
 // step wakes those who wait for the agent. The caller holds the lock.
@@ -299,11 +308,15 @@ func (m *mirror) step() {
 	m.moved = make(chan struct{})
 }
 
-// settle waits until the agent, if there is one, has repeated what it was told so far.
+// settle waits until the VM's kernel knows, by the agent, if there is one, of what was told
+// so far.
 func (m *mirror) settle(ctx context.Context) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	last := m.told
-	for m.agent && m.repeated < last && ctx.Err() == nil {
+	m.waiting++
+	defer func() { m.waiting-- }()
+	for m.agent && m.known < last && ctx.Err() == nil {
 		moved := m.moved
 		m.mu.Unlock()
 		select {
@@ -312,7 +325,6 @@ func (m *mirror) settle(ctx context.Context) {
 		}
 		m.mu.Lock()
 	}
-	m.mu.Unlock()
 }
 
 // Settle waits until the VM's kernel knows what the host has changed until now, or until
@@ -389,8 +401,9 @@ func (s *Server) Mirror(ctx context.Context, run Run) error {
 // agentGrace is how long an agent may take to end by itself.
 const agentGrace = time.Second
 
-// batchSize is how many events an agent gets before it must say that they are done.
-const batchSize = 500
+// batchSize is how many events an agent gets before it must say that they are done, and
+// may be asked for something else.
+const batchSize = 64
 
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
@@ -427,10 +440,12 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
 	answers := bufio.NewReader(fromAgent) // of which one must fit
 	for {
-		var err error
-		if events := m.take(batchSize); len(events) > 0 {
+		fresh, err := e.freshen(toAgent, answers)
+		if fresh || err != nil {
+			// there may be more to know before the rest
+		} else if events := m.take(batchSize); len(events) > 0 {
 			if err = e.send(toAgent, answers, events); err == nil {
-				m.repeats(len(events))
+				m.repeated()
 			}
 		} else if dirs := e.takeAhead(); len(dirs) > 0 {
 			err = e.sendAhead(toAgent, answers, dirs)
