@@ -403,7 +403,7 @@ const agentGrace = time.Second
 
 // batchSize is how many events an agent gets before it must say that they are done, and
 // may be asked for something else.
-const batchSize = 64
+const batchSize = 32
 
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
