@@ -93,8 +93,9 @@ func spread(took []time.Duration) string {
 	return fmt.Sprintf("median %v, worst %v", took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
 }
 
-// cmdCheckout: checkout DIR URL ROUNDS replaces 300 files of a directory that a container
-// serves at URL, as a git checkout does, and asks for one at once, which must be the new one.
+// cmdCheckout: checkout DIR URL ROUNDS replaces 300 files of a directory that the container
+// web serves at URL, as a git checkout does, and asks for one at once, which must be the new
+// one. Then it writes all of them in place, and asks the container at once how large they are.
 func cmdCheckout(ts *testscript.TestScript, _ bool, args []string) {
 	dir, url := ts.MkAbs(args[0]), args[1]
 	rounds, err := strconv.Atoi(args[2])
@@ -132,6 +133,22 @@ func cmdCheckout(ts *testscript.TestScript, _ bool, args []string) {
 		}
 	}
 	fmt.Fprintf(ts.Stdout(), "%d requests, each right after %d files were replaced: %s; %d not up to date\n", len(took), files, spread(took), stale)
+	took, stale = nil, 0
+	for round := range rounds {
+		content := strings.Repeat("y", 1000+round)
+		for i := range files {
+			ts.Check(os.WriteFile(filepath.Join(dir, fmt.Sprint(i%10), fmt.Sprint(i)), []byte(content), 0o644))
+		}
+		start := time.Now()
+		ts.Check(ts.Exec("docker", "exec", "web", "sh", "-c", "stat -c %s /w/*/*"))
+		took = append(took, time.Since(start))
+		for size := range strings.FieldsSeq(ts.ReadFile("stdout")) {
+			if size != fmt.Sprint(len(content)) {
+				stale++
+			}
+		}
+	}
+	fmt.Fprintf(ts.Stdout(), "%d looks at %d files, each right after all were written in place: %s; %d sizes not up to date\n", len(took), files, spread(took), stale)
 }
 
 // cmdBothAppend: both-append kept|anew SECONDS appends numbered lines to a file, ten a
