@@ -26,6 +26,9 @@ var shareCommands = map[string]func(ts *testscript.TestScript, neg bool, args []
 	"live-reload": cmdLiveReload,
 	"move-about":  cmdMoveAbout,
 	"causality":   cmdCausality,
+	"checkout":    cmdCheckout,
+	"both-append": cmdBothAppend,
+	"clock-skew":  cmdClockSkew,
 }
 
 // cmdCausality: causality DIR URL ROUNDS changes files of a directory that a container
@@ -71,11 +74,168 @@ func cmdCausality(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Check(os.Remove(filepath.Join(dir, name)))
 		ask("a removed file", name, "404")
 	}
-	slices.Sort(took)
-	fmt.Fprintf(ts.Stdout(), "%d requests, each right after a change: median %v, worst %v; not up to date: %v\n", len(took), took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond), stale)
+	after := took
+	took = nil
+	for range min(rounds, 100) {
+		ask("what nobody changed", "round0.txt", "404")
+	}
+	fmt.Fprintf(ts.Stdout(), "%d requests, each right after a change: %s; %d without one: %s; not up to date: %v\n", len(after), spread(after), len(took), spread(took), stale)
+	took = after
 	// At rest there is none; a VM that is short of CPU may take longer than a connection waits.
 	if n := stale["a new file"] + stale["a file edited in place"] + stale["a replaced file"] + stale["a removed file"]; n > len(took)/20 {
 		ts.Fatalf("%d of %d requests were answered with what was there before: %v", n, len(took), stale)
+	}
+}
+
+// spread says how long things took.
+func spread(took []time.Duration) string {
+	slices.Sort(took)
+	return fmt.Sprintf("median %v, worst %v", took[len(took)/2].Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+}
+
+// cmdCheckout: checkout DIR URL ROUNDS replaces 300 files of a directory that the container
+// web serves at URL, as a git checkout does, and asks for one at once, which must be the new
+// one. Then it writes all of them in place, and asks the container at once how large they are.
+func cmdCheckout(ts *testscript.TestScript, _ bool, args []string) {
+	dir, url := ts.MkAbs(args[0]), args[1]
+	rounds, err := strconv.Atoi(args[2])
+	ts.Check(err)
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Minute}
+	get := func(name string) string {
+		resp, err := client.Get(url + "/" + name)
+		ts.Check(err)
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		ts.Check(err)
+		return string(b)
+	}
+	const files = 300
+	var took []time.Duration
+	stale := 0
+	for round := range rounds {
+		content := strings.Repeat("x", round) + fmt.Sprint(round)
+		for i := range files {
+			name := filepath.Join(dir, fmt.Sprint(i%10), fmt.Sprint(i))
+			if round == 0 {
+				ts.Check(os.MkdirAll(filepath.Dir(name), 0o755))
+			} else {
+				ts.Check(os.Remove(name))
+			}
+			ts.Check(os.WriteFile(name, []byte(content), 0o644))
+		}
+		for _, i := range []int{files - 1, round % files} {
+			start := time.Now()
+			got := get(fmt.Sprintf("%d/%d", i%10, i))
+			took = append(took, time.Since(start))
+			if got != content {
+				stale++
+			}
+		}
+	}
+	fmt.Fprintf(ts.Stdout(), "%d requests, each right after %d files were replaced: %s; %d not up to date\n", len(took), files, spread(took), stale)
+	took, stale = nil, 0
+	for round := range rounds {
+		content := strings.Repeat("y", 1000+round)
+		for i := range files {
+			ts.Check(os.WriteFile(filepath.Join(dir, fmt.Sprint(i%10), fmt.Sprint(i)), []byte(content), 0o644))
+		}
+		start := time.Now()
+		ts.Check(ts.Exec("docker", "exec", "web", "sh", "-c", "stat -c %s /w/*/*"))
+		took = append(took, time.Since(start))
+		for size := range strings.FieldsSeq(ts.ReadFile("stdout")) {
+			if size != fmt.Sprint(len(content)) {
+				stale++
+			}
+		}
+	}
+	fmt.Fprintf(ts.Stdout(), "%d looks at %d files, each right after all were written in place: %s; %d sizes not up to date\n", len(took), files, spread(took), stale)
+}
+
+// cmdBothAppend: both-append kept|anew SECONDS appends numbered lines to a file, ten a
+// second, and so does a container of the image box, which keeps the file open or opens it
+// for each line. It says how many lines each has lost.
+func cmdBothAppend(ts *testscript.TestScript, _ bool, args []string) {
+	seconds, err := strconv.Atoi(args[1])
+	ts.Check(err)
+	script := "exec 3>>log; n() { echo \"vm $i\" >&3; }"
+	if args[0] == "anew" {
+		script = "n() { echo \"vm $i\" >>log; }"
+	}
+	script += "; i=0; while [ ! -e stop ]; do n; i=$((i+1)); sleep 0.1; done; echo $i >count"
+	for _, name := range []string{"log", "stop", "count"} {
+		_ = os.Remove(ts.MkAbs(name))
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("log"), nil, 0o644))
+	ts.Check(ts.Exec("docker", "run", "-d", "--name", "appender", "-v", ts.MkAbs(".")+":/w", "-w", "/w", "box", "sh", "-c", script))
+	f, err := os.OpenFile(ts.MkAbs("log"), os.O_WRONLY|os.O_APPEND, 0)
+	ts.Check(err)
+	defer f.Close()
+	host := 0
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(time.Duration(seconds) * time.Second); time.Now().Before(end); host++ {
+		<-tick.C
+		_, err := fmt.Fprintln(f, "host", host)
+		ts.Check(err)
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("stop"), nil, 0o644))
+	ts.Check(ts.Exec("docker", "wait", "appender"))
+	ts.Check(ts.Exec("docker", "rm", "appender"))
+	count, err := os.ReadFile(ts.MkAbs("count"))
+	ts.Check(err)
+	vm, err := strconv.Atoi(strings.TrimSpace(string(count)))
+	ts.Check(err)
+	b, err := os.ReadFile(ts.MkAbs("log"))
+	ts.Check(err)
+	have := map[string]bool{}
+	for line := range strings.Lines(string(b)) {
+		have[strings.TrimSuffix(line, "\n")] = true
+	}
+	lost := func(who string, n int) string {
+		missing := 0
+		for i := range n {
+			if !have[fmt.Sprint(who, " ", i)] {
+				missing++
+			}
+		}
+		return fmt.Sprintf("of %d lines of the %s's %d are lost (%.1f %%)", n, who, missing, 100*float64(missing)/float64(max(n, 1)))
+	}
+	fmt.Fprintf(ts.Stdout(), "%s, %d s: %s, %s; %d NUL bytes\n", args[0], seconds, lost("host", host), lost("vm", vm), strings.Count(string(b), "\x00"))
+}
+
+// cmdClockSkew: clock-skew SECONDS has the VM look at a file that the host writes all the
+// time. The file must never be of the VM's future.
+func cmdClockSkew(ts *testscript.TestScript, _ bool, args []string) {
+	const look = `use Time::HiRes qw(stat time); my ($least, $n, $end) = (9e9, 0, time + shift);
+		while (time < $end) { open my $f, "<", "skew"; my @s = stat $f; my $age = time - $s[9]; $n++; $least = $age if $age < $least }
+		printf "%d looks, the youngest file was %.1f ms old\n", $n, 1000 * $least`
+	cmd := exec.Command("env", "devvm", "exec", "--", "perl", "-e", look, args[0])
+	cmd.Dir, cmd.Env = ts.MkAbs("."), append(os.Environ(), "PATH="+ts.Getenv("PATH"))
+	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("skew"), nil, 0o644))
+	out := make(chan string, 1)
+	go func() {
+		b, err := cmd.Output()
+		if err != nil {
+			b = append(b, err.Error()...)
+		}
+		out <- string(b)
+	}()
+	for i := 0; ; i++ {
+		select {
+		case said := <-out:
+			fmt.Fprint(ts.Stdout(), said)
+			var n int
+			var age float64
+			if _, err := fmt.Sscanf(said, "%d looks, the youngest file was %f ms old", &n, &age); err != nil || age < 0 {
+				ts.Fatalf("a file of the future: %s", said)
+			}
+			return
+		case <-time.After(5 * time.Millisecond):
+			ts.Check(os.WriteFile(ts.MkAbs("skew"), []byte(fmt.Sprint(i)), 0o644))
+		}
 	}
 }
 

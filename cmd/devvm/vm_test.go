@@ -115,6 +115,15 @@ func TestVMLong(t *testing.T) {
 	runVMScripts(t, "long")
 }
 
+// TestVMTogether is what host and VM make of files that both are at: what a request sees
+// of 1,000 changes that came before it, and what is lost of a log that both append to.
+func TestVMTogether(t *testing.T) {
+	if os.Getenv("DEVVM_TEST_LONG") == "" {
+		t.Skip("takes long: DEVVM_TEST_LONG=1 make vmtest VMTEST_RUN=TestVMTogether")
+	}
+	runVMScripts(t, "together")
+}
+
 func runVMScripts(t *testing.T, scripts ...string) {
 	t.Helper()
 	params := testscript.Params{

@@ -23,8 +23,7 @@ done`
 
 // Clock is the guest's clock, compared with the host's.
 type Clock struct {
-	Offset    time.Duration // how far the guest is ahead; negative: behind
-	Roundtrip time.Duration // half of it bounds the offset's error
+	Least, Most time.Duration // how far the guest is ahead, between these; negative: behind
 	// Boot identifies the guest's boot: another one after each, and the same in a guest
 	// that goes on from a saved memory (random(4), boot_id).
 	Boot string
@@ -33,8 +32,12 @@ type Clock struct {
 // Clock reads the guest's clock.
 func (c *Client) Clock(ctx context.Context) (Clock, error) { return c.clock(ctx, false) }
 
-// SetClock sets the guest's clock to the host's, and returns what [Client.Clock]
-// says afterwards.
+// clockLead is how far ahead SetClock puts a guest that reads its clock at once.
+const clockLead = 5 * time.Millisecond
+
+// SetClock sets the guest's clock to the host's or a little ahead, and returns what
+// [Client.Clock] says afterwards. A guest that is ahead finds the host's new files a moment
+// old. One that is behind finds them made in the future, and make complains.
 func (c *Client) SetClock(ctx context.Context) (Clock, error) { return c.clock(ctx, true) }
 
 func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
@@ -74,42 +77,69 @@ func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
 		}
 		return strings.TrimSpace(string(text)), nil
 	}
-	question := func(line string) error {
+	// A program has to start in the guest before the time is read, so that is nearer to the
+	// answer than to the question. It is within both, and so within those of each question.
+	question := func(line string) (took time.Duration, err error) {
 		start := time.Now()
 		if _, err := io.WriteString(ask, line+"\n"); err != nil {
-			return fmt.Errorf("guest clock: %w", err)
+			return 0, fmt.Errorf("guest clock: %w", err)
 		}
 		text, err := answer()
 		if err != nil {
-			return err
+			return 0, err
 		}
-		clock.Roundtrip = time.Since(start)
+		end := time.Now()
 		now, err := parseSeconds(text)
 		if err != nil {
-			return fmt.Errorf("guest clock: %w", err)
+			return 0, fmt.Errorf("guest clock: %w", err)
 		}
-		clock.Offset = now.Sub(start.Add(clock.Roundtrip / 2).Round(0))
-		return nil
+		clock.narrow(now.Sub(end.Round(0)), now.Sub(start.Round(0)))
+		return end.Sub(start), nil
+	}
+	// read returns the shortest time that a question took.
+	read := func() (least time.Duration, err error) {
+		clock.Least, clock.Most = math.MinInt64, math.MaxInt64
+		least = math.MaxInt64
+		for range clockReadings {
+			took, err := question("t")
+			if err != nil {
+				return 0, err
+			}
+			least = min(least, took)
+		}
+		return least, nil
 	}
 	if clock.Boot, err = answer(); err != nil {
 		return Clock{}, err
 	}
-	// The first answer includes the start of date.
-	for range 2 {
-		if err := question("t"); err != nil {
-			return Clock{}, err
-		}
+	took, err := read()
+	if err != nil {
+		return Clock{}, err
 	}
 	if set {
-		at := time.Now().Add(clock.Roundtrip / 2)
-		if err := question(fmt.Sprintf("%d.%09d", at.Unix(), at.Nanosecond())); err != nil {
+		at := time.Now().Add(took + clockLead)
+		if _, err := question(fmt.Sprintf("%d.%09d", at.Unix(), at.Nanosecond())); err != nil {
 			return Clock{}, err
 		}
-		if err := question("t"); err != nil {
+		if _, err := read(); err != nil {
 			return Clock{}, err
 		}
 	}
 	return clock, nil
+}
+
+// clockReadings is how often a clock is read: the best reading counts, and the first
+// includes the start of date.
+const clockReadings = 4
+
+// narrow adds what another reading says. If they contradict each other, the clock was set
+// in between, and the last one holds.
+func (c *Clock) narrow(least, most time.Duration) {
+	if least > c.Most || most < c.Least {
+		c.Least, c.Most = least, most
+		return
+	}
+	c.Least, c.Most = max(c.Least, least), min(c.Most, most)
 }
 
 // parseSeconds reads seconds since 1970 with a fraction, as date prints them.

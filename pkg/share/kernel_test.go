@@ -62,7 +62,7 @@ func mounted(t *testing.T, options string) (dir, mnt string, s *share.Server) {
 		s.Close()
 	})
 	port := l.Addr().(*net.TCPAddr).Port
-	o := fmt.Sprintf("vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=127.0.0.1", port)
+	o := fmt.Sprintf("vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=127.0.0.1,noalignwrite", port)
 	out, err := exec.Command("mount", "-i", "-t", "nfs", "-o", o+options, "127.0.0.1:"+mnt, mnt).CombinedOutput()
 	if err != nil {
 		t.Fatalf("mount: %v: %s", err, out)

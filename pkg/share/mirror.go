@@ -36,8 +36,9 @@ type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Wri
 //go:embed agent.pl
 var agentScript string
 
-// agentCommand finds the numbers of utimensat and fadvise64 and runs the agent.
-const agentCommand = `case $(uname -m) in x86_64) n='280 221' ;; *) n='88 223' ;; esac; exec perl -e "$1" "$2" $n "$3"`
+// agentCommand finds the numbers of the system calls utimensat, fadvise64, statx,
+// inotify_init1 and inotify_add_watch, and runs the agent.
+const agentCommand = `case $(uname -m) in x86_64) n='280 221 332 294 254' ;; *) n='88 223 291 26 27' ;; esac; exec perl -e "$1" "$2" $n "$3"`
 
 // agentUID is the agent's user in the VM, which nobody else is. Whether there is an
 // agent or not, nothing that this user asks for is ever carried out.
@@ -53,16 +54,18 @@ type mirror struct {
 	pending []watch.Event
 	news    chan struct{} // has room for one: there is something pending
 	gate    watch.Gate
-	// told and repeated count the changes that were given to the agent, and those that it
-	// has repeated; moved is closed and replaced when repeated grows or the agent ends.
-	told, repeated uint64
-	agent          bool // there is one
-	moved          chan struct{}
-	ghosts         map[ghostKey]ghost
-	attempt        attempt // the agent's last, of what it does to a directory; see phantom.go
-	done           recent[ghostKey, deed]
-	changes        recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
-	ended          recent[being, struct{}]
+	// told and known count the changes that were given to the agent, and those of which the
+	// VM's kernel knows; moved is closed and replaced when known grows or the agent ends.
+	told, known uint64
+	waiting     int  // for known to grow
+	agent       bool // there is one
+	moved       chan struct{}
+	ghosts      map[ghostKey]ghost
+	attempt     attempt // the agent's last, of what it does to a directory; see phantom.go
+	done        recent[ghostKey, deed]
+	changes     recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
+	ended       recent[being, struct{}]
+	wrote       recent[key, time.Time] // files that the VM has written
 
 	unwatched atomic.Bool // some directories are not watched: there are too many
 
@@ -73,6 +76,7 @@ func newMirror() *mirror {
 	return &mirror{
 		news: make(chan struct{}, 1), moved: make(chan struct{}),
 		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
+		wrote: newRecent[key, time.Time](manyWrote),
 		ahead: newAhead(),
 	}
 }
@@ -119,6 +123,17 @@ func (o *object) changed() {
 	if dir != nil {
 		o.e.did(dir.key, name, &o.st)
 	}
+}
+
+// wrote notes that the VM has written a file.
+func (o *object) wrote() {
+	m := o.e.mirror
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	m.wrote.put(o.n.key, time.Now())
+	m.mu.Unlock()
 }
 
 // did notes a change that the server made: its echo is not news to the VM.
@@ -266,17 +281,25 @@ func (m *mirror) tell(events []watch.Event) {
 func (m *mirror) attended(is bool) {
 	m.mu.Lock()
 	m.agent = is
-	m.repeated = m.told - uint64(len(m.pending))
+	m.known = max(m.known, m.told-uint64(len(m.pending)))
 	m.step()
 	m.mu.Unlock()
 }
 
-// repeats notes that the agent has repeated some changes.
-func (m *mirror) repeats(n int) {
+// knows notes of how many changes the VM's kernel knows.
+func (m *mirror) knows(n uint64) {
 	m.mu.Lock()
-	m.repeated += uint64(n)
+	m.known = max(m.known, n)
 	m.step()
 	m.mu.Unlock()
+}
+
+// repeated notes that the agent has repeated what it has taken.
+func (m *mirror) repeated() {
+	m.mu.Lock()
+	taken := m.told - uint64(len(m.pending))
+	m.mu.Unlock()
+	m.knows(taken)
 }
 
 // step wakes those who wait for the agent. The caller holds the lock.
@@ -285,11 +308,15 @@ func (m *mirror) step() {
 	m.moved = make(chan struct{})
 }
 
-// settle waits until the agent, if there is one, has repeated what it was told so far.
+// settle waits until the VM's kernel knows, by the agent, if there is one, of what was told
+// so far.
 func (m *mirror) settle(ctx context.Context) {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	last := m.told
-	for m.agent && m.repeated < last && ctx.Err() == nil {
+	m.waiting++
+	defer func() { m.waiting-- }()
+	for m.agent && m.known < last && ctx.Err() == nil {
 		moved := m.moved
 		m.mu.Unlock()
 		select {
@@ -298,7 +325,6 @@ func (m *mirror) settle(ctx context.Context) {
 		}
 		m.mu.Lock()
 	}
-	m.mu.Unlock()
 }
 
 // Settle waits until the VM's kernel knows what the host has changed until now, or until
@@ -375,8 +401,9 @@ func (s *Server) Mirror(ctx context.Context, run Run) error {
 // agentGrace is how long an agent may take to end by itself.
 const agentGrace = time.Second
 
-// batchSize is how many events an agent gets before it must say that they are done.
-const batchSize = 500
+// batchSize is how many events an agent gets before it must say that they are done, and
+// may be asked for something else.
+const batchSize = 32
 
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
@@ -413,10 +440,12 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
 	answers := bufio.NewReader(fromAgent) // of which one must fit
 	for {
-		var err error
-		if events := m.take(batchSize); len(events) > 0 {
+		fresh, err := e.freshen(toAgent, answers)
+		if fresh || err != nil {
+			// there may be more to know before the rest
+		} else if events := m.take(batchSize); len(events) > 0 {
 			if err = e.send(toAgent, answers, events); err == nil {
-				m.repeats(len(events))
+				m.repeated()
 			}
 		} else if dirs := e.takeAhead(); len(dirs) > 0 {
 			err = e.sendAhead(toAgent, answers, dirs)
@@ -506,6 +535,9 @@ func (e *export) words(x watch.Event) []string {
 		if x.Dir {
 			return nil
 		}
+		if e.wroteLately(x.Path) {
+			return []string{"modify", x.Path, "follow", x.Path}
+		}
 		return []string{"modify", x.Path}
 	case watch.Attrib:
 		return []string{"attrib", x.Path}
@@ -518,6 +550,37 @@ func (e *export) words(x watch.Event) []string {
 		return []string{"rename", x.Path, x.To}
 	}
 	return nil
+}
+
+// A file that both sides write is usually a log that both append to. The VM's kernel puts
+// what is appended there at the end that it knows of, and keeps it for up to 30 s before
+// it is sent: over what the host has appended meanwhile. No answer of the server's ends
+// that, for an NFS WRITE does not say whether its offset was meant. So the agent follows
+// such a file for a while: each write in the VM then goes out at once, and the kernel asks
+// for the file's end again before the next.
+const (
+	// wroteAge is how long ago the VM may have written a file that the host changes. The
+	// VM's kernel writes back every 5 s what is 30 s old.
+	wroteAge  = time.Minute
+	manyWrote = 1024
+)
+
+// wroteLately tells whether the VM has written the file at a path.
+func (e *export) wroteLately(name string) bool {
+	root, err := e.openRoot()
+	if err != nil {
+		return false
+	}
+	defer root.close()
+	o, err := e.open(root.fd, name)
+	if err != nil {
+		return false
+	}
+	defer o.close()
+	e.mirror.mu.Lock()
+	defer e.mirror.mu.Unlock()
+	at, ok := e.mirror.wrote.get(e.keyOf(&o.st))
+	return ok && time.Since(at) < wroteAge
 }
 
 // linkAt returns what a symbolic link holds.

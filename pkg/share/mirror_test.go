@@ -467,9 +467,13 @@ func TestAgent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("perl", "-e", string(script), fmt.Sprint(uint32(agentUID)), fmt.Sprint(unix.SYS_UTIMENSAT), fmt.Sprint(unix.SYS_FADVISE64), dir)
+	args := []string{"-e", string(script), fmt.Sprint(uint32(agentUID))}
+	for _, call := range []int{unix.SYS_UTIMENSAT, unix.SYS_FADVISE64, unix.SYS_STATX, unix.SYS_INOTIFY_INIT1, unix.SYS_INOTIFY_ADD_WATCH} {
+		args = append(args, fmt.Sprint(call))
+	}
+	cmd := exec.Command("perl", append(args, dir)...)
 	words := []string{
-		"list", ".", "list", "nothing", "create", "new", "modify", "old", "attrib", "old", "mkdir", "dir", "symlink", "link", "to where",
+		"list", ".", "list", "nothing", "fresh", ".", "fresh", "old", "fresh", "nothing", "create", "new", "modify", "old", "attrib", "old", "mkdir", "dir", "symlink", "link", "to where",
 		"rename", "new", "neu", "remove", "neu", "rmdir", "dir", "modify", "nothing", "rename", "no", "old", "sync",
 	}
 	cmd.Stdin = strings.NewReader(strings.Join(words, "\x00") + "\x00")

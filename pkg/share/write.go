@@ -123,6 +123,7 @@ func (s *Server) write(_ context.Context, c *call, a *nfs3.Write3args, w *reply)
 	}
 	after := o.after(nil)
 	o.changed()
+	o.wrote()
 	w.put(nfs3.OK, &nfs3.Write3resok{FileWcc: *after, Count: a.Count, Committed: committed, Verf: s.verifier})
 }
 

@@ -33,7 +33,7 @@ type Share struct {
 // Credential tells a VM by its firmware what to mount; see images/debian-13.
 func (h Share) Credential() []byte {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s\n", fmt.Sprintf(mountOptions, share.Port, h.Address), h.Address)
+	fmt.Fprintf(&b, "%s %s\n", fmt.Sprintf(mountOptions+","+exactWrites, share.Port, h.Address), h.Address)
 	for _, e := range h.Exports {
 		fmt.Fprintf(&b, "%s %s\n", mode(e), e.Target)
 	}
@@ -98,6 +98,11 @@ func (s *supervisor) settleFiles(ctx context.Context) {
 // ask. A git status of many files asks for each of them otherwise.
 const mountOptions = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=%[2]s"
 
+// exactWrites has the VM's kernel send what a program wrote, and not the whole page around
+// it, which has NUL bytes, or old ones, where the host has written since. Debian 13's kernel
+// has the option; one before 6.10 has not, and refuses the mount.
+const exactWrites = "noalignwrite"
+
 // patienceMount is for all mounts of a VM: it is under emulation, perhaps.
 const patienceMount = 30 * time.Second
 
@@ -156,14 +161,17 @@ if [ ! -e /run/devvm-share ]; then
 fi
 options=%[3]s
 share() {
-	mountpoint -q -- "$2" || { mkdir -p -- "$2" && mount -i -t nfs -o "$options,$1" -- "%[1]s:$2" "$2"; }
+	! mountpoint -q -- "$2" || return 0
+	mkdir -p -- "$2"
+	mount -i -t nfs -o "$options,%[4]s,$1" -- "%[1]s:$2" "$2" 2>/dev/null ||
+		mount -i -t nfs -o "$options,$1" -- "%[1]s:$2" "$2"
 }
 `
 
 // script is what mounts in the VM.
 func (h Share) script() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, mountScript, h.Address, share.Port, fmt.Sprintf(mountOptions, share.Port, h.Address))
+	fmt.Fprintf(&b, mountScript, h.Address, share.Port, fmt.Sprintf(mountOptions, share.Port, h.Address), exactWrites)
 	for _, e := range h.Exports {
 		fmt.Fprintf(&b, "share %s %s\n", mode(e), shell.Quote(e.Target))
 	}

@@ -23,7 +23,7 @@ func TestMountScript(t *testing.T) {
 	for name, text := range map[string]string{
 		"iptables-restore": `echo iptables-restore "$@"; cat`,
 		"mountpoint":       `case $* in *there*) exit 0;; esac; exit 1`,
-		"mount":            `for a; do printf '<%s>' "$a"; done; echo`,
+		"mount":            `case $* in *noalignwrite*) [ ! -e old ] || exit 32;; esac; for a; do printf '<%s>' "$a"; done; echo`,
 		"mkdir":            `exit 0`,
 	} {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
@@ -52,14 +52,21 @@ func TestMountScript(t *testing.T) {
 		return string(out)
 	}
 	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
-	mounts := "<-i><-t><nfs><-o><" + options + ",rw><--><192.0.2.1:/it's $(touch x) a -o \"dir\"></it's $(touch x) a -o \"dir\">\n" +
-		"<-i><-t><nfs><-o><" + options + ",ro><--><192.0.2.1:/srv/ü></srv/ü>\n"
+	mounts := "<-i><-t><nfs><-o><" + options + ",noalignwrite,rw><--><192.0.2.1:/it's $(touch x) a -o \"dir\"></it's $(touch x) a -o \"dir\">\n" +
+		"<-i><-t><nfs><-o><" + options + ",noalignwrite,ro><--><192.0.2.1:/srv/ü></srv/ü>\n"
 	first := run()
 	if !strings.HasPrefix(first, "iptables-restore -w -n\n*raw\n-A PREROUTING -d 192.0.2.1 -p tcp --dport 2049 -j DROP\n") || !strings.HasSuffix(first, "COMMIT\n"+mounts) {
 		t.Errorf("first:\n%s", first)
 	}
 	if again := run(); again != mounts {
 		t.Errorf("again:\n%s\nwant:\n%s", again, mounts)
+	}
+	// A kernel that does not know an option mounts without it.
+	if err := os.WriteFile(filepath.Join(dir, "old"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if old, want := run(), strings.ReplaceAll(mounts, ",noalignwrite", ""); old != want {
+		t.Errorf("an old kernel:\n%s\nwant:\n%s", old, want)
 	}
 }
 
@@ -110,7 +117,7 @@ func TestToldToMount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1"
+	const options = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=2049,mountport=2049,mountproto=tcp,mountvers=3,addr=192.0.2.1,noalignwrite"
 	first := "<-i><-n><-t><nfs><-o><" + options + ",rw,X-mount.mkdir><--><192.0.2.1:" + odd + "><" + odd + ">\n"
 	second := "<-i><-n><-t><nfs><-o><" + options + ",ro,X-mount.mkdir><--><192.0.2.1:/srv/ü ></srv/ü >\n"
 	if out := run(); out != first+second {

@@ -44,7 +44,9 @@ const (
 	firstRedial      = 30 * time.Millisecond
 	lastRedial       = 5 * time.Second
 	waitReady        = 10 * time.Second // a client's patience while the link is down
-	clockEvery       = time.Minute
+	clockLook        = 2 * time.Second  // how often the host's clock is looked at
+	clockSoon        = 5 * time.Second  // when the guest's is, after it was set; each time later
+	clockEvery       = time.Minute      // up to this
 	clockTolerance   = 50 * time.Millisecond
 	clockTimeout     = 20 * time.Second // for one look at the guest's clock
 	pingTimeout      = 5 * time.Minute  // for an engine that starts under emulation
@@ -541,35 +543,62 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 }
 
 // keepClock looks after the guest's clock until ctx ends: it stands still while the
-// host sleeps.
+// host sleeps or the VM is paused, and drifts.
 func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
-	tick := time.NewTicker(clockEvery)
+	tick := time.NewTicker(clockLook)
 	defer tick.Stop()
+	last, wait := time.Now(), clockSoon
 	for {
 		select {
 		case <-tick.C:
-			s.setClock(ctx, link)
 		case <-ctx.Done():
 			return
 		}
+		now := time.Now()
+		stepped := hasStepped(now.Round(0).Sub(last.Round(0)), now.Sub(last))
+		if now.Sub(last) < wait && !stepped {
+			continue
+		}
+		wait = min(2*wait, clockEvery)
+		if s.setClock(ctx, link) || stepped {
+			wait = clockSoon
+		}
+		last = now
 	}
 }
 
-// setClock sets the guest's clock if it has strayed.
-func (s *supervisor) setClock(ctx context.Context, link *guest.Client) {
+// clockStep is more than a clock that is kept by NTP moves between two looks.
+const clockStep = 10 * time.Millisecond
+
+// hasStepped tells whether the host's clock was set, or the host has slept, by the time
+// that has passed by its clock and by its count, which leaves both out.
+func hasStepped(clock, count time.Duration) bool { return (clock - count).Abs() > clockStep }
+
+// strayed tells whether a guest's clock must be set. Ahead it may be a little. Behind it
+// must not be, for then files that the host has just made are of the guest's future, and
+// make complains. Of a guest that is too busy to say, it must be known.
+func strayed(c guest.Clock) bool {
+	exact := c.Most-c.Least < clockTolerance
+	return c.Most < 0 || c.Least < 0 && exact || c.Least > clockTolerance
+}
+
+// setClock sets the guest's clock if it has strayed, and tells whether it had.
+func (s *supervisor) setClock(ctx context.Context, link *guest.Client) bool {
 	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
 	defer cancel()
 	clock, err := link.Clock(ctx)
 	if err == nil {
 		s.noteBoot(clock.Boot)
 	}
-	if err == nil && clock.Offset.Abs() > clockTolerance+clock.Roundtrip/2 {
-		s.Log.Info("guest's clock was off", "offset", clock.Offset)
+	off := err == nil && strayed(clock)
+	if off {
+		s.Log.Info("guest's clock was off", "least", clock.Least, "most", clock.Most)
 		_, err = link.SetClock(ctx)
 	}
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		s.Log.Warn("guest's clock", "err", err)
 	}
+	return off
 }
 
 // noteBoot tells when the VM has booted by itself: its containers have ended, and who

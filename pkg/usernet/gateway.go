@@ -181,9 +181,13 @@ const daytimePort = 13
 // slow to take it.
 const daytimeLife = 20 * time.Second
 
+// daytimeLead is about what the start of date takes under emulation.
+const daytimeLead = 30 * time.Millisecond
+
 // serveDaytime tells the guest the host's time: to each TCP connection to the
 // gateway's port 13 (RFC 867, which leaves the form open) the seconds since 1970 with
-// nine decimals, on a line. A VM that goes on from saved memory sets its clock by it
+// nine decimals, on a line, and a little ahead: to set a clock takes the guest a moment,
+// and one that is behind finds the host's new files made in the future. A VM that goes on from saved memory sets its clock by it
 // before anything else happens, with nothing but a shell.
 func serveDaytime(ctx context.Context, accept func() (*socket.TCP, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, daytimeLife)
@@ -192,7 +196,7 @@ func serveDaytime(ctx context.Context, accept func() (*socket.TCP, error)) error
 	if err != nil {
 		return err
 	}
-	now := time.Now()
+	now := time.Now().Add(daytimeLead)
 	if _, err := fmt.Fprintf(conn, "%d.%09d\n", now.Unix(), now.Nanosecond()); err != nil {
 		return err // it fits into the buffer: no wait for the guest
 	}
