@@ -14,12 +14,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/prometheus/procfs"
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
@@ -149,7 +152,7 @@ func TestHostileGuest(t *testing.T) {
 		asked++
 		most = max(most, memoryOf(t, cmd.Process.Pid, "VmRSS"))
 		if asked%20 == 0 {
-			open = max(open, listeners(t, "127.0.0.1", 20_000, 40_000))
+			open = max(open, listeners(t, cmd.Process.Pid))
 		}
 		select {
 		case <-time.After(50 * time.Millisecond):
@@ -193,29 +196,36 @@ func memoryOf(t *testing.T, pid int, name string) int64 {
 	return 0
 }
 
-// listeners counts an address's listening TCP ports in a range.
-func listeners(t *testing.T, address string, from, to int64) int {
+// listeners counts the TCP ports of 127.0.0.1 on which a process listens.
+func listeners(t *testing.T, pid int) int {
 	t.Helper()
-	b, err := os.ReadFile("/proc/net/tcp")
+	process, err := procfs.NewProc(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ip := netip.MustParseAddr(address).As4()
-	want := fmt.Sprintf("%08X", binary.NativeEndian.Uint32(ip[:]))
+	opens, err := process.FileDescriptorTargets()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fs, err := procfs.NewDefaultFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sockets, err := fs.NetTCP() // each port is open by IPv4 and IPv6
+	if err != nil {
+		t.Fatal(err)
+	}
 	n := 0
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 4 || f[3] != "0A" {
-			continue
-		}
-		at, port, _ := strings.Cut(f[1], ":")
-		number, err := strconv.ParseInt(port, 16, 32)
-		if at == want && err == nil && number >= from && number < to {
+	for _, s := range sockets {
+		if s.St == tcpListen && s.LocalAddr.String() == "127.0.0.1" && slices.Contains(opens, fmt.Sprintf("socket:[%d]", s.Inode)) {
 			n++
 		}
 	}
 	return n
 }
+
+// tcpListen is TCP_LISTEN of Linux's net/tcp_states.h.
+const tcpListen = 10
 
 // hostile is a guest whose root means ill.
 type hostile struct {
