@@ -17,6 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/template"
@@ -34,6 +35,7 @@ type app struct {
 	getenv func(string) string
 	open   openFunc
 	kernel time.Duration // see project.Service
+	halt   time.Duration // see project.Service
 	again  time.Duration // see again
 
 	// Flags of the root command.
@@ -67,6 +69,12 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	}
 	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
 		err = dirs.Explain(err)
+	}
+	if stopped, ok := errors.AsType[*lock.StoppedError](err); ok && ui.Hint(err) == "" {
+		err = &ui.Error{Code: ui.ExitBusy, Err: err, Hint: stopped.Hint()}
+	}
+	if errors.Is(err, vm.ErrStopped) && ui.Hint(err) == "" {
+		err = &ui.Error{Err: err, Hint: "let it go on with: devvm up"}
 	}
 	if hostLacks(err) && ui.ExitCode(err) == ui.ExitError {
 		e := &ui.Error{Code: ui.ExitHost, Err: err}
@@ -232,6 +240,7 @@ func (a *app) service() (*project.Service, error) {
 		Home:    env.Home,
 		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
 		Kernel:  a.kernel,
+		Halt:    a.halt,
 		Log:     log,
 	}, nil
 }

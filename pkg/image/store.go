@@ -18,6 +18,7 @@ import (
 
 	"github.com/devvm/devvm/images"
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/lock"
 )
 
 // retry is how often a lock that another process holds is tried again.
@@ -326,7 +327,7 @@ func (s *Store) flock(ctx context.Context, name string, busy func()) (unlock fun
 		if busy != nil {
 			busy()
 		}
-		_, err = l.TryLockContext(ctx, retry)
+		err = lock.Wait(ctx, l, false, retry)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock image store %s: %w", s.dir, err)

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -254,9 +253,7 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	stop, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if err := s.stopHelpers(stop, p); err != nil {
+	if err := s.stopHelpers(ctx, p); err != nil {
 		return err
 	}
 	if err := f.remove(); err != nil {

@@ -18,6 +18,24 @@ const roomNeeded = 2 << 30
 // checkRoom refuses to make a VM where the next write could fail.
 func (b *boot) checkRoom() error { return checkRoom(b.Dirs.Data, roomNeeded, "a new VM") }
 
+// roomToRun is what must be free where a VM's disk is for it to run: it is stopped by a write
+// that finds no room, and would be again by the next one.
+const roomToRun = 32 << 20
+
+// errFull says that a VM cannot run because there is no room for what it writes; nil if there is.
+func (f paths) errFull() error {
+	free, err := file.Free(f.vm)
+	if err != nil || free >= roomToRun {
+		return nil //nolint:nilerr // then the disk is not known to be full
+	}
+	return &ui.Error{
+		Code: ui.ExitNotRunning,
+		Msg:  fmt.Sprintf("the VM is paused: the host's disk is full (%s are free in %s)", ui.Size(free), f.vm),
+		Hint: "make room, and it goes on by itself: devvm df shows what devvm takes, devvm prune gives back what nothing uses",
+		Err:  unix.ENOSPC,
+	}
+}
+
 // checkRoomForMemory refuses to write a running VM's memory into dir if it may not
 // find room there.
 func checkRoomForMemory(dir string, dom vm.Domain) error {

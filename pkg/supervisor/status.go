@@ -108,12 +108,17 @@ func NewClient(controlSocket string) *Client {
 // Status asks for the state; ErrNone if nobody listens.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*patienceAnswer, ErrHung) // of which the body is a part
+	defer cancel()
 	resp, err := c.do(ctx, http.MethodGet, "/status", nil)
 	if err != nil {
 		return s, err
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		if errors.Is(context.Cause(ctx), ErrHung) {
+			return s, ErrHung
+		}
 		return s, fmt.Errorf("read supervisor's status: %w", err)
 	}
 	return s, nil

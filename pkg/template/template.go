@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/lock"
 )
 
 // Errors that callers tell apart.
@@ -248,13 +249,7 @@ func (s *Store) lock(ctx context.Context, exclusive bool) (*flock.Flock, error) 
 	}
 	l := flock.New(filepath.Join(s.dir, ".lock"), flock.SetPermissions(0o600))
 	const retry = 50 * time.Millisecond
-	var err error
-	if exclusive {
-		_, err = l.TryLockContext(ctx, retry)
-	} else {
-		_, err = l.TryRLockContext(ctx, retry)
-	}
-	if err != nil {
+	if err := lock.Wait(ctx, l, !exclusive, retry); err != nil {
 		return nil, fmt.Errorf("lock the templates: %w", err)
 	}
 	return l, nil
