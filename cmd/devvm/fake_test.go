@@ -149,7 +149,7 @@ func bootFakeVM(specPath string) error {
 				stop()
 			}()
 		},
-		Rewrite:        strings.NewReplacer(rewrite...).Replace,
+		Rewrite: strings.NewReplacer(rewrite...).Replace,
 		// What runs in the fake guest runs on this host, whose clock is right.
 		Intercept: func(line string) (int, bool) {
 			switch {

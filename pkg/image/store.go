@@ -21,6 +21,9 @@ import (
 	"github.com/devvm/devvm/pkg/lock"
 )
 
+// lockName is the file of the lock under which the store's directory changes.
+const lockName = ".lock"
+
 // retry is how often a lock that another process holds is tried again.
 const retry = 200 * time.Millisecond
 
@@ -315,7 +318,7 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
-	return s.flock(ctx, ".lock", nil)
+	return s.flock(ctx, lockName, nil)
 }
 
 // flock takes the lock file name of the store. If another process has it,

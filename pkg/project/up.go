@@ -49,6 +49,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 		return err
 	}
 	s.rememberHost(ctx)
+	s.sweep(ctx)
 	lock, err := f.acquire(ctx, "up", func(who string) {
 		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
 	})
