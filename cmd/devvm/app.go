@@ -34,9 +34,10 @@ type app struct {
 	*ui.Streams
 	getenv func(string) string
 	open   openFunc
-	kernel time.Duration // see project.Service
-	halt   time.Duration // see project.Service
-	again  time.Duration // see again
+	kernel time.Duration                   // see project.Service
+	halt   time.Duration                   // see project.Service
+	again  time.Duration                   // see again
+	free   func(dir string) (int64, error) // see project.Service
 
 	// Flags of the root command.
 	dir     string // -C
@@ -241,6 +242,7 @@ func (a *app) service() (*project.Service, error) {
 		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
 		Kernel:  a.kernel,
 		Halt:    a.halt,
+		Free:    a.free,
 		Log:     log,
 	}, nil
 }

@@ -77,7 +77,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 		}
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")
-	if dom.Halt == vm.HaltIO && s.Dirs.paths(p.Name).errFull() == nil {
+	if dom.Halt == vm.HaltIO && s.errFull(s.Dirs.paths(p.Name)) == nil {
 		// What it has not written yet is lost if its plug is pulled.
 		if err := hv.Start(ctx, p.Name); err != nil {
 			s.Log.Info("let the paused VM go on", "err", err)

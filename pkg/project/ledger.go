@@ -275,7 +275,7 @@ func (b *boot) buildTemplate(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(b.checkRoom(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
+	if err := errors.Join(b.checkRoomForVM(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
 		return "", err
 	}
 	if !img.Forks {

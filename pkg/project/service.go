@@ -59,7 +59,9 @@ type Service struct {
 	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
 	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
 	Halt      time.Duration // for what libvirt is at to end; 0: patienceHalt
-	Log       *slog.Logger
+	// Free is how many bytes can be written into a directory; nil: file.Free.
+	Free func(dir string) (int64, error)
+	Log  *slog.Logger
 }
 
 // Patience with a VM whose engine does not answer yet.

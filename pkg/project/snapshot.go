@@ -58,7 +58,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
-			if err := checkRoomForMemory(s.Dirs.Data, dom); err != nil {
+			if err := s.checkRoomForMemory(s.Dirs.Data, dom); err != nil {
 				return err
 			}
 			// A connection that is in the snapshot would have nobody at its other

@@ -67,7 +67,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		s.examine(ctx, &st)
 		if dom.Halt == vm.HaltIO {
 			st.Problem, st.Next = "a write to its disk has failed", "devvm up"
-			if err := f.errFull(); err != nil {
+			if err := s.errFull(f); err != nil {
 				st.Problem, st.Next = err.Error(), ui.Hint(err)
 			}
 		}

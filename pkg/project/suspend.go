@@ -31,7 +31,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		if err != nil {
 			return err
 		}
-		if err := checkRoomForMemory(host.SaveDir, dom); err != nil {
+		if err := s.checkRoomForMemory(host.SaveDir, dom); err != nil {
 			return err
 		}
 		phase := pr.Start("suspend", "save the VM's memory")

@@ -285,7 +285,7 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 // disk was full.
 func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
 	if dom.Halt == vm.HaltIO {
-		if err := b.files.errFull(); err != nil {
+		if err := b.errFull(b.files); err != nil {
 			return err
 		}
 	}
@@ -421,7 +421,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 	}
 	if !exists(b.files.disk()) {
-		if err := b.checkRoom(); err != nil {
+		if err := b.checkRoomForVM(); err != nil {
 			return err
 		}
 	}
@@ -1143,7 +1143,7 @@ func (b *boot) died(dom vm.Domain, kernelUp bool) error {
 		return fmt.Errorf("%w: it is %s%s", errWentOff, dom.State, because(dom.Reason))
 	}
 	if dom.Halt == vm.HaltIO {
-		if err := b.files.errFull(); err != nil {
+		if err := b.errFull(b.files); err != nil {
 			return err
 		}
 	}

@@ -36,6 +36,8 @@ type Status struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	Error string    `json:"error,omitempty"` // why State is not ready
+	// Paused is why QEMU has paused the VM, which the supervisor lets go on when it can.
+	Paused string `json:"paused,omitempty"`
 	// EngineFailed is what the engine said last, if the VM does not start it again. In
 	// StateSSH it is kept until the engine has answered or failed anew.
 	EngineFailed string `json:"engine_failed,omitempty"`

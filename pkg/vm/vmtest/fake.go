@@ -113,6 +113,7 @@ type record struct {
 	Asked   bool       `json:"asked,omitempty"`   // to shut down
 	Halt    vm.Halt    `json:"halt,omitempty"`    // of a paused VM, whose process runs on unless it is stopped
 	Saving  bool       `json:"saving,omitempty"`  // its memory, see FailHeld
+	Resumes bool       `json:"resumes,omitempty"` // its process has yet to be told: who is in a sandbox cannot
 
 	Snapshots []vm.Snapshot `json:"snapshots,omitempty"`
 }
@@ -324,8 +325,8 @@ func (f *Fake) Start(ctx context.Context, name string) error {
 			if f.fails(OpPause, string(r.Halt)) { // for the same reason, at once
 				return nil
 			}
-			r.State, r.Halt, r.Reason = vm.StateRunning, "", "resumed"
-			return signal(*r, unix.SIGCONT)
+			r.State, r.Halt, r.Reason, r.Resumes = vm.StateRunning, "", "resumed", true
+			return nil
 		}
 		spec := r.Spec.spec()
 		if err := f.startable(spec, host); err != nil {
@@ -725,8 +726,8 @@ func (f *Fake) operation(ctx context.Context, op, name string, do func(*record) 
 		case r.Foreign:
 			return vm.ErrForeign
 		}
-		f.settle(&r)
 		was := r
+		f.settle(&r)
 		if err := do(&r); err != nil {
 			return err
 		}
@@ -834,7 +835,11 @@ func (f *Fake) settle(r *record) {
 	if r.alive() {
 		b, _ := os.ReadFile(filepath.Join(f.dir, "fail", OpPause)) // none: nothing pauses it
 		why := vm.Halt(strings.TrimSpace(string(b)))
+		if r.Resumes && signal(*r, unix.SIGCONT) == nil {
+			r.Resumes = false
+		}
 		switch stopped := stopped(r.PID); {
+		case r.Resumes:
 		case r.State == vm.StateRunning && why != "":
 			r.State, r.Halt, r.Reason = vm.StatePaused, why, "disk I/O error"
 			_ = signal(*r, unix.SIGSTOP)
@@ -854,7 +859,7 @@ func (f *Fake) settle(r *record) {
 
 func (r *record) off(state vm.State, reason string) {
 	r.State, r.Reason, r.PID, r.Started, r.Asked = state, reason, 0, "", false
-	r.Halt, r.Saving = "", false
+	r.Halt, r.Saving, r.Resumes = "", false, false
 	r.Live = storedSpec{}
 }
 
