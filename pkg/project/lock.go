@@ -72,10 +72,7 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 			continue
 		}
 		b, _ := json.Marshal(holder{os.Getpid(), verb})
-		if err := os.WriteFile(f.lock, b, 0o600); err != nil {
-			_ = l.Close()
-			return nil, fmt.Errorf("lock project: %w", err)
-		}
+		_ = os.WriteFile(f.lock, b, 0o600) // words for others: a full disk is no reason not to remove a VM
 		return l, nil
 	}
 }

@@ -63,7 +63,8 @@ func (s *Service) errFull(f paths) error {
 }
 
 // checkRoomForMemory refuses to write a running VM's memory into dir if it may not
-// find room there.
+// find room there, and leave some: what a snapshot has written when it fails, QEMU keeps for
+// the next one.
 func (s *Service) checkRoomForMemory(dir string, dom vm.Domain) error {
 	need := dom.Memory
 	if p, err := procfs.NewProc(dom.PID); err == nil { // pages that the guest never used are not written
@@ -71,7 +72,7 @@ func (s *Service) checkRoomForMemory(dir string, dom vm.Domain) error {
 			need = min(need, int64(stat.ResidentMemory()))
 		}
 	}
-	return s.checkRoom(dir, need, "the VM's memory")
+	return s.checkRoom(dir, need+roomToRun, "the VM's memory")
 }
 
 // checkRoom refuses to write where less than need bytes are free. A dir that does not

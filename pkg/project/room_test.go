@@ -29,7 +29,7 @@ func TestCheckRoom(t *testing.T) {
 // What a VM has never touched is not saved.
 func TestCheckRoomForMemory(t *testing.T) {
 	dir := t.TempDir()
-	running := vm.Domain{Memory: math.MaxInt64, PID: os.Getpid()}
+	running := vm.Domain{Memory: math.MaxInt64 / 2, PID: os.Getpid()}
 	if err := new(Service).checkRoomForMemory(dir, running); err != nil {
 		t.Error(err)
 	}
