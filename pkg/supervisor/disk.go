@@ -39,13 +39,9 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 	if s.Disk.Full == nil {
 		return
 	}
-	every := s.diskEvery
-	if every == 0 {
-		every = diskEvery
-	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(diskEvery)
 	defer tick.Stop()
-	wait, next := every, time.Time{}
+	wait, next := diskEvery, time.Time{}
 	for {
 		select {
 		case <-tick.C:
@@ -54,7 +50,7 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 		}
 		full := s.Disk.Full()
 		if status, _ := s.current(); !full && status.Paused == "" && status.State != StateLost {
-			wait = every
+			wait = diskEvery
 			continue
 		}
 		if !s.lookPaused(ctx, full) || full || time.Now().Before(next) {

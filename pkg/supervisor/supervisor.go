@@ -100,8 +100,6 @@ type supervisor struct {
 	ended   chan struct{} // closed when nothing runs any more but the server of control.sock
 
 	guardOff atomic.Bool // see Guard
-
-	diskEvery time.Duration // 0: as the constant says
 }
 
 // Run supervises until ctx ends or a client asks for the stop.
