@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
@@ -70,6 +71,10 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	}
 	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
 		err = dirs.Explain(err)
+	}
+	_, small := errors.AsType[*image.SpaceError](err)
+	if (small || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && ui.Hint(err) == "" && a.Unanswered() == nil {
+		err = &ui.Error{Code: ui.ExitCode(err), Err: err, Hint: "make room: devvm df shows what devvm takes, devvm prune gives back what nothing uses"}
 	}
 	if stopped, ok := errors.AsType[*lock.StoppedError](err); ok && ui.Hint(err) == "" {
 		err = &ui.Error{Code: ui.ExitBusy, Err: err, Hint: stopped.Hint()}
