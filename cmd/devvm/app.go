@@ -13,10 +13,12 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/template"
@@ -33,8 +35,10 @@ type app struct {
 	*ui.Streams
 	getenv func(string) string
 	open   openFunc
-	kernel time.Duration // see project.Service
-	again  time.Duration // see again
+	kernel time.Duration                   // see project.Service
+	halt   time.Duration                   // see project.Service
+	again  time.Duration                   // see again
+	free   func(dir string) (int64, error) // see project.Service
 
 	// Flags of the root command.
 	dir     string // -C
@@ -67,6 +71,16 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	}
 	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
 		err = dirs.Explain(err)
+	}
+	_, small := errors.AsType[*image.SpaceError](err)
+	if (small || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && ui.Hint(err) == "" && a.Unanswered() == nil {
+		err = &ui.Error{Code: ui.ExitCode(err), Err: err, Hint: "make room: devvm df shows what devvm takes, devvm prune gives back what nothing uses"}
+	}
+	if stopped, ok := errors.AsType[*lock.StoppedError](err); ok && ui.Hint(err) == "" {
+		err = &ui.Error{Code: ui.ExitBusy, Err: err, Hint: stopped.Hint()}
+	}
+	if errors.Is(err, vm.ErrStopped) && ui.Hint(err) == "" {
+		err = &ui.Error{Err: err, Hint: "let it go on with: devvm up"}
 	}
 	if hostLacks(err) && ui.ExitCode(err) == ui.ExitError {
 		e := &ui.Error{Code: ui.ExitHost, Err: err}
@@ -232,6 +246,8 @@ func (a *app) service() (*project.Service, error) {
 		Home:    env.Home,
 		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
 		Kernel:  a.kernel,
+		Halt:    a.halt,
+		Free:    a.free,
 		Log:     log,
 	}, nil
 }

@@ -13,11 +13,13 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/ui"
@@ -41,7 +43,7 @@ func fakeDevvm() int {
 		}
 		return vmtest.NewFake(dir, vmtest.Options{Command: []string{"fakevm", "{spec}"}}), nil
 	})
-	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "again": &a.again} {
+	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "halt": &a.halt, "again": &a.again} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			continue
@@ -49,6 +51,13 @@ func fakeDevvm() int {
 		if *patience, err = time.ParseDuration(string(b)); err != nil {
 			panic(err)
 		}
+	}
+	a.free = func(at string) (int64, error) { // a supervisor in its sandbox can read the configuration
+		b, err := os.ReadFile(filepath.Join(os.Getenv("XDG_CONFIG_HOME"), "devvm", "free"))
+		if err != nil {
+			return file.Free(at)
+		}
+		return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
 	}
 	return run(os.Args[1:], a)
 }
@@ -113,7 +122,16 @@ func bootFakeVM(specPath string) error {
 	if err != nil {
 		return err
 	}
-	sockets := map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: engine.Dial}
+	flagged := func(name string) bool {
+		_, err := os.Stat(filepath.Join(fake, name))
+		return err == nil
+	}
+	sockets := map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: func(ctx context.Context) (net.Conn, error) {
+		if flagged("deaf") {
+			<-ctx.Done()
+		}
+		return engine.Dial(ctx)
+	}}
 	rewrite := []string{"/onlyhost", "/onlyhost.vm"} // its files are this host's, but for those below a directory of this name
 	daemon, err := os.ReadFile(spec.Credentials["devvm.daemon.json"])
 	if err != nil {
@@ -132,8 +150,15 @@ func bootFakeVM(specPath string) error {
 		AuthorizedKeys: authorized,
 		Dir:            filepath.Join(state, "root"),
 		Sockets:        sockets,
-		OnPoweroff:     stop,
-		Rewrite:        strings.NewReplacer(rewrite...).Replace,
+		OnPoweroff: func() { // which takes a while, during which all goes on
+			go func() {
+				for flagged("slowoff") && ctx.Err() == nil {
+					time.Sleep(10 * time.Millisecond)
+				}
+				stop()
+			}()
+		},
+		Rewrite: strings.NewReplacer(rewrite...).Replace,
 		// What runs in the fake guest runs on this host, whose clock is right.
 		Intercept: func(line string) (int, bool) {
 			switch {

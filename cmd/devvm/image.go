@@ -27,13 +27,22 @@ func (a *app) newImageCmd() *cobra.Command {
 	return cmd
 }
 
+// withImages is withService for a command about images: first it removes what another one has
+// left that was killed.
+func (a *app) withImages(f func(ctx context.Context, s *project.Service, args []string) error) func(*cobra.Command, []string) error {
+	return a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		s.Images.Sweep(ctx)
+		return f(ctx, s, args)
+	})
+}
+
 func (a *app) newImageBuildCmd() *cobra.Command {
 	var stock bool
 	cmd := &cobra.Command{
 		Use:   "build [NAME]",
 		Short: "Build a base image from the recipe that comes with devvm",
 		Args:  cobra.MaximumNArgs(1),
-		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			name := image.Default
 			if len(args) > 0 {
 				name = args[0]
@@ -98,7 +107,7 @@ func (a *app) newImageLsCmd() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List the base images",
 		Args:    cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withImages(func(ctx context.Context, s *project.Service, _ []string) error {
 			images, err := s.Images.List(ctx)
 			if err != nil {
 				return err
@@ -151,7 +160,7 @@ needed. Then name it in devvm.toml: image = "NAME".
 In a cloud image Docker Engine is installed over the network at the first boot of each
 VM, which takes minutes, and such VMs boot instead of being forked.`,
 		Args: cobra.ExactArgs(1),
-		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			return a.runImageImport(ctx, s, args[0], o)
 		}),
 	}
@@ -208,7 +217,7 @@ func (a *app) newImageExportCmd() *cobra.Command {
 		Use:   "export IMAGE FILE",
 		Short: "Write an image to a file that devvm image import takes elsewhere",
 		Args:  cobra.ExactArgs(2),
-		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			path, err := filepath.Abs(args[1])
 			if err != nil {
 				return fmt.Errorf("export image: %w", err)
@@ -223,7 +232,7 @@ func (a *app) newImageRmCmd() *cobra.Command {
 		Use:   "rm IMAGE",
 		Short: "Remove a base image that nothing lies on",
 		Args:  cobra.ExactArgs(1),
-		RunE: a.withService(func(ctx context.Context, s *project.Service, args []string) error {
+		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			used, err := s.ImagesInUse(ctx)
 			if err != nil {
 				return err
@@ -243,7 +252,7 @@ func (a *app) newImagePruneCmd() *cobra.Command {
 		Use:   "prune",
 		Short: "Remove the base images that nothing lies on, but the newest of each name",
 		Args:  cobra.NoArgs,
-		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
+		RunE: a.withImages(func(ctx context.Context, s *project.Service, _ []string) error {
 			used, err := s.ImagesInUse(ctx)
 			if err != nil {
 				return err

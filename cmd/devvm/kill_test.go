@@ -25,6 +25,85 @@ func TestKills(t *testing.T) {
 	t.Run("boot", func(t *testing.T) { testKills(t, false, 60, verbs) })
 	verbs = append(verbs, []string{"suspend"}, []string{"snapshot", "create"}, []string{"snapshot", "create", "kept"}, []string{"snapshot", "restore", "kept", "--yes"}, []string{"template", "build"})
 	t.Run("fork", func(t *testing.T) { testKills(t, true, 200, verbs) })
+	t.Run("stop", func(t *testing.T) { testStops(t, 40, verbs) })
+}
+
+// testStops is testKills with SIGSTOP: the verb and the up after it end while the process is
+// stopped, and say what to do next if they fail; when it goes on, up converges.
+func testStops(t *testing.T, rounds int, verbs [][]string) {
+	if testing.Short() {
+		t.Skip("each waits for what never answers")
+	}
+	h := newHost(t, true)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	victims := []string{"self", "devvm supervisor", "devvm net", "fakevm", "devvm owner"}
+	for round := range rounds {
+		verb := verbs[random.IntN(len(verbs))]
+		victim := victims[random.IntN(len(victims))]
+		after := time.Duration(random.IntN(900)) * time.Millisecond
+		what := fmt.Sprintf("round %d: %v, %s stopped after %v", round, verb, victim, after)
+		cmd := h.command(verb...)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		select {
+		case <-time.After(after):
+		case err := <-ended:
+			ended <- err
+		}
+		var stopped []int
+		if victim == "self" {
+			stopped = []int{cmd.Process.Pid}
+		} else {
+			for _, p := range h.processes(victim) {
+				stopped = append(stopped, p.pid)
+			}
+		}
+		for _, pid := range stopped {
+			_ = syscall.Kill(pid, syscall.SIGSTOP)
+		}
+		proceed := func() {
+			for _, pid := range stopped {
+				_ = syscall.Kill(pid, syscall.SIGCONT)
+			}
+		}
+		if victim != "self" {
+			select {
+			case <-ended:
+			case <-time.After(2 * time.Minute):
+				_ = cmd.Process.Signal(syscall.SIGQUIT)
+				t.Fatalf("%s: hangs: %s", what, cmd.Stderr)
+			}
+		}
+		if out, err := h.run("up"); err != nil && !strings.Contains(out, "hint: ") {
+			t.Errorf("%s: up meanwhile: %v\n%s", what, err, out)
+		}
+		proceed()
+		if victim == "self" {
+			<-ended
+		}
+		var out string
+		var err error
+		for range 2 {
+			if out, err = h.run("up"); err == nil {
+				break
+			}
+		}
+		if err != nil {
+			t.Fatalf("%s: up: %v\n%s", what, err, out)
+		}
+		if out, err := h.run("status"); err != nil {
+			t.Fatalf("%s: status: %v\n%s", what, err, out)
+		}
+	}
+	if out, err := h.run("rm", "--yes"); err != nil {
+		t.Fatalf("rm: %v\n%s", err, out)
+	}
+	h.expectNothing()
 }
 
 func testKills(t *testing.T, forks bool, rounds int, verbs [][]string) {
@@ -97,7 +176,7 @@ func testKills(t *testing.T, forks bool, rounds int, verbs [][]string) {
 // host is a made-up home with the fake hypervisor, outside of testscript.
 type host struct {
 	*testing.T
-	dir, runtime string
+	dir, runtime, data string
 
 	uid      int             // that devvm runs as; 0: this process's
 	precious map[string]bool // see golden
@@ -105,7 +184,16 @@ type host struct {
 
 func newHost(t *testing.T, forks bool) *host {
 	t.Helper()
-	h := &host{T: t, dir: t.TempDir()}
+	return newHostAt(t, forks, "")
+}
+
+// newHostAt is newHost with its data in another directory; "": its own.
+func newHostAt(t *testing.T, forks bool, data string) *host {
+	t.Helper()
+	h := &host{T: t, dir: t.TempDir(), data: data}
+	if data == "" {
+		h.data = filepath.Join(h.dir, "data")
+	}
 	run, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +213,7 @@ func newHost(t *testing.T, forks bool) *host {
 	if err := os.Mkdir(filepath.Join(h.dir, "app"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := fakeImage(t.Context(), filepath.Join(h.dir, "data", "devvm", "images"), forks); err != nil {
+	if err := fakeImage(t.Context(), filepath.Join(h.data, "devvm", "images"), forks); err != nil {
 		t.Fatal(err)
 	}
 	return h
@@ -165,7 +253,7 @@ func (h *host) command(args ...string) *exec.Cmd {
 	}
 	cmd.Env = []string{
 		"PATH=" + filepath.Join(h.dir, "bin") + ":" + os.Getenv("PATH"),
-		"HOME=" + h.dir, "XDG_DATA_HOME=" + filepath.Join(h.dir, "data"), "XDG_RUNTIME_DIR=" + h.runtime,
+		"HOME=" + h.dir, "XDG_DATA_HOME=" + h.data, "XDG_RUNTIME_DIR=" + h.runtime,
 		"XDG_CACHE_HOME=" + filepath.Join(h.dir, "cache"), "XDG_CONFIG_HOME=" + filepath.Join(h.dir, "config"),
 		fakeEnv + "=" + filepath.Join(h.dir, "fake"), "TZ=UTC",
 	}
@@ -215,7 +303,7 @@ func (h *host) expectNothing() {
 	if err != nil || len(doms) > 0 {
 		h.Errorf("domains left: %v, %v", doms, err)
 	}
-	for _, dir := range []string{filepath.Join(h.dir, "data", "devvm", "projects"), filepath.Join(h.runtime, "devvm", "net")} {
+	for _, dir := range []string{filepath.Join(h.data, "devvm", "projects"), filepath.Join(h.runtime, "devvm", "net")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil || len(entries) > 0 {
 			h.Errorf("left in %s: %v, %v", dir, entries, err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -57,40 +58,52 @@ func superviseConfined(ctx context.Context, s *project.Service, name string, o s
 	if err != nil {
 		return err
 	}
-	witness, ended, err := startOwner(s.Exe)
+	owner, err := startOwner(s.Exe, name)
 	if err != nil {
 		return fmt.Errorf("start the process that says who has a port: %w", err)
 	}
-	defer func() {
-		_ = witness.Close()
-		_ = ended()
-	}()
-	o.Ports.Owner = witness.Owner
+	defer owner.end()
+	o.Ports.Owner = owner.witness.Owner
+	o.Disk.Paused, o.Disk.Proceed = owner.resumer.Paused, owner.resumer.Proceed
 	o.Confine = func() error { return project.Confine(policy, sandbox.Calls{Exec: true}, o.Log) }
 	return supervisor.Run(ctx, o)
 }
 
+// owner is a process `devvm owner`.
+type owner struct {
+	witness *ports.Witness
+	resumer *project.Resumer
+	wait    func() error
+}
+
+// end ends the process, by the end of its pipes.
+func (o owner) end() { _ = errors.Join(o.witness.Close(), o.resumer.Close(), o.wait()) }
+
 // startOwner starts `devvm owner`, which ends with the pipes to it.
-func startOwner(exe string) (w *ports.Witness, ended func() error, err error) {
-	theirQuestions, questions, err := os.Pipe()
-	if err != nil {
-		return nil, nil, err
+func startOwner(exe, name string) (owner, error) {
+	var pipes []*os.File // the ends of both, in turn: to be read, to be written
+	for range 4 {
+		r, w, err := os.Pipe()
+		if err != nil {
+			for _, f := range pipes {
+				_ = f.Close()
+			}
+			return owner{}, err
+		}
+		pipes = append(pipes, r, w)
 	}
-	defer theirQuestions.Close()
-	answers, theirAnswers, err := os.Pipe()
-	if err != nil {
-		questions.Close()
-		return nil, nil, err
-	}
-	defer theirAnswers.Close()
+	o := owner{witness: ports.NewWitness(pipes[1], pipes[2]), resumer: project.NewResumer(pipes[5], pipes[6])}
 	background.Withhold()
-	cmd := exec.Command(exe, "owner") //nolint:noctx // it ends with the pipes
+	cmd := exec.Command(exe, "owner", "--project-name", name) //nolint:noctx // it ends with the pipes
 	cmd.Dir = "/"
-	cmd.Stdin, cmd.Stdout = theirQuestions, theirAnswers
-	w = ports.NewWitness(questions, answers)
-	if err := cmd.Start(); err != nil {
-		_ = w.Close()
-		return nil, nil, err
+	cmd.Stdin, cmd.Stdout, cmd.ExtraFiles = pipes[0], pipes[3], []*os.File{pipes[4], pipes[7]}
+	err := cmd.Start()
+	for _, theirs := range []int{0, 3, 4, 7} {
+		_ = pipes[theirs].Close()
 	}
-	return w, cmd.Wait, nil
+	if err != nil {
+		return owner{}, errors.Join(err, o.witness.Close(), o.resumer.Close())
+	}
+	o.wait = cmd.Wait
+	return o, nil
 }

@@ -5,8 +5,8 @@
 // the command that started it), "/" as its directory and a log file as its
 // output. [Start] returns when the new process has called [Ready], or with the
 // reason why it never did. [HoldsPlace] tells it when nobody can find it any more, [Kill]
-// ends one that does not answer. The package must not import any other of devvm's
-// packages. Pids are never kept: a process is found by its flock.
+// ends one that does not answer. The package imports of devvm's only lock. Pids are never
+// kept: a process is found by its flock.
 package background
 
 import (
@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // readyEnv names the environment variable with the number of the file
@@ -37,10 +38,16 @@ type Command struct {
 	Log  string   // file that its output is appended to, made with mode 0600
 }
 
-// Start runs the command in the background and waits until it calls [Ready].
-// When ctx ends first, the process is killed. The error carries what the
+// patienceReady is how long a process may take to be ready: one that only listens on sockets
+// needs milliseconds, on a busy host seconds. One that was stopped never is.
+var patienceReady = time.Minute
+
+// Start runs the command in the background and waits until it calls [Ready], for a minute.
+// When ctx or that ends first, the process is killed. The error carries what the
 // process reported by [Failed] or the end of its output.
 func Start(ctx context.Context, c Command) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, patienceReady, fmt.Errorf("it was not ready within %s", patienceReady))
+	defer cancel()
 	log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600) // see Log
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -94,7 +101,7 @@ func Start(ctx context.Context, c Command) error {
 		return fmt.Errorf("%s %s ended before it was ready: %w%s", c.Path, strings.Join(c.Args, " "), err, tail(c.Log, before))
 	case <-ctx.Done():
 		_ = cmd.Process.Kill()
-		return errors.Join(context.Cause(ctx), <-exited)
+		return fmt.Errorf("%s %s: %w (%w)", c.Path, strings.Join(c.Args, " "), context.Cause(ctx), <-exited)
 	}
 }
 

@@ -55,6 +55,8 @@ func TestMain(m *testing.M) {
 		_ = Ready()
 		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		time.Sleep(time.Hour) // until it is killed
+	case "asleep":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	case "hang":
 		time.Sleep(time.Hour) // until it is killed
 	}
@@ -161,6 +163,16 @@ func TestKill(t *testing.T) {
 	}
 	if err := Kill(ctx, socket); err != nil {
 		t.Errorf("it had ended: %v", err)
+	}
+}
+
+// A process that never is ready, because a signal has stopped it, is not waited for.
+func TestStartNeverReady(t *testing.T) {
+	former := patienceReady
+	patienceReady = 200 * time.Millisecond
+	t.Cleanup(func() { patienceReady = former })
+	if err := start(t.Context(), t, "asleep"); err == nil || !strings.Contains(err.Error(), "not ready within") {
+		t.Fatalf("got %v", err)
 	}
 }
 

@@ -6,15 +6,16 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/lock"
 )
+
+// patienceDeath is how long a process may take that was killed: one that waits for a disk
+// or a file server ends when that answers.
+const patienceDeath = 20 * time.Second
 
 // Kill ends the process that listens on a unix socket, whatever that is doing, and waits
 // until it is gone. That nobody listens is no error.
@@ -24,55 +25,8 @@ func Kill(ctx context.Context, socket string) error {
 
 // KillHolder is Kill for the process that holds the lock (flock(2)) on a file: it is found
 // where its socket has been removed.
-func KillHolder(ctx context.Context, lock string) error {
-	return kill(ctx, func() (int, error) { return holder(lock) })
-}
-
-// holder returns the process that has the file locked, 0 if none that can be seen from here
-// does: one that /proc/locks names (proc_locks(5)) and that has the file open. The device
-// stands there in a form that not every file system shares with stat(2).
-func holder(path string) (int, error) {
-	file, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, err
-	}
-	st, ok := file.Sys().(*syscall.Stat_t)
-	if !ok {
-		return 0, nil
-	}
-	locks, err := os.ReadFile("/proc/locks")
-	if err != nil {
-		return 0, err
-	}
-	suffix := ":" + strconv.FormatUint(st.Ino, 10)
-	for line := range strings.Lines(string(locks)) {
-		f := strings.Fields(line) // 1: FLOCK ADVISORY WRITE 1234 fe:00:5678 0 EOF
-		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], suffix) {
-			continue
-		}
-		pid, err := strconv.Atoi(f[4])
-		if err == nil && pid > 0 && pid != os.Getpid() && opens(pid, file) {
-			return pid, nil
-		}
-	}
-	return 0, nil
-}
-
-// opens tells whether a process has the file open.
-func opens(pid int, file fs.FileInfo) bool {
-	open, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
-	if err != nil {
-		return false
-	}
-	for _, fd := range open {
-		if info, err := os.Stat(fd); err == nil && os.SameFile(info, file) {
-			return true
-		}
-	}
-	return false
+func KillHolder(ctx context.Context, path string) error {
+	return kill(ctx, func() (int, error) { return lock.Holder(path) })
 }
 
 // kill ends the process that find finds, before and after it is held on to.
@@ -96,6 +50,8 @@ func kill(ctx context.Context, find func() (int, error)) error {
 	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill process %d: %w", pid, err)
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patienceDeath, fmt.Errorf("it was killed %s ago and is still there (what does it wait for? ps -o stat,wchan -p %d)", patienceDeath, pid))
+	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/file"
@@ -140,6 +141,19 @@ func (sc *scratch) commit(ctx context.Context, m Manifest) (Image, error) {
 		return fail(err)
 	}
 	return img, nil
+}
+
+// Sweep removes what builds and imports left that were killed. What another process is at, or
+// holds the store's lock for, it leaves alone: there is always a next time.
+func (s *Store) Sweep(ctx context.Context) {
+	if _, err := os.Stat(s.dir); err != nil {
+		return // nothing was ever built here
+	}
+	l := flock.New(filepath.Join(s.dir, lockName), flock.SetPermissions(0o600))
+	defer func() { _ = l.Close() }()
+	if ok, err := l.TryLock(); err == nil && ok {
+		s.sweep(ctx)
+	}
 }
 
 // sweep removes what builds and imports left that were killed. The caller

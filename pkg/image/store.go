@@ -18,7 +18,11 @@ import (
 
 	"github.com/devvm/devvm/images"
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/lock"
 )
+
+// lockName is the file of the lock under which the store's directory changes.
+const lockName = ".lock"
 
 // retry is how often a lock that another process holds is tried again.
 const retry = 200 * time.Millisecond
@@ -314,7 +318,7 @@ func (s *Store) lock(ctx context.Context) (unlock func(), err error) {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make image store: %w", err)
 	}
-	return s.flock(ctx, ".lock", nil)
+	return s.flock(ctx, lockName, nil)
 }
 
 // flock takes the lock file name of the store. If another process has it,
@@ -326,7 +330,7 @@ func (s *Store) flock(ctx context.Context, name string, busy func()) (unlock fun
 		if busy != nil {
 			busy()
 		}
-		_, err = l.TryLockContext(ctx, retry)
+		err = lock.Wait(ctx, l, false, retry)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("lock image store %s: %w", s.dir, err)

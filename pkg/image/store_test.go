@@ -252,6 +252,26 @@ func TestSweep(t *testing.T) {
 	if _, err := os.Stat(work.dir); err != nil {
 		t.Errorf("a directory at work was swept: %v", err)
 	}
+	// Who cannot have the store's lock does not wait for it.
+	if err := os.Mkdir(filepath.Join(s.dir, tempPrefix+"2"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := s.lock(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Sweep(t.Context())
+	if got := entries(t, s.dir); len(got) != 1 {
+		t.Errorf("another process has the lock: %q", got)
+	}
+	unlock()
+	s.Sweep(t.Context())
+	if got := entries(t, s.dir); len(got) != 0 {
+		t.Errorf("left in the store: %q", got)
+	}
+	if _, err := os.Stat(work.dir); err != nil {
+		t.Errorf("a directory at work was swept: %v", err)
+	}
 	work.remove(t.Context())
 	if got := entries(t, s.work); len(got) != 0 {
 		t.Errorf("left in the work directory: %q", got)

@@ -52,30 +52,49 @@ func (s *Store) Export(ctx context.Context, ref, path string) error {
 	return nil
 }
 
-func export(ctx context.Context, img Image, path string) (err error) {
+func export(ctx context.Context, img Image, path string) error {
 	if _, err := os.Lstat(path); err == nil {
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
+	// A file without a name is gone when this process is killed.
+	out, err := os.OpenFile(filepath.Dir(path), os.O_WRONLY|unix.O_TMPFILE, 0o644)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) { // not every file system has them
+		return exportNamed(ctx, img, path)
+	}
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	if err := writeTar(ctx, img, out); err != nil {
+		return err
+	}
+	if err := errors.Join(out.Chmod(0o644), out.Sync()); err != nil {
+		return err
+	}
+	if err := unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", out.Fd()), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW); err != nil {
+		return &fs.PathError{Op: "create", Path: path, Err: err}
+	}
+	return nil
+}
+
+// exportNamed is export by way of a file that has another name until it is whole.
+func exportNamed(ctx context.Context, img Image, path string) error {
 	out, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(out.Name()))
-		}
-	}()
 	err = writeTar(ctx, img, out)
 	if err == nil {
-		err = out.Chmod(0o644)
+		err = errors.Join(out.Chmod(0o644), out.Sync())
 	}
+	err = errors.Join(err, out.Close())
 	if err == nil {
-		err = out.Sync()
+		err = os.Rename(out.Name(), path)
 	}
-	if err = errors.Join(err, out.Close()); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(out.Name()))
 	}
-	return os.Rename(out.Name(), path)
+	return nil
 }
 
 // writeTar puts the manifest first, so that whoever reads knows what follows.

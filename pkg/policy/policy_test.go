@@ -114,7 +114,7 @@ var imports = []struct {
 // below it. Tests and fakes may try any together.
 var mayImport = map[string][]string{
 	"pkg/audit":         nil,
-	"pkg/background":    nil,
+	"pkg/background":    {"pkg/lock"},
 	"pkg/config":        {"pkg/egress", "pkg/shell", "pkg/trust"},
 	"pkg/disk":          nil,
 	"pkg/dockercontext": nil,
@@ -126,12 +126,13 @@ var mayImport = map[string][]string{
 	"pkg/grant":         {"pkg/config", "pkg/egress"},
 	"pkg/guard":         {"pkg/shell"},
 	"pkg/guest":         {"pkg/file", "pkg/shell", "pkg/tree"},
-	"pkg/image":         {"pkg/file", "images", "pkg/disk"},
+	"pkg/image":         {"pkg/file", "images", "pkg/disk", "pkg/lock"},
+	"pkg/lock":          nil,
 	"pkg/policy":        nil,
 	"pkg/ports":         {"pkg/file", "pkg/relay"},
 	"pkg/project": {
 		"pkg/file",
-		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guest", "pkg/image",
+		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guest", "pkg/image", "pkg/lock",
 		"pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
 	"pkg/relay":      nil,
@@ -139,7 +140,7 @@ var mayImport = map[string][]string{
 	"pkg/share":      nil,
 	"pkg/shell":      nil,
 	"pkg/supervisor": {"pkg/background", "pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
-	"pkg/template":   {"pkg/file"},
+	"pkg/template":   {"pkg/file", "pkg/lock"},
 	"pkg/trust":      {"pkg/file", "pkg/shell"},
 	"pkg/tree":       nil,
 	"pkg/ui":         nil,

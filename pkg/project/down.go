@@ -9,6 +9,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -24,6 +25,10 @@ const (
 // off already is no error. Of a suspended one it discards the memory, if told to.
 func (s *Service) Down(ctx context.Context, p Project, discard bool, pr *ui.Progress) error {
 	return s.locked(ctx, p, "down", func(hv vm.Hypervisor, dom vm.Domain) error {
+		dom, err := s.outlast(ctx, hv, p, dom, pr)
+		if err != nil && !errors.Is(err, errHalt) { // that ends below
+			return err
+		}
 		if dom.State == vm.StateSaved && discard {
 			phase := pr.Start("stop", "discard the VM's memory")
 			if err := hv.DropSaved(ctx, p.Name); err != nil {
@@ -72,6 +77,14 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 		}
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")
+	if dom.Halt == vm.HaltIO && s.errFull(s.Dirs.paths(p.Name)) == nil {
+		// What it has not written yet is lost if its plug is pulled.
+		if err := hv.Start(ctx, p.Name); err != nil {
+			s.Log.Info("let the paused VM go on", "err", err)
+		} else {
+			dom.State = vm.StateRunning
+		}
+	}
 	if dom.State == vm.StateRunning {
 		if err := s.powerOff(ctx, hv, p, dom, pr); err != nil {
 			return err
@@ -88,15 +101,28 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 
 // powerOff asks the guest to power off and pulls the plug if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+	f := s.Dirs.paths(p.Name)
 	patience := patienceOff
 	// The guest unmounts what it has of the host, which takes a server.
-	if has, err := s.Dirs.paths(p.Name).readShares(); err == nil && len(has.Exports) > 0 {
+	if has, err := f.readShares(); err == nil && len(has.Exports) > 0 {
 		if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
 			patience = patienceStuck
 		}
 	}
-	if err := s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff"); err != nil {
+	// Without its network process the VM cannot unmount them, and nobody can log in.
+	_, unreachable := usernet.NewDialer(f.dialSocket()).Status(ctx)
+	if unreachable != nil {
+		patience = patienceStuck
+	}
+	if err := f.markStopping(dom); err != nil { // the disk may be full
+		s.Log.Warn("note that the VM powers off", "err", err)
+	}
+	err := unreachable
+	if err == nil {
+		err = s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff")
+	}
+	if err != nil {
 		s.Log.Info("power off over SSH", "err", err)
 		if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
 			s.Log.Info("power off by ACPI", "err", err)
@@ -104,20 +130,40 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	}
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	_, err := hv.Wait(patient, p.Name, vm.StateStopped, vm.StateCrashed)
+	off, err := awaitOff(patient, hv, p.Name)
 	switch {
+	case err == nil && off.State == vm.StatePaused:
+		pr.Note("the VM was paused meanwhile%s: pulling its plug", because(off.Reason))
+		return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
 	case err == nil:
-		return nil
+		return unmark(f.stopping())
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case patient.Err() == nil:
 		return fmt.Errorf("wait for the VM to stop: %w", err)
 	}
 	pr.Note("the guest did not power off within %s: pulling its plug", patience)
-	if err := hv.Destroy(ctx, p.Name); err != nil {
-		return err
+	return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
+}
+
+// awaitOff waits until a VM that powers off is off, or paused for another reason than a QEMU
+// that is stopped, which it lets go on.
+func awaitOff(ctx context.Context, hv vm.Hypervisor, name string) (vm.Domain, error) {
+	for {
+		dom, err := hv.Wait(ctx, name, vm.StateStopped, vm.StateCrashed, vm.StatePaused)
+		switch {
+		case err != nil:
+			return dom, err
+		case dom.Halt == vm.HaltSignal:
+			if err := hv.Start(ctx, name); err != nil {
+				return dom, err
+			}
+		case dom.Halt == vm.HaltPassing:
+			return hv.Wait(ctx, name, vm.StateStopped, vm.StateCrashed)
+		default:
+			return dom, nil
+		}
 	}
-	return nil
 }
 
 // syncGuest makes the guest write its caches: by the supervisor's connection, which

@@ -35,8 +35,15 @@ type Entry struct {
 	Damaged   string    `json:"damaged,omitempty"` // what is wrong with it
 }
 
+// sweep removes what killed imports, builds and makers of templates have left.
+func (s *Service) sweep(ctx context.Context) {
+	s.Images.Sweep(ctx)
+	s.Templates.Sweep()
+}
+
 // Ledger lists what devvm keeps on this host's disk.
 func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
+	s.sweep(ctx)
 	all, err := s.uses(ctx)
 	if err != nil {
 		return nil, err
@@ -268,7 +275,7 @@ func (b *boot) buildTemplate(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := errors.Join(b.checkRoom(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
+	if err := errors.Join(b.checkRoomForVM(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
 		return "", err
 	}
 	if !img.Forks {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -45,6 +46,9 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 		if !got {
 			who := f.holder()
 			if waiting == nil {
+				if pid := lock.Stopped(f.lock); pid != 0 {
+					return nil, errStopped(who, &lock.StoppedError{PID: pid, Path: f.lock})
+				}
 				return nil, &ui.Error{
 					Code: ui.ExitBusy,
 					Msg:  fmt.Sprintf("another devvm (%s) is at work on this project", who),
@@ -52,9 +56,12 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 				}
 			}
 			waiting(who)
-			_, err := l.TryLockContext(ctx, lockPoll)
+			err := lock.Wait(ctx, l, false, lockPoll)
 			if errors.Is(err, fs.ErrNotExist) {
 				continue // that other one was an rm
+			}
+			if stopped, ok := errors.AsType[*lock.StoppedError](err); ok {
+				return nil, errStopped(who, stopped)
 			}
 			if err != nil {
 				return nil, fmt.Errorf("wait for %s: %w", who, err)
@@ -65,11 +72,17 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 			continue
 		}
 		b, _ := json.Marshal(holder{os.Getpid(), verb})
-		if err := os.WriteFile(f.lock, b, 0o600); err != nil {
-			_ = l.Close()
-			return nil, fmt.Errorf("lock project: %w", err)
-		}
+		_ = os.WriteFile(f.lock, b, 0o600) // words for others: a full disk is no reason not to remove a VM
 		return l, nil
+	}
+}
+
+// errStopped says that another devvm, who, is at work on the project and does not go on.
+func errStopped(who string, err *lock.StoppedError) error {
+	return &ui.Error{
+		Code: ui.ExitBusy,
+		Msg:  fmt.Sprintf("another devvm (%s) that is at work on this project is stopped by a signal (Ctrl-Z, SIGSTOP)", who),
+		Hint: err.Hint(),
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -103,6 +102,9 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		if err == nil {
 			err = s.checkAgreed(p, cfg, all.granted(p))
 		}
+		if err == nil && !o.Undo {
+			err = s.checkRoomToNuke(f)
+		}
 		if errors.Is(err, errNotAgreed) {
 			err = &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
 		}
@@ -171,10 +173,16 @@ func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
 	return nil
 }
 
+// leavesUndo tells whether a nuke removes the VM, and leaves an undo that there is: the VM holds
+// nothing that could be wanted back.
+func (f paths) leavesUndo() bool {
+	return !exists(f.disk()) || f.isBegun() || !f.isUsed() && exists(f.undo)
+}
+
 // setAside makes the VM's files the undo. Each step leaves a state from which
 // the next run goes on: a VM, or its undo, is always whole.
 func (f paths) setAside() error {
-	if !exists(f.disk()) || f.isBegun() || !f.isUsed() && exists(f.undo) { // keep that undo
+	if f.leavesUndo() {
 		return f.removeVM()
 	}
 	if err := f.removeWhole(f.undo); err != nil {
@@ -254,9 +262,7 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	stop, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if err := s.stopHelpers(stop, p); err != nil {
+	if err := s.stopHelpers(ctx, p); err != nil {
 		return err
 	}
 	if err := f.remove(); err != nil {

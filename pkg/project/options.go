@@ -86,5 +86,6 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		Used:  f.markUsed,
 		Ports: s.portOptions(f),
 		Guard: s.guardOptions(f),
+		Disk:  supervisor.Disk{Full: func() bool { return s.errFull(f) != nil }},
 	}, nil
 }

@@ -55,8 +55,9 @@ func (b *boot) provision(ctx context.Context) error {
 		}
 		if code != 0 {
 			return &ui.Error{
-				Msg:  fmt.Sprintf("provisioning failed with exit code %d; its last lines:\n%s", code, last),
-				Hint: "mend [provision] in " + config.FileName + " and run devvm up again (all of it: devvm logs --provision; in a VM made with devvm up --cold you can try the script by hand)",
+				Msg: fmt.Sprintf("provisioning failed with exit code %d; its last lines:\n%s", code, last),
+				Hint: "mend [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
+					see(b.files.provisionLog(), "all of it: devvm logs --provision"),
 			}
 		}
 	}

@@ -16,24 +16,69 @@ import (
 const roomNeeded = 2 << 30
 
 // checkRoom refuses to make a VM where the next write could fail.
-func (b *boot) checkRoom() error { return checkRoom(b.Dirs.Data, roomNeeded, "a new VM") }
+func (s *Service) checkRoomForVM() error { return s.checkRoom(s.Dirs.Data, roomNeeded, "a new VM") }
+
+// checkRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
+// what an earlier nuke has kept goes.
+func (s *Service) checkRoomToNuke(f paths) error {
+	goes := f.undo
+	if f.leavesUndo() {
+		goes = f.vm
+	}
+	err := s.checkRoom(s.Dirs.Data, roomNeeded-file.Used(goes), "a new VM beside the one that is kept for devvm nuke --undo")
+	if err == nil {
+		return nil
+	}
+	return &ui.Error{
+		Msg:  "nothing was replaced: " + err.Error(),
+		Hint: ui.Hint(err) + "\nor, if nothing of the VM is to be kept: devvm rm; devvm up",
+		Kind: unix.ENOSPC,
+	}
+}
+
+// free is how many bytes can be written into a directory.
+func (s *Service) free(dir string) (int64, error) {
+	if s.Free != nil {
+		return s.Free(dir)
+	}
+	return file.Free(dir)
+}
+
+// roomToRun is what must be free where a VM's disk is for it to run: it is stopped by a write
+// that finds no room, and would be again by the next one.
+const roomToRun = 32 << 20
+
+// errFull says that a VM cannot run because there is no room for what it writes; nil if there is.
+func (s *Service) errFull(f paths) error {
+	free, err := s.free(f.vm)
+	if err != nil || free >= roomToRun {
+		return nil //nolint:nilerr // then the disk is not known to be full
+	}
+	return &ui.Error{
+		Code: ui.ExitNotRunning,
+		Msg:  fmt.Sprintf("the VM is paused: the host's disk is full (%s are free in %s)", ui.Size(free), f.vm),
+		Hint: "make room, and it goes on by itself: devvm df shows what devvm takes, devvm prune gives back what nothing uses",
+		Kind: unix.ENOSPC,
+	}
+}
 
 // checkRoomForMemory refuses to write a running VM's memory into dir if it may not
-// find room there.
-func checkRoomForMemory(dir string, dom vm.Domain) error {
+// find room there, and leave some: what a snapshot has written when it fails, QEMU keeps for
+// the next one.
+func (s *Service) checkRoomForMemory(dir string, dom vm.Domain) error {
 	need := dom.Memory
 	if p, err := procfs.NewProc(dom.PID); err == nil { // pages that the guest never used are not written
 		if stat, err := p.Stat(); err == nil {
 			need = min(need, int64(stat.ResidentMemory()))
 		}
 	}
-	return checkRoom(dir, need, "the VM's memory")
+	return s.checkRoom(dir, need+roomToRun, "the VM's memory")
 }
 
 // checkRoom refuses to write where less than need bytes are free. A dir that does not
 // exist yet will be made where its parent is.
-func checkRoom(dir string, need int64, what string) error {
-	free, err := file.Free(dir)
+func (s *Service) checkRoom(dir string, need int64, what string) error {
+	free, err := s.free(dir)
 	if err != nil || free >= need {
 		return nil //nolint:nilerr // what fails next says why
 	}

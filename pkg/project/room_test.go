@@ -16,10 +16,10 @@ func TestCheckRoom(t *testing.T) {
 	dir := t.TempDir()
 	// libvirt makes the directory for saved memory when it needs it.
 	for _, d := range []string{dir, filepath.Join(dir, "not", "yet")} {
-		if err := checkRoom(d, 1, "nothing"); err != nil {
+		if err := new(Service).checkRoom(d, 1, "nothing"); err != nil {
 			t.Errorf("%s: %v", d, err)
 		}
-		err := checkRoom(d, math.MaxInt64, "the VM's memory")
+		err := new(Service).checkRoom(d, math.MaxInt64, "the VM's memory")
 		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the VM's memory needs") {
 			t.Errorf("%s: %v", d, err)
 		}
@@ -29,12 +29,12 @@ func TestCheckRoom(t *testing.T) {
 // What a VM has never touched is not saved.
 func TestCheckRoomForMemory(t *testing.T) {
 	dir := t.TempDir()
-	running := vm.Domain{Memory: math.MaxInt64, PID: os.Getpid()}
-	if err := checkRoomForMemory(dir, running); err != nil {
+	running := vm.Domain{Memory: math.MaxInt64 / 2, PID: os.Getpid()}
+	if err := new(Service).checkRoomForMemory(dir, running); err != nil {
 		t.Error(err)
 	}
 	running.PID = 0
-	if err := checkRoomForMemory(dir, running); !errors.Is(err, syscall.ENOSPC) {
+	if err := new(Service).checkRoomForMemory(dir, running); !errors.Is(err, syscall.ENOSPC) {
 		t.Error(err)
 	}
 }

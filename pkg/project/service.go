@@ -58,7 +58,10 @@ type Service struct {
 	Zone      string        // time zone for the guests, e.g. "Europe/Berlin"
 	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
 	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
-	Log       *slog.Logger
+	Halt      time.Duration // for what libvirt is at to end; 0: patienceHalt
+	// Free is how many bytes can be written into a directory; nil: file.Free.
+	Free func(dir string) (int64, error)
+	Log  *slog.Logger
 }
 
 // Patience with a VM whose engine does not answer yet.
@@ -172,6 +175,20 @@ func (s *Service) Logs(p Project) Logs {
 	return Logs{f.console(), f.supervisorLog(), f.netLog(), f.provisionLog()}
 }
 
+// see is where more can be read, in brackets; "" if the log has nothing: on a full disk none is
+// written.
+func see(log, where string) string {
+	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
+		return ""
+	}
+	return " (" + where + ")"
+}
+
+// seeConsole is see for what the guest says.
+func (f paths) seeConsole() string {
+	return see(f.console(), "what the guest says: devvm logs --console")
+}
+
 // Lookup finds a project by its name, from the files of earlier runs and from
 // libvirt.
 func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
@@ -255,7 +272,7 @@ func (s *Service) Look(ctx context.Context, p Project) (*guest.Client, error) {
 	if err != nil {
 		return nil, &ui.Error{
 			Msg:  fmt.Sprintf("the VM of project %s runs, but its SSH does not answer", p.Name),
-			Hint: "repair the connection with: devvm up (what the guest says: devvm logs --console)",
+			Hint: "repair the connection with: devvm up" + s.Dirs.paths(p.Name).seeConsole(),
 			Err:  err,
 		}
 	}

@@ -31,6 +31,13 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		}
 	}
 	err := s.locked(ctx, p, "snapshot", func(hv vm.Hypervisor, dom vm.Domain) error {
+		dom, err := s.outlast(ctx, hv, p, dom, pr)
+		if err != nil {
+			return err
+		}
+		if s.Dirs.paths(p.Name).isStopping(dom) {
+			return errStopping(p)
+		}
 		if dom.State != vm.StateRunning && dom.State != vm.StateStopped {
 			return &ui.Error{
 				Code: ui.ExitNotRunning,
@@ -51,7 +58,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
-			if err := checkRoomForMemory(s.Dirs.Data, dom); err != nil {
+			if err := s.checkRoomForMemory(s.Dirs.Data, dom); err != nil {
 				return err
 			}
 			// A connection that is in the snapshot would have nobody at its other
@@ -131,6 +138,9 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 			files: s.Dirs.paths(p.Name), progress: show, accel: dom.Accel,
 		}
 		show.Start("stop", "stop the VM")
+		if err := unmark(b.files.stopping()); err != nil {
+			return err
+		}
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -64,6 +65,16 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	st.Socket = f.dockerSocket()
 	if dom.State != vm.StateRunning {
 		s.examine(ctx, &st)
+		if dom.Halt == vm.HaltIO {
+			st.Problem, st.Next = "a write to its disk has failed", "devvm up"
+			if err := s.errFull(f); err != nil {
+				st.Problem, st.Next = err.Error(), ui.Hint(err)
+			}
+		}
+		return st, nil
+	}
+	if f.isStopping(dom) {
+		st.Problem, st.Next = "it is powering off, because of a devvm down that was interrupted", "devvm up"
 		return st, nil
 	}
 	asked := ctx

@@ -13,10 +13,17 @@ import (
 // is suspended already is no error.
 func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error {
 	return s.locked(ctx, p, "suspend", func(hv vm.Hypervisor, dom vm.Domain) error {
+		dom, err := s.outlast(ctx, hv, p, dom, pr)
+		if err != nil {
+			return err
+		}
 		switch dom.State {
 		case vm.StateSaved:
 			return nil
 		case vm.StateRunning:
+			if s.Dirs.paths(p.Name).isStopping(dom) {
+				return errStopping(p)
+			}
 		default:
 			return errNotRunning(p, dom.State)
 		}
@@ -24,7 +31,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		if err != nil {
 			return err
 		}
-		if err := checkRoomForMemory(host.SaveDir, dom); err != nil {
+		if err := s.checkRoomForMemory(host.SaveDir, dom); err != nil {
 			return err
 		}
 		phase := pr.Start("suspend", "save the VM's memory")

@@ -49,6 +49,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 		return err
 	}
 	s.rememberHost(ctx)
+	s.sweep(ctx)
 	lock, err := f.acquire(ctx, "up", func(who string) {
 		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
 	})
@@ -144,6 +145,14 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	if err != nil {
 		return err
 	}
+	if dom, err = s.outlast(ctx, hv, p, dom, pr.Progress); err != nil {
+		return err
+	}
+	if f.isStopping(dom) {
+		if dom, err = s.finishDown(ctx, hv, p, dom, pr.Progress); err != nil {
+			return err
+		}
+	}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
 	// A VM whose engine has never answered goes on only if it runs, and as it should.
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
@@ -171,20 +180,17 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	if err := b.mendShares(); err != nil {
 		return err
 	}
-	switch dom.State {
-	case vm.StateSaved:
-		b.noteChanges(ctx, dom)
-		err = b.start(ctx, true)
-	case vm.StateRunning:
-		err = b.attend(ctx, dom)
-		if errors.Is(err, vm.ErrNotRunning) { // it ended a moment ago, which libvirt knows only now
-			b.progress.Fail(err)
-			err = b.start(ctx, false)
+	err = b.run(ctx, dom)
+	// A VM that ran may just be going off: libvirt knows only now, or a suspend that was
+	// killed had only just asked for it.
+	for again := 0; again < 2 && (errors.Is(err, errWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
+		pr.Fail(err)
+		if dom, err = s.find(ctx, hv, p); err == nil {
+			dom, err = s.outlast(ctx, hv, p, dom, pr.Progress)
 		}
-	case vm.StatePaused:
-		err = b.unpause(ctx, dom)
-	default:
-		err = b.start(ctx, false)
+		if err == nil {
+			err = b.run(ctx, dom)
+		}
 	}
 	if err != nil {
 		return err
@@ -194,6 +200,20 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	}
 	pr.Done()
 	return nil
+}
+
+// run brings a VM that was found in some state to where its engine answers.
+func (b *boot) run(ctx context.Context, dom vm.Domain) error {
+	switch dom.State {
+	case vm.StateSaved:
+		b.noteChanges(ctx, dom)
+		return b.start(ctx, true)
+	case vm.StateRunning:
+		return b.attend(ctx, dom)
+	case vm.StatePaused:
+		return b.unpause(ctx, dom)
+	}
+	return b.start(ctx, false)
 }
 
 // makeDirs makes the project's directories.
@@ -232,6 +252,7 @@ type boot struct {
 	accel    vm.Accel
 	cold     bool     // boot, do not fork a template
 	forked   bool     // the VM has just been made without any container
+	attends  bool     // the VM ran before
 	backing  []string // what the disk lies on, the uppermost first
 }
 
@@ -240,6 +261,7 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	if err := b.checkKeys("devvm down; devvm up"); err != nil {
 		return err
 	}
+	b.attends = true
 	b.noteChanges(ctx, dom)
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
@@ -262,6 +284,11 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 // unpause lets a VM go on that QEMU has stopped, most often because the host's
 // disk was full.
 func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
+	if dom.Halt == vm.HaltIO {
+		if err := b.errFull(b.files); err != nil {
+			return err
+		}
+	}
 	b.progress.Start("resume", "resume the paused VM"+because(dom.Reason))
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
 		return &ui.Error{
@@ -358,6 +385,10 @@ func (b *boot) rewire(ctx context.Context) error {
 // start gives the project a running VM: it forks a new one, and boots or resumes
 // one that is there.
 func (b *boot) start(ctx context.Context, saved bool) error {
+	b.attends = false
+	if err := unmark(b.files.stopping()); err != nil {
+		return err
+	}
 	if err := b.files.writeRecord(b.project.Dir); err != nil {
 		return err
 	}
@@ -390,7 +421,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		}
 	}
 	if !exists(b.files.disk()) {
-		if err := b.checkRoom(); err != nil {
+		if err := b.checkRoomForVM(); err != nil {
 			return err
 		}
 	}
@@ -572,7 +603,7 @@ func (b *boot) newImage(ctx context.Context) (image.Image, error) {
 	if err != nil {
 		return img, &ui.Error{
 			Msg:  "the base image could not be built",
-			Hint: "see what it lacks with: devvm doctor (the build's log: " + log.Name() + ")",
+			Hint: "see what this host lacks with: devvm doctor" + see(log.Name(), "the build's log: "+log.Name()),
 			Err:  err,
 		}
 	}
@@ -866,6 +897,12 @@ func (c *console) shows() bool {
 // patience ends. A nil console means that the kernel is up already.
 func (b *boot) await(ctx context.Context, con *console) error {
 	err := b.watch(ctx, con)
+	if errors.Is(err, supervisor.ErrHung) {
+		b.progress.Fail(err)
+		if err = b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err == nil {
+			err = b.watch(ctx, con)
+		}
+	}
 	if !errors.Is(err, usernet.ErrNoNetwork) {
 		return err
 	}
@@ -876,8 +913,34 @@ func (b *boot) await(ctx context.Context, con *console) error {
 	return b.watch(ctx, nil)
 }
 
+// probeHelpers looks now and then whether the VM's supervisor and network process answer, until
+// ctx ends or one does not: supervisor.ErrHung, usernet.ErrNoNetwork.
+func (b *boot) probeHelpers(ctx context.Context) error {
+	net := usernet.NewDialer(b.files.dialSocket())
+	tick := time.NewTicker(probePatience)
+	defer tick.Stop()
+	for hung, silent := false, false; ; { // once may be a busy host
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		_, serr := b.supervisor(b.project).Status(ctx)
+		_, nerr := net.Status(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case hung && errors.Is(serr, supervisor.ErrHung):
+			return serr
+		case silent && nerr != nil:
+			return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
+		}
+		hung, silent = errors.Is(serr, supervisor.ErrHung), nerr != nil
+	}
+}
+
 // watch is await, but for a VM whose network process ends meanwhile: that is
-// usernet.ErrNoNetwork.
+// usernet.ErrNoNetwork. A supervisor that stops answering is supervisor.ErrHung.
 func (b *boot) watch(ctx context.Context, con *console) error {
 	patience := b.Timeout
 	if patience == 0 {
@@ -903,6 +966,13 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				return false
 			}
 		})
+	})
+
+	silent := make(chan error, 1)
+	owned.Go(func() {
+		if err := b.probeHelpers(ctx); err != nil {
+			silent <- err
+		}
 	})
 
 	look := time.NewTicker(50 * time.Millisecond)
@@ -1010,11 +1080,13 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			if !kernelUp {
 				return fmt.Errorf("%w within %s", errNoKernel, patienceKernel)
 			}
+		case err := <-silent:
+			return err
 		case err := <-watched:
 			if ctx.Err() == nil {
 				return &ui.Error{
 					Msg:  "the supervisor ended while the VM was starting",
-					Hint: "run devvm up again (its log: devvm logs --supervisor)",
+					Hint: "run devvm up again" + see(b.files.supervisorLog(), "its log: devvm logs --supervisor"),
 					Err:  err,
 				}
 			}
@@ -1024,7 +1096,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			}
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),
-				Hint: fmt.Sprintf("see what the guest says with: devvm logs --console; if it only needs longer: devvm up --timeout %s", 2*patience),
+				Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, b.files.seeConsole()),
 				Err:  errPatience,
 			}
 		}
@@ -1067,11 +1139,23 @@ func because(reason string) string {
 
 // died explains a VM that stopped while its engine was awaited.
 func (b *boot) died(dom vm.Domain, kernelUp bool) error {
-	if b.accel == vm.AccelKVM && !kernelUp {
+	if b.attends && (dom.State == vm.StateStopped || dom.State == vm.StateSaved || dom.Halt == vm.HaltPassing || dom.Halt == vm.HaltSignal) {
+		return fmt.Errorf("%w: it is %s%s", errWentOff, dom.State, because(dom.Reason))
+	}
+	if dom.Halt == vm.HaltIO {
+		if err := b.errFull(b.files); err != nil {
+			return err
+		}
+	}
+	if b.accel == vm.AccelKVM && !kernelUp && dom.Halt == "" {
 		return fmt.Errorf("%w: the guest died before its kernel ran (%s)", vm.ErrAccel, dom.Reason)
+	}
+	hint := "start it again with: devvm up" + b.files.seeConsole()
+	if dom.Halt == vm.HaltSignal {
+		hint = "let it go on with: devvm up"
 	}
 	return &ui.Error{
 		Msg:  fmt.Sprintf("the VM stopped while it was starting: %s%s", dom.State, because(dom.Reason)),
-		Hint: "see what the guest said with: devvm logs --console",
+		Hint: hint,
 	}
 }

@@ -36,6 +36,8 @@ type Status struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	Error string    `json:"error,omitempty"` // why State is not ready
+	// Paused is why QEMU has paused the VM, which the supervisor lets go on when it can.
+	Paused string `json:"paused,omitempty"`
 	// EngineFailed is what the engine said last, if the VM does not start it again. In
 	// StateSSH it is kept until the engine has answered or failed anew.
 	EngineFailed string `json:"engine_failed,omitempty"`
@@ -108,12 +110,17 @@ func NewClient(controlSocket string) *Client {
 // Status asks for the state; ErrNone if nobody listens.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*patienceAnswer, ErrHung) // of which the body is a part
+	defer cancel()
 	resp, err := c.do(ctx, http.MethodGet, "/status", nil)
 	if err != nil {
 		return s, err
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+		if errors.Is(context.Cause(ctx), ErrHung) {
+			return s, ErrHung
+		}
 		return s, fmt.Errorf("read supervisor's status: %w", err)
 	}
 	return s, nil

@@ -78,6 +78,7 @@ type Options struct {
 	Used  func() error
 	Ports PortOptions
 	Share Share // directories for the VM
+	Disk  Disk  // of the host
 	Guard Guard // containers that want other ones
 }
 
@@ -189,6 +190,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	owned.Go(func() { s.keepLink(ctx) })
+	owned.Go(func() { s.watchDisk(ctx) })
 	owned.Go(func() {
 		if !background.HoldsPlace(ctx, lock, o.Lock) {
 			o.Log.Warn("the supervisor's files have been removed: another takes its place", "lock", o.Lock)
@@ -413,6 +415,9 @@ func (s *supervisor) awaitResume(ctx context.Context) {
 // unavailable is what a client is told that waited in vain.
 func (s *supervisor) unavailable() string {
 	status, _ := s.current()
+	if status.Paused != "" {
+		return fmt.Sprintf("devvm: the VM of project %q is paused: %s; it goes on by itself when it can write again (make room: devvm df, devvm prune)", s.Name, status.Paused)
+	}
 	if status.EngineFailed != "" {
 		return fmt.Sprintf("devvm: Docker Engine does not start in the VM of project %q; see: devvm up", s.Name)
 	}
@@ -434,7 +439,11 @@ func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
 	for {
 		s.mu.Lock()
 		link, state, changed := s.link, s.status.State, s.changed
+		paused := s.status.Paused != ""
 		s.mu.Unlock()
+		if paused {
+			return nil, dockerproxy.ErrDown
+		}
 		if link != nil {
 			return link.DialUnix(ctx, engineSocket)
 		}

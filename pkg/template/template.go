@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/lock"
 )
 
 // Errors that callers tell apart.
@@ -240,21 +241,20 @@ func (s *Store) Find(shape Shape) (Template, error) {
 	return Template{}, fmt.Errorf("%w for shape %s", ErrNotFound, key)
 }
 
+const (
+	lockName     = ".lock"
+	makingPrefix = ".making-" // of a template that is not whole yet
+)
+
 // lock takes the store's lock: shared to use a template or add one, exclusive to
 // remove any.
 func (s *Store) lock(ctx context.Context, exclusive bool) (*flock.Flock, error) {
 	if err := s.makeDir(s.dir); err != nil {
 		return nil, err
 	}
-	l := flock.New(filepath.Join(s.dir, ".lock"), flock.SetPermissions(0o600))
+	l := flock.New(filepath.Join(s.dir, lockName), flock.SetPermissions(0o600))
 	const retry = 50 * time.Millisecond
-	var err error
-	if exclusive {
-		_, err = l.TryLockContext(ctx, retry)
-	} else {
-		_, err = l.TryRLockContext(ctx, retry)
-	}
-	if err != nil {
+	if err := lock.Wait(ctx, l, !exclusive, retry); err != nil {
 		return nil, fmt.Errorf("lock the templates: %w", err)
 	}
 	return l, nil
@@ -378,7 +378,7 @@ func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) 
 	}
 	// The disk's name must not change once others lie on it; a provisioned
 	// template's disk lies on one that has its name already.
-	making := filepath.Join(s.dir, ".making-"+t.ID)
+	making := filepath.Join(s.dir, makingPrefix+t.ID)
 	if err := s.makeDir(making); err != nil {
 		return t, err
 	}
@@ -411,6 +411,26 @@ func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) 
 		return t, err
 	}
 	return t, file.Settle(s.dir, 0o711)
+}
+
+// Sweep removes what an Add left that was killed. While another process is at the store it does
+// nothing: there is always a next time.
+func (s *Store) Sweep() {
+	left, err := filepath.Glob(filepath.Join(s.dir, makingPrefix+"*"))
+	if err != nil || len(left) == 0 {
+		return
+	}
+	l := flock.New(filepath.Join(s.dir, lockName), flock.SetPermissions(0o600))
+	defer l.Close()
+	if ok, err := l.TryLock(); err != nil || !ok {
+		return
+	}
+	for _, dir := range left { // one that was added meanwhile has another name
+		s.log.Info("remove what an interrupted run left", "dir", dir)
+		if err := os.RemoveAll(dir); err != nil {
+			s.log.Warn("remove what is left of a template", "err", err)
+		}
+	}
 }
 
 // Distrust keeps a template from being forked again; disks that lie on its own stay

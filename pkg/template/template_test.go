@@ -269,3 +269,26 @@ func TestLendKeep(t *testing.T) {
 		t.Errorf("the copy of a template that is gone was left: %v", err)
 	}
 }
+
+// What a killed Add has left goes, unless somebody is at the store.
+func TestSweep(t *testing.T) {
+	s := store(t)
+	tpl := add(t, s, Shape{Image: "i"}, "")
+	left := filepath.Join(s.Dir(), makingPrefix+"x")
+	if err := os.Mkdir(left, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Use(t.Context(), tpl, func() error { s.Sweep(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); err != nil {
+		t.Errorf("another process may be adding it: %v", err)
+	}
+	s.Sweep()
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
+	}
+	if _, err := s.Find(Shape{Image: "i"}); err != nil {
+		t.Error(err)
+	}
+}

@@ -192,6 +192,29 @@ func (h *hypervisor) do(ctx context.Context, f func(*link) error) error {
 	return err
 }
 
+// doWith is do for a call about one VM, which waits for its QEMU: it ends with ErrStopped when
+// that is stopped. libvirt would wait for ever.
+func (h *hypervisor) doWith(ctx context.Context, name string, f func(*link) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel(nil)
+	return h.do(ctx, func(l *link) error {
+		watching.Go(func() {
+			for was := false; pause(ctx, unasked(h.timeout)/3) == nil; {
+				qemu, _ := findProcess(h.pidFile(l.dir, name), name)
+				is := qemu.stopped()
+				if was && is {
+					cancel(ErrStopped)
+					return
+				}
+				was = is
+			}
+		})
+		return f(l)
+	})
+}
+
 // unasked is how long a call may take until the daemon is asked whether it is there.
 func unasked(timeout time.Duration) time.Duration { return timeout / 3 }
 

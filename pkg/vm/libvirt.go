@@ -292,6 +292,7 @@ func (h *hypervisor) look(l *link, dom libvirt.Domain, p *power) (v view, agree 
 	}
 	off := p.state == libvirt.DomainShutoff
 	v.State, v.Reason = reduce(p.state, p.reason, p.saved)
+	v.Halt = halt(p.state, p.reason)
 	v.crashedOn = v.State == StateCrashed && !off
 	if h.uri == uriTest {
 		return v, true, nil // no processes
@@ -310,6 +311,9 @@ func (h *hypervisor) look(l *link, dom libvirt.Domain, p *power) (v view, agree 
 		return v, qemu.pid == 0, nil
 	default:
 		v.PID = qemu.pid
+		if qemu.stopped() && !v.crashedOn {
+			v.State, v.Halt, v.Reason = StatePaused, HaltSignal, "QEMU is stopped by a signal"
+		}
 		return v, qemu.pid != 0, nil
 	}
 }
@@ -529,6 +533,10 @@ func (h *hypervisor) Start(ctx context.Context, name string) error {
 		case StateRunning:
 			return nil
 		case StatePaused:
+			if v.Halt == HaltSignal {
+				h.log.InfoContext(ctx, "letting a QEMU go on that was stopped by a signal", "vm", v.Name, "pid", v.PID)
+				return process{pid: v.PID, name: v.Name}.proceed()
+			}
 			return l.DomainResume(v.dom)
 		case StateSaved:
 			if err := h.checkSaved(v.Name); err != nil {
@@ -799,7 +807,7 @@ func (h *hypervisor) act(ctx context.Context, what, name string, f func(*link, v
 	for {
 		v, err := h.view(ctx, name)
 		if err == nil {
-			err = h.do(ctx, func(l *link) error { return f(l, v) })
+			err = h.doWith(ctx, name, func(l *link) error { return f(l, v) })
 		}
 		if isCode(err, libvirt.ErrOperationInvalid) && time.Now().Before(deadline) {
 			if err := pause(ctx, retryDial); err != nil {

@@ -111,6 +111,29 @@ func TestReduce(t *testing.T) {
 	}
 }
 
+// What ends by itself is waited for; what a full disk has stopped is let go on.
+func TestHalt(t *testing.T) {
+	for _, c := range []struct {
+		state  libvirt.DomainState
+		reason int32
+		want   Halt
+	}{
+		{libvirt.DomainRunning, int32(libvirt.DomainRunningBooted), ""},
+		{libvirt.DomainShutdown, int32(libvirt.DomainShutdownUser), HaltPassing},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedSave), HaltPassing},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedSnapshot), HaltPassing},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedIoerror), HaltIO},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedUser), ""},
+		{libvirt.DomainPaused, int32(libvirt.DomainPausedFromSnapshot), ""},
+		{libvirt.DomainShutoff, int32(libvirt.DomainShutoffSaved), ""}, // as a number the same as a save under way
+		{libvirt.DomainCrashed, int32(libvirt.DomainCrashedPanicked), ""},
+	} {
+		if got := halt(c.state, c.reason); got != c.want {
+			t.Errorf("halt(%v, %d) = %q, want %q", c.state, c.reason, got, c.want)
+		}
+	}
+}
+
 // A job is aborted once the command is cancelled, and again if it had not begun then.
 func TestAbortable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -64,6 +64,40 @@ func (p process) alive() bool {
 	return false
 }
 
+// stopped reports whether a signal has stopped the process (proc_pid_stat(5)); one that a
+// debugger has stopped is not.
+func (p process) stopped() bool {
+	if p.pid == 0 {
+		return false
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.pid))
+	if err != nil {
+		return false
+	}
+	// The command's name is in brackets and may hold anything.
+	after := b[bytes.LastIndexByte(b, ')')+1:]
+	return bytes.HasPrefix(after, []byte(" T "))
+}
+
+// proceed lets a process go on that a signal has stopped.
+func (p process) proceed() error {
+	fd, err := unix.PidfdOpen(p.pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", p.pid, err)
+	}
+	defer unix.Close(fd)
+	if !p.alive() {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGCONT, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("let process %d go on: %w", p.pid, err)
+	}
+	return nil
+}
+
 // kill ends the process, if there is one, and waits until it is gone.
 func (p process) kill(ctx context.Context) error { return p.end(ctx, unix.SIGKILL) }
 
@@ -95,6 +129,7 @@ func (p process) end(ctx context.Context, signal unix.Signal) error {
 	if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("signal process %d: %w", p.pid, err)
 	}
+	_ = unix.PidfdSendSignal(fd, unix.SIGCONT, nil, 0) // one that is stopped would not see it
 	for !hasEnded(fd) {
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
 			return err

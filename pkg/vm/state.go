@@ -4,6 +4,24 @@ import (
 	libvirt "github.com/digitalocean/go-libvirt"
 )
 
+// halt tells which of libvirt's states is one that passes by itself, and which a failed write.
+func halt(state libvirt.DomainState, reason int32) Halt {
+	switch {
+	case state == libvirt.DomainShutdown:
+		return HaltPassing
+	case state != libvirt.DomainPaused:
+		return ""
+	}
+	switch libvirt.DomainPausedReason(reason) {
+	case libvirt.DomainPausedIoerror:
+		return HaltIO
+	case libvirt.DomainPausedSave, libvirt.DomainPausedDump, libvirt.DomainPausedSnapshot,
+		libvirt.DomainPausedShuttingDown, libvirt.DomainPausedStartingUp:
+		return HaltPassing
+	}
+	return ""
+}
+
 // reduce maps libvirt's state and reason to devvm's.
 func reduce(state libvirt.DomainState, reason int32, saved bool) (State, string) {
 	switch state {

@@ -13,7 +13,8 @@
 //
 // libvirt's daemon may be absent, hang or die at any time. [Open] starts one, or
 // says why it cannot ([ErrNoLibvirt]). A call ends when its context does, however
-// the daemon fares, or when that has not answered anybody for 40 s ([ErrNoLibvirt], too);
+// the daemon fares, or when that has not answered anybody for 40 s ([ErrNoLibvirt], too), or
+// when it waits for a QEMU that is stopped ([ErrStopped]);
 // one that reads is repeated with the next daemon, one that
 // changes something returns [ErrConnectionLost] and may be repeated by the caller:
 // each finds what the former has left. QEMU outlives the daemon; a QEMU that the
@@ -55,6 +56,9 @@ var (
 	ErrConnectionLost = errors.New("connection to libvirt lost")
 	// ErrNoSnapshot says that the VM has no snapshot of the name.
 	ErrNoSnapshot = errors.New("no such snapshot")
+	// ErrStopped says that the VM's QEMU was stopped by a signal while something was asked of
+	// it; Start lets it go on.
+	ErrStopped = errors.New("the VM's QEMU is stopped by a signal (SIGSTOP)")
 	// ErrAccel says that the VM could not start with hardware acceleration, or ended
 	// before its kernel ran.
 	ErrAccel = errors.New("KVM does not work here")
@@ -79,6 +83,23 @@ func (s State) String() string {
 	}
 	return string(s)
 }
+
+// Halt is why a VM that has a QEMU does not run on, as far as callers tell that apart. A
+// Reason has the words.
+type Halt string
+
+// The halts.
+const (
+	// HaltPassing says that libvirt or the guest is at something that ends by itself and
+	// leaves the VM in another state: its memory is being saved, or it powers off.
+	HaltPassing Halt = "passing"
+	// HaltIO says that QEMU could not write to the disk: most often the host's is full. When
+	// there is room, Start lets it go on.
+	HaltIO Halt = "io"
+	// HaltSignal says that QEMU's process is stopped by a signal (SIGSTOP). Start lets it
+	// go on.
+	HaltSignal Halt = "signal"
+)
 
 // Accel is the way a VM's CPU is run.
 type Accel string
@@ -129,6 +150,7 @@ type Domain struct {
 	Image   string
 	State   State
 	Reason  string // libvirt's reason for State, in words; may be empty
+	Halt    Halt   // why it does not run on; "": it does, is off, or has another reason
 	CPUs    int
 	Memory  int64 // bytes
 	Accel   Accel
@@ -180,7 +202,8 @@ type Hypervisor interface {
 	// saved memory, whether they exist or not. Domains with our prefix that are not ours
 	// count. It is never partial.
 	Files(ctx context.Context) (map[string][]string, error)
-	// Start boots the VM, or resumes it when it is paused or saved. Starting a
+	// Start boots the VM, or resumes it when it is paused or saved. One whose QEMU is stopped
+	// by a signal goes on with what it was at, which need not be to run. Starting a
 	// running VM is no error. A failure that is due to KVM wraps ErrAccel; ErrMemory says
 	// that the memory of a saved VM is of no use. After any failure it is still saved.
 	Start(ctx context.Context, name string) error

@@ -73,6 +73,7 @@ func Conformance(t *testing.T, s Subject) {
 		{"ForkRefused", (*suite).forkRefused},
 		{"Snapshot", (*suite).snapshot},
 		{"Killed", (*suite).killed},
+		{"Stopped", (*suite).stopped},
 		{"Wait", (*suite).wait},
 		{"Cancelled", (*suite).cancelled},
 		{"Concurrent", (*suite).concurrent},
@@ -673,6 +674,41 @@ func (s *suite) killed(t *testing.T) {
 		t.Errorf("Start after a crash: %v", err)
 	}
 	s.expect(ctx, t, spec, vm.StateRunning)
+}
+
+// A QEMU that a signal has stopped is no reason to wait for ever: it is told from one that
+// runs, goes on when that is asked for, and ends when that is.
+func (s *suite) stopped(t *testing.T) {
+	if s.Mock {
+		t.Skip("no processes behind the VMs")
+	}
+	ctx := s.ctx(t)
+	spec := s.started(ctx, t)
+	stop := func() {
+		t.Helper()
+		d := s.expect(ctx, t, spec, vm.StateRunning)
+		if err := unix.Kill(d.PID, unix.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Kill(d.PID, unix.SIGCONT) })
+		d, err := s.h.Wait(ctx, spec.Name, vm.StatePaused)
+		if err != nil || d.Halt != vm.HaltSignal || d.Reason == "" {
+			t.Fatalf("it is %s (%s, %q), %v", d.State, d.Reason, d.Halt, err)
+		}
+	}
+	stop()
+	if err := s.h.Shutdown(ctx, spec.Name); !errors.Is(err, vm.ErrStopped) { // nobody in the VM hears of it
+		t.Errorf("Shutdown: %v, want ErrStopped", err)
+	}
+	if err := s.h.Start(ctx, spec.Name); err != nil {
+		t.Errorf("Start: %v", err)
+	}
+	s.expect(ctx, t, spec, vm.StateRunning)
+	stop()
+	if err := s.h.Destroy(ctx, spec.Name); err != nil {
+		t.Errorf("Destroy: %v", err)
+	}
+	s.expect(ctx, t, spec, vm.StateStopped)
 }
 
 func (s *suite) wait(t *testing.T) {

@@ -4,7 +4,7 @@
 // [Fake] keeps its domains as files, so that several processes see the same
 // ones, and refuses what libvirt refuses. A started VM is a process of the
 // test's choice. [Conformance] says what a [vm.Hypervisor] must do. Nothing but
-// tests may import this package, and it imports of devvm only vm.
+// tests may import this package, and it imports of devvm only vm and lock.
 package vmtest
 
 import (
@@ -28,6 +28,7 @@ import (
 	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -77,6 +78,7 @@ const (
 	OpUndefine = "undefine"
 	OpGet      = "get"
 	OpList     = "list"
+	OpPause    = "pause" // its content is a vm.Halt, with which each running VM is paused
 )
 
 // Failures for [Fake.Fail]; any other text is the message of an error without a
@@ -88,6 +90,9 @@ const (
 	FailLost    = "lost"    // the connection breaks before anything is done
 	FailLate    = "late"    // it is done, then the connection breaks
 	FailHang    = "hang"    // nothing happens until the context ends
+	// FailHeld is for OpSave: the memory is being saved until the failure is taken back, also
+	// when the process that has asked for it is gone.
+	FailHeld = "held"
 )
 
 // NewFake returns a fake on the directory, which is made if need be.
@@ -106,6 +111,9 @@ type record struct {
 	PID     int        `json:"pid,omitempty"`
 	Started string     `json:"started,omitempty"` // the process's start time, to tell it from a successor in its pid
 	Asked   bool       `json:"asked,omitempty"`   // to shut down
+	Halt    vm.Halt    `json:"halt,omitempty"`    // of a paused VM, whose process runs on unless it is stopped
+	Saving  bool       `json:"saving,omitempty"`  // its memory, see FailHeld
+	Resumes bool       `json:"resumes,omitempty"` // its process has yet to be told: who is in a sandbox cannot
 
 	Snapshots []vm.Snapshot `json:"snapshots,omitempty"`
 }
@@ -170,9 +178,17 @@ func (f *Fake) failure(ctx context.Context, op string, accel vm.Accel) (before, 
 	case FailHang:
 		<-ctx.Done()
 		return context.Cause(ctx), nil
+	case FailHeld:
+		return nil, nil // see Save
 	default:
 		return errors.New(text), nil
 	}
+}
+
+// fails tells whether an operation is to fail in the way.
+func (f *Fake) fails(op, failure string) bool {
+	b, _ := os.ReadFile(filepath.Join(f.dir, "fail", op)) // none: it shall not fail
+	return strings.TrimSpace(string(b)) == failure
 }
 
 // Host implements vm.Hypervisor.
@@ -298,7 +314,18 @@ func (f *Fake) Start(ctx context.Context, name string) error {
 		return err
 	}
 	return f.operate(ctx, OpStart, name, func(r *record) error {
-		if r.State == vm.StateRunning {
+		switch {
+		case r.State == vm.StateRunning:
+			return nil
+		case r.Halt == vm.HaltSignal:
+			return signal(*r, unix.SIGCONT)
+		case r.State == vm.StatePaused && r.Saving:
+			return errors.New("domain is not running")
+		case r.State == vm.StatePaused:
+			if f.fails(OpPause, string(r.Halt)) { // for the same reason, at once
+				return nil
+			}
+			r.State, r.Halt, r.Reason, r.Resumes = vm.StateRunning, "", "resumed", true
 			return nil
 		}
 		spec := r.Spec.spec()
@@ -340,7 +367,7 @@ func (f *Fake) startable(spec vm.Spec, host vm.Host) error {
 	}
 	for _, other := range all {
 		f.settle(&other)
-		if other.State == vm.StateRunning && other.Live.Disk == spec.Disk {
+		if other.on() && other.Live.Disk == spec.Disk {
 			return fmt.Errorf("process exited while connecting to monitor: Failed to get \"write\" lock on %s: is another process using the image?", spec.Disk)
 		}
 	}
@@ -427,8 +454,8 @@ func (f *Fake) offFile(domain string) string { return filepath.Join(f.dir, "run"
 // Shutdown implements vm.Hypervisor.
 func (f *Fake) Shutdown(ctx context.Context, name string) error {
 	return f.operate(ctx, OpShutdown, name, func(r *record) error {
-		if r.State != vm.StateRunning {
-			return vm.ErrNotRunning
+		if err := r.needsRunning(); err != nil {
+			return err
 		}
 		r.Asked = true
 		if err := f.write(*r); err != nil {
@@ -441,7 +468,7 @@ func (f *Fake) Shutdown(ctx context.Context, name string) error {
 // Destroy implements vm.Hypervisor.
 func (f *Fake) Destroy(ctx context.Context, name string) error {
 	return f.operate(ctx, OpDestroy, name, func(r *record) error {
-		if r.State != vm.StateRunning {
+		if !r.on() {
 			return nil
 		}
 		if err := f.kill(ctx, *r); err != nil {
@@ -454,9 +481,13 @@ func (f *Fake) Destroy(ctx context.Context, name string) error {
 
 // Save implements vm.Hypervisor.
 func (f *Fake) Save(ctx context.Context, name string) error {
-	return f.operate(ctx, OpSave, name, func(r *record) error {
-		if r.State != vm.StateRunning {
-			return vm.ErrNotRunning
+	err := f.operate(ctx, OpSave, name, func(r *record) error {
+		if err := r.needsRunning(); err != nil {
+			return err
+		}
+		if f.fails(OpSave, FailHeld) {
+			r.State, r.Halt, r.Reason, r.Saving = vm.StatePaused, vm.HaltPassing, "its memory is being saved", true
+			return signal(*r, unix.SIGSTOP)
 		}
 		if err := f.kill(ctx, *r); err != nil {
 			return err
@@ -464,6 +495,11 @@ func (f *Fake) Save(ctx context.Context, name string) error {
 		r.off(vm.StateSaved, "its memory is saved")
 		return nil
 	})
+	if err != nil || !f.fails(OpSave, FailHeld) {
+		return err
+	}
+	_, err = f.Wait(ctx, name, vm.StateSaved)
+	return err
 }
 
 // DropSaved implements vm.Hypervisor.
@@ -479,8 +515,8 @@ func (f *Fake) DropSaved(ctx context.Context, name string) error {
 // Freeze implements vm.Hypervisor. The memory of a fake VM is its spec.
 func (f *Fake) Freeze(ctx context.Context, name, path string) error {
 	return f.operate(ctx, OpFreeze, name, func(r *record) error {
-		if r.State != vm.StateRunning {
-			return vm.ErrNotRunning
+		if err := r.needsRunning(); err != nil {
+			return err
 		}
 		b, err := json.Marshal(r.Live)
 		if err != nil {
@@ -518,7 +554,7 @@ func (f *Fake) Fork(ctx context.Context, spec vm.Spec, memory, scratch string, m
 		return err
 	}
 	return f.operate(ctx, OpFork, spec.Name, func(r *record) error {
-		if r.State == vm.StateRunning {
+		if r.on() {
 			return vm.ErrRunning
 		}
 		b, err := os.ReadFile(memory)
@@ -549,6 +585,9 @@ func (f *Fake) Snapshot(ctx context.Context, name, snapshot string) error {
 		if slices.ContainsFunc(r.Snapshots, func(s vm.Snapshot) bool { return s.Name == snapshot }) {
 			return fmt.Errorf("domain snapshot %s already exists", snapshot)
 		}
+		if r.Halt == vm.HaltSignal {
+			return vm.ErrStopped
+		}
 		r.Snapshots = append(r.Snapshots, vm.Snapshot{Name: snapshot, Created: time.Now(), Memory: r.State == vm.StateRunning})
 		return nil
 	})
@@ -571,7 +610,7 @@ func (f *Fake) Revert(ctx context.Context, name, snapshot string) error {
 		return err
 	}
 	return f.operate(ctx, OpRevert, name, func(r *record) error {
-		if r.State == vm.StateRunning {
+		if r.on() {
 			return vm.ErrRunning
 		}
 		i := slices.IndexFunc(r.Snapshots, func(s vm.Snapshot) bool { return s.Name == snapshot })
@@ -605,7 +644,7 @@ func (f *Fake) DeleteSnapshot(ctx context.Context, name, snapshot string) error 
 // Undefine implements vm.Hypervisor.
 func (f *Fake) Undefine(ctx context.Context, name string) error {
 	return f.operate(ctx, OpUndefine, name, func(r *record) error {
-		if r.State == vm.StateRunning {
+		if r.on() {
 			return vm.ErrRunning
 		}
 		for _, path := range []string{f.offFile(r.Name), filepath.Join(f.dir, "run", r.Name+".spec.json"), filepath.Join(f.dir, "run", r.Name+".log"), f.path(r.Name)} {
@@ -687,8 +726,8 @@ func (f *Fake) operation(ctx context.Context, op, name string, do func(*record) 
 		case r.Foreign:
 			return vm.ErrForeign
 		}
-		f.settle(&r)
 		was := r
+		f.settle(&r)
 		if err := do(&r); err != nil {
 			return err
 		}
@@ -709,11 +748,11 @@ func (f *Fake) locked(ctx context.Context, do func() error) error {
 	if err := os.MkdirAll(filepath.Join(f.dir, "domains"), 0o700); err != nil {
 		return err
 	}
-	lock := flock.New(filepath.Join(f.dir, "lock"))
-	if _, err := lock.TryLockContext(ctx, 2*time.Millisecond); err != nil {
+	l := flock.New(filepath.Join(f.dir, "lock"))
+	if err := lock.Wait(ctx, l, false, 2*time.Millisecond); err != nil {
 		return fmt.Errorf("lock the fake hypervisor: %w", err)
 	}
-	defer func() { _ = lock.Unlock() }() // closing the file, which it also does, unlocks it
+	defer func() { _ = l.Unlock() }() // closing the file, which it also does, unlocks it
 	return do()
 }
 
@@ -763,9 +802,52 @@ func (f *Fake) write(r record) error {
 	return os.Rename(tmp, f.path(r.Name))
 }
 
-// settle notices that the process of a running VM has ended.
+// on reports whether the VM has a process.
+func (r *record) on() bool { return r.State == vm.StateRunning || r.State == vm.StatePaused }
+
+// needsRunning refuses what only a VM that runs can do.
+func (r *record) needsRunning() error {
+	switch {
+	case r.Halt == vm.HaltSignal:
+		return vm.ErrStopped
+	case r.State != vm.StateRunning:
+		return vm.ErrNotRunning
+	}
+	return nil
+}
+
+// settle notices that the process of a running VM has ended or was stopped, that a save that
+// was held goes on, and what pauses it.
 func (f *Fake) settle(r *record) {
-	if r.State != vm.StateRunning || r.alive() {
+	if !r.on() {
+		return
+	}
+	if r.Saving {
+		if !f.fails(OpSave, FailHeld) {
+			_ = signal(*r, unix.SIGKILL)
+			r.off(vm.StateSaved, "its memory is saved")
+			return
+		}
+		if r.alive() {
+			return
+		}
+	}
+	if r.alive() {
+		b, _ := os.ReadFile(filepath.Join(f.dir, "fail", OpPause)) // none: nothing pauses it
+		why := vm.Halt(strings.TrimSpace(string(b)))
+		if r.Resumes && signal(*r, unix.SIGCONT) == nil {
+			r.Resumes = false
+		}
+		switch stopped := stopped(r.PID); {
+		case r.Resumes:
+		case r.State == vm.StateRunning && why != "":
+			r.State, r.Halt, r.Reason = vm.StatePaused, why, "disk I/O error"
+			_ = signal(*r, unix.SIGSTOP)
+		case r.State == vm.StateRunning && stopped:
+			r.State, r.Halt, r.Reason = vm.StatePaused, vm.HaltSignal, "QEMU is stopped by a signal"
+		case r.Halt == vm.HaltSignal && !stopped:
+			r.State, r.Halt, r.Reason = vm.StateRunning, "", "it goes on"
+		}
 		return
 	}
 	if _, err := os.Stat(f.offFile(r.Name)); err == nil || r.Asked {
@@ -777,17 +859,18 @@ func (f *Fake) settle(r *record) {
 
 func (r *record) off(state vm.State, reason string) {
 	r.State, r.Reason, r.PID, r.Started, r.Asked = state, reason, 0, "", false
+	r.Halt, r.Saving, r.Resumes = "", false, false
 	r.Live = storedSpec{}
 }
 
 func (r *record) domain() vm.Domain {
 	spec := r.Spec.spec()
-	if r.State == vm.StateRunning {
+	if r.on() {
 		spec = r.Live.spec()
 	}
 	return vm.Domain{
 		Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Config: spec.Config, Image: spec.Image,
-		State: r.State, Reason: r.Reason,
+		State: r.State, Reason: r.Reason, Halt: r.Halt,
 		CPUs: spec.CPUs, Memory: spec.Memory, Accel: spec.Accel, Disk: spec.Disk, PID: r.PID,
 	}
 }
@@ -828,6 +911,12 @@ func signal(r record, sig syscall.Signal) error {
 		return fmt.Errorf("signal process %d: %w", r.PID, err)
 	}
 	return nil
+}
+
+// stopped tells whether a signal has stopped the process.
+func stopped(pid int) bool {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	return err == nil && bytes.HasPrefix(b[bytes.LastIndexByte(b, ')')+1:], []byte(" T "))
 }
 
 // startTime is field 22 of /proc/PID/stat, empty for a process that is gone or

@@ -1,0 +1,93 @@
+package lock_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/devvm/devvm/pkg/lock"
+)
+
+// TestMain lets the test binary hold a lock.
+func TestMain(m *testing.M) {
+	if path := os.Getenv("LOCK_TEST"); path != "" {
+		if ok, err := flock.New(path).TryLock(); err != nil || !ok {
+			os.Exit(1)
+		}
+		_ = os.WriteFile(path+".held", nil, 0o600)
+		time.Sleep(time.Hour) // until it is killed
+	}
+	os.Exit(m.Run())
+}
+
+// hold starts a process that has the lock.
+func hold(t *testing.T, path string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "LOCK_TEST="+path)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(path + ".held"); err == nil {
+			return cmd
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the lock was never taken")
+		}
+	}
+}
+
+// A wait for a process that was stopped ends and names it; for one that runs it does not, and
+// gets the lock when that is gone.
+func TestWait(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	holder := hold(t, path)
+	if pid, err := lock.Holder(path); err != nil || pid != holder.Process.Pid {
+		t.Fatalf("Holder: %d, %v, want %d", pid, err, holder.Process.Pid)
+	}
+	if pid := lock.Stopped(path); pid != 0 {
+		t.Errorf("%d runs", pid)
+	}
+	if err := holder.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for _, shared := range []bool{false, true} {
+		l := flock.New(path)
+		defer l.Close()
+		err := lock.Wait(t.Context(), l, shared, 5*time.Millisecond)
+		stopped, ok := errors.AsType[*lock.StoppedError](err)
+		if !ok || stopped.PID != holder.Process.Pid || stopped.Hint() == "" {
+			t.Fatalf("shared %v: %v, want a StoppedError of %d", shared, err, holder.Process.Pid)
+		}
+	}
+	if err := holder.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	l := flock.New(path)
+	defer l.Close()
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := lock.Wait(short, l, false, 5*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the holder runs: %v", err)
+	}
+	got := make(chan error, 1)
+	go func() { got <- lock.Wait(t.Context(), l, false, 5*time.Millisecond) }()
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Errorf("the holder is gone: %v", err)
+	}
+}

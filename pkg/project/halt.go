@@ -1,0 +1,111 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// A verb that was killed leaves libvirt and the guest at what it asked of them: a save goes on,
+// a guest goes on to power off. The next verb waits for the end of that, and goes on from there.
+
+// patienceHalt is how long a VM may be at what ends by itself: saving a large memory to a slow
+// disk takes minutes.
+const patienceHalt = 10 * time.Minute
+
+// haltPoll is how often a VM is looked at that will soon be in another state.
+const haltPoll = 100 * time.Millisecond
+
+// errWentOff says that a VM that ran has ended in good order while up looked after it.
+var errWentOff = errors.New("the VM has gone off meanwhile")
+
+// outlast waits until the VM is in a state that stays: what libvirt is at has ended, and a QEMU
+// that a signal has stopped goes on. It returns the VM as it is then.
+func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
+	var phase *ui.Phase
+	patience := s.Halt
+	if patience == 0 {
+		patience = patienceHalt
+	}
+	tick := time.NewTicker(haltPoll)
+	defer tick.Stop()
+	for start := time.Now(); ; {
+		switch dom.Halt {
+		case vm.HaltSignal:
+			pr.Note("QEMU (pid %d) was stopped by a signal: letting it go on", dom.PID)
+			if err := hv.Start(ctx, p.Name); err != nil {
+				return dom, err
+			}
+		case vm.HaltPassing:
+			if phase == nil {
+				phase = pr.Start("settle", "wait for the VM: "+dom.Reason)
+			}
+		default:
+			if phase != nil {
+				phase.Done()
+			}
+			return dom, nil
+		}
+		if time.Since(start) > patience {
+			return dom, &ui.Error{
+				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, because(dom.Reason), patience),
+				Hint: "try again, if it takes that long, or pull its plug: devvm nuke, devvm rm (what libvirt is at: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
+				Kind: errHalt,
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return dom, context.Cause(ctx)
+		}
+		var err error
+		if dom, err = s.find(ctx, hv, p); err != nil {
+			return dom, err
+		}
+	}
+}
+
+// errHalt says that outlast has waited in vain.
+var errHalt = errors.New("the VM stays in a state that should pass")
+
+// markStopping says that the guest is about to be asked to power off: until its QEMU has ended,
+// the VM is not one that runs.
+func (f paths) markStopping(dom vm.Domain) error {
+	return file.Replace(f.stopping(), []byte(strconv.Itoa(dom.PID)+"\n"), 0o600)
+}
+
+// isStopping tells whether the QEMU that runs has been asked to end. A mark of another one is
+// of a VM that has ended.
+func (f paths) isStopping(dom vm.Domain) bool {
+	if dom.State != vm.StateRunning {
+		return false
+	}
+	b, err := os.ReadFile(f.stopping())
+	return err == nil && string(b) == strconv.Itoa(dom.PID)+"\n"
+}
+
+// finishDown brings to its end what an interrupted down has begun.
+func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
+	pr.Note("the VM is powering off, because of a devvm down that was interrupted: waiting until it is off")
+	if err := s.down(ctx, hv, p, dom, pr); err != nil {
+		return dom, err
+	}
+	return s.find(ctx, hv, p)
+}
+
+// errStopping says that nothing can be done with a VM that is powering off.
+func errStopping(p Project) error {
+	return &ui.Error{
+		Code: ui.ExitNotRunning,
+		Msg:  fmt.Sprintf("the VM of project %s is powering off, because of a devvm down that was interrupted", p.Name),
+		Hint: "wait until it is off with: devvm down, or start it again with: devvm up",
+		Kind: vm.ErrNotRunning,
+	}
+}

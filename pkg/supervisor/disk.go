@@ -1,0 +1,92 @@
+package supervisor
+
+import (
+	"context"
+	"time"
+)
+
+// A VM that writes while the host's disk is full is paused by QEMU, and nothing is lost. Nobody
+// in the VM can say so: the supervisor looks, tells clients, and lets the VM go on when there is
+// room again.
+
+// Disk is how a supervisor learns of the host's disk, and of a VM that waits for room on it. The
+// zero value does not look.
+type Disk struct {
+	// Full tells whether there is no room for what the VM writes. It is asked all the time.
+	Full func() bool
+	// Paused tells whether QEMU has paused the VM because it could not write.
+	Paused func(context.Context) (bool, error)
+	// Proceed lets such a VM go on.
+	Proceed func(context.Context) error
+}
+
+const (
+	// diskEvery is how often the disk is looked at.
+	diskEvery = 2 * time.Second
+	// lastProceed is how long a VM at most stays paused that was paused again and again, though
+	// there seemed to be room.
+	lastProceed = time.Minute
+)
+
+// Words for a VM that is paused, of Status.Paused.
+const (
+	pausedFull  = "the host's disk is full"
+	pausedWrite = "a write to its disk has failed on the host"
+)
+
+// watchDisk looks after a VM that is paused, until ctx ends.
+func (s *supervisor) watchDisk(ctx context.Context) {
+	if s.Disk.Full == nil {
+		return
+	}
+	tick := time.NewTicker(diskEvery)
+	defer tick.Stop()
+	wait, next := diskEvery, time.Time{}
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		full := s.Disk.Full()
+		if status, _ := s.current(); !full && status.Paused == "" && status.State != StateLost {
+			wait = diskEvery
+			continue
+		}
+		if !s.lookPaused(ctx, full) || full || time.Now().Before(next) {
+			continue
+		}
+		if err := s.Disk.Proceed(ctx); err != nil {
+			s.Log.Warn("let the paused VM go on", "err", err)
+		} else {
+			s.Log.Info("there is room: the paused VM goes on")
+		}
+		next = time.Now().Add(wait)
+		wait = min(2*wait, lastProceed)
+		s.lookPaused(ctx, full)
+	}
+}
+
+// lookPaused looks whether the VM is paused, and notes it.
+func (s *supervisor) lookPaused(ctx context.Context, full bool) bool {
+	paused, err := s.Disk.Paused(ctx)
+	if err != nil {
+		s.Log.Debug("look whether the VM is paused", "err", err)
+		return false
+	}
+	why := ""
+	switch {
+	case paused && full:
+		why = pausedFull
+	case paused:
+		why = pausedWrite
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.status.Paused != why {
+		s.Log.Info("paused", "why", why)
+		s.status.Paused = why
+		s.tell()
+	}
+	return paused
+}
