@@ -66,6 +66,9 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Reason != "" {
 		state += " (" + st.Reason + ")"
 	}
+	if st.Slow {
+		state += ", slow"
+	}
 	line("vm", "%s", state)
 	if st.State == vm.StateRunning {
 		if st.Healthy {

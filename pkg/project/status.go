@@ -3,6 +3,7 @@ package project
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sort"
 	"time"
 
@@ -24,7 +25,8 @@ type Status struct {
 	DirGone   bool     `json:"dir_gone,omitempty"`
 	State     vm.State `json:"state"`
 	Reason    string   `json:"reason,omitempty"`
-	Healthy   bool     `json:"healthy"` // the engine answered on docker.sock just now
+	Healthy   bool     `json:"healthy"`        // the engine answered on docker.sock just now
+	Slow      bool     `json:"slow,omitempty"` // the VM says nothing for now; what runs in it goes on
 	Problem   string   `json:"problem,omitempty"`
 	Next      string   `json:"next,omitempty"` // the command that helps
 	CPUs      int      `json:"cpus,omitempty"`
@@ -45,6 +47,9 @@ type Status struct {
 
 // probePatience bounds the engine's answer in status.
 const probePatience = 5 * time.Second
+
+// patienceSlow is how long a VM may be slow before the advice is to boot it again.
+const patienceSlow = 2 * time.Minute
 
 // Status looks at the project end to end: it asks the engine through the same
 // socket that users use.
@@ -84,6 +89,16 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
 	case st.Problem == "":
 		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
+	}
+	if st.Problem == "" && st.Supervisor != nil && !st.Supervisor.SlowSince.IsZero() {
+		st.Slow = true
+		st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
+			time.Since(st.Supervisor.SlowSince).Round(time.Second))
+		st.Next = "devvm status" // it goes on by itself, mostly
+		if time.Since(st.Supervisor.SlowSince) > patienceSlow {
+			st.Next = "devvm down; devvm up"
+		}
+		return st, nil
 	}
 	if st.Problem == "" {
 		start := time.Now()

@@ -36,6 +36,8 @@ type Status struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	Error string    `json:"error,omitempty"` // why State is not ready
+	// SlowSince is when the VM was last heard, if it is silent now. The link is kept.
+	SlowSince time.Time `json:"slow_since,omitzero"`
 	// EngineFailed is what the engine said last, if the VM does not start it again. In
 	// StateSSH it is kept until the engine has answered or failed anew.
 	EngineFailed string `json:"engine_failed,omitempty"`
