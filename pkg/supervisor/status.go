@@ -42,6 +42,9 @@ type Status struct {
 	// StateSSH it is kept until the engine has answered or failed anew.
 	EngineFailed string `json:"engine_failed,omitempty"`
 
+	// Room is what the VM had of memory and disk when it was last asked; nil: it was not.
+	Room *Room `json:"room,omitempty"`
+
 	PID         int    `json:"pid"`
 	Version     string `json:"version"`
 	Connections int    `json:"connections"` // open on docker.sock now
@@ -108,9 +111,14 @@ func NewClient(controlSocket string) *Client {
 }
 
 // Status asks for the state; ErrNone if nobody listens.
-func (c *Client) Status(ctx context.Context) (Status, error) {
+func (c *Client) Status(ctx context.Context) (Status, error) { return c.status(ctx, "/status") }
+
+// Look is Status with a fresh look at the VM's memory and disk, if that is there in 2 s.
+func (c *Client) Look(ctx context.Context) (Status, error) { return c.status(ctx, "/status?look") }
+
+func (c *Client) status(ctx context.Context, path string) (Status, error) {
 	var s Status
-	resp, err := c.do(ctx, http.MethodGet, "/status", nil)
+	resp, err := c.do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return s, err
 	}

@@ -94,10 +94,12 @@ var ErrRunning = errors.New("a supervisor is already running")
 type supervisor struct {
 	Options
 
-	mu     sync.Mutex
-	status Status
-	link   *guest.Client // nil while down
-	links  int           // made so far
+	mu       sync.Mutex
+	status   Status
+	link     *guest.Client // nil while down
+	links    int           // made so far
+	room     room
+	revivals int // of the engine since it last answered; keepLink's
 	// silences counts how often the VM has become slow.
 	silences int
 	boot     string        // of the VM (guest.Clock); empty: not known
@@ -137,6 +139,7 @@ func Run(ctx context.Context, o Options) error {
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
 		ended:   make(chan struct{}),
+		room:    room{wanted: make(chan struct{}, 1)},
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
@@ -169,6 +172,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 			return o.Used()
 		},
+		Explain:     s.explain,
 		Unavailable: s.unavailable,
 	})
 
@@ -244,7 +248,10 @@ func Run(ctx context.Context, o Options) error {
 // handler serves control.sock.
 func (s *supervisor) handler(stop func()) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("look") {
+			s.awaitLook(r.Context()) // or what was known
+		}
 		status, _ := s.current()
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status)
@@ -335,6 +342,9 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	}
 	if link == nil {
 		s.status.SlowSince = time.Time{}
+	}
+	if state == StateStopped || state == StateSuspended {
+		s.status.Room = nil
 	}
 	if s.status.State == state && s.status.Error == reason {
 		return
@@ -561,6 +571,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		s.setClock(ctx, link)
 	})
 	if err := s.mountShares(ctx, link); err != nil {
+		s.makeRoom(ctx, link) // a full disk may be to blame
 		return err
 	}
 	s.use(link)
@@ -568,7 +579,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	err = s.askEngine(asking)
 	done()
 	if err != nil {
-		if words := engineFailure(ctx, link); words != "" {
+		if words := engineFailure(ctx, link); words != "" && !s.revive(ctx, link, words) {
 			return &engineError{words}
 		}
 		return fmt.Errorf("ask the engine: %w", err)
@@ -577,6 +588,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		<-clock
 	}
 	ready()
+	s.revivals = 0
 	s.mu.Lock()
 	s.status.Redials = s.links
 	s.links++
@@ -584,6 +596,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	s.set(StateReady, link, nil)
 	owned.Go(func() { s.followPorts(ctx, link) })
 	owned.Go(func() { s.mirror(ctx, link) })
+	owned.Go(func() { s.keepRoom(ctx, link) })
 	s.keepClock(ctx, link) // until the link dies
 	owned.Wait()
 	return dead
