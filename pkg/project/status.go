@@ -82,7 +82,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	default:
 		st.Problem = "the VM's network process does not answer"
 	}
-	switch sup, err := s.supervisor(p).Status(ctx); {
+	switch sup, err := s.supervisor(p).Look(ctx); {
 	case err == nil:
 		st.Supervisor = &sup
 	case errors.Is(err, supervisor.ErrNone):
@@ -106,6 +106,9 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
+			if st.Problem = problemFull(*st.Supervisor); st.Problem != "" {
+				st.Next = adviceFull
+			}
 			return st, nil
 		}
 		st.Problem = err.Error()
@@ -117,6 +120,9 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {
 		st.Problem = "Docker Engine does not start in the VM: " + st.Supervisor.EngineFailed
 		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
+		if full := problemFull(*st.Supervisor); full != "" {
+			st.Problem, st.Next = full+"; "+st.Problem, adviceFull
+		}
 	}
 	return st, nil
 }
