@@ -18,7 +18,8 @@ func (a *app) newDfCmd() *cobra.Command {
 		Long: `Show what devvm keeps on this host's disk, by the blocks that the files really
 take. A VM's disk holds only what differs from the template and image that it lies
 on; those are counted once, and USERS says how many disks lie on them. The memory of
-a suspended VM, in libvirt's own directory, is counted with its project.`,
+a suspended VM, in libvirt's own directory, is counted with its project. What a running VM
+has free on its own disk is as it said last, a minute ago at most.`,
 		Args: cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			all, err := s.Ledger(ctx)
@@ -52,6 +53,9 @@ a suspended VM, in libvirt's own directory, is counted with its project.`,
 				}
 				if e.Damaged != "" {
 					note = strings.TrimPrefix(note+", damaged", ", ")
+				}
+				if e.Room != nil {
+					note = strings.TrimPrefix(fmt.Sprintf("%s, %s free in the VM", note, ui.Size(e.Room.DiskFree)), ", ")
 				}
 				t.Row(e.Kind, e.Name, ui.Size(e.Used), users, note, e.Dir)
 				total += e.Used

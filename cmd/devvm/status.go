@@ -66,6 +66,9 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Reason != "" {
 		state += " (" + st.Reason + ")"
 	}
+	if st.Slow {
+		state += ", slow"
+	}
 	line("vm", "%s", state)
 	if st.State == vm.StateRunning {
 		if st.Healthy {
@@ -77,7 +80,7 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Supervisor != nil && !st.Supervisor.Rebooted.IsZero() {
 		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
-	if st.State != vm.StateRunning && st.Problem != "" {
+	if (st.State != vm.StateRunning || st.Healthy) && st.Problem != "" {
 		line("problem", "%s", st.Problem)
 	}
 	if st.CPUs > 0 {
@@ -86,6 +89,15 @@ func showStatus(w io.Writer, st project.Status) {
 			accel = ", software emulation"
 		}
 		line("size", "%d CPUs, %s memory%s", st.CPUs, ui.Size(st.Memory), accel)
+	}
+	if sup := st.Supervisor; sup != nil && sup.Room != nil {
+		r := sup.Room
+		line("memory", "%s free of %s in the VM", ui.Size(r.MemoryFree), ui.Size(r.Memory))
+		files := ""
+		if r.Inodes > 0 {
+			files = fmt.Sprintf(", room for %d more files", r.InodesFree)
+		}
+		line("vm disk", "%s free of %s%s", ui.Size(r.DiskFree), ui.Size(r.Disk), files)
 	}
 	line("disk", "%s used on this host", ui.Size(st.DiskUsed))
 	if st.UndoUsed > 0 {

@@ -80,6 +80,17 @@ func TestVMFiles(t *testing.T) {
 	runVMScripts(t, "files")
 }
 
+// TestVMMemory is a VM that runs out of memory, TestVMFull one whose disk is full.
+func TestVMMemory(t *testing.T) {
+	notInCI(t)
+	runVMScripts(t, "memory")
+}
+
+func TestVMFull(t *testing.T) {
+	notInCI(t)
+	runVMScripts(t, "full")
+}
+
 // TestVMExamples runs the demos of examples/ as they are.
 func TestVMExamples(t *testing.T) {
 	if testing.Short() {
@@ -133,6 +144,8 @@ func runVMScripts(t *testing.T, scripts ...string) {
 			switch cond {
 			case "root":
 				return os.Getuid() == 0, nil
+			case "long":
+				return os.Getenv("DEVVM_TEST_LONG") != "", nil
 			case "outside":
 				return os.Getenv("DEVVM_TEST_OUTSIDE") != "", nil
 			}

@@ -164,7 +164,8 @@ var schema = []field{
 			Name: "disk", Type: "size in quotes", Default: "40 GiB", Applies: appliesStart + "; it only grows, `devvm nuke` makes it smaller",
 			Brief: "Size of the disk; takes only as much of the host as is used.",
 			Doc: "The size of the VM's disk: at least that of the base image, at most 16 TiB. The file on the host is as large as what the VM really uses, " +
-				"and shrinks when the VM deletes. Units as for `memory`; rounded up to whole MiB.",
+				"and shrinks when the VM deletes. Units as for `memory`; rounded up to whole MiB. " +
+				"A larger one is a way out when the VM's disk is full (`devvm status`); the VM keeps its files.",
 			Example: `disk = "40GiB"`,
 			Consent: ConsentGrowth,
 		},

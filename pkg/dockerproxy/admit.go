@@ -32,6 +32,7 @@ const (
 	Create       Kind = "create"
 	Start        Kind = "start"
 	CreateVolume Kind = "create volume"
+	Prune        Kind = "prune"
 )
 
 // HostConfig is the part of the API's HostConfig that checks are about
@@ -85,7 +86,7 @@ func (r *Refusal) Error() string { return r.Message }
 const maxCall = 4 << 20
 
 // Requests that are read, with or without the version of the API in front.
-var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart)))$`)
+var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart))|((?:containers|images|volumes|networks|build)/prune))$`)
 
 // callOf says what a request asks for; false: nothing that is checked.
 func callOf(req *http.Request) (Call, bool) {
@@ -100,6 +101,8 @@ func callOf(req *http.Request) (Call, bool) {
 		return Call{Kind: CreateVolume}, true
 	case m[2] != "":
 		return Call{Kind: Create, Container: req.URL.Query().Get("name")}, true
+	case m[5] != "":
+		return Call{Kind: Prune}, true
 	}
 	name, err := url.PathUnescape(m[3])
 	return Call{Kind: Start, Container: name}, err == nil

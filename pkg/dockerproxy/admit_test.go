@@ -156,6 +156,7 @@ func TestAdmit(t *testing.T) {
 			[]dockerproxy.Call{
 				{Kind: "create volume", Volume: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/x"}}},
 				{Kind: "create volume", Volume: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/bad"}}},
+				{Kind: "prune"},
 			},
 			request("POST", "/volumes/create", volume("/bad")),
 			[]int{200, 500, 200},

@@ -26,6 +26,7 @@ import (
 type exchange struct {
 	admit    AdmitFunc
 	changing func() error
+	explain  func(context.Context, string) string // nil: failures pass as they are
 	client   net.Conn
 	engine   net.Conn
 
@@ -90,16 +91,18 @@ func (t *tee) Read(b []byte) (int, error) {
 const unlimited = int(^uint(0) >> 1)
 
 // down passes the engine's answers on and follows them.
-func (x *exchange) down() error {
+func (x *exchange) down(ctx context.Context) error {
 	defer x.signal(true)
-	t := &tee{Reader: x.engine, each: func(b []byte) error {
-		_, err := x.client.Write(b)
-		return err
-	}}
+	a := &answers{x: x}
+	t := &tee{Reader: x.engine, each: a.pass}
 	r := bufio.NewReaderSize(t, 4<<10)
 	for {
 		t.left = maxHead
-		framed, err := x.answer(t, r)
+		a.holds = x.explain != nil
+		framed, err := x.answer(ctx, t, r, a)
+		if e := a.release(); e != nil && t.err == nil {
+			t.err = e
+		}
 		switch {
 		case errors.Is(t.err, io.EOF):
 			return nil
@@ -114,7 +117,7 @@ func (x *exchange) down() error {
 }
 
 // answer reads one answer and says whether another can follow.
-func (x *exchange) answer(t *tee, r *bufio.Reader) (framed bool, err error) {
+func (x *exchange) answer(ctx context.Context, t *tee, r *bufio.Reader, a *answers) (framed bool, err error) {
 	if _, err := r.Peek(1); err != nil {
 		return false, err
 	}
@@ -135,7 +138,17 @@ func (x *exchange) answer(t *tee, r *bufio.Reader) (framed bool, err error) {
 			return false, nil
 		case resp.StatusCode < http.StatusOK: // more is to come
 			t.left = maxHead
+			if err := a.release(); err != nil {
+				return false, err
+			}
+			a.holds = x.explain != nil
 			continue
+		}
+		if a.failure(resp) {
+			return x.explained(ctx, resp, r, a)
+		}
+		if err := a.release(); err != nil {
+			return false, err
 		}
 		err = relay.Pass(io.Discard, resp.Body)
 		return err == nil, errors.Join(err, resp.Body.Close())

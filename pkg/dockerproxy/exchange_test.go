@@ -103,6 +103,7 @@ func FuzzDown(f *testing.F) {
 		client := &scriptConn{}
 		engine := &scriptConn{in: bytes.NewReader(sent), piece: 1 + int(piece)*16}
 		x := newExchange(nil, nil, client, engine)
+		x.explain = func(_ context.Context, message string) string { return message }
 		x.asked <- &http.Request{Method: http.MethodGet}
 		go func() { // keep asking
 			for {
@@ -113,7 +114,7 @@ func FuzzDown(f *testing.F) {
 				}
 			}
 		}()
-		if err := x.down(); err != nil && !errors.Is(err, io.EOF) {
+		if err := x.down(t.Context()); err != nil && !errors.Is(err, io.EOF) {
 			t.Fatal(err)
 		}
 		if got := client.out.Bytes(); !bytes.Equal(got, sent) {

@@ -7,6 +7,8 @@
 // bytes and the ends of the two streams are all there is to it. Memory per
 // connection is bounded.
 //
+// Where it is given an explainer, it changes the messages of the engine's own failures.
+//
 // Where it is given a judge ([Options].Admit) it reads the calls that create and start
 // containers and create volumes, and answers those that are refused in the engine's
 // place; it follows the other requests and answers only to see where they end.
@@ -58,6 +60,9 @@ type Options struct {
 	// Changing is called before anything is passed on but requests that only read; its
 	// error is the answer, or the connection's end. Nil: nobody wants to know.
 	Changing func() error
+	// Explain, if any, is given the message of each failure of the engine's, and returns
+	// what the client gets to read. It is asked only where there is an Admit.
+	Explain func(ctx context.Context, message string) string
 	// Unavailable gives the message for clients that cannot be served: what
 	// happened and what to do. Nil or an empty message leaves it to the proxy.
 	Unavailable func() string
@@ -143,7 +148,8 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 		err = relay.Join(ctx, client, engine, nil)
 	} else {
 		x := newExchange(p.opts.Admit, p.opts.Changing, client, engine)
-		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, x.down)
+		x.explain = p.opts.Explain
+		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, func() error { return x.down(ctx) })
 	}
 	if err != nil && ctx.Err() == nil {
 		p.log.Debug("connection ended early", "err", err)

@@ -124,61 +124,6 @@ func (c *Client) Close() error {
 // Done is closed when the connection has ended, whoever ended it.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// Keepalive asks the guest for a sign of life each interval and blocks until
-// the connection ends or ctx does. When a question stays unanswered, and
-// nothing else has come in either, for timeout, it closes the connection and
-// returns an error that wraps [ErrUnreachable]: a dead link is noticed after
-// interval + timeout at the latest. A link that is merely busy is not dead.
-func (c *Client) Keepalive(ctx context.Context, interval, timeout time.Duration) error {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-c.done:
-			return c.lost()
-		case <-tick.C:
-		}
-		if err := c.alive(ctx, timeout); err != nil {
-			return err
-		}
-	}
-}
-
-// alive sends one keepalive and waits for its answer or for other traffic.
-func (c *Client) alive(ctx context.Context, timeout time.Duration) error {
-	answer := make(chan error, 1)
-	go func() {
-		// Any answer will do; sshd says no to a request it does not know.
-		_, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil)
-		answer <- err
-	}()
-	asked := time.Now()
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case err := <-answer:
-			if err != nil {
-				_ = c.Close()
-				return c.lost()
-			}
-			return nil
-		case <-timer.C:
-			quiet := min(time.Since(asked), c.link.quiet())
-			if quiet < timeout {
-				timer.Reset(timeout - quiet)
-				continue
-			}
-			_ = c.Close()
-			return fmt.Errorf("%w: silent for %s", ErrUnreachable, quiet.Round(time.Millisecond))
-		}
-	}
-}
-
 // lost is the error of an operation that the end of the connection cut short.
 func (c *Client) lost() error {
 	select {

@@ -266,7 +266,9 @@ func TestKeepaliveNoticesADeadLink(t *testing.T) {
 			t.Fatal(err)
 		}
 		watch := make(chan error, 1)
-		go func() { watch <- c.Keepalive(t.Context(), 50*time.Millisecond, 2*time.Second) }()
+		go func() {
+			watch <- c.Keepalive(t.Context(), guest.Silence{Every: 50 * time.Millisecond, Slow: time.Second, Limit: 2 * time.Second})
+		}()
 		u, err := c.DialUnix(t.Context(), h.docker)
 		if err != nil {
 			t.Fatal(err)
@@ -307,7 +309,7 @@ func TestKeepaliveEndsWithTheConnection(t *testing.T) {
 	h := testServer(t)
 	c := h.connect(t)
 	watch := make(chan error, 1)
-	go func() { watch <- c.Keepalive(t.Context(), time.Hour, time.Hour) }()
+	go func() { watch <- c.Keepalive(t.Context(), guest.Silence{Every: time.Hour, Slow: time.Hour}) }()
 	h.server.CloseConns()
 	if err := <-watch; !errors.Is(err, guest.ErrUnreachable) {
 		t.Error(err)
@@ -315,7 +317,7 @@ func TestKeepaliveEndsWithTheConnection(t *testing.T) {
 
 	c = h.connect(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	go func() { watch <- c.Keepalive(ctx, time.Hour, time.Hour) }()
+	go func() { watch <- c.Keepalive(ctx, guest.Silence{Every: time.Hour, Slow: time.Hour}) }()
 	cancel()
 	if err := <-watch; !errors.Is(err, context.Canceled) {
 		t.Error(err)

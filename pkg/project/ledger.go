@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -33,6 +34,22 @@ type Entry struct {
 	Created   time.Time `json:"created,omitzero"`
 	Dir       string    `json:"dir,omitempty"`     // of a project
 	Damaged   string    `json:"damaged,omitempty"` // what is wrong with it
+	// Room is what a running VM said last of its memory and disk.
+	Room *supervisor.Room `json:"room,omitempty"`
+}
+
+// patienceRoom is for a supervisor to say what it knows of its VM's room.
+const patienceRoom = time.Second
+
+// roomOf is what a project's supervisor knows of the VM's room; nil: there is none that knows.
+func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
+	ctx, cancel := context.WithTimeout(ctx, patienceRoom)
+	defer cancel()
+	st, err := s.supervisor(Project{Name: name}).Status(ctx)
+	if err != nil {
+		return nil
+	}
+	return st.Room
 }
 
 // sweep removes what killed imports, builds and makers of templates have left.
@@ -112,6 +129,9 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	defer hv.Close()
 	for _, p := range projects {
 		e := Entry{Kind: KindProject, Name: p.Project, Used: p.DiskUsed + p.SavedUsed, Dir: p.Dir, Saved: p.State == vm.StateSaved, Damaged: damaged[p.Project]}
+		if p.State == vm.StateRunning {
+			e.Room = s.roomOf(ctx, p.Project)
+		}
 		if all, err := hv.Snapshots(ctx, p.Project); err == nil {
 			e.Snapshots = len(all)
 		}

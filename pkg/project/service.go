@@ -279,14 +279,11 @@ func (s *Service) Look(ctx context.Context, p Project) (*guest.Client, error) {
 	return client, nil
 }
 
-// Keepalives of a connection that serves one command: a VM that freezes must
-// not hang it.
-const (
-	aliveEvery   = 10 * time.Second
-	aliveTimeout = 30 * time.Second
-)
+// aliveEvery is how often a connection that serves one command looks whether the VM is there:
+// one that freezes for good must not hang it (guest.SilenceLimit).
+const aliveEvery = 10 * time.Second
 
-// dial opens an SSH connection that ends when the guest falls silent.
+// dial opens an SSH connection that ends when the guest is silent for minutes.
 func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.Client, error) {
 	target, err := s.Target(p, accel == vm.AccelTCG)
 	if err != nil {
@@ -297,7 +294,7 @@ func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.C
 		return nil, err
 	}
 	go func() { // ends with the connection
-		err := client.Keepalive(context.WithoutCancel(ctx), aliveEvery, aliveTimeout)
+		err := client.Keepalive(context.WithoutCancel(ctx), guest.Silence{Every: aliveEvery, Slow: aliveEvery})
 		s.Log.Debug("SSH connection ended", "err", err)
 	}()
 	return client, nil

@@ -3,6 +3,7 @@ package project
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sort"
 	"time"
 
@@ -25,7 +26,8 @@ type Status struct {
 	DirGone   bool     `json:"dir_gone,omitempty"`
 	State     vm.State `json:"state"`
 	Reason    string   `json:"reason,omitempty"`
-	Healthy   bool     `json:"healthy"` // the engine answered on docker.sock just now
+	Healthy   bool     `json:"healthy"`        // the engine answered on docker.sock just now
+	Slow      bool     `json:"slow,omitempty"` // the VM says nothing for now; what runs in it goes on
 	Problem   string   `json:"problem,omitempty"`
 	Next      string   `json:"next,omitempty"` // the command that helps
 	CPUs      int      `json:"cpus,omitempty"`
@@ -46,6 +48,9 @@ type Status struct {
 
 // probePatience bounds the engine's answer in status.
 const probePatience = 5 * time.Second
+
+// patienceSlow is how long a VM may be slow before the advice is to boot it again.
+const patienceSlow = 2 * time.Minute
 
 // Status looks at the project end to end: it asks the engine through the same
 // socket that users use.
@@ -88,7 +93,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	default:
 		st.Problem = "the VM's network process does not answer"
 	}
-	switch sup, err := s.supervisor(p).Status(ctx); {
+	switch sup, err := s.supervisor(p).Look(ctx); {
 	case err == nil:
 		st.Supervisor = &sup
 	case errors.Is(err, supervisor.ErrNone):
@@ -96,12 +101,25 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	case st.Problem == "":
 		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
 	}
+	if st.Problem == "" && st.Supervisor != nil && !st.Supervisor.SlowSince.IsZero() {
+		st.Slow = true
+		st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
+			time.Since(st.Supervisor.SlowSince).Round(time.Second))
+		st.Next = "devvm status" // it goes on by itself, mostly
+		if time.Since(st.Supervisor.SlowSince) > patienceSlow {
+			st.Next = "devvm down; devvm up"
+		}
+		return st, nil
+	}
 	if st.Problem == "" {
 		start := time.Now()
 		version, err := engine.GetVersion(ctx, st.Socket)
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
+			if st.Problem = problemFull(*st.Supervisor); st.Problem != "" {
+				st.Next = adviceFull
+			}
 			return st, nil
 		}
 		st.Problem = err.Error()
@@ -113,6 +131,9 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {
 		st.Problem = "Docker Engine does not start in the VM: " + st.Supervisor.EngineFailed
 		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
+		if full := problemFull(*st.Supervisor); full != "" {
+			st.Problem, st.Next = full+"; "+st.Problem, adviceFull
+		}
 	}
 	return st, nil
 }

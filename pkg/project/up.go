@@ -1030,6 +1030,9 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			if answered && last.PortsKnown {
 				return nil
 			}
+			if full := problemFull(last); full != "" && last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
+				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: adviceFull}
+			}
 			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
 				return &ui.Error{
 					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),

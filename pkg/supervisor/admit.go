@@ -13,6 +13,9 @@ import (
 // admit refuses to create and start containers that cannot have what they want of the
 // host: files or ports. What it cannot find out, the engine is to judge.
 func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done func(), err error) {
+	if call.Kind == dockerproxy.Prune {
+		s.admitRoom(ctx)
+	}
 	w, hold := wishes{name: call.Container, bindings: map[string][]ports.Binding{}}, time.Duration(0)
 	switch call.Kind {
 	case dockerproxy.CreateVolume:

@@ -38,9 +38,14 @@ type Status struct {
 	Error string    `json:"error,omitempty"` // why State is not ready
 	// Paused is why QEMU has paused the VM, which the supervisor lets go on when it can.
 	Paused string `json:"paused,omitempty"`
+	// SlowSince is when the VM was last heard, if it is silent now. The link is kept.
+	SlowSince time.Time `json:"slow_since,omitzero"`
 	// EngineFailed is what the engine said last, if the VM does not start it again. In
 	// StateSSH it is kept until the engine has answered or failed anew.
 	EngineFailed string `json:"engine_failed,omitempty"`
+
+	// Room is what the VM had of memory and disk when it was last asked; nil: it was not.
+	Room *Room `json:"room,omitempty"`
 
 	PID         int    `json:"pid"`
 	Version     string `json:"version"`
@@ -108,11 +113,16 @@ func NewClient(controlSocket string) *Client {
 }
 
 // Status asks for the state; ErrNone if nobody listens.
-func (c *Client) Status(ctx context.Context) (Status, error) {
+func (c *Client) Status(ctx context.Context) (Status, error) { return c.status(ctx, "/status") }
+
+// Look is Status with a fresh look at the VM's memory and disk, if that is there in 2 s.
+func (c *Client) Look(ctx context.Context) (Status, error) { return c.status(ctx, "/status?look") }
+
+func (c *Client) status(ctx context.Context, path string) (Status, error) {
 	var s Status
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*patienceAnswer, ErrHung) // of which the body is a part
 	defer cancel()
-	resp, err := c.do(ctx, http.MethodGet, "/status", nil)
+	resp, err := c.do(ctx, http.MethodGet, path, nil)
 	if err != nil {
 		return s, err
 	}

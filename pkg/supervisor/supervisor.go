@@ -1,6 +1,7 @@
 // Package supervisor is the background process of one running project.
 //
-// It owns the SSH connection to the guest (keepalive, redial) and the project's
+// It owns the SSH connection to the guest (keepalive, redial: a VM that is silent is slow, and
+// keeps what runs over it) and the project's
 // docker.sock and published ports, refuses containers that bind what the VM does
 // not have, and serves the VM's directories (pkg/share) and, on control.sock, its
 // state. It never holds the only copy of anything: after kill -9 the next devvm
@@ -12,6 +13,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,15 +37,15 @@ import (
 	"github.com/devvm/devvm/pkg/share"
 )
 
-// Times that shape the link. A dead link must be noticed within 15 s.
+// Times that shape the link.
 const (
 	lockTimeout      = 5 * time.Second // for the supervisor before this one to end
 	keepaliveEvery   = 5 * time.Second
-	keepaliveTimeout = 8 * time.Second
+	keepaliveSlow    = 5 * time.Second  // without an answer; the VM is no less alive, see guest.SilenceLimit
 	handshakeTimeout = 60 * time.Second // a cold guest under emulation is slow
 	firstRedial      = 30 * time.Millisecond
 	lastRedial       = 5 * time.Second
-	waitReady        = 10 * time.Second // a client's patience while the link is down
+	waitReady        = 10 * time.Second // a client's patience while the link is down, or silent
 	clockLook        = 2 * time.Second  // how often the host's clock is looked at
 	clockSoon        = 5 * time.Second  // when the guest's is, after it was set; each time later
 	clockEvery       = time.Minute      // up to this
@@ -64,6 +66,12 @@ type Options struct {
 	Target  guest.Target
 	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
 	Version string           // of this program
+	// Silence says what a VM that says nothing is; the zero value: slow after 5 s, and lost
+	// after guest.SilenceLimit.
+	Silence guest.Silence
+	// WaitReady is how long a new client of docker.sock waits while the VM cannot be reached
+	// or is slow; 0: 10 s.
+	WaitReady time.Duration
 	// Confine, if any, is called when the sockets are there and the files that are
 	// shared are known, before anything is taken from the VM. Its error ends the
 	// supervisor.
@@ -89,17 +97,21 @@ var ErrRunning = errors.New("a supervisor is already running")
 type supervisor struct {
 	Options
 
-	mu      sync.Mutex
-	status  Status
-	link    *guest.Client // nil while down
-	links   int           // made so far
-	boot    string        // of the VM (guest.Clock); empty: not known
-	rest    bool          // no link until resumed
-	changed chan struct{} // closed and replaced at each change
-	proxy   *dockerproxy.Proxy
-	ports   *ports.Table
-	files   *share.Server // nil: the VM has nothing of the host's
-	ended   chan struct{} // closed when nothing runs any more but the server of control.sock
+	mu       sync.Mutex
+	status   Status
+	link     *guest.Client // nil while down
+	links    int           // made so far
+	room     room
+	revivals int // of the engine since it last answered; keepLink's
+	// silences counts how often the VM has become slow.
+	silences int
+	boot     string        // of the VM (guest.Clock); empty: not known
+	rest     bool          // no link until resumed
+	changed  chan struct{} // closed and replaced at each change
+	proxy    *dockerproxy.Proxy
+	ports    *ports.Table
+	files    *share.Server // nil: the VM has nothing of the host's
+	ended    chan struct{} // closed when nothing runs any more but the server of control.sock
 
 	guardOff atomic.Bool // see Guard
 }
@@ -120,6 +132,9 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer lock.Close()
 
+	o.Silence.Every = cmp.Or(o.Silence.Every, keepaliveEvery)
+	o.Silence.Slow = cmp.Or(o.Silence.Slow, keepaliveSlow)
+	o.WaitReady = cmp.Or(o.WaitReady, waitReady)
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	s := &supervisor{
@@ -127,6 +142,7 @@ func Run(ctx context.Context, o Options) error {
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
 		ended:   make(chan struct{}),
+		room:    room{wanted: make(chan struct{}, 1)},
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
@@ -150,7 +166,7 @@ func Run(ctx context.Context, o Options) error {
 			return s.dialEngine(ctx)
 		},
 		Log:       o.Log,
-		WaitReady: waitReady,
+		WaitReady: o.WaitReady,
 		Admit:     s.admit,
 		Changing: func() error {
 			s.settleFiles(ctx)
@@ -159,6 +175,7 @@ func Run(ctx context.Context, o Options) error {
 			}
 			return o.Used()
 		},
+		Explain:     s.explain,
 		Unavailable: s.unavailable,
 	})
 
@@ -235,7 +252,10 @@ func Run(ctx context.Context, o Options) error {
 // handler serves control.sock.
 func (s *supervisor) handler(stop func()) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("look") {
+			s.awaitLook(r.Context()) // or what was known
+		}
 		status, _ := s.current()
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status)
@@ -324,6 +344,12 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		// that stayed open could only disappoint. Resume brings it back.
 		s.ports.Set(nil, 0)
 	}
+	if link == nil {
+		s.status.SlowSince = time.Time{}
+	}
+	if state == StateStopped || state == StateSuspended {
+		s.status.Room = nil
+	}
 	if s.status.State == state && s.status.Error == reason {
 		return
 	}
@@ -354,6 +380,23 @@ func (s *supervisor) use(link *guest.Client) {
 		return
 	}
 	s.link = link
+	s.tell()
+}
+
+// setSlow notes that nothing has been heard of the VM since then; the zero time: it is heard
+// again. The link stays, and what runs over it.
+func (s *supervisor) setSlow(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.status.SlowSince.Equal(since) {
+		return
+	}
+	if s.status.SlowSince = since; since.IsZero() {
+		s.Log.Info("the VM is heard again")
+	} else {
+		s.silences++
+		s.Log.Warn("the VM is silent", "since", since)
+	}
 	s.tell()
 }
 
@@ -422,6 +465,14 @@ func (s *supervisor) unavailable() string {
 		return fmt.Sprintf("devvm: Docker Engine does not start in the VM of project %q; see: devvm up", s.Name)
 	}
 	switch status.State {
+	case StateSSH, StateReady:
+		if !status.SlowSince.IsZero() {
+			return fmt.Sprintf("devvm: the VM of project %q is slow: it has said nothing for %s. What runs in it goes on, new requests are not passed on; try again, or see: devvm status",
+				s.Name, time.Since(status.SlowSince).Round(time.Second))
+		}
+	default:
+	}
+	switch status.State {
 	case StateStopped:
 		return fmt.Sprintf("devvm: the VM of project %q is not running; start it with: devvm up", s.Name)
 	case StateSuspended:
@@ -434,20 +485,22 @@ func (s *supervisor) unavailable() string {
 }
 
 // dialEngine opens a channel to the engine's socket over the link, waiting for
-// the link as long as ctx allows, but not for a VM that is gone.
+// the link as long as ctx allows, but not for a VM that is gone. A VM that is slow is not
+// asked: it has enough to do.
 func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
 	for {
 		s.mu.Lock()
-		link, state, changed := s.link, s.status.State, s.changed
+		link, state, changed, slow := s.link, s.status.State, s.changed, !s.status.SlowSince.IsZero()
 		paused := s.status.Paused != ""
 		s.mu.Unlock()
-		if paused {
+		switch {
+		case paused:
 			return nil, dockerproxy.ErrDown
-		}
-		if link != nil {
+		case slow:
+			return nil, errSlow // and dockerproxy tries again
+		case link != nil:
 			return link.DialUnix(ctx, engineSocket)
-		}
-		if state == StateStopped || state == StateSuspended {
+		case state == StateStopped, state == StateSuspended:
 			return nil, dockerproxy.ErrDown
 		}
 		select {
@@ -457,6 +510,9 @@ func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
 		}
 	}
 }
+
+// errSlow says that the VM is silent.
+var errSlow = errors.New("the VM is slow")
 
 // keepLink keeps the SSH link up until ctx ends.
 func (s *supervisor) keepLink(ctx context.Context) {
@@ -512,7 +568,9 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	defer cancel()
 	var dead error
 	owned.Go(func() {
-		dead = link.Keepalive(ctx, keepaliveEvery, keepaliveTimeout)
+		silence := s.Silence
+		silence.Changed = s.setSlow
+		dead = link.Keepalive(ctx, silence)
 		cancel()
 	})
 
@@ -523,14 +581,15 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		s.setClock(ctx, link)
 	})
 	if err := s.mountShares(ctx, link); err != nil {
+		s.makeRoom(ctx, link) // a full disk may be to blame
 		return err
 	}
 	s.use(link)
 	asking, done := context.WithTimeout(ctx, pingTimeout)
-	err = s.Ping(asking)
+	err = s.askEngine(asking)
 	done()
 	if err != nil {
-		if words := engineFailure(ctx, link); words != "" {
+		if words := engineFailure(ctx, link); words != "" && !s.revive(ctx, link, words) {
 			return &engineError{words}
 		}
 		return fmt.Errorf("ask the engine: %w", err)
@@ -539,6 +598,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 		<-clock
 	}
 	ready()
+	s.revivals = 0
 	s.mu.Lock()
 	s.status.Redials = s.links
 	s.links++
@@ -546,9 +606,38 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	s.set(StateReady, link, nil)
 	owned.Go(func() { s.followPorts(ctx, link) })
 	owned.Go(func() { s.mirror(ctx, link) })
+	owned.Go(func() { s.keepRoom(ctx, link) })
 	s.keepClock(ctx, link) // until the link dies
 	owned.Wait()
 	return dead
+}
+
+// askEngine waits for the engine's answer. A VM that falls silent meanwhile is asked again.
+func (s *supervisor) askEngine(ctx context.Context) error {
+	for {
+		before := s.awaitVoice(ctx)
+		err := s.Ping(ctx)
+		if err == nil || ctx.Err() != nil || s.awaitVoice(ctx) == before {
+			return err
+		}
+	}
+}
+
+// awaitVoice blocks while the VM is slow, and returns how often it has been.
+func (s *supervisor) awaitVoice(ctx context.Context) int {
+	for {
+		s.mu.Lock()
+		silences, slow, changed := s.silences, !s.status.SlowSince.IsZero(), s.changed
+		s.mu.Unlock()
+		if !slow {
+			return silences
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return silences
+		}
+	}
 }
 
 // keepClock looks after the guest's clock until ctx ends: it stands still while the

@@ -251,6 +251,12 @@ func neighbourTimes() stack.NUDConfigurations {
 	return c
 }
 
+// How often at least a segment is sent again that a VM leaves unanswered, and for how long.
+const (
+	maxRetransmit = 4 * time.Second
+	tcpPatience   = 10 * time.Minute
+)
+
 func tuneTCP(n *stack.Stack) error {
 	sack := tcpip.TCPSACKEnabled(true)
 	receive := tcpip.TCPReceiveBufferSizeRangeOption{Min: 4 << 10, Default: 128 << 10, Max: maxBuffer}
@@ -260,7 +266,12 @@ func tuneTCP(n *stack.Stack) error {
 	// TIME-WAIT is lost, and a guest that uses a port again would wait for a
 	// minute. No segment strays on this cable: TIME-WAIT has nothing to do.
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(50 * time.Millisecond)
-	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate, &timeWait} {
+	// A VM that stalls for a minute is not to wait for one more until it is asked again, and
+	// one that has booted again resets what it does not know. So what is lost is sent again
+	// every 4 s at least, for longer than anybody above waits (guest.SilenceLimit).
+	again := tcpip.TCPMaxRTOOption(maxRetransmit)
+	retries := tcpip.TCPMaxRetriesOption(tcpPatience / maxRetransmit)
+	for _, o := range []tcpip.SettableTransportProtocolOption{&sack, &receive, &send, &moderate, &timeWait, &again, &retries} {
 		if err := n.SetTransportProtocolOption(tcp.ProtocolNumber, o); err != nil {
 			return errors.New(err.String())
 		}

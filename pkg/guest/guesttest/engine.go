@@ -35,8 +35,8 @@ const APIVersion = "1.45"
 // run nothing, but what they publish is listed, and [Engine.OnPublish] hears of it. Some
 // paths of its own serve tests of what lies in between: POST /test/hijack (an
 // upgraded stream that echoes, and after the client's half-close says how much
-// it got), POST /test/upload (answers with the number of bytes), GET
-// /test/download?bytes=N.
+// it got), POST /test/upload (answers with the number of bytes), POST
+// /test/fail?message=TEXT, GET /test/download?bytes=N.
 type Engine struct {
 	server   *http.Server
 	accept   chan net.Conn
@@ -228,6 +228,9 @@ func (e *Engine) handler() http.Handler {
 		if err == nil {
 			answer(w, http.StatusOK, n)
 		}
+	})
+	mux.HandleFunc("POST /test/fail", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, http.StatusInternalServerError, map[string]string{"message": r.URL.Query().Get("message")})
 	})
 	mux.HandleFunc("GET /test/download", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)

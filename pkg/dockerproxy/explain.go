@@ -1,0 +1,81 @@
+package dockerproxy
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strconv"
+)
+
+// maxFailure bounds a failure's message that is looked at, in bytes.
+const maxFailure = 64 << 10
+
+// answers passes the engine's bytes on to the client. The head of an answer is held until
+// it shows whether that is a failure, and a failure until it has been explained.
+type answers struct {
+	x     *exchange
+	holds bool
+	held  []byte
+}
+
+// pass takes bytes as they come.
+func (a *answers) pass(b []byte) error {
+	if a.holds {
+		a.held = append(a.held, b...)
+		return nil
+	}
+	_, err := a.x.client.Write(b)
+	return err
+}
+
+// release passes on what is held, and holds nothing more.
+func (a *answers) release() error {
+	held := a.held
+	a.holds, a.held = false, nil
+	if len(held) == 0 {
+		return nil
+	}
+	_, err := a.x.client.Write(held)
+	return err
+}
+
+// failure says whether an answer is held and is the engine's own account of a failure, in a
+// length that can be held.
+func (a *answers) failure(resp *http.Response) bool {
+	return a.holds && resp.StatusCode >= http.StatusInternalServerError && resp.ContentLength > 0 && resp.ContentLength <= maxFailure
+}
+
+// explained reads a failure and passes it on with a better message, if there is one. What
+// was read beyond it is passed on after it.
+func (x *exchange) explained(ctx context.Context, resp *http.Response, r *bufio.Reader, a *answers) (framed bool, err error) {
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return false, err // what is held passes as it is
+	}
+	var said struct {
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(body, &said) != nil || said.Message == "" {
+		return true, a.release()
+	}
+	better := x.explain(ctx, said.Message)
+	if better == said.Message {
+		return true, a.release()
+	}
+	said.Message = better
+	if body, err = json.Marshal(said); err != nil {
+		return true, a.release()
+	}
+	resp.Body, resp.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	resp.Header.Set("Content-Length", strconv.Itoa(len(body)))
+	var out bytes.Buffer
+	if err := resp.Write(&out); err != nil {
+		return true, a.release()
+	}
+	out.Write(a.held[len(a.held)-r.Buffered():])
+	a.held = out.Bytes()
+	return true, a.release()
+}
