@@ -44,8 +44,18 @@ func TestFullDisk(t *testing.T) {
 	}
 	rooms := []int64{0, 8 << 10, 64 << 10, 512 << 10, 4 << 20}
 	verbs := [][]string{
-		{"up"}, {"down"}, {"nuke", "--yes"}, {"new"}, {"suspend"}, {"resume"}, {"snapshot", "create"}, {"nuke", "--undo", "--yes"},
-		{"template", "build"}, {"image", "import"}, {"image", "export", "debian-13"}, {"rm", "--yes"},
+		{"up"},
+		{"down"},
+		{"nuke", "--yes"},
+		{"new"},
+		{"suspend"},
+		{"resume"},
+		{"snapshot", "create"},
+		{"nuke", "--undo", "--yes"},
+		{"template", "build"},
+		{"image", "import"},
+		{"image", "export", "debian-13"},
+		{"rm", "--yes"},
 	}
 	if testing.Short() {
 		rooms, verbs = rooms[:1], [][]string{{"down"}, {"nuke", "--yes"}}

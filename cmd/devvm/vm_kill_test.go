@@ -112,9 +112,21 @@ func (k *killer) summary() string {
 
 // killVerbs are what is interrupted. Nothing but rm may lose what is in the VM.
 var killVerbs = [][]string{
-	{"up"}, {"up"}, {"down"}, {"down"}, {"suspend"}, {"suspend"}, {"nuke", "--yes"}, {"nuke", "--undo", "--yes"},
-	{"snapshot", "create"}, {"snapshot", "create", "kept"}, {"snapshot", "restore", "kept", "--yes"}, {"snapshot", "rm", "kept"},
-	{"rm", "--yes"}, {"status"}, {"template", "build"},
+	{"up"},
+	{"up"},
+	{"down"},
+	{"down"},
+	{"suspend"},
+	{"suspend"},
+	{"nuke", "--yes"},
+	{"nuke", "--undo", "--yes"},
+	{"snapshot", "create"},
+	{"snapshot", "create", "kept"},
+	{"snapshot", "restore", "kept", "--yes"},
+	{"snapshot", "rm", "kept"},
+	{"rm", "--yes"},
+	{"status"},
+	{"template", "build"},
 }
 
 // killVictims are who is killed: the verb itself, and what works for the VM.
@@ -161,7 +173,7 @@ func (k *killer) round(n int, sig syscall.Signal) {
 		if out, err := k.run("up"); err == nil || code(err) == 6 {
 			what += fmt.Sprintf("; meanwhile up: %v", err)
 		} else {
-			what += fmt.Sprintf("; meanwhile up: %v: %s", err, lastLine(out))
+			what += fmt.Sprintf("; meanwhile up: %v: %s", err, out[strings.LastIndex(strings.TrimSpace(out), "\n")+1:])
 		}
 		_ = k.signal(syscall.SIGCONT, pids...)
 	}
@@ -333,11 +345,6 @@ func code(err error) int {
 		return e.ExitCode()
 	}
 	return -1
-}
-
-func lastLine(s string) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	return lines[len(lines)-1]
 }
 
 // commandLines shows processes.
