@@ -132,7 +132,9 @@ func bootFakeVM(specPath string) error {
 		}
 		return engine.Dial(ctx)
 	}}
-	rewrite := []string{"/onlyhost", "/onlyhost.vm"} // its files are this host's, but for those below a directory of this name
+	// Its files are those of this host, but for those below a directory of this name, and the reserve
+	// of its disk.
+	rewrite := []string{"/onlyhost", "/onlyhost.vm", "/var/lib/devvm/reserve", "/dev/null"}
 	daemon, err := os.ReadFile(spec.Credentials["devvm.daemon.json"])
 	if err != nil {
 		return err

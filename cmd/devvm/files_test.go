@@ -32,6 +32,7 @@ var stateFiles = map[string][]string{
 	"…/vm/disk.qcow2":                    {""},
 	"…/vm/begun":                         {""},
 	"…/vm/unused":                        {""},
+	"…/vm/stopping":                      {""},
 	"…/vm/memory":                        {""},
 	"…/vm/console.log":                   {""},
 	"…/vm/keys/":                         {"", "id_ed25519", "host_ed25519", "known_hosts"},
