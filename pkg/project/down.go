@@ -70,16 +70,12 @@ func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.
 // down stops the VM and its helpers, under the lock.
 func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
 	if dom.State == vm.StateSaved {
-		return &ui.Error{
-			Code: ui.ExitNotRunning,
-			Msg:  "the VM is suspended: a clean stop needs it to run",
-			Hint: "let it go on and stop it (devvm up && devvm down), leave it as it is, or let its memory go, as in a power cut: devvm down --discard",
-		}
+		return errSuspended()
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")
 	if dom.Halt == vm.HaltIO && s.errFull(s.Dirs.paths(p.Name)) == nil {
 		// What it has not written yet is lost if its plug is pulled.
-		if err := hv.Start(ctx, p.Name); err != nil {
+		if err := hv.Proceed(ctx, p.Name, vm.HaltIO); err != nil {
 			s.Log.Info("let the paused VM go on", "err", err)
 		} else {
 			dom.State = vm.StateRunning
@@ -99,6 +95,15 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 	return nil
 }
 
+// errSuspended says that a VM cannot be stopped cleanly.
+func errSuspended() error {
+	return &ui.Error{
+		Code: ui.ExitNotRunning,
+		Msg:  "the VM is suspended: a clean stop needs it to run",
+		Hint: "let it go on and stop it (devvm up && devvm down), leave it as it is, or let its memory go, as in a power cut: devvm down --discard",
+	}
+}
+
 // powerOff asks the guest to power off and pulls the plug if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
 	f := s.Dirs.paths(p.Name)
@@ -112,7 +117,9 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	}
 	// Without its network process the VM cannot unmount them, and nobody can log in.
 	_, unreachable := usernet.NewDialer(f.dialSocket()).Status(ctx)
-	if unreachable != nil {
+	if !errors.Is(unreachable, usernet.ErrNoNetwork) {
+		unreachable = nil // it is there, and slow perhaps
+	} else {
 		patience = patienceStuck
 	}
 	if err := f.markStopping(dom); err != nil { // the disk may be full
@@ -130,8 +137,10 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	}
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	off, err := awaitOff(patient, hv, p.Name)
+	off, err := s.awaitOff(patient, hv, p)
 	switch {
+	case err == nil && off.State == vm.StateSaved: // by a suspend that was killed
+		return errors.Join(errSuspended(), unmark(f.stopping()))
 	case err == nil && off.State == vm.StatePaused:
 		pr.Note("the VM was paused meanwhile%s: pulling its plug", because(off.Reason))
 		return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
@@ -142,26 +151,45 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	case patient.Err() == nil:
 		return fmt.Errorf("wait for the VM to stop: %w", err)
 	}
-	pr.Note("the guest did not power off within %s: pulling its plug", patience)
+	if off.Halt == vm.HaltIO {
+		pr.Note("the host's disk has been full for %s: pulling the VM's plug; what it has not written is lost", patience)
+	} else {
+		pr.Note("the guest did not power off within %s: pulling its plug", patience)
+	}
 	return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
 }
 
-// awaitOff waits until a VM that powers off is off, or paused for another reason than a QEMU
-// that is stopped, which it lets go on.
-func awaitOff(ctx context.Context, hv vm.Hypervisor, name string) (vm.Domain, error) {
+// offPoll is how often a VM is looked at that is halted while it powers off.
+const offPoll = 500 * time.Millisecond
+
+// awaitOff waits until a VM that powers off is off, or suspended. One that is halted meanwhile
+// goes on as soon as it can: what it has not written yet is lost if its plug is pulled.
+func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Domain, error) {
+	tick := time.NewTicker(offPoll)
+	defer tick.Stop()
 	for {
-		dom, err := hv.Wait(ctx, name, vm.StateStopped, vm.StateCrashed, vm.StatePaused)
-		switch {
-		case err != nil:
+		dom, err := hv.Wait(ctx, p.Name, vm.StateStopped, vm.StateCrashed, vm.StateSaved, vm.StatePaused)
+		if err != nil || dom.State != vm.StatePaused {
 			return dom, err
-		case dom.Halt == vm.HaltSignal:
-			if err := hv.Start(ctx, name); err != nil {
-				return dom, err
+		}
+		switch dom.Halt {
+		case vm.HaltSignal:
+			err = hv.Proceed(ctx, p.Name, dom.Halt)
+		case vm.HaltIO:
+			if s.errFull(s.Dirs.paths(p.Name)) == nil {
+				err = hv.Proceed(ctx, p.Name, dom.Halt)
 			}
-		case dom.Halt == vm.HaltPassing:
-			return hv.Wait(ctx, name, vm.StateStopped, vm.StateCrashed)
+		case vm.HaltPassing:
 		default:
 			return dom, nil
+		}
+		if err != nil {
+			s.Log.Info("let the VM go on, which is to power off", "err", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return dom, context.Cause(ctx)
 		}
 	}
 }

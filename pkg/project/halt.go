@@ -20,6 +20,11 @@ import (
 // disk takes minutes.
 const patienceHalt = 10 * time.Minute
 
+// patienceJob is how long libvirt is left alone with what it is at. A libvirtd that ended
+// meanwhile may have left the VM paused for it, for good; asked to let the VM go on, libvirt
+// refuses while it is at it.
+const patienceJob = 30 * time.Second
+
 // haltPoll is how often a VM is looked at that will soon be in another state.
 const haltPoll = 100 * time.Millisecond
 
@@ -36,16 +41,23 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom 
 	}
 	tick := time.NewTicker(haltPoll)
 	defer tick.Stop()
-	for start := time.Now(); ; {
+	start, asked := time.Now(), time.Now()
+	for {
 		switch dom.Halt {
 		case vm.HaltSignal:
 			pr.Note("QEMU (pid %d) was stopped by a signal: letting it go on", dom.PID)
-			if err := hv.Start(ctx, p.Name); err != nil {
+			if err := hv.Proceed(ctx, p.Name, vm.HaltSignal); err != nil {
 				return dom, err
 			}
 		case vm.HaltPassing:
 			if phase == nil {
 				phase = pr.Start("settle", "wait for the VM: "+dom.Reason)
+			}
+			if time.Since(asked) > min(patienceJob, patience/2) {
+				asked = time.Now()
+				if err := hv.Proceed(ctx, p.Name, vm.HaltPassing); err != nil {
+					s.Log.Info("let the VM go on", "reason", dom.Reason, "err", err)
+				}
 			}
 		default:
 			if phase != nil {
@@ -56,7 +68,7 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom 
 		if time.Since(start) > patience {
 			return dom, &ui.Error{
 				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, because(dom.Reason), patience),
-				Hint: "try again, if it takes that long, or pull its plug: devvm nuke, devvm rm (what libvirt is at: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
+				Hint: "try again, if it takes that long, or pull its plug, which leaves its disk: devvm down (what libvirt is at: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
 				Kind: errHalt,
 			}
 		}

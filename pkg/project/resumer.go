@@ -72,7 +72,7 @@ func (s *Service) lookResumable(ctx context.Context, name string, proceed bool) 
 		return false, err
 	}
 	if proceed {
-		return true, hv.Start(ctx, name)
+		return true, hv.Proceed(ctx, name, vm.HaltIO)
 	}
 	return true, nil
 }

@@ -79,7 +79,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		return st, nil
 	}
 	if f.isStopping(dom) {
-		st.Problem, st.Next = "it is powering off, because of a devvm down that was interrupted", "devvm up"
+		st.Problem, st.Next = "it is powering off: devvm down has asked it to", "devvm up"
 		return st, nil
 	}
 	asked := ctx

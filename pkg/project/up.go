@@ -286,6 +286,10 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
 	if dom.Halt == vm.HaltIO {
 		if err := b.errFull(b.files); err != nil {
+			// Who lets it go on must be there.
+			if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
+				b.Log.Warn("start the supervisor of a paused VM", "err", err)
+			}
 			return err
 		}
 	}

@@ -439,10 +439,16 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	// An agent that neither reads nor answers does not hold up the end.
 	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
 	answers := bufio.NewReader(fromAgent) // of which one must fit
+	fresh := false
 	for {
-		fresh, err := e.freshen(toAgent, answers)
+		var err error
+		if fresh { // who asks all the time does not keep watchers from hearing
+			fresh = false
+		} else {
+			fresh, err = e.freshen(toAgent, answers)
+		}
 		if fresh || err != nil {
-			// there may be more to know before the rest
+			// a batch for the watchers comes next
 		} else if events := m.take(batchSize); len(events) > 0 {
 			if err = e.send(toAgent, answers, events); err == nil {
 				m.repeated()

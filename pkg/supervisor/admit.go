@@ -26,6 +26,7 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done fun
 		w.ask(call.HostConfig)
 		hold = holdCreated
 	case dockerproxy.Start:
+		s.awaitVoice(ctx)
 		known, err := engine.GetWishes(ctx, s.dialEngine, call.Container)
 		if err != nil {
 			s.Log.Debug("what a container wants is not known", "container", call.Container, "err", err)

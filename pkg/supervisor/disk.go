@@ -49,7 +49,7 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 			return
 		}
 		full := s.Disk.Full()
-		if status, _ := s.current(); !full && status.Paused == "" && status.State != StateLost {
+		if status, _ := s.current(); !full && status.Paused == "" && status.SlowSince.IsZero() && status.State != StateLost {
 			wait = diskEvery
 			continue
 		}
@@ -70,9 +70,8 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 // lookPaused looks whether the VM is paused, and notes it.
 func (s *supervisor) lookPaused(ctx context.Context, full bool) bool {
 	paused, err := s.Disk.Paused(ctx)
-	if err != nil {
+	if err != nil { // not known: then clients are not turned away
 		s.Log.Debug("look whether the VM is paused", "err", err)
-		return false
 	}
 	why := ""
 	switch {

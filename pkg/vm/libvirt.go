@@ -533,11 +533,7 @@ func (h *hypervisor) Start(ctx context.Context, name string) error {
 		case StateRunning:
 			return nil
 		case StatePaused:
-			if v.Halt == HaltSignal {
-				h.log.InfoContext(ctx, "letting a QEMU go on that was stopped by a signal", "vm", v.Name, "pid", v.PID)
-				return process{pid: v.PID, name: v.Name}.proceed()
-			}
-			return l.DomainResume(v.dom)
+			return h.proceed(ctx, l, v)
 		case StateSaved:
 			if err := h.checkSaved(v.Name); err != nil {
 				return err
@@ -549,6 +545,25 @@ func (h *hypervisor) Start(ctx context.Context, name string) error {
 		_, err := l.DomainCreateWithFlags(v.dom, 0)
 		return err
 	})
+}
+
+// Proceed implements Hypervisor.
+func (h *hypervisor) Proceed(ctx context.Context, name string, why Halt) error {
+	return h.act(ctx, "let go on", name, func(l *link, v view) error {
+		if v.State != StatePaused || v.Halt != why {
+			return nil
+		}
+		return h.proceed(ctx, l, v)
+	})
+}
+
+// proceed lets a paused VM go on.
+func (h *hypervisor) proceed(ctx context.Context, l *link, v view) error {
+	if v.Halt == HaltSignal {
+		h.log.InfoContext(ctx, "letting a QEMU go on that was stopped by a signal", "vm", v.Name, "pid", v.PID)
+		return process{pid: v.PID, name: v.Name}.proceed()
+	}
+	return l.DomainResume(v.dom) // fails while libvirt saves it
 }
 
 // Shutdown implements Hypervisor.

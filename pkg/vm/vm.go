@@ -94,9 +94,9 @@ const (
 	// leaves the VM in another state: its memory is being saved, or it powers off.
 	HaltPassing Halt = "passing"
 	// HaltIO says that QEMU could not write to the disk: most often the host's is full. When
-	// there is room, Start lets it go on.
+	// there is room, Proceed lets it go on.
 	HaltIO Halt = "io"
-	// HaltSignal says that QEMU's process is stopped by a signal (SIGSTOP). Start lets it
+	// HaltSignal says that QEMU's process is stopped by a signal (SIGSTOP). Proceed lets it
 	// go on.
 	HaltSignal Halt = "signal"
 )
@@ -207,6 +207,10 @@ type Hypervisor interface {
 	// running VM is no error. A failure that is due to KVM wraps ErrAccel; ErrMemory says
 	// that the memory of a saved VM is of no use. After any failure it is still saved.
 	Start(ctx context.Context, name string) error
+	// Proceed lets a VM go on that is halted for this reason, if it is. Unlike Start it
+	// neither boots one that is off nor resumes one that is saved, so that it does no harm to
+	// a VM that somebody else has stopped meanwhile. What libvirt is at, it does not disturb.
+	Proceed(ctx context.Context, name string, why Halt) error
 	// Shutdown asks the guest to power off (ACPI) and returns at once. For a
 	// stopped VM it returns ErrNotRunning.
 	Shutdown(ctx context.Context, name string) error

@@ -705,8 +705,23 @@ func (s *suite) stopped(t *testing.T) {
 	}
 	s.expect(ctx, t, spec, vm.StateRunning)
 	stop()
+	if err := s.h.Proceed(ctx, spec.Name, vm.HaltIO); err != nil {
+		t.Errorf("Proceed with another halt: %v", err)
+	}
+	if d, err := s.h.Get(ctx, spec.Name); err != nil || d.Halt != vm.HaltSignal {
+		t.Errorf("Proceed with another halt: it is %s (%q), %v", d.State, d.Halt, err)
+	}
+	if err := s.h.Proceed(ctx, spec.Name, vm.HaltSignal); err != nil {
+		t.Errorf("Proceed: %v", err)
+	}
+	s.expect(ctx, t, spec, vm.StateRunning)
+	stop()
 	if err := s.h.Destroy(ctx, spec.Name); err != nil {
 		t.Errorf("Destroy: %v", err)
+	}
+	s.expect(ctx, t, spec, vm.StateStopped)
+	if err := s.h.Proceed(ctx, spec.Name, vm.HaltSignal); err != nil {
+		t.Errorf("Proceed of a VM that is off: %v", err)
 	}
 	s.expect(ctx, t, spec, vm.StateStopped)
 }

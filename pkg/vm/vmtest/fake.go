@@ -314,19 +314,12 @@ func (f *Fake) Start(ctx context.Context, name string) error {
 		return err
 	}
 	return f.operate(ctx, OpStart, name, func(r *record) error {
-		switch {
-		case r.State == vm.StateRunning:
+		switch r.State {
+		case vm.StateRunning:
 			return nil
-		case r.Halt == vm.HaltSignal:
-			return signal(*r, unix.SIGCONT)
-		case r.State == vm.StatePaused && r.Saving:
-			return errors.New("domain is not running")
-		case r.State == vm.StatePaused:
-			if f.fails(OpPause, string(r.Halt)) { // for the same reason, at once
-				return nil
-			}
-			r.State, r.Halt, r.Reason, r.Resumes = vm.StateRunning, "", "resumed", true
-			return nil
+		case vm.StatePaused:
+			return f.proceed(r)
+		default:
 		}
 		spec := r.Spec.spec()
 		if err := f.startable(spec, host); err != nil {
@@ -334,6 +327,30 @@ func (f *Fake) Start(ctx context.Context, name string) error {
 		}
 		return f.launch(r, spec)
 	})
+}
+
+// Proceed implements vm.Hypervisor.
+func (f *Fake) Proceed(ctx context.Context, name string, why vm.Halt) error {
+	return f.operate(ctx, OpStart, name, func(r *record) error {
+		if r.State != vm.StatePaused || r.Halt != why {
+			return nil
+		}
+		return f.proceed(r)
+	})
+}
+
+// proceed lets a paused VM go on.
+func (f *Fake) proceed(r *record) error {
+	switch {
+	case r.Halt == vm.HaltSignal:
+		return signal(*r, unix.SIGCONT)
+	case r.Saving:
+		return errors.New("domain is not running")
+	case f.fails(OpPause, string(r.Halt)): // for the same reason, at once
+		return nil
+	}
+	r.State, r.Halt, r.Reason, r.Resumes = vm.StateRunning, "", "resumed", true
+	return nil
 }
 
 // startable refuses what QEMU would not start with.
