@@ -247,7 +247,9 @@ func toGuest(guest *socket.TCP, host syscall.RawConn) error {
 			if r.left, err = readableBytes(r.fd); err != nil || r.left == 0 {
 				return !errors.Is(err, unix.EAGAIN)
 			}
-			_, werr = guest.Endpoint.Write(&r, tcpip.WriteOptions{})
+			// Atomic: else the stack throws away what it has read but has no room for any
+			// more, because the buffer became smaller meanwhile.
+			_, werr = guest.Endpoint.Write(&r, tcpip.WriteOptions{Atomic: true})
 			return true
 		})
 		switch {
