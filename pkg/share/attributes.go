@@ -45,8 +45,8 @@ func (e *export) fileID(k key) uint64 {
 	return k.ino
 }
 
-// ownerOf tells whose an object is in the VM: whose root there has said, else root's,
-// or nobody's if it is not the host user's.
+// ownerOf tells whose an object is in the VM: whoever made it there or was given it there,
+// else the host's user, as in a container on the host. Others' are nobody's.
 func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -62,7 +62,9 @@ func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	if o, ok := e.owners.get(n.key); ok && o.born == n.born {
 		return o
 	}
-	return owner{born: n.born}
+	o := hostUser
+	o.born = n.born
+	return o
 }
 
 // sight is an object's state as the VM was told last.

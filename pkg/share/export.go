@@ -16,10 +16,7 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-const (
-	manyNodes  = 256 << 10 // objects of an export whose places are remembered
-	manyOwners = 256 << 10 // objects whose owners in the VM are remembered
-)
+const manyNodes = 256 << 10 // objects of an export whose places are remembered
 
 // export is an Export at work.
 type export struct {
@@ -37,7 +34,7 @@ type export struct {
 	mu       sync.Mutex // guards the nodes' places, and what follows
 	root     *node
 	nodes    recent[key, *node]
-	owners   recent[key, owner]
+	owners   owners
 	held     map[heldKey]*held
 	listings []*listing
 	streams  []*stream
@@ -86,12 +83,6 @@ const maxDepth = 1024
 // manyOthers is how many more links of a file are remembered.
 const manyOthers = 3
 
-// owner is whose an object is in the VM.
-type owner struct {
-	born     uint32
-	uid, gid uint32
-}
-
 // object is an object that is there: pinned by a descriptor, with its state when it
 // was opened.
 type object struct {
@@ -113,7 +104,7 @@ func newExport(e Export, f *files, m *mirror) (*export, error) {
 	x := &export{
 		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f, mirror: m,
 		root:  &node{},
-		nodes: newRecent[key, *node](manyNodes), owners: newRecent[key, owner](manyOwners), held: map[heldKey]*held{},
+		nodes: newRecent[key, *node](manyNodes), owners: newOwners(), held: map[heldKey]*held{},
 		arrived: make(chan struct{}),
 	}
 	x.arrive = sync.OnceFunc(func() { close(x.arrived) })

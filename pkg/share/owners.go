@@ -21,15 +21,66 @@ import (
 
 // ownerSize is the size of a record in bytes: the export's tag, device, inode number and
 // time of birth of the object, user and group, and the CRC-32 (IEEE) of all that,
-// little-endian. User and group 0 are as if nothing had been said.
+// little-endian. The host's user and group are as if nothing had been said.
 const ownerSize = 4 + 2 + 8 + 4 + 4 + 4 + 4
 
 const (
 	// slackOwners is how many records may be out of date before the log is written again.
 	slackOwners = 64 << 10
 	// mostOwners is how many records are read.
-	mostOwners = 4*manyOwners + slackOwners
+	mostOwners = 4*(manyOwners+manyRoots) + slackOwners
 )
+
+// owner is whose an object is in the VM.
+type owner struct {
+	born     uint32
+	uid, gid uint32
+}
+
+// hostUser owns, in the VM as on the host, what nobody in the VM has made or been given.
+var hostUser = owner{uid: self, gid: uint32(os.Getegid())}
+
+// is tells whether two owners are the same user and group.
+func (o owner) is(p owner) bool { return o.uid == p.uid && o.gid == p.gid }
+
+// owners are those of an export's objects that are not the host user's in the VM. Root's
+// have a part of their own: containers that run as root make a lot, and must not displace
+// what a database owns. To forget one of root's does no harm, since root may use it anyway.
+type owners struct {
+	root, others recent[key, owner]
+}
+
+const (
+	manyOwners = 192 << 10
+	manyRoots  = 64 << 10
+)
+
+func newOwners() owners {
+	return owners{root: newRecent[key, owner](manyRoots), others: newRecent[key, owner](manyOwners)}
+}
+
+func (x *owners) get(k key) (owner, bool) {
+	if o, ok := x.others.get(k); ok {
+		return o, true
+	}
+	return x.root.get(k)
+}
+
+func (x *owners) put(k key, o owner) {
+	x.delete(k)
+	switch {
+	case o.is(hostUser):
+	case o.uid == 0:
+		x.root.put(k, o)
+	default:
+		x.others.put(k, o)
+	}
+}
+
+func (x *owners) delete(k key) {
+	x.root.delete(k)
+	x.others.delete(k)
+}
 
 // ownerEntry is whose an object of an export is.
 type ownerEntry struct {
@@ -187,11 +238,7 @@ func (s *Server) keepOwners(path string) error {
 	for _, e := range s.exports {
 		e.log = l
 		for _, x := range all {
-			switch {
-			case x.tag != e.tag:
-			case x.uid == 0 && x.gid == 0:
-				e.owners.delete(x.key)
-			default:
+			if x.tag == e.tag {
 				e.owners.put(x.key, x.owner)
 			}
 		}
@@ -204,8 +251,8 @@ func (s *Server) allOwners() []ownerEntry {
 	var all []ownerEntry
 	for _, e := range s.exports {
 		e.mu.Lock()
-		for _, half := range []map[key]owner{e.owners.old, e.owners.young} {
-			for k, o := range half {
+		for _, part := range []map[key]owner{e.owners.root.old, e.owners.root.young, e.owners.others.old, e.owners.others.young} {
+			for k, o := range part {
 				all = append(all, ownerEntry{e.tag, k, o})
 			}
 		}
@@ -220,14 +267,10 @@ func (e *export) setOwner(n *node, o owner) {
 	o.born = n.born
 	e.mu.Lock()
 	last, had := e.owners.get(n.key)
-	if o.uid == 0 && o.gid == 0 {
-		e.owners.delete(n.key)
-	} else {
-		e.owners.put(n.key, o)
-	}
+	e.owners.put(n.key, o)
 	e.mu.Unlock()
-	root := o.uid == 0 && o.gid == 0
-	if root && !had || !root && had && last == o {
+	theirs := o.is(hostUser)
+	if theirs && !had || !theirs && had && last == o {
 		return
 	}
 	// Where nothing tells an object from a later one with its number, none is kept.

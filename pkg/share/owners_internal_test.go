@@ -37,3 +37,24 @@ func TestOwnersRewritten(t *testing.T) {
 		t.Errorf("read again: %+v, want %+v last", all, x)
 	}
 }
+
+// However much root makes, what others own is not forgotten for it.
+func TestOwnersOfRoot(t *testing.T) {
+	SetHostUser(t, 1000, 1000)
+	x := newOwners()
+	database := owner{uid: 999, gid: 999}
+	x.put(key{ino: 1}, database)
+	for i := range uint64(3 * manyRoots) {
+		x.put(key{ino: 2 + i}, owner{})
+	}
+	if o, ok := x.get(key{ino: 1}); !ok || o != database {
+		t.Errorf("the database's directory is %+v, %v", o, ok)
+	}
+	if n := len(x.root.old) + len(x.root.young); n > manyRoots {
+		t.Errorf("%d owners are kept of root's files", n)
+	}
+	x.put(key{ino: 1}, hostUser)
+	if o, ok := x.get(key{ino: 1}); ok {
+		t.Errorf("given back to the host's user: %+v", o)
+	}
+}

@@ -4,8 +4,9 @@
 //
 // All access is the host user's own, whoever asks in the VM: what that user may do
 // with a file, each user of the VM may, and files made in the VM belong to the host's
-// user. What root in the VM says about owners is kept apart, shown again, and reaches no
-// file of the host.
+// user. That user's files have that user's number in the VM. Who made a file there, and
+// what root there says about owners, is kept apart, shown again, and reaches no file of
+// the host.
 //
 // The VM is not trusted. Each object is opened by a path below the export's root that
 // the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic

@@ -407,48 +407,57 @@ func (c *client) chown(h []byte, uid, gid uint32) nfs3.Nfsstat3 {
 	return c.setattr(h, a)
 }
 
-// What the VM says about owners is remembered, and is not the host's business.
+// The host user's files are that user's in the VM, too. What is made there is its maker's,
+// and what the VM says about owners is remembered. Neither is the host's business.
 func TestOwners(t *testing.T) {
+	share.SetHostUser(t, 1000, 100)
 	dir, _, c := shared(t)
 	put(t, filepath.Join(dir, "f"), "")
 	f := c.must("f")
-	owner := func(h []byte, uid, gid uint32) {
+	owner := func(what string, h []byte, uid, gid uint32) {
 		t.Helper()
 		a, _ := c.getattr(h)
 		if a.Uid != uid || a.Gid != gid {
-			t.Errorf("owner %d:%d, want %d:%d", a.Uid, a.Gid, uid, gid)
+			t.Errorf("%s: owner %d:%d, want %d:%d", what, a.Uid, a.Gid, uid, gid)
 		}
 	}
-	owner(f, 0, 0)
+	owner("the host's", f, 1000, 100)
+	owner("the directory", c.root, 1000, 100)
+	byRoot, st := c.create(c.root, "root", guarded(0o600))
+	want(t, "create", st, nfs3.OK)
+	owner("made by root", byRoot, 0, 0)
 	want(t, "chown", c.chown(f, 999, 998), nfs3.OK)
-	owner(f, 999, 998)
+	owner("given away", f, 999, 998)
 	fi, _ := os.Stat(filepath.Join(dir, "f"))
 	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
 		t.Errorf("the host's owner is %d", st.Uid)
 	}
-	c.uid = 1000
-	want(t, "chown by another", c.chown(f, 1000, 1000), nfs3.ERR_PERM)
+	want(t, "chown", c.chown(byRoot, 1000, 100), nfs3.OK)
+	owner("given to the host's user", byRoot, 1000, 100)
+	c.uid = 1001
+	want(t, "chown by another", c.chown(f, 1001, 1001), nfs3.ERR_PERM)
 	g, st := c.create(c.root, "g", guarded(0o600))
 	want(t, "create", st, nfs3.OK)
-	owner(g, 1000, 1000)
+	owner("made by another", g, 1001, 1001)
 	d, st := c.mkdir(c.root, "d", 0o700)
 	want(t, "mkdir", st, nfs3.OK)
-	owner(d, 1000, 1000)
-	want(t, "chown to itself", c.chown(g, 1000, 1000), nfs3.OK)
+	owner("made by another", d, 1001, 1001)
+	want(t, "chown to itself", c.chown(g, 1001, 1001), nfs3.OK)
 	c.uid = 0
-	want(t, "chown back", c.chown(g, 0, 0), nfs3.OK)
-	owner(g, 0, 0)
+	want(t, "chown to root", c.chown(g, 0, 0), nfs3.OK)
+	owner("given to root", g, 0, 0)
 	if os.Geteuid() == 0 {
 		if err := os.Chown(filepath.Join(dir, "g"), 4711, 4711); err != nil {
 			t.Fatal(err)
 		}
-		owner(g, 65534, 65534)
+		owner("another user's of the host", g, 65534, 65534)
 		want(t, "chown of what is not ours", c.chown(g, 1, 1), nfs3.ERR_PERM)
 	}
 }
 
 // Owners outlive the server, however it ends. A damaged record costs no more than itself.
 func TestOwnersKept(t *testing.T) {
+	share.SetHostUser(t, 1000, 100)
 	dir := realTemp(t)
 	log := filepath.Join(t.TempDir(), "owners")
 	s := &server{t: t, socket: filepath.Join(t.TempDir(), "s"), opts: share.Options{
@@ -469,7 +478,7 @@ func TestOwnersKept(t *testing.T) {
 	if _, st := c.mkdir(c.root, "data", 0o700); st != nfs3.OK {
 		t.Fatal(st)
 	}
-	for _, name := range []string{"table", "again", "back"} {
+	for _, name := range []string{"table", "again", "back", "host"} {
 		if _, st := c.create(c.must("data"), name, guarded(0o600)); st != nfs3.OK {
 			t.Fatal(st)
 		}
@@ -477,7 +486,11 @@ func TestOwnersKept(t *testing.T) {
 	c.uid = 0
 	want(t, "chown of the root", c.chown(c.root, 7, 8), nfs3.OK)
 	want(t, "chown", c.chown(c.must("data/again"), 1000, 1000), nfs3.OK)
-	want(t, "chown back", c.chown(c.must("data/back"), 0, 0), nfs3.OK)
+	want(t, "chown to root", c.chown(c.must("data/back"), 0, 0), nfs3.OK)
+	want(t, "chown to the host's user", c.chown(c.must("data/host"), 1000, 100), nfs3.OK)
+	if _, st := c.create(c.must("data"), "root", guarded(0o600)); st != nfs3.OK {
+		t.Fatal(st)
+	}
 
 	check := func(when string) {
 		t.Helper()
@@ -485,6 +498,8 @@ func TestOwnersKept(t *testing.T) {
 		owner(when, "data/table", 999, 999)
 		owner(when, "data/again", 1000, 1000)
 		owner(when, "data/back", 0, 0)
+		owner(when, "data/host", 1000, 100)
+		owner(when, "data/root", 0, 0)
 		if a, _ := c.getattr(c.root); a.Uid != 7 || a.Gid != 8 {
 			t.Errorf("%s: the root is %d:%d's", when, a.Uid, a.Gid)
 		}
