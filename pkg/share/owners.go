@@ -51,7 +51,7 @@ type owners struct {
 }
 
 const (
-	manyOwners = 192 << 10
+	manyOwners = 160 << 10
 	manyRoots  = 64 << 10
 )
 
