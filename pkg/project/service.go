@@ -439,14 +439,14 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 	f := s.Dirs.paths(p.Name)
 	client := s.supervisor(p)
 	status, err := client.Status(ctx)
-	if err == nil && exists(f.dockerSocket()) && (status.Version == s.Version || status.Connections > 0) {
+	if err == nil && exists(f.dockerSocket()) && (status.Version == s.Version && !status.Alone || status.Connections > 0) {
 		if err := client.Resume(ctx); err != nil && status.Version == s.Version {
 			return err
 		}
 		return nil
 	}
 	switch {
-	case err == nil: // of another version, and nobody uses it; or nobody can: docker.sock was removed
+	case err == nil: // of another version or alone, and nobody uses it; or nobody can: docker.sock was removed
 		err = s.stopSupervisor(ctx, p)
 	case errors.Is(err, supervisor.ErrHung):
 		err = s.killSupervisor(ctx, p)

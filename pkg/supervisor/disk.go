@@ -45,6 +45,8 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 	for {
 		select {
 		case <-tick.C:
+		case <-s.Alone: // there is nobody to ask
+			return
 		case <-ctx.Done():
 			return
 		}
@@ -67,6 +69,20 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 	}
 }
 
+// awaitAlone says so when nobody is left to look outside of the sandbox. All else goes on.
+func (s *supervisor) awaitAlone(ctx context.Context) {
+	select {
+	case <-s.Alone:
+	case <-ctx.Done():
+		return
+	}
+	s.Log.Warn("the process that looks outside of the sandbox has ended: it is not known any more who has a port, and a paused VM does not go on by itself", "next", "devvm up")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.Alone, s.status.Paused = true, ""
+	s.tell()
+}
+
 // lookPaused looks whether the VM is paused, and notes it.
 func (s *supervisor) lookPaused(ctx context.Context, full bool) bool {
 	paused, err := s.Disk.Paused(ctx)
@@ -82,7 +98,7 @@ func (s *supervisor) lookPaused(ctx context.Context, full bool) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.status.Paused != why {
+	if s.status.Paused != why && !s.status.Alone {
 		s.Log.Info("paused", "why", why)
 		s.status.Paused = why
 		s.tell()

@@ -77,6 +77,9 @@ type Options struct {
 	// supervisor.
 	Confine func() error
 	Ready   func() error // called once both sockets listen; its error ends the supervisor
+	// Alone is closed when nobody is left to look outside of the sandbox for this process: who
+	// has a port, whether the VM is paused. nil: it looks itself.
+	Alone <-chan struct{}
 	// Forked says that the VM goes on from another one's memory: it sets its own clock
 	// before it takes the first link, and mounts by itself what its firmware tells it to.
 	Forked bool
@@ -208,6 +211,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	owned.Go(func() { s.keepLink(ctx) })
 	owned.Go(func() { s.watchDisk(ctx) })
+	owned.Go(func() { s.awaitAlone(ctx) })
 	owned.Go(func() {
 		if !background.HoldsPlace(ctx, lock, o.Lock) {
 			o.Log.Warn("the supervisor's files have been removed: another takes its place", "lock", o.Lock)
