@@ -108,6 +108,7 @@ type supervisor struct {
 	revivals int // of the engine since it last answered; keepLink's
 	// silences counts how often the VM has become slow.
 	silences int
+	called   chan struct{} // somebody has called docker.sock
 	boot     string        // of the VM (guest.Clock); empty: not known
 	rest     bool          // no link until resumed
 	changed  chan struct{} // closed and replaced at each change
@@ -146,6 +147,7 @@ func Run(ctx context.Context, o Options) error {
 		changed: make(chan struct{}),
 		ended:   make(chan struct{}),
 		room:    room{wanted: make(chan struct{}, 1)},
+		called:  make(chan struct{}, 1),
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
@@ -492,6 +494,7 @@ func (s *supervisor) unavailable() string {
 // the link as long as ctx allows, but not for a VM that is gone. A VM that is slow is not
 // asked: it has enough to do.
 func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
+	s.call()
 	for {
 		s.mu.Lock()
 		link, state, changed, slow := s.link, s.status.State, s.changed, !s.status.SlowSince.IsZero()
