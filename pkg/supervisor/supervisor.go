@@ -146,7 +146,7 @@ func Run(ctx context.Context, o Options) error {
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
 		ended:   make(chan struct{}),
-		room:    room{wanted: make(chan struct{}, 1)},
+		room:    room{turn: make(chan struct{}, 1), wanted: make(chan struct{}, 1)},
 		called:  make(chan struct{}, 1),
 	}
 	for _, e := range o.Share.Exports {
