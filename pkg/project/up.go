@@ -1035,7 +1035,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				return nil
 			}
 			if full := problemFull(last); full != "" && last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
-				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: adviceFull}
+				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: AdviceFull}
 			}
 			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
 				return &ui.Error{

@@ -198,7 +198,7 @@ const noSpace = "no space left on device"
 // that the next call finds room. It holds the error up for some seconds at most: of a VM that
 // does not answer in time the last word counts, and without one the error stays as it is.
 func (s *supervisor) explain(ctx context.Context, message string) string {
-	if !strings.Contains(strings.ToLower(message), noSpace) {
+	if !lacksSpace(message) {
 		return message
 	}
 	r, link, err := s.lookNow(ctx, 0)
@@ -214,6 +214,23 @@ func (s *supervisor) explain(ctx context.Context, message string) string {
 		return message
 	}
 	return message + "\n\ndevvm: " + s.adviseRoom(r)
+}
+
+// lacksSpace tells whether words of the VM's are about a full disk.
+func lacksSpace(words string) bool { return strings.Contains(strings.ToLower(words), noSpace) }
+
+// failed is told how an answer has ended that had begun well. What the engine has said by then
+// cannot be explained any more: status does.
+func (s *supervisor) failed(ctx context.Context, message string) {
+	if !lacksSpace(message) {
+		return
+	}
+	s.Log.Warn("the engine has failed for want of room", "said", message)
+	s.mu.Lock()
+	s.status.ShortAt = time.Now()
+	s.tell()
+	s.mu.Unlock()
+	s.admitRoom(ctx)
 }
 
 // adviseRoom says that the VM's disk is full and how to get out.
@@ -247,7 +264,7 @@ const reviveCommand = `systemctl reset-failed containerd.service docker.service;
 // again, unless that has been tried often enough.
 func (s *supervisor) revive(ctx context.Context, link *guest.Client, words string) bool {
 	full, r := s.makeRoom(ctx, link)
-	if r.Full() || !full && !strings.Contains(strings.ToLower(words), noSpace) || s.revivals >= mostRevivals {
+	if r.Full() || !full && !lacksSpace(words) || s.revivals >= mostRevivals {
 		return false
 	}
 	s.revivals++

@@ -185,6 +185,35 @@ func TestExplainInTime(t *testing.T) {
 	}
 }
 
+// TestProgress: an answer that ends for want of room passes as it is. Status tells, and the next
+// call finds some.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	f, d := startDisk(t, roomyDisk)
+	f.until(t, supervisor.StateReady, 0)
+	d.until(t, guest.ReserveParts)
+	for _, words := range []string{"no such image", "write /var/lib/docker/x: no space left on device"} {
+		short := strings.Contains(words, "no space left")
+		if short {
+			d.set(t, fullDisk)
+		}
+		code, answer := f.ask(t, http.MethodPost, "/test/progress?message="+url.QueryEscape(words), "")
+		if want := `{"status":"Downloading"}` + "\r\n" + `{"error":"` + words + `","errorDetail":{"message":"` + words + `"}}` + "\n"; code != http.StatusOK || answer != want {
+			t.Errorf("%d %s, want %s", code, answer, want)
+		}
+		if !short {
+			if st, err := f.client.Status(t.Context()); err != nil || !st.ShortAt.IsZero() {
+				t.Errorf("%q: %+v, %v", words, st, err)
+			}
+			continue
+		}
+		if err := f.client.Watch(t.Context(), func(s supervisor.Status) bool { return s.ShortAt.IsZero() }); err != nil {
+			t.Error(err)
+		}
+		d.until(t, guest.ReserveParts-1)
+	}
+}
+
 // TestRevive: an engine that a full disk has ended is started again, with some room.
 func TestRevive(t *testing.T) {
 	t.Parallel()

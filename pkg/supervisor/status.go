@@ -52,6 +52,10 @@ type Status struct {
 	// client on docker.sock replaces both.
 	Alone bool `json:"alone,omitempty"`
 
+	// ShortAt is when the engine last failed for want of room on a disk of the VM's, in the
+	// middle of an answer to somebody.
+	ShortAt time.Time `json:"short_at,omitzero"`
+
 	PID         int    `json:"pid"`
 	Version     string `json:"version"`
 	Connections int    `json:"connections"` // open on docker.sock now

@@ -181,6 +181,7 @@ func Run(ctx context.Context, o Options) error {
 			return o.Used()
 		},
 		Explain:     s.explain,
+		Failed:      s.failed,
 		Unavailable: s.unavailable,
 	})
 
@@ -354,7 +355,7 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		s.status.SlowSince = time.Time{}
 	}
 	if state == StateStopped || state == StateSuspended {
-		s.status.Room = nil
+		s.status.Room, s.status.ShortAt = nil, time.Time{}
 	}
 	if s.status.State == state && s.status.Error == reason {
 		return
