@@ -39,7 +39,7 @@ func TestShortOfRoom(t *testing.T) {
 			if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
 				t.Fatal(err)
 			}
-			l, err := net.Listen("unix", socket) //nolint:noctx // it is at a path
+			l, err := net.Listen("unix", socket)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -43,7 +43,7 @@ func TestAsks(t *testing.T) {
 		expect := func(what string, after time.Duration, least, most int32) {
 			t.Helper()
 			before := asked.Load()
-			time.Sleep(after) //nolint:forbidigo // it is a bubble's clock
+			time.Sleep(after) // by the clock of the bubble
 			synctest.Wait()
 			if n := asked.Load() - before; n < least || n > most {
 				t.Errorf("%s: asked %d times in %s, want %d to %d", what, n, after, least, most)
