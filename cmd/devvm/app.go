@@ -37,6 +37,7 @@ type app struct {
 	open   openFunc
 	kernel time.Duration                   // see project.Service
 	halt   time.Duration                   // see project.Service
+	slow   time.Duration                   // see project.Service
 	again  time.Duration                   // see again
 	free   func(dir string) (int64, error) // see project.Service
 
@@ -247,6 +248,8 @@ func (a *app) service() (*project.Service, error) {
 		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
 		Kernel:  a.kernel,
 		Halt:    a.halt,
+		Slow:    a.slow,
+		Note:    func(text string) { fmt.Fprintln(a.Err, "note:", text) },
 		Free:    a.free,
 		Log:     log,
 	}, nil

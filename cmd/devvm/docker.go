@@ -26,7 +26,13 @@ after "--".`,
 					fmt.Fprintln(a.Err, "note: the VM does not have this directory: the client's relative paths are below /root there")
 				}
 				argv := append([]string{"docker"}, args...)
-				return a.runInGuest(ctx, s, p, guest.Command{Argv: argv}, a.InTerminal && a.OutTerminal)
+				err := a.runInGuest(ctx, s, p, guest.Command{Argv: argv}, a.InTerminal && a.OutTerminal)
+				if err != nil && ctx.Err() == nil {
+					if short := s.ShortOfRoom(ctx, p); short != "" {
+						fmt.Fprintln(a.Err, "note:", short)
+					}
+				}
+				return err
 			})(cmd, nil)
 		},
 	}

@@ -43,7 +43,7 @@ func fakeDevvm() int {
 		}
 		return vmtest.NewFake(dir, vmtest.Options{Command: []string{"fakevm", "{spec}"}}), nil
 	})
-	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "halt": &a.halt, "again": &a.again} {
+	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "halt": &a.halt, "slow": &a.slow, "again": &a.again} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			continue
@@ -70,6 +70,20 @@ func fakeVM() int {
 		return 1
 	}
 	return 0
+}
+
+// silent is the connection of a VM that takes nothing from its network for a while.
+type silent struct {
+	net.Conn
+	now func() bool
+}
+
+// Read implements [net.Conn].
+func (s silent) Read(b []byte) (int, error) {
+	for s.now() {
+		time.Sleep(10 * time.Millisecond)
+	}
+	return s.Conn.Read(b)
 }
 
 func bootFakeVM(specPath string) error {
@@ -99,7 +113,11 @@ func bootFakeVM(specPath string) error {
 	}
 	defer console.Close()
 	fmt.Fprintln(console, "devvm: kernel up")
-	guest, err := usernettest.NewGuest(conn, usernettest.Options{})
+	flagged := func(name string) bool {
+		_, err := os.Stat(filepath.Join(fake, name))
+		return err == nil
+	}
+	guest, err := usernettest.NewGuest(silent{conn, func() bool { return ctx.Err() == nil && flagged("silent") }}, usernettest.Options{})
 	if err != nil {
 		return err
 	}
@@ -121,10 +139,6 @@ func bootFakeVM(specPath string) error {
 	authorized, err := os.ReadFile(spec.Credentials["devvm.authorized_keys"])
 	if err != nil {
 		return err
-	}
-	flagged := func(name string) bool {
-		_, err := os.Stat(filepath.Join(fake, name))
-		return err == nil
 	}
 	sockets := map[string]func(context.Context) (net.Conn, error){guesttest.DockerSocket: func(ctx context.Context) (net.Conn, error) {
 		if flagged("deaf") {

@@ -80,6 +80,12 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Supervisor != nil && !st.Supervisor.Rebooted.IsZero() {
 		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
+	if sup := st.Supervisor; sup != nil && time.Since(sup.ShortAt) < time.Hour {
+		line("no room", "a pull, build or load has failed for want of room in the VM at %s: %s", sup.ShortAt.Local().Format(time.TimeOnly), project.AdviceFull)
+	}
+	if st.Supervisor != nil && st.Supervisor.Alone {
+		line("note", "a process of devvm's has ended (devvm owner): should the host's disk get full, the VM does not go on by itself; devvm up replaces it")
+	}
 	if (st.State != vm.StateRunning || st.Healthy) && st.Problem != "" {
 		line("problem", "%s", st.Problem)
 	}

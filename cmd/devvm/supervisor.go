@@ -2,16 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/background"
-	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -51,59 +48,20 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 	return cmd
 }
 
-// superviseConfined supervises from a sandbox, with a process outside of it that says who
-// has a port.
+// superviseConfined supervises from a sandbox, with an aide outside of it.
 func superviseConfined(ctx context.Context, s *project.Service, name string, o supervisor.Options) error {
 	policy, err := s.SupervisorPolicy(name)
 	if err != nil {
 		return err
 	}
-	owner, err := startOwner(s.Exe, name)
+	background.Withhold()
+	aide, err := s.StartAide(name)
 	if err != nil {
-		return fmt.Errorf("start the process that says who has a port: %w", err)
+		return fmt.Errorf("start the process that looks outside of the sandbox: %w", err)
 	}
-	defer owner.end()
-	o.Ports.Owner = owner.witness.Owner
-	o.Disk.Paused, o.Disk.Proceed = owner.resumer.Paused, owner.resumer.Proceed
+	defer aide.Close()
+	o.Ports.Owner, o.Alone = aide.Owner, aide.Ended()
+	o.Disk.Paused, o.Disk.Proceed = aide.Paused, aide.Proceed
 	o.Confine = func() error { return project.Confine(policy, sandbox.Calls{Exec: true}, o.Log) }
 	return supervisor.Run(ctx, o)
-}
-
-// owner is a process `devvm owner`.
-type owner struct {
-	witness *ports.Witness
-	resumer *project.Resumer
-	wait    func() error
-}
-
-// end ends the process, by the end of its pipes.
-func (o owner) end() { _ = errors.Join(o.witness.Close(), o.resumer.Close(), o.wait()) }
-
-// startOwner starts `devvm owner`, which ends with the pipes to it.
-func startOwner(exe, name string) (owner, error) {
-	var pipes []*os.File // the ends of both, in turn: to be read, to be written
-	for range 4 {
-		r, w, err := os.Pipe()
-		if err != nil {
-			for _, f := range pipes {
-				_ = f.Close()
-			}
-			return owner{}, err
-		}
-		pipes = append(pipes, r, w)
-	}
-	o := owner{witness: ports.NewWitness(pipes[1], pipes[2]), resumer: project.NewResumer(pipes[5], pipes[6])}
-	background.Withhold()
-	cmd := exec.Command(exe, "owner", "--project-name", name) //nolint:noctx // it ends with the pipes
-	cmd.Dir = "/"
-	cmd.Stdin, cmd.Stdout, cmd.ExtraFiles = pipes[0], pipes[3], []*os.File{pipes[4], pipes[7]}
-	err := cmd.Start()
-	for _, theirs := range []int{0, 3, 4, 7} {
-		_ = pipes[theirs].Close()
-	}
-	if err != nil {
-		return owner{}, errors.Join(err, o.witness.Close(), o.resumer.Close())
-	}
-	o.wait = cmd.Wait
-	return o, nil
 }

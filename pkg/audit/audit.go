@@ -230,18 +230,19 @@ func privileges(h Host, processes []Process) Finding {
 
 // sandboxes tells which processes could use all files of their user. The kernel shows
 // nobody that a process is in a Landlock domain, but who enters one of devvm's has a
-// filter of system calls, too, and QEMU has one of its own.
+// filter of system calls, too, and QEMU has one of its own. The supervisor's devvm owner has
+// the filter alone: it is what looks outside.
 func sandboxes(processes []Process) []Finding {
-	least := map[string]int{KindNet: 1, KindSupervisor: 1, KindQEMU: 2}
+	least := map[string]int{KindNet: 1, KindSupervisor: 1, KindOwner: 1, KindQEMU: 2}
 	f := Finding{Name: "sandbox", Status: OK}
 	confined := 0
 	for _, p := range processes {
 		switch want, asked := least[p.Kind]; {
 		case !asked, p.Kind == KindQEMU && p.UID == 0:
-		case p.Filters >= want:
-			confined++
-		default:
+		case p.Filters < want:
 			f.Details = append(f.Details, p.name()+" is in none")
+		case p.Kind != KindOwner: // which has the filter alone
+			confined++
 		}
 	}
 	switch {

@@ -290,6 +290,7 @@ func TestProcesses(t *testing.T) {
 	f.process(18, 1, 1000, none, []string{"vi", "devvm"})
 	f.process(19, 1, 1000, "0000000000003000", []string{"/opt/dv", "up"})
 	f.link("proc/19/exe", "/usr/bin/devvm")
+	f.process(20, 11, 1000, none, []string{"/usr/bin/devvm", "owner", "--project-name", "app-1"})
 	got, err := findProcesses(f.Host)
 	if err != nil {
 		t.Fatal(err)
@@ -302,6 +303,7 @@ func TestProcesses(t *testing.T) {
 		{PID: 15, Kind: KindChild, Project: "app-1", UID: 1000},
 		{PID: 16, Kind: KindChild, Project: "app-1", UID: 1000},
 		{PID: 19, Kind: KindCommand, UID: 1000, Privileged: true, Capabilities: "0000000000003000"},
+		{PID: 20, Kind: KindOwner, Project: "app-1", UID: 1000},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -15,6 +15,7 @@ import (
 const (
 	KindNet        = "network"    // devvm net
 	KindSupervisor = "supervisor" // devvm supervisor
+	KindOwner      = "owner"      // devvm owner
 	KindCommand    = "command"    // any other devvm
 	KindQEMU       = "qemu"       // a VM of devvm's
 	KindLibvirt    = "libvirt"    // the daemon that runs it
@@ -122,6 +123,8 @@ func classify(h Host, pid int, argv []string) (p Process, ours bool) {
 			p.Kind = KindNet
 		case "supervisor":
 			p.Kind = KindSupervisor
+		case "owner":
+			p.Kind = KindOwner
 		}
 	}
 	for i, a := range argv {

@@ -27,6 +27,7 @@ type exchange struct {
 	admit    AdmitFunc
 	changing func() error
 	explain  func(context.Context, string) string // nil: failures pass as they are
+	failed   func(context.Context, string)        // nil: nobody wants to know
 	client   net.Conn
 	engine   net.Conn
 
@@ -150,7 +151,13 @@ func (x *exchange) answer(ctx context.Context, t *tee, r *bufio.Reader, a *answe
 		if err := a.release(); err != nil {
 			return false, err
 		}
-		err = relay.Pass(io.Discard, resp.Body)
+		end := new(ending)
+		err = relay.Pass(end, resp.Body)
+		if err == nil && x.failed != nil && progress(resp) {
+			if message := end.failure(); message != "" {
+				x.failed(ctx, message)
+			}
+		}
 		return err == nil, errors.Join(err, resp.Body.Close())
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 )
 
 // maxFailure bounds a failure's message that is looked at, in bytes.
@@ -46,6 +47,40 @@ func (a *answers) release() error {
 // length that can be held.
 func (a *answers) failure(resp *http.Response) bool {
 	return a.holds && resp.StatusCode >= http.StatusInternalServerError && resp.ContentLength > 0 && resp.ContentLength <= maxFailure
+}
+
+// progress says whether an answer is a list of JSON objects, one a line, that ends with the
+// failure if there is one.
+func progress(resp *http.Response) bool {
+	kind, _, _ := strings.Cut(resp.Header.Get("Content-Type"), ";")
+	return resp.StatusCode == http.StatusOK && resp.ContentLength < 0 && kind == "application/json"
+}
+
+// ending keeps the end of what is written to it.
+type ending []byte
+
+// maxEnding is enough for the line with which a failure is told.
+const maxEnding = 4 << 10
+
+// Write implements io.Writer.
+func (e *ending) Write(b []byte) (int, error) {
+	n := len(b)
+	b = b[max(0, n-maxEnding):]
+	over := max(0, len(*e)+len(b)-maxEnding)
+	*e = append((*e)[:copy(*e, (*e)[over:])], b...)
+	return n, nil
+}
+
+// failure is the message of the failure that the last line tells, "" if it tells none.
+func (e *ending) failure() string {
+	lines := bytes.TrimSpace(*e)
+	var said struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(lines[bytes.LastIndexByte(lines, '\n')+1:], &said) != nil {
+		return ""
+	}
+	return said.Error
 }
 
 // explained reads a failure and passes it on with a better message, if there is one. What

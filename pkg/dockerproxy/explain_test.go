@@ -55,3 +55,48 @@ func TestExplain(t *testing.T) {
 		read(t, client, noContent)
 	}
 }
+
+// TestFailed: how an answer ends that began well is told, and the answer passes as it is.
+func TestFailed(t *testing.T) {
+	t.Parallel()
+	stream := func(kind, body string) string {
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: %s\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", kind, len(body), body)
+	}
+	const end = `{"errorDetail":{"message":"disk is full"},"error":"disk is full"}` + "\r\n"
+	for name, c := range map[string]struct{ answer, want string }{
+		"pull":     {stream("application/json", `{"status":"Pulling"}`+"\r\n"+end), "disk is full"},
+		"at once":  {stream("application/json; charset=utf-8", end), "disk is full"},
+		"long":     {stream("application/json", strings.Repeat("{\"status\":\"Pulling\"}\r\n", 5000)+end), "disk is full"},
+		"no line":  {stream("application/json", strings.Repeat("x", 1<<20)), ""},
+		"well":     {stream("application/json", end+`{"status":"Done"}`+"\r\n"), ""},
+		"a log":    {stream("text/plain", end), ""},
+		"too long": {stream("application/json", `{"error":"`+strings.Repeat("x", 8<<10)+`"}`), ""},
+		"empty":    {stream("application/json", "\n"), ""},
+	} {
+		engine := new(raw)
+		told := make(chan string, 1)
+		_, sock := serve(t, dockerproxy.Options{
+			Dial: engine.dial(t, func(r *http.Request) string {
+				if r.URL.Path == "/after" {
+					return noContent
+				}
+				return c.answer
+			}),
+			Admit:  admitAll,
+			Failed: func(_ context.Context, message string) { told <- message },
+		})
+		client := connect(t, sock)
+		_, _ = io.WriteString(client, request(http.MethodPost, "/images/create", "{}"))
+		read(t, client, c.answer)
+		_, _ = io.WriteString(client, request(http.MethodPost, "/after", ""))
+		read(t, client, noContent)
+		got := ""
+		select {
+		case got = <-told:
+		default:
+		}
+		if got != c.want {
+			t.Errorf("%s: told %q, want %q", name, got, c.want)
+		}
+	}
+}

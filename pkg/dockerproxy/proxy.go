@@ -63,6 +63,10 @@ type Options struct {
 	// Explain, if any, is given the message of each failure of the engine's, and returns
 	// what the client gets to read. It is asked only where there is an Admit.
 	Explain func(ctx context.Context, message string) string
+	// Failed, if any, is told the message with which an answer has ended that had begun well:
+	// that of a pull, a build or a load. The client has it by then, as the engine said it. It
+	// is asked only where there is an Admit.
+	Failed func(ctx context.Context, message string)
 	// Unavailable gives the message for clients that cannot be served: what
 	// happened and what to do. Nil or an empty message leaves it to the proxy.
 	Unavailable func() string
@@ -148,7 +152,7 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 		err = relay.Join(ctx, client, engine, nil)
 	} else {
 		x := newExchange(p.opts.Admit, p.opts.Changing, client, engine)
-		x.explain = p.opts.Explain
+		x.explain, x.failed = p.opts.Explain, p.opts.Failed
 		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, func() error { return x.down(ctx) })
 	}
 	if err != nil && ctx.Err() == nil {

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -77,14 +78,17 @@ func Wait(ctx context.Context, l *flock.Flock, shared bool, retry time.Duration)
 	}
 }
 
-// Stopped returns the process that holds the lock and is stopped by a signal; 0 if it runs,
-// or cannot be seen from here.
+// Stopped returns a process that holds the lock and is stopped by a signal; 0 if there is none,
+// or it cannot be seen from here. One of several that share the lock is enough to hold it.
 func Stopped(path string) int {
-	pid, err := Holder(path)
-	if err != nil || pid == 0 || !stopped(pid) {
+	pids, err := holders(path)
+	if err != nil {
 		return 0
 	}
-	return pid
+	if i := slices.IndexFunc(pids, stopped); i >= 0 {
+		return pids[i]
+	}
+	return 0
 }
 
 // stopped tells whether a signal has stopped a process (proc_pid_stat(5)).
@@ -97,26 +101,36 @@ func stopped(pid int) bool {
 	return strings.HasPrefix(string(b[strings.LastIndexByte(string(b), ')')+1:]), " T ")
 }
 
-// Holder returns the process that has the file locked, 0 if none that can be seen from here
-// does: one that /proc/locks names (proc_locks(5)) and that has the file open. The device
-// stands there in a form that not every file system shares with stat(2).
+// Holder returns a process that has the file locked, 0 if none that can be seen from here does.
 func Holder(path string) (int, error) {
+	pids, err := holders(path)
+	if err != nil || len(pids) == 0 {
+		return 0, err
+	}
+	return pids[0], nil
+}
+
+// holders returns the processes that have the file locked: those that /proc/locks names
+// (proc_locks(5)) and that have it open. The device stands there in a form that not every file
+// system shares with stat(2).
+func holders(path string) ([]int, error) {
 	file, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	st, ok := file.Sys().(*syscall.Stat_t)
 	if !ok {
-		return 0, nil
+		return nil, nil
 	}
 	locks, err := os.ReadFile("/proc/locks")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	suffix := ":" + strconv.FormatUint(st.Ino, 10)
+	var pids []int
 	for line := range strings.Lines(string(locks)) {
 		f := strings.Fields(line) // 1: FLOCK ADVISORY WRITE 1234 fe:00:5678 0 EOF
 		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], suffix) {
@@ -124,10 +138,10 @@ func Holder(path string) (int, error) {
 		}
 		pid, err := strconv.Atoi(f[4])
 		if err == nil && pid > 0 && pid != os.Getpid() && opens(pid, file) {
-			return pid, nil
+			pids = append(pids, pid)
 		}
 	}
-	return 0, nil
+	return pids, nil
 }
 
 // opens tells whether a process has the file open.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -18,20 +19,25 @@ import (
 // TestMain lets the test binary hold a lock.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("LOCK_TEST"); path != "" {
-		if ok, err := flock.New(path).TryLock(); err != nil || !ok {
+		try, held := flock.New(path).TryLock, path+".held"
+		if os.Getenv("LOCK_TEST_SHARED") != "" {
+			try, held = flock.New(path).TryRLock, path+"."+strconv.Itoa(os.Getpid())+".held"
+		}
+		if ok, err := try(); err != nil || !ok {
 			os.Exit(1)
 		}
-		_ = os.WriteFile(path+".held", nil, 0o600)
+		_ = os.WriteFile(held, nil, 0o600)
 		time.Sleep(time.Hour) // until it is killed
 	}
 	os.Exit(m.Run())
 }
 
-// hold starts a process that has the lock.
-func hold(t *testing.T, path string) *exec.Cmd {
+// hold starts a process that has the lock, for itself alone if nothing is added to its
+// environment.
+func hold(t *testing.T, path string, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "LOCK_TEST="+path)
+	cmd.Env = append(append(os.Environ(), "LOCK_TEST="+path), env...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +46,10 @@ func hold(t *testing.T, path string) *exec.Cmd {
 		_ = cmd.Wait()
 	})
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
-		if _, err := os.Stat(path + ".held"); err == nil {
-			return cmd
+		for _, held := range []string{path + ".held", path + "." + strconv.Itoa(cmd.Process.Pid) + ".held"} {
+			if _, err := os.Stat(held); err == nil {
+				return cmd
+			}
 		}
 		if time.Now().After(deadline) {
 			t.Fatal("the lock was never taken")
@@ -89,5 +97,29 @@ func TestWait(t *testing.T) {
 	}
 	if err := <-got; err != nil {
 		t.Errorf("the holder is gone: %v", err)
+	}
+}
+
+// Of several processes that share a lock, each can be the one that was stopped.
+func TestStoppedOfSeveral(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	for range 3 {
+		holder := hold(t, path, "LOCK_TEST_SHARED=1")
+		if pid := lock.Stopped(path); pid != 0 {
+			t.Errorf("%d runs", pid)
+		}
+		if err := holder.Process.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); lock.Stopped(path) != holder.Process.Pid; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("stopped is %d, want %d", lock.Stopped(path), holder.Process.Pid)
+			}
+		}
+		if err := holder.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(time.Minute); lock.Stopped(path) != 0 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		}
 	}
 }

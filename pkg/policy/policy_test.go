@@ -113,6 +113,7 @@ var imports = []struct {
 // mayImport says which others of ours each package may import, for its own code and that
 // below it. Tests and fakes may try any together.
 var mayImport = map[string][]string{
+	"pkg/aide":          nil,
 	"pkg/audit":         nil,
 	"pkg/background":    {"pkg/lock"},
 	"pkg/config":        {"pkg/egress", "pkg/shell", "pkg/trust"},
@@ -131,7 +132,7 @@ var mayImport = map[string][]string{
 	"pkg/policy":        nil,
 	"pkg/ports":         {"pkg/file", "pkg/relay"},
 	"pkg/project": {
-		"pkg/file",
+		"pkg/aide", "pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guest", "pkg/image", "pkg/lock",
 		"pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},

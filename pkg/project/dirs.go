@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -261,11 +262,11 @@ func owner(info fs.FileInfo) int {
 }
 
 // group returns the gid of the file's group.
-func group(info fs.FileInfo) int {
+func group(info fs.FileInfo) uint32 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return int(st.Gid)
+		return st.Gid
 	}
-	return -1
+	return math.MaxUint32 // nobody's
 }
 
 // LongestSocket is the longest path that a socket of any project can have here.

@@ -1,9 +1,15 @@
 package project
 
-import "github.com/devvm/devvm/pkg/supervisor"
+import (
+	"context"
+	"fmt"
 
-// adviceFull is how to get out when the VM's own disk is full.
-const adviceFull = "set a larger disk in devvm.toml, then: devvm down; devvm up; or remove what is not needed: docker system prune, devvm ssh"
+	"github.com/devvm/devvm/pkg/supervisor"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// AdviceFull is how to get out when the VM's own disk is full.
+const AdviceFull = "set a larger disk in devvm.toml, then: devvm down; devvm up; or remove what is not needed: docker system prune, devvm ssh"
 
 // problemFull says that the VM's disk has no room; "" if it has, or if that is not known.
 func problemFull(st supervisor.Status) string {
@@ -14,4 +20,23 @@ func problemFull(st supervisor.Status) string {
 		return "the VM's disk can hold no more files"
 	}
 	return "the VM's disk is full"
+}
+
+// ShortOfRoom says that the VM's disk is full or nearly so, and what to do; "" if it is not, or
+// if that is not known.
+func (s *Service) ShortOfRoom(ctx context.Context, p Project) string {
+	st, err := s.supervisor(p).Look(ctx)
+	if err != nil || st.Room == nil {
+		return ""
+	}
+	r := st.Room
+	switch problem := problemFull(st); {
+	case problem != "":
+		return problem + ": " + AdviceFull
+	case r.DiskFree < r.Disk/20:
+		return fmt.Sprintf("the VM's disk has only %s left: %s", ui.Size(r.DiskFree), AdviceFull)
+	case r.InodesFree < r.Inodes/20:
+		return fmt.Sprintf("the VM's disk can hold only %d more files: %s", r.InodesFree, AdviceFull)
+	}
+	return ""
 }

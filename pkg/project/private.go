@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -137,11 +138,13 @@ type observer struct {
 	uid      int
 	lstat    func(string) (fs.FileInfo, error)
 	readlink func(string) (string, error)
-	alone    func(gid int) bool // nobody else is in the group
+	acl      func(string) bool     // it has an access control list
+	alone    func(gid uint32) bool // nobody else is in the group, or root
 }
 
 func thisUser() observer {
-	return observer{os.Getuid(), os.Lstat, os.Readlink, aloneIn}
+	uid := os.Getuid()
+	return observer{uid, os.Lstat, os.Readlink, hasACL, trust.For(uid, trust.List{}).Private}
 }
 
 // private refuses a directory that somebody else could have made, or could replace. It
@@ -207,14 +210,19 @@ func (o observer) judgeLast(dir string, info fs.FileInfo) error {
 // judge judges a directory above; open tells whether others can make files in it.
 func (o observer) judge(dir, path string, info fs.FileInfo) (open bool, err error) {
 	st := info.Mode()
-	writable := st.Perm()&0o002 != 0 || st.Perm()&0o020 != 0 && !o.alone(group(info))
+	listed := st.Perm()&0o020 != 0 && o.acl(path)
+	writable := st.Perm()&0o002 != 0 || st.Perm()&0o020 != 0 && (listed || !o.alone(group(info)))
 	switch {
 	case !info.IsDir(), owner(info) != 0 && owner(info) != o.uid, writable && st&fs.ModeSticky == 0:
 		hint := "set XDG_RUNTIME_DIR to a directory of yours (mode 0700) that only you and root can replace"
+		why := describe(path, info)
+		if listed {
+			why += ", and an access control list lets others write (getfacl " + shell.Quote(path) + ")"
+		}
 		if info.IsDir() && owner(info) == o.uid {
 			hint = "look at what is in it, and then: chmod go-w " + shell.Quote(path)
 		}
-		return false, exposed(dir, describe(path, info), hint)
+		return false, exposed(dir, why, hint)
 	}
 	return writable, nil
 }
@@ -244,27 +252,9 @@ func describe(path string, info fs.FileInfo) string {
 	return fmt.Sprintf("%s belongs to %s and has mode %04o", what, who, info.Mode().Perm())
 }
 
-// aloneIn tells whether a group is this user's own: the primary one, of the same name
-// and without other members, as most distributions give to each user.
-func aloneIn(gid int) bool {
-	u, err := user.Current()
-	if err != nil || u.Gid != strconv.Itoa(gid) {
-		return false
-	}
-	text, err := os.ReadFile("/etc/group")
-	if err != nil {
-		return false
-	}
-	return ownGroup(string(text), u.Username, gid)
-}
-
-// ownGroup tells whether group(5) names the group after the user and lists nobody else.
-func ownGroup(text, name string, gid int) bool {
-	for line := range strings.Lines(text) {
-		f := strings.Split(strings.TrimSpace(line), ":")
-		if len(f) == 4 && f[2] == strconv.Itoa(gid) {
-			return f[0] == name && (f[3] == "" || f[3] == name)
-		}
-	}
-	return false
+// hasACL tells whether a directory has an access control list, whose mask its group's
+// permissions then are. One that cannot be asked has none.
+func hasACL(path string) bool {
+	n, err := unix.Lgetxattr(path, "system.posix_acl_access", nil)
+	return err == nil && n > 0
 }

@@ -1,7 +1,9 @@
 package project
 
 import (
+	"encoding/binary"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -49,8 +53,12 @@ func TestPrivate(t *testing.T) {
 		"writable parent":    {at: map[string]seen{"/r": dir(0o777, 1000), "/r/s": dir(0o700, 1000)}, path: "/r/s", want: "chmod go-w /r"},
 		"own group":          {at: map[string]seen{"/r": dir(0o775, 1000), "/r/s": dir(0o700, 1000)}, path: "/r/s"},
 		"another group":      {at: map[string]seen{"/r": {fs.ModeDir | 0o775, 1000, 50}, "/r/s": dir(0o700, 1000)}, path: "/r/s", want: "mode 0775"},
-		"no directory":       {at: map[string]seen{"/s": {0o600, 1000, 1000}}, path: "/s", want: "no directory"},
-		"a link":             {at: map[string]seen{"/s": {fs.ModeSymlink | 0o777, 1000, 1000}}, links: map[string]string{"/s": "/r"}, path: "/s", want: "a symbolic link"},
+		"own group, a list": {
+			at: map[string]seen{"/listed": dir(0o775, 1000), "/listed/s": dir(0o700, 1000)}, path: "/listed/s", want: "an access control list lets others write",
+		},
+		"a list to read": {at: map[string]seen{"/listed": dir(0o755, 1000), "/listed/s": dir(0o700, 1000)}, path: "/listed/s"},
+		"no directory":   {at: map[string]seen{"/s": {0o600, 1000, 1000}}, path: "/s", want: "no directory"},
+		"a link":         {at: map[string]seen{"/s": {fs.ModeSymlink | 0o777, 1000, 1000}}, links: map[string]string{"/s": "/r"}, path: "/s", want: "a symbolic link"},
 		"below a link of root's": {
 			at: map[string]seen{"/l": {fs.ModeSymlink | 0o777, 0, 0}, "/r": dir(0o755, 0), "/r/s": dir(0o700, 1000)}, links: map[string]string{"/l": "r"}, path: "/l/s",
 		},
@@ -75,7 +83,8 @@ func TestPrivate(t *testing.T) {
 					return nil, fs.ErrNotExist
 				},
 				readlink: func(path string) (string, error) { return tt.links[path], nil },
-				alone:    func(gid int) bool { return gid == 1000 },
+				acl:      func(path string) bool { return path == "/listed" },
+				alone:    func(gid uint32) bool { return gid == 1000 },
 			}
 			got := explanation(o.private(tt.path))
 			if (tt.want == "") != (got == "") || !strings.Contains(got, tt.want) {
@@ -85,17 +94,52 @@ func TestPrivate(t *testing.T) {
 	}
 }
 
-func TestOwnGroup(t *testing.T) {
-	const groups = "root:x:0:\nu:x:1000:\nv:x:1001:v\nstaff:x:50:\nw:x:1002:w,u\n"
+// TestPrivateList: a real access control list that lets another user write into a directory above
+// counts, though its group is nobody else's; one that only lets read does not.
+func TestPrivateList(t *testing.T) {
+	above := filepath.Join(t.TempDir(), "above")
+	if err := os.MkdirAll(filepath.Join(above, "s"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(above, 0o770); err != nil {
+		t.Fatal(err)
+	}
+	// Its tree of directories is the test's own, whoever that runs as.
+	o := thisUser()
+	o.alone = func(uint32) bool { return true }
+	if err := o.judgeAbove(above); err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
-		name string
-		gid  int
-		want bool
-	}{{"u", 1000, true}, {"v", 1001, true}, {"u", 50, false}, {"w", 1002, false}, {"u", 7, false}} {
-		if got := ownGroup(groups, tt.name, tt.gid); got != tt.want {
-			t.Errorf("%s, %d: %v", tt.name, tt.gid, got)
+		rights uint16 // of the other user, and the mask
+		fine   bool
+	}{{7, false}, {5, true}} {
+		list := binary.LittleEndian.AppendUint32(nil, 2) // acl(5), as include/uapi/linux/posix_acl_xattr.h has it
+		for _, e := range []struct {
+			tag, rights uint16
+			id          uint32
+		}{{1, 7, math.MaxUint32}, {2, tt.rights, 4242}, {4, 0, math.MaxUint32}, {0x10, tt.rights, math.MaxUint32}, {0x20, 0, math.MaxUint32}} {
+			list = binary.LittleEndian.AppendUint16(list, e.tag)
+			list = binary.LittleEndian.AppendUint16(list, e.rights)
+			list = binary.LittleEndian.AppendUint32(list, e.id)
+		}
+		if err := unix.Setxattr(above, "system.posix_acl_access", list, 0); err != nil {
+			t.Skipf("no access control lists here: %v", err)
+		}
+		err := o.judgeAbove(above)
+		if tt.fine != (err == nil) || err != nil && !strings.Contains(err.Error(), "access control list") {
+			t.Errorf("rights %d: %v", tt.rights, err)
 		}
 	}
+}
+
+// judgeAbove judges one directory that is above a socket.
+func (o observer) judgeAbove(dir string) error {
+	info, err := o.lstat(dir)
+	if err == nil {
+		_, err = o.judge(filepath.Join(dir, "s"), dir, info)
+	}
+	return err
 }
 
 // long is a set of directories in which no socket can be bound.

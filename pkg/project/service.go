@@ -12,6 +12,7 @@
 package project
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,15 +24,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -59,6 +63,8 @@ type Service struct {
 	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
 	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
 	Halt      time.Duration // for what libvirt is at to end; 0: patienceHalt
+	Slow      time.Duration // without a word of the VM's, before a command that waits for it says so; 0: aliveEvery
+	Note      func(string)  // shows the user a line; nil: nobody looks
 	// Free is how many bytes can be written into a directory; nil: file.Free.
 	Free func(dir string) (int64, error)
 	Log  *slog.Logger
@@ -283,18 +289,33 @@ func (s *Service) Look(ctx context.Context, p Project) (*guest.Client, error) {
 // one that freezes for good must not hang it (guest.SilenceLimit).
 const aliveEvery = 10 * time.Second
 
-// dial opens an SSH connection that ends when the guest is silent for minutes.
+// dial opens an SSH connection that ends when the guest is silent for minutes. Whoever waits
+// for one that is silent is told, once.
 func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.Client, error) {
 	target, err := s.Target(p, accel == vm.AccelTCG)
 	if err != nil {
 		return nil, err
 	}
-	client, err := guest.Connect(ctx, target)
+	slow := cmp.Or(s.Slow, aliveEvery)
+	note := sync.OnceFunc(func() {
+		if s.Note != nil {
+			s.Note("the VM does not answer yet (slow host?); still waiting, Ctrl-C to stop")
+		}
+	})
+	connecting, cancel := context.WithTimeout(ctx, guest.SilenceLimit)
+	defer cancel()
+	timer := time.AfterFunc(slow, note)
+	client, err := guest.Connect(connecting, target)
+	timer.Stop()
 	if err != nil {
 		return nil, err
 	}
 	go func() { // ends with the connection
-		err := client.Keepalive(context.WithoutCancel(ctx), guest.Silence{Every: aliveEvery, Slow: aliveEvery})
+		err := client.Keepalive(context.WithoutCancel(ctx), guest.Silence{Every: slow / 2, Slow: slow, Changed: func(since time.Time) {
+			if !since.IsZero() {
+				note()
+			}
+		}})
 		s.Log.Debug("SSH connection ended", "err", err)
 	}()
 	return client, nil
@@ -409,9 +430,9 @@ func (s *Service) evict(ctx context.Context, path string) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for start := time.Now(); exists(path); {
-		lock := flock.New(path, flock.SetPermissions(0o600))
-		free, err := lock.TryLock()
-		_ = lock.Close()
+		l := flock.New(path, flock.SetPermissions(0o600))
+		free, err := l.TryLock()
+		_ = l.Close()
 		if free || err != nil {
 			return err
 		}
@@ -438,15 +459,19 @@ func (s *Service) supervisor(p Project) *supervisor.Client {
 func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool, more ...string) error {
 	f := s.Dirs.paths(p.Name)
 	client := s.supervisor(p)
-	status, err := client.Status(ctx)
-	if err == nil && exists(f.dockerSocket()) && (status.Version == s.Version || status.Connections > 0) {
+	var status supervisor.Status
+	err := s.outwait(ctx, f.supervisorLock(), supervisor.ErrHung, func() (err error) {
+		status, err = client.Status(ctx)
+		return err
+	})
+	if err == nil && exists(f.dockerSocket()) && (status.Version == s.Version && !status.Alone || status.Connections > 0) {
 		if err := client.Resume(ctx); err != nil && status.Version == s.Version {
 			return err
 		}
 		return nil
 	}
 	switch {
-	case err == nil: // of another version, and nobody uses it; or nobody can: docker.sock was removed
+	case err == nil: // of another version or alone, and nobody uses it; or nobody can: docker.sock was removed
 		err = s.stopSupervisor(ctx, p)
 	case errors.Is(err, supervisor.ErrHung):
 		err = s.killSupervisor(ctx, p)
@@ -466,6 +491,41 @@ func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool,
 		return fmt.Errorf("start the supervisor: %w", err)
 	}
 	return nil
+}
+
+// patienceBusy is for a process of ours to answer that runs: on a busy host it needs its time, and
+// another in its place would cut whoever uses it.
+const patienceBusy = 30 * time.Second
+
+// outwait asks a process of ours again for as long as it fails with busy and is not lost.
+func (s *Service) outwait(ctx context.Context, path string, busy error, ask func() error) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for start := time.Now(); ; {
+		err := ask()
+		if !errors.Is(err, busy) || s.lost(path, start) {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// lost tells whether a process of ours that has not answered since then never will: it has no
+// lock any more, a signal has stopped it, or it has had patienceBusy.
+func (s *Service) lost(path string, since time.Time) bool {
+	if time.Since(since) >= patienceBusy || lock.Stopped(path) != 0 {
+		return true
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY, 0)
+	if err != nil { // an earlier version had none, or somebody has removed it
+		return true
+	}
+	defer f.Close()
+	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
 }
 
 // stopSupervisor ends the supervisor, if there is one; by force, if need be.

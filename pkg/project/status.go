@@ -118,7 +118,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
 			if st.Problem = problemFull(*st.Supervisor); st.Problem != "" {
-				st.Next = adviceFull
+				st.Next = AdviceFull
 			}
 			return st, nil
 		}
@@ -132,7 +132,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		st.Problem = "Docker Engine does not start in the VM: " + st.Supervisor.EngineFailed
 		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
 		if full := problemFull(*st.Supervisor); full != "" {
-			st.Problem, st.Next = full+"; "+st.Problem, adviceFull
+			st.Problem, st.Next = full+"; "+st.Problem, AdviceFull
 		}
 	}
 	return st, nil

@@ -266,10 +266,17 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
 	}
-	net, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
-	if err == nil {
+	var net usernet.Status
+	err := b.outwait(ctx, b.files.netLock(), errBusy, func() (err error) {
+		net, err = b.askNet(ctx)
+		return err
+	})
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case err == nil:
 		err = b.enforce(ctx, net)
-	} else {
+	default:
 		err = b.rewire(ctx)
 	}
 	if err != nil {
@@ -279,6 +286,19 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 		return err
 	}
 	return b.await(ctx, nil)
+}
+
+// errBusy says that the VM's network process runs and does not answer.
+var errBusy = errors.New("the VM's network process is busy")
+
+// askNet asks the VM's network process how it is: errBusy, or usernet.ErrNoNetwork if nobody
+// listens.
+func (b *boot) askNet(ctx context.Context) (usernet.Status, error) {
+	status, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
+	if err != nil && !errors.Is(err, usernet.ErrNoNetwork) {
+		err = fmt.Errorf("%w: %w", errBusy, err)
+	}
+	return status, err
 }
 
 // unpause lets a VM go on that QEMU has stopped, most often because the host's
@@ -918,28 +938,40 @@ func (b *boot) await(ctx context.Context, con *console) error {
 }
 
 // probeHelpers looks now and then whether the VM's supervisor and network process answer, until
-// ctx ends or one does not: supervisor.ErrHung, usernet.ErrNoNetwork.
+// ctx ends or one never will: supervisor.ErrHung, usernet.ErrNoNetwork.
 func (b *boot) probeHelpers(ctx context.Context) error {
-	net := usernet.NewDialer(b.files.dialSocket())
 	tick := time.NewTicker(probePatience)
 	defer tick.Stop()
-	for hung, silent := false, false; ; { // once may be a busy host
+	var hung, silent time.Time // since when; zero: it has answered
+	for gone := false; ; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
+		asked := time.Now()
 		_, serr := b.supervisor(b.project).Status(ctx)
-		_, nerr := net.Status(ctx)
-		switch {
-		case ctx.Err() != nil:
+		_, nerr := b.askNet(ctx)
+		if ctx.Err() != nil {
 			return nil
-		case hung && errors.Is(serr, supervisor.ErrHung):
-			return serr
-		case silent && nerr != nil:
-			return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
 		}
-		hung, silent = errors.Is(serr, supervisor.ErrHung), nerr != nil
+		if errors.Is(serr, supervisor.ErrHung) {
+			if hung = cmp.Or(hung, asked); b.lost(b.files.supervisorLock(), hung) {
+				return serr
+			}
+		} else {
+			hung = time.Time{}
+		}
+		if nerr != nil {
+			silent = cmp.Or(silent, asked)
+			nobody := errors.Is(nerr, usernet.ErrNoNetwork)
+			if nobody && gone || !nobody && b.lost(b.files.netLock(), silent) { // once may be one that is being started
+				return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
+			}
+			gone = nobody
+		} else {
+			silent, gone = time.Time{}, false
+		}
 	}
 }
 
@@ -994,6 +1026,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 	}
 	b.progress.Start(phase, phaseText[phase])
 	var last supervisor.Status
+	noted := false // that the VM is slow
 	fresh := false // the first status is what the supervisor knew before
 	// Ready is what the supervisor knows, and a VM that has just crashed looks ready for
 	// some seconds: the engine itself has the last word.
@@ -1035,7 +1068,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				return nil
 			}
 			if full := problemFull(last); full != "" && last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
-				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: adviceFull}
+				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: AdviceFull}
 			}
 			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
 				return &ui.Error{
@@ -1044,6 +1077,10 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 				}
 			}
 			fresh = true
+			if !noted && !last.SlowSince.IsZero() {
+				noted = true
+				b.progress.Note("the VM is slow: it has said nothing for %s; still waiting", time.Since(last.SlowSince).Round(time.Second))
+			}
 			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
 			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
 				if next == "ssh" { // back again
@@ -1100,6 +1137,13 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 		case <-ctx.Done():
 			if !errors.Is(context.Cause(ctx), errPatience) {
 				return ctx.Err()
+			}
+			if !last.SlowSince.IsZero() {
+				return &ui.Error{
+					Msg:  fmt.Sprintf("the VM is slow: it runs, and has said nothing for %s (short of memory, or this host is busy)", time.Since(last.SlowSince).Round(time.Second)),
+					Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, b.files.seeConsole()),
+					Err:  errPatience,
+				}
 			}
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),

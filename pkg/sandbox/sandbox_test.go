@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -100,6 +101,12 @@ func (a act) do() error {
 		return err
 	case "signal":
 		return unix.Kill(os.Getppid(), 0)
+	case "thread": // of another process
+		return unix.Tgkill(os.Getppid(), os.Getppid(), 0)
+	case "preempt": // as Go's scheduler does
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		return unix.Tgkill(os.Getpid(), unix.Gettid(), unix.SIGURG)
 	case "tcp":
 		c, err := net.Dial("tcp", a.Path)
 		if err == nil {
@@ -269,6 +276,24 @@ func TestSockets(t *testing.T) {
 		{"control", nil, "ok ok"},
 		{"kept", &sandbox.Calls{Exec: true}, "ok ok"},
 		{"given up", &sandbox.Calls{Sockets: true}, "EPERM EPERM"},
+	} {
+		if got := strings.Join(try(t, attempt{Calls: tt.calls, Acts: acts}), " "); got != tt.want {
+			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestSignals: a process that starts none signals no other one, whatever Landlock knows of that,
+// and Go's scheduler still works.
+func TestSignals(t *testing.T) {
+	acts := []act{{Verb: "signal"}, {Verb: "thread"}, {Verb: "preempt"}}
+	for _, tt := range []struct {
+		name  string
+		calls *sandbox.Calls
+		want  string
+	}{
+		{"control", nil, "ok ok ok"},
+		{"given up", &sandbox.Calls{Exec: true}, "EPERM EPERM ok"},
 	} {
 		if got := strings.Join(try(t, attempt{Calls: tt.calls, Acts: acts}), " "); got != tt.want {
 			t.Errorf("%s: got %s, want %s", tt.name, got, tt.want)

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"unsafe"
@@ -22,7 +23,9 @@ import (
 // audit log has them: programs try calls to find out whether they work, and must not die
 // of that.
 type Calls struct {
-	// Exec gives up to start programs and processes; threads are none.
+	// Exec gives up to start programs and processes; threads are none. The process then is the
+	// one that it is for good, and gives up signals to all others as well. Landlock keeps those
+	// from it, too, but only since ABI 6.
 	Exec bool
 	// Attributes gives up to change modes, owners, times and extended attributes of
 	// files, which Landlock lets pass, and to cut files by name, which it does before
@@ -84,6 +87,8 @@ func (c Calls) program() ([]bpf.Instruction, error) {
 		names = append(names, execCalls...)
 		some = append(some, seccomp.NameWithConditions{Name: "clone", Conditions: seccomp.ArgumentConditions{
 			{Argument: 0, Operation: seccomp.BitsNotSet, Value: unix.CLONE_THREAD},
+		}}, seccomp.NameWithConditions{Name: "tgkill", Conditions: seccomp.ArgumentConditions{ // which Go's scheduler needs
+			{Argument: 0, Operation: seccomp.NotEqual, Value: uint64(os.Getpid())},
 		}})
 	}
 	if c.Attributes {

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"encoding/binary"
+	"os"
 	"testing"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
@@ -13,6 +14,7 @@ import (
 // must deny all of another architecture's calls: their numbers mean something else.
 func TestFilter(t *testing.T) {
 	const x32 = 0x40000000
+	self := uint64(os.Getpid())
 	denied := uint32(seccomp.ActionErrno) | uint32(unix.EPERM)
 	for _, tt := range []struct {
 		name  string
@@ -30,6 +32,15 @@ func TestFilter(t *testing.T) {
 		{"exec", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_EXECVE, 0, denied},
 		{"thread", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_CLONE, unix.CLONE_THREAD | unix.CLONE_VM, uint32(seccomp.ActionAllow)},
 		{"process", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_CLONE, unix.CLONE_NEWUSER, denied},
+		{"signal to itself", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_TGKILL, self, uint32(seccomp.ActionAllow)},
+		{"signal to another", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_TGKILL, self + 1, denied},
+		{"signal to a group", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_TGKILL, -self, denied},
+		{"signal to another, with bits that the kernel drops", Calls{Exec: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_TGKILL, 1<<32 | self + 1, denied},
+		{"kill", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_KILL, self, denied},
+		{"tkill", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_TKILL, self, denied},
+		{"sigqueue", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_RT_SIGQUEUEINFO, self, denied},
+		{"sigqueue to a thread", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_RT_TGSIGQUEUEINFO, self, denied},
+		{"signal by descriptor", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_PIDFD_SEND_SIGNAL, 3, denied},
 		{"ptrace", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_PTRACE, 0, denied},
 		{"chmod, kept", Calls{}, unix.AUDIT_ARCH_X86_64, unix.SYS_CHMOD, 0, uint32(seccomp.ActionAllow)},
 		{"chmod", Calls{Attributes: true}, unix.AUDIT_ARCH_X86_64, unix.SYS_CHMOD, 0, denied},

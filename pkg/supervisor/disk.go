@@ -21,8 +21,10 @@ type Disk struct {
 }
 
 const (
-	// diskEvery is how often the disk is looked at.
+	// diskEvery is how often the disk is looked at, and libvirt is asked at most.
 	diskEvery = 2 * time.Second
+	// lastAsk is how long libvirt is not asked while nothing changes.
+	lastAsk = 30 * time.Second
 	// lastProceed is how long a VM at most stays paused that was paused again and again, though
 	// there seemed to be room.
 	lastProceed = time.Minute
@@ -42,17 +44,29 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 	tick := time.NewTicker(diskEvery)
 	defer tick.Stop()
 	wait, next := diskEvery, time.Time{}
+	var asks asks
+	called := false
 	for {
 		select {
 		case <-tick.C:
+		case <-s.called:
+			called = true
+		case <-s.Alone: // there is nobody to ask
+			return
 		case <-ctx.Done():
 			return
 		}
 		full := s.Disk.Full()
-		if status, _ := s.current(); !full && status.Paused == "" && status.SlowSince.IsZero() && status.State != StateLost {
+		status, _ := s.current()
+		silent := !status.SlowSince.IsZero() || status.State == StateLost
+		if !full && status.Paused == "" && !silent {
 			wait = diskEvery
 			continue
 		}
+		if !asks.due(time.Now(), full, silent, called) {
+			continue
+		}
+		called = false
 		if !s.lookPaused(ctx, full) || full || time.Now().Before(next) {
 			continue
 		}
@@ -65,6 +79,52 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 		wait = min(2*wait, lastProceed)
 		s.lookPaused(ctx, full)
 	}
+}
+
+// asks says when to ask libvirt about a VM. Every project asks when the host's disk is full, and
+// that can last.
+type asks struct {
+	last         time.Time
+	wait         time.Duration // from then on
+	full, silent bool          // what was known then
+}
+
+// due tells whether to ask now: when what is known has changed, when a client has called, and
+// ever more rarely else.
+func (a *asks) due(now time.Time, full, silent, called bool) bool {
+	changed := full != a.full || silent != a.silent
+	since := now.Sub(a.last)
+	if since < diskEvery || !changed && !called && since < a.wait {
+		return false
+	}
+	a.wait = min(2*a.wait, lastAsk)
+	if changed || a.wait == 0 {
+		a.wait = diskEvery
+	}
+	a.last, a.full, a.silent = now, full, silent
+	return true
+}
+
+// call lets a client's call be a reason to look.
+func (s *supervisor) call() {
+	select {
+	case s.called <- struct{}{}:
+	default:
+	}
+}
+
+// awaitAlone says so when nobody is left to look outside of the sandbox. All else goes on.
+func (s *supervisor) awaitAlone(ctx context.Context) {
+	select {
+	case <-s.Alone:
+	case <-ctx.Done():
+		return
+	}
+	s.Log.Warn("the process that looks outside of the sandbox has ended: it is not known any more who has a port, and a paused VM does not go on by itself", "next", "devvm up")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.status.Alone, s.status.Paused = true, ""
+	s.tell()
 }
 
 // lookPaused looks whether the VM is paused, and notes it.
@@ -82,7 +142,7 @@ func (s *supervisor) lookPaused(ctx context.Context, full bool) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.status.Paused != why {
+	if s.status.Paused != why && !s.status.Alone {
 		s.Log.Info("paused", "why", why)
 		s.status.Paused = why
 		s.tell()

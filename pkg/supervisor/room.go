@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/devvm/devvm/pkg/guest"
@@ -16,7 +15,7 @@ const (
 	lookEvery    = time.Minute
 	lookFresh    = 2 * time.Second // a look is as good as new for so long
 	lookPatience = 10 * time.Second
-	askPatience  = 2 * time.Second // of who asks for the status
+	askPatience  = 2 * time.Second // of who asks for the status, and of a client whose call waits
 )
 
 // Room is what the VM has of memory and disk, by its own word.
@@ -27,7 +26,7 @@ type Room struct {
 
 // room is what is known of it. Looks take turns.
 type room struct {
-	turn   sync.Mutex
+	turn   chan struct{} // full while somebody looks
 	last   Room
 	wanted chan struct{} // somebody waits for a look
 }
@@ -84,12 +83,33 @@ func (s *supervisor) awaitLook(ctx context.Context) {
 
 // measure asks the VM, unless what is known is not older than that.
 func (s *supervisor) measure(ctx context.Context, link *guest.Client, age time.Duration) (Room, error) {
-	s.room.turn.Lock()
-	defer s.room.turn.Unlock()
-	if last := s.room.last; !last.At.IsZero() && time.Since(last.At) < age {
+	if err := s.takeTurn(ctx); err != nil {
+		return Room{}, err
+	}
+	defer s.giveTurn()
+	if last := s.lastRoom(); !last.At.IsZero() && time.Since(last.At) < age {
 		return last, nil
 	}
 	return s.ask(ctx, link.Room)
+}
+
+// takeTurn waits until nobody else asks the VM, which may take long over it.
+func (s *supervisor) takeTurn(ctx context.Context) error {
+	select {
+	case s.room.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (s *supervisor) giveTurn() { <-s.room.turn }
+
+// lastRoom is what the VM said last.
+func (s *supervisor) lastRoom() Room {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.room.last
 }
 
 // keepReserve makes what is missing of the reserve, if there is room for it.
@@ -103,8 +123,10 @@ func (s *supervisor) keepReserve(ctx context.Context, link *guest.Client, r Room
 
 // act is measure by a command that changes something.
 func (s *supervisor) act(ctx context.Context, command func(context.Context) (guest.Room, error)) (Room, error) {
-	s.room.turn.Lock()
-	defer s.room.turn.Unlock()
+	if err := s.takeTurn(ctx); err != nil {
+		return Room{}, err
+	}
+	defer s.giveTurn()
 	return s.ask(ctx, command)
 }
 
@@ -128,8 +150,11 @@ func (s *supervisor) ask(ctx context.Context, command func(context.Context) (gue
 	return r, nil
 }
 
-// lookNow is measure over the link that is up, if it says anything.
+// lookNow is measure over the link that is up, if it says anything. A client's call waits for
+// it: what is not known in 2 s is not known.
 func (s *supervisor) lookNow(ctx context.Context, age time.Duration) (Room, *guest.Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
 	s.mu.Lock()
 	link, slow := s.link, !s.status.SlowSince.IsZero()
 	s.mu.Unlock()
@@ -138,6 +163,13 @@ func (s *supervisor) lookNow(ctx context.Context, age time.Duration) (Room, *gue
 	}
 	r, err := s.measure(ctx, link, age)
 	return r, link, err
+}
+
+// makeRoomNow is makeRoom for a client whose call waits.
+func (s *supervisor) makeRoomNow(ctx context.Context, link *guest.Client) (full bool, r Room) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	return s.makeRoom(ctx, link)
 }
 
 // makeRoom releases a part of the reserve if the VM's disk is full. It says whether the disk
@@ -163,19 +195,42 @@ func (s *supervisor) makeRoom(ctx context.Context, link *guest.Client) (full boo
 const noSpace = "no space left on device"
 
 // explain says more of an error of the engine's that comes from a full disk, and sees to it
-// that the next call finds room.
+// that the next call finds room. It holds the error up for some seconds at most: of a VM that
+// does not answer in time the last word counts, and without one the error stays as it is.
 func (s *supervisor) explain(ctx context.Context, message string) string {
-	if !strings.Contains(strings.ToLower(message), noSpace) {
+	if !lacksSpace(message) {
 		return message
 	}
-	_, link, err := s.lookNow(ctx, 0)
-	if err != nil {
+	r, link, err := s.lookNow(ctx, 0)
+	full := r.Full()
+	switch {
+	case err != nil:
+		r = s.lastRoom()
+		full = r.Full() && time.Since(r.At) < 2*lookEvery
+	case full:
+		full, r = s.makeRoomNow(ctx, link)
+	}
+	if !full {
 		return message
 	}
-	if full, r := s.makeRoom(ctx, link); full {
-		return message + "\n\ndevvm: " + s.adviseRoom(r)
+	return message + "\n\ndevvm: " + s.adviseRoom(r)
+}
+
+// lacksSpace tells whether words of the VM's are about a full disk.
+func lacksSpace(words string) bool { return strings.Contains(strings.ToLower(words), noSpace) }
+
+// failed is told how an answer has ended that had begun well. What the engine has said by then
+// cannot be explained any more: status does.
+func (s *supervisor) failed(ctx context.Context, message string) {
+	if !lacksSpace(message) {
+		return
 	}
-	return message
+	s.Log.Warn("the engine has failed for want of room", "said", message)
+	s.mu.Lock()
+	s.status.ShortAt = time.Now()
+	s.tell()
+	s.mu.Unlock()
+	s.admitRoom(ctx)
 }
 
 // adviseRoom says that the VM's disk is full and how to get out.
@@ -195,7 +250,7 @@ func (s *supervisor) adviseRoom(r Room) string {
 // admitRoom lets a call that removes things find some room to do it in.
 func (s *supervisor) admitRoom(ctx context.Context) {
 	if r, link, err := s.lookNow(ctx, lookFresh); err == nil && r.Full() {
-		s.makeRoom(ctx, link)
+		s.makeRoomNow(ctx, link)
 	}
 }
 
@@ -209,7 +264,7 @@ const reviveCommand = `systemctl reset-failed containerd.service docker.service;
 // again, unless that has been tried often enough.
 func (s *supervisor) revive(ctx context.Context, link *guest.Client, words string) bool {
 	full, r := s.makeRoom(ctx, link)
-	if r.Full() || !full && !strings.Contains(strings.ToLower(words), noSpace) || s.revivals >= mostRevivals {
+	if r.Full() || !full && !lacksSpace(words) || s.revivals >= mostRevivals {
 		return false
 	}
 	s.revivals++

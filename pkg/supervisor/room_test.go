@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -61,7 +62,9 @@ func startDisk(t *testing.T, stat string, more ...string) (*fixture, *disk) {
 	d.set(t, stat)
 	f := start(t, func(g *guesttest.Options, o *supervisor.Options) {
 		d.reserve = filepath.Join(g.Dir, "reserve")
-		g.Rewrite = strings.NewReplacer(append(more, "stat -f -c", "cat "+d.stat+"; true", "date -u -s", "false")...).Replace
+		fake := strings.NewReplacer("stat -f -c", "cat "+d.stat+"; true", "date -u -s", "false").Replace
+		first := strings.NewReplacer(more...).Replace
+		g.Rewrite = func(line string) string { return fake(first(line)) }
 	})
 	return f, d
 }
@@ -123,6 +126,92 @@ func TestReserve(t *testing.T) {
 	}
 	_, _ = f.ask(t, http.MethodPost, "/containers/prune", "")
 	d.until(t, guest.ReserveParts-2)
+}
+
+// TestExplainInTime: a VM that takes long to say what room it has holds up no client, however
+// many there are. What it said last counts for as long as it can be true.
+func TestExplainInTime(t *testing.T) {
+	t.Parallel()
+	hang := filepath.Join(t.TempDir(), "hang")
+	f, d := startDisk(t, roomyDisk, "stat -f -c", "while test -e "+hang+"; do sleep 0.1; done; stat -f -c")
+	f.until(t, supervisor.StateReady, 0)
+	d.until(t, guest.ReserveParts)
+	fail := func() (answers []string) {
+		t.Helper()
+		var wait sync.WaitGroup
+		answers = make([]string, 6)
+		start := time.Now()
+		for i := range answers {
+			wait.Go(func() {
+				_, answers[i] = f.ask(t, http.MethodPost, "/test/fail?message="+url.QueryEscape("write: no space left on device"), "")
+			})
+		}
+		wait.Wait()
+		if took := time.Since(start); took < time.Second || took > 8*time.Second {
+			t.Errorf("%d errors took %s", len(answers), took)
+		}
+		return answers
+	}
+	stall := func() {
+		t.Helper()
+		if err := os.WriteFile(hang, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stall()
+	for _, answer := range fail() {
+		if strings.Contains(answer, "devvm") || !strings.Contains(answer, "no space left on device") {
+			t.Errorf("the error has changed: %s", answer)
+		}
+	}
+	if err := os.Remove(hang); err != nil {
+		t.Fatal(err)
+	}
+	d.set(t, fullDisk)
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if st, err := f.client.Look(t.Context()); err == nil && st.Room != nil && st.Room.Full() {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody knows that the disk is full")
+		}
+	}
+	stall()
+	defer os.Remove(hang)
+	for _, answer := range fail() {
+		if !strings.Contains(answer, "has no room left") {
+			t.Errorf("it was full a moment ago: %s", answer)
+		}
+	}
+}
+
+// TestProgress: an answer that ends for want of room passes as it is. Status tells, and the next
+// call finds some.
+func TestProgress(t *testing.T) {
+	t.Parallel()
+	f, d := startDisk(t, roomyDisk)
+	f.until(t, supervisor.StateReady, 0)
+	d.until(t, guest.ReserveParts)
+	for _, words := range []string{"no such image", "write /var/lib/docker/x: no space left on device"} {
+		short := strings.Contains(words, "no space left")
+		if short {
+			d.set(t, fullDisk)
+		}
+		code, answer := f.ask(t, http.MethodPost, "/test/progress?message="+url.QueryEscape(words), "")
+		if want := `{"status":"Downloading"}` + "\r\n" + `{"error":"` + words + `","errorDetail":{"message":"` + words + `"}}` + "\n"; code != http.StatusOK || answer != want {
+			t.Errorf("%d %s, want %s", code, answer, want)
+		}
+		if !short {
+			if st, err := f.client.Status(t.Context()); err != nil || !st.ShortAt.IsZero() {
+				t.Errorf("%q: %+v, %v", words, st, err)
+			}
+			continue
+		}
+		if err := f.client.Watch(t.Context(), func(s supervisor.Status) bool { return s.ShortAt.IsZero() }); err != nil {
+			t.Error(err)
+		}
+		d.until(t, guest.ReserveParts-1)
+	}
 }
 
 // TestRevive: an engine that a full disk has ended is started again, with some room.

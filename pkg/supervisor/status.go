@@ -47,6 +47,15 @@ type Status struct {
 	// Room is what the VM had of memory and disk when it was last asked; nil: it was not.
 	Room *Room `json:"room,omitempty"`
 
+	// Alone says that the process has ended that looks outside of the supervisor's sandbox: who
+	// has a port is not known, and a paused VM does not go on by itself. The next up with no
+	// client on docker.sock replaces both.
+	Alone bool `json:"alone,omitempty"`
+
+	// ShortAt is when the engine last failed for want of room on a disk of the VM's, in the
+	// middle of an answer to somebody.
+	ShortAt time.Time `json:"short_at,omitzero"`
+
 	PID         int    `json:"pid"`
 	Version     string `json:"version"`
 	Connections int    `json:"connections"` // open on docker.sock now

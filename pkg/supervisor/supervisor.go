@@ -77,6 +77,9 @@ type Options struct {
 	// supervisor.
 	Confine func() error
 	Ready   func() error // called once both sockets listen; its error ends the supervisor
+	// Alone is closed when nobody is left to look outside of the sandbox for this process: who
+	// has a port, whether the VM is paused. nil: it looks itself.
+	Alone <-chan struct{}
 	// Forked says that the VM goes on from another one's memory: it sets its own clock
 	// before it takes the first link, and mounts by itself what its firmware tells it to.
 	Forked bool
@@ -105,6 +108,7 @@ type supervisor struct {
 	revivals int // of the engine since it last answered; keepLink's
 	// silences counts how often the VM has become slow.
 	silences int
+	called   chan struct{} // somebody has called docker.sock
 	boot     string        // of the VM (guest.Clock); empty: not known
 	rest     bool          // no link until resumed
 	changed  chan struct{} // closed and replaced at each change
@@ -142,7 +146,8 @@ func Run(ctx context.Context, o Options) error {
 		status:  Status{State: StateConnecting, Since: time.Now(), PID: os.Getpid(), Version: o.Version},
 		changed: make(chan struct{}),
 		ended:   make(chan struct{}),
-		room:    room{wanted: make(chan struct{}, 1)},
+		room:    room{turn: make(chan struct{}, 1), wanted: make(chan struct{}, 1)},
+		called:  make(chan struct{}, 1),
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
@@ -176,6 +181,7 @@ func Run(ctx context.Context, o Options) error {
 			return o.Used()
 		},
 		Explain:     s.explain,
+		Failed:      s.failed,
 		Unavailable: s.unavailable,
 	})
 
@@ -208,6 +214,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	owned.Go(func() { s.keepLink(ctx) })
 	owned.Go(func() { s.watchDisk(ctx) })
+	owned.Go(func() { s.awaitAlone(ctx) })
 	owned.Go(func() {
 		if !background.HoldsPlace(ctx, lock, o.Lock) {
 			o.Log.Warn("the supervisor's files have been removed: another takes its place", "lock", o.Lock)
@@ -348,7 +355,7 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		s.status.SlowSince = time.Time{}
 	}
 	if state == StateStopped || state == StateSuspended {
-		s.status.Room = nil
+		s.status.Room, s.status.ShortAt = nil, time.Time{}
 	}
 	if s.status.State == state && s.status.Error == reason {
 		return
@@ -488,6 +495,7 @@ func (s *supervisor) unavailable() string {
 // the link as long as ctx allows, but not for a VM that is gone. A VM that is slow is not
 // asked: it has enough to do.
 func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
+	s.call()
 	for {
 		s.mu.Lock()
 		link, state, changed, slow := s.link, s.status.State, s.changed, !s.status.SlowSince.IsZero()

@@ -36,7 +36,8 @@ const APIVersion = "1.45"
 // paths of its own serve tests of what lies in between: POST /test/hijack (an
 // upgraded stream that echoes, and after the client's half-close says how much
 // it got), POST /test/upload (answers with the number of bytes), POST
-// /test/fail?message=TEXT, GET /test/download?bytes=N.
+// /test/fail?message=TEXT, POST /test/progress?message=TEXT (an answer that begins well, and
+// fails), GET /test/download?bytes=N.
 type Engine struct {
 	server   *http.Server
 	accept   chan net.Conn
@@ -231,6 +232,13 @@ func (e *Engine) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /test/fail", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusInternalServerError, map[string]string{"message": r.URL.Query().Get("message")})
+	})
+	mux.HandleFunc("POST /test/progress", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"status":"Downloading"}`+"\r\n")
+		_ = http.NewResponseController(w).Flush()
+		message := r.URL.Query().Get("message")
+		_ = json.NewEncoder(w).Encode(map[string]any{"errorDetail": map[string]string{"message": message}, "error": message})
 	})
 	mux.HandleFunc("GET /test/download", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)
