@@ -52,6 +52,9 @@ func (r Room) Spares() bool {
 
 // roomScript prints the numbers of a Room. Before that it keeps or releases the reserve.
 //
+// Free is what can be written (%a). ext4 holds 4,096 blocks back from everybody (%f), 16 MiB:
+// a disk on which nothing can be written any more would still look as if it had room.
+//
 // It also keeps the kernel from killing the sshd of this connection, and what that starts
 // from now on, when memory is short. Those are devvm's own: what users run has another sshd.
 const roomScript = `at=/var/lib/devvm/reserve
@@ -77,7 +80,7 @@ while read -r key value _; do
 done </proc/meminfo
 on=/var/lib/docker
 [ -d $on ] || on=/
-echo "$total $free $parts $(stat -f -c '%S %b %f %c %d' $on)"`
+echo "$total $free $parts $(stat -f -c '%S %b %a %c %d' $on)"`
 
 // Room asks the guest for its memory and disk.
 func (c *Client) Room(ctx context.Context) (Room, error) { return c.room(ctx, "") }
