@@ -37,6 +37,9 @@ func TestVMKills(t *testing.T) {
 	if err != nil || rounds == 0 {
 		t.Skip("takes hours: make kills, or DEVVM_TEST_ROUNDS=10 make kills")
 	}
+	if all := vmProcesses("qemu-system", vm.DomainPrefix); len(all) > 0 {
+		t.Fatalf("VMs run that this would kill, end them first: %s", commandLines(all))
+	}
 	k := newKiller(t)
 	t.Cleanup(func() { t.Log(k.summary()) })
 	k.ready("at the beginning")
