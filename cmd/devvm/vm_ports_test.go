@@ -136,21 +136,37 @@ func cmdMany(ts *testscript.TestScript, _ bool, args []string) {
 		all.Go(func() {
 			want := bytes.Repeat([]byte{byte(i)}, 10000)
 			got := make([]byte, len(want))
-			_, err := c.Write(want)
+			back := 0
+			sent, err := c.Write(want)
 			if err == nil {
-				_, err = io.ReadFull(c, got)
+				back, err = io.ReadFull(c, got)
 			}
-			if err == nil && !bytes.Equal(got, want) {
-				err = errors.New("not what was sent")
+			if !bytes.Equal(got[:back], want[:back]) {
+				err = errors.Join(errors.New("not what was sent"), err)
 			}
 			if err != nil {
-				failures <- err
+				failures <- fmt.Errorf("connection %d: %d of %d bytes sent, %d came back: %w", i, sent, len(want), back, err)
 			}
 		})
 	}
 	all.Wait()
-	if len(failures) > 0 {
-		ts.Fatalf("%d of %d: %v", len(failures), n, <-failures)
+	failed := len(failures)
+	for range min(failed, 20) {
+		ts.Logf("%v", <-failures)
+	}
+	if failed > 0 {
+		// Each connection is still open, so these show where its bytes are: which sockets
+		// of the VM, and of the container, have not got all of them.
+		const short = `ss -HOtnoi | grep -v bytes_received:10000 | head -n 100`
+		for _, command := range [][]string{
+			{"ports", "--json"},
+			{"status"},
+			{"exec", "--", "sh", "-c", short},
+			{"exec", "--", "sh", "-c", `nsenter -t "$(pgrep -o portserver)" -n sh -c '` + short + `'`},
+		} {
+			_ = ts.Exec("devvm", command...)
+		}
+		ts.Fatalf("%d of %d connections failed", failed, n)
 	}
 }
 

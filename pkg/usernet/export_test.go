@@ -45,10 +45,3 @@ func (s *Stack) WithoutFilters() {
 
 // Forbidden says whether the first rule refuses an address, whatever the host is.
 func Forbidden(a netip.Addr) bool { return staticRefusal(a) != allowed }
-
-// Resize gives all relays that run buffers of another size.
-func (s *Stack) Resize(size int64) {
-	s.relays.mu.Lock()
-	defer s.relays.mu.Unlock()
-	s.relays.resize(size)
-}

@@ -247,8 +247,8 @@ func toGuest(guest *socket.TCP, host syscall.RawConn) error {
 			if r.left, err = readableBytes(r.fd); err != nil || r.left == 0 {
 				return !errors.Is(err, unix.EAGAIN)
 			}
-			// Atomic: else the stack throws away what it has read but has no room for any
-			// more, because the buffer became smaller meanwhile.
+			// Without Atomic the stack releases its lock while it reads. If the buffer
+			// shrinks meanwhile, it drops what no longer fits: a hole in the stream.
 			_, werr = guest.Endpoint.Write(&r, tcpip.WriteOptions{Atomic: true})
 			return true
 		})

@@ -602,36 +602,6 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
-// Nothing is lost of a connection whose buffers become smaller while it is busy.
-func TestResize(t *testing.T) {
-	data := randomBytes(8 << 20)
-	server := localTCP(t, func(c net.Conn) { c.Write(data) })
-	s, g := network(t, usernet.Config{DialOut: dialTo(server)})
-	c, err := g.Dial(testContext(t), "tcp", outside+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	ended := make(chan struct{})
-	var resizing sync.WaitGroup
-	resizing.Go(func() {
-		for i := 0; ; i++ {
-			select {
-			case <-ended:
-				return
-			default:
-				s.Resize(4 << 10 << (i % 2 * 7))
-			}
-		}
-	})
-	got, err := io.ReadAll(c)
-	close(ended)
-	resizing.Wait()
-	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d bytes of %d arrived, %v", len(got), len(data), err)
-	}
-}
-
 // What the guest has not taken counts as long as it is kept for it, though both sides
 // have said all.
 func TestLeftovers(t *testing.T) {
