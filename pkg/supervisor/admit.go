@@ -14,7 +14,7 @@ import (
 // host: files or ports. What it cannot find out, the engine is to judge.
 func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done func(), err error) {
 	if call.Kind == dockerproxy.Prune {
-		s.admitRoom(ctx)
+		s.admitRoom(ctx, lookFresh)
 	}
 	w, hold := wishes{name: call.Container, bindings: map[string][]ports.Binding{}}, time.Duration(0)
 	switch call.Kind {

@@ -230,7 +230,7 @@ func (s *supervisor) failed(ctx context.Context, message string) {
 	s.status.ShortAt = time.Now()
 	s.tell()
 	s.mu.Unlock()
-	s.admitRoom(ctx)
+	s.admitRoom(ctx, 0)
 }
 
 // adviseRoom says that the VM's disk is full and how to get out.
@@ -247,9 +247,10 @@ func (s *supervisor) adviseRoom(r Room) string {
 		s.Name, what, reserve)
 }
 
-// admitRoom lets a call that removes things find some room to do it in.
-func (s *supervisor) admitRoom(ctx context.Context) {
-	if r, link, err := s.lookNow(ctx, lookFresh); err == nil && r.Full() {
+// admitRoom lets the next call find some room: one that removes things needs it. A look that
+// is not older than age will do.
+func (s *supervisor) admitRoom(ctx context.Context, age time.Duration) {
+	if r, link, err := s.lookNow(ctx, age); err == nil && r.Full() {
 		s.makeRoomNow(ctx, link)
 	}
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // SetHost replaces what the policy sees of the host: whether an address is the
-// host's own.
+// host's own. It is for a stack that no guest is plugged into yet.
 func (s *Stack) SetHost(own func(netip.Addr) bool) {
 	s.policy.look = func(_ context.Context, a netip.Addr) (hostView, error) {
 		if own(a) {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
 
 // localUDP echoes datagrams on a port of the host.
@@ -116,8 +117,9 @@ func TestUDPFlowCap(t *testing.T) {
 func TestUDPRecheck(t *testing.T) {
 	t.Parallel()
 	var own atomic.Bool
-	s, g := network(t, usernet.Config{DialOut: dialTo(localUDP(t))})
+	s := newStack(t, usernet.Config{DialOut: dialTo(localUDP(t))})
 	s.SetHost(func(netip.Addr) bool { return own.Load() })
+	g := plug(t, s, usernettest.Options{})
 	c, err := g.Dial(testContext(t), "udp", outside+":123")
 	if err != nil {
 		t.Fatal(err)
