@@ -61,16 +61,24 @@ func Binds(specs []string, mounts []Mount) []Bind {
 	return list
 }
 
-// parse reads "source:target[:options]" as the engine does (moby's
-// volume/mounts/linux_parser.go): a target alone is an anonymous volume, and a source
-// that is not absolute the name of a volume.
-func parse(spec string) (Bind, bool) {
+// Cut takes "source:target[:options]" apart behind the source, as the engine does (moby's
+// volume/mounts/linux_parser.go). It is not ok if the source is no path: a target alone is an
+// anonymous volume, and a source that is not absolute the name of a volume.
+func Cut(spec string) (source, rest string, ok bool) {
 	parts := strings.Split(spec, ":")
 	if len(parts) < 2 || len(parts) > 3 || !path.IsAbs(parts[0]) || !path.IsAbs(parts[1]) {
+		return "", "", false
+	}
+	return parts[0], spec[len(parts[0]):], true
+}
+
+func parse(spec string) (Bind, bool) {
+	source, rest, ok := Cut(spec)
+	if !ok {
 		return Bind{}, false
 	}
-	b := Bind{Path: path.Clean(parts[0])}
-	if len(parts) == 3 {
+	b := Bind{Path: path.Clean(source)}
+	if parts := strings.Split(rest, ":"); len(parts) == 3 {
 		b.ReadOnly = slices.Contains(strings.Split(parts[2], ","), "ro")
 	}
 	return b, true

@@ -79,7 +79,7 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 	case !onHost:
 		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it with: mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), g.block(b.Path, b.Path, b.ReadOnly)
 	case f.Host == Socket && path.Base(b.Path) == "docker.sock":
-		return fmt.Sprintf("%s is this host's way to the VM's engine. Containers have it as /var/run/docker.sock: use that path.", b.Path), ""
+		return fmt.Sprintf("%s is a socket of this host. Containers reach the engine of this VM at /var/run/docker.sock: use that path.", b.Path), ""
 	case f.Host == Socket:
 		return fmt.Sprintf("%s is a socket of this host, which containers in a VM cannot use.", b.Path), ""
 	case f.Host == Other:

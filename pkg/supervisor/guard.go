@@ -55,7 +55,7 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 	var found []guard.Found
 	var paths []string
 	for _, b := range binds {
-		if b.Path == engineSocket || b.Path == "/var"+engineSocket { // as many tools have it
+		if isEngineSocket(b.Path) {
 			continue
 		}
 		source, shared := g.Shared(b.Path)
