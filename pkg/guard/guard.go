@@ -106,6 +106,7 @@ const (
 	Unknown   Kind = ""          // it could not be found out
 	Missing   Kind = "missing"   // nothing
 	Empty     Kind = "empty"     // a directory without entries; only said of the VM
+	Sockets   Kind = "sockets"   // a directory that holds sockets and nothing else; only said of the host
 	Directory Kind = "directory" // any other directory
 	File      Kind = "file"
 	Socket    Kind = "socket"
@@ -159,6 +160,9 @@ var system = []string{
 	"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys", "/usr", "/var",
 }
 
+// temporary are where programs make what is gone soon. The VM has its own.
+var temporary = []string{"/tmp", "/var/tmp"}
+
 // verdict on one bind that the host's files alone do not decide.
 type verdict int
 
@@ -167,6 +171,7 @@ const (
 	missing         // not in the VM
 	hollow          // in the VM only as an empty directory, and the host has it
 	leading         // in the VM only as the way to what is shared
+	foreign         // in the VM as one of its own, where the host's is meant
 )
 
 func (g Guard) judge(b Bind, f Found) verdict {
@@ -174,8 +179,10 @@ func (g Guard) judge(b Bind, f Found) verdict {
 	switch {
 	case f.VM == Missing:
 		return missing
-	case f.VM == Unknown || !onHost || b.Path == "/" || b.Path == "/tmp":
+	case f.VM == Unknown || !onHost || b.Path == "/":
 		return pass
+	case slices.Contains(temporary, b.Path):
+		return foreign
 	case f.VM == Empty && !slices.ContainsFunc(kernel, func(dir string) bool { return within(dir, b.Path) }):
 		return hollow
 	case f.VM == Directory && !ofSystem(b.Path) && slices.ContainsFunc(g.Shares, func(s Share) bool { return s.Target != b.Path && within(b.Path, s.Target) }):

@@ -194,6 +194,55 @@ func TestDockerSocket(t *testing.T) {
 	}
 }
 
+// TestHoldsSockets: a directory of sockets, with what their servers put beside them, is one, and
+// nothing else.
+func TestHoldsSockets(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	check := func(want bool, when string) {
+		t.Helper()
+		if got := supervisor.HoldsSockets(dir); got != want {
+			t.Errorf("%s: %v", when, got)
+		}
+	}
+	file := func(name string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(false, "empty")
+	file(".s.PGSQL.5432.lock")
+	check(false, "a lock")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	check(true, "a socket and its lock")
+	file("server.pid")
+	check(true, "a socket, its lock and a process number")
+	file("data")
+	check(false, "a file, too")
+	if err := errors.Join(os.Remove(filepath.Join(dir, "data")), os.Mkdir(filepath.Join(dir, "old.pid"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	check(false, "a directory, too")
+	if err := os.Remove(filepath.Join(dir, "old.pid")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		file(fmt.Sprint(i, ".pid"))
+	}
+	check(false, "more than is read")
+	if supervisor.HoldsSockets(filepath.Join(dir, "server.pid")) || supervisor.HoldsSockets("/nowhere") {
+		t.Error("no directory")
+	}
+}
+
 // TestGuardSDK makes a container as programs do, by Docker's own client library.
 func TestGuardSDK(t *testing.T) {
 	f, shared, other := guarded(t)
