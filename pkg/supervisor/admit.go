@@ -41,6 +41,11 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 	if err := s.admitBinds(ctx, w.name, w.binds); err != nil {
 		return v, err
 	}
+	narrowed, err := s.admitRanges(ctx, call.Kind, w)
+	if err != nil {
+		return v, err
+	}
+	v.Edits = append(v.Edits, narrowed...)
 	v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold)
 	return v, err
 }
