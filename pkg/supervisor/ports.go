@@ -163,7 +163,7 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 			edits = append(edits, dockerproxy.Edit{
 				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(),
 			})
-			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.Range.String(), "to", part.String())
+			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.String(), "to", part.String())
 		case taken != nil:
 			return nil, s.refusePort(w.name, taken, fmt.Sprintf(
 				"the engine may choose any of %s, and %s; make the container again (docker rm and docker run, or docker compose up --force-recreate) and it gets one that is free", b.Range, taken.Cause()))
