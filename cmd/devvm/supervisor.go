@@ -62,6 +62,7 @@ func superviseConfined(ctx context.Context, s *project.Service, name string, o s
 	defer aide.Close()
 	o.Ports.Owner, o.Alone = aide.Owner, aide.Ended()
 	o.Disk.Paused, o.Disk.Proceed = aide.Paused, aide.Proceed
+	o.Guard.Sockets = aide.Sockets
 	o.Confine = func() error { return project.Confine(policy, sandbox.Calls{Exec: true}, o.Log) }
 	return supervisor.Run(ctx, o)
 }

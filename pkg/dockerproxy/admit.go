@@ -67,11 +67,19 @@ type Driver struct {
 	Options map[string]string
 }
 
-// AdmitFunc decides about a call: nil lets it pass, unchanged; an error is the answer
-// that the client gets in the engine's place, with the status of a [*Refusal], else
-// 500. It should let pass what it cannot judge. If it lets it pass, done, unless nil, is
-// called once: when the engine's answer has ended, or the connection has.
-type AdmitFunc func(ctx context.Context, call Call) (done func(), err error)
+// Verdict says how a call passes. The zero Verdict lets it pass as it is.
+type Verdict struct {
+	// Edits are strings of the body that the engine gets otherwise.
+	Edits []Edit
+	// Done, unless nil, is called once: when the engine's answer has ended, or the
+	// connection has.
+	Done func()
+}
+
+// AdmitFunc decides about a call: without an error it passes; an error is the answer that
+// the client gets in the engine's place, with the status of a [*Refusal], else 500. It
+// should let pass what it cannot judge.
+type AdmitFunc func(ctx context.Context, call Call) (Verdict, error)
 
 // Refusal is an answer in place of the engine's.
 type Refusal struct {

@@ -74,26 +74,27 @@ type judge struct {
 	done  int
 }
 
-func (j *judge) admit(_ context.Context, c dockerproxy.Call) (func(), error) {
+func (j *judge) admit(_ context.Context, c dockerproxy.Call) (v dockerproxy.Verdict, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.calls = append(j.calls, c)
 	if c.Volume.Options["device"] == "/bad" {
-		return nil, errors.New("bad device")
+		return v, errors.New("bad device")
 	}
 	for _, b := range c.HostConfig.PortBindings["80/tcp"] {
 		if b.HostPort == "666" {
-			return nil, &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
+			return v, &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
 		}
 	}
 	if c.Container == "bad" {
-		return nil, errors.New("bad container")
+		return v, errors.New("bad container")
 	}
-	return func() {
+	v.Done = func() {
 		j.mu.Lock()
 		defer j.mu.Unlock()
 		j.done++
-	}, nil
+	}
+	return v, nil
 }
 
 func (j *judge) asked() []dockerproxy.Call {

@@ -18,7 +18,7 @@ import (
 )
 
 // An exchange is a connection whose requests are looked at. Every byte passes as it
-// came; net/http's parser runs beside it, to find where requests and answers begin and
+// came, but for what a [Verdict] changes; net/http's parser runs beside it, to find where requests and answers begin and
 // end. A request is sent on when it is complete enough to be judged and all answers
 // before it have ended, which costs nothing: the engine serves one at a time. As soon as
 // the connection is something else than HTTP/1 (an upgrade, a hijacked stream, an answer
@@ -314,6 +314,7 @@ func (s *sender) request(ctx context.Context, req *http.Request) error {
 			return err
 		}
 	}
+	head := s.parsed()
 	body, err := io.ReadAll(io.LimitReader(req.Body, maxCall+1))
 	if err != nil {
 		if !early {
@@ -323,8 +324,12 @@ func (s *sender) request(ctx context.Context, req *http.Request) error {
 	}
 	if len(body) <= maxCall && call.readConfig(body) == nil {
 		judging, cancel := context.WithTimeout(ctx, admitTimeout)
-		s.done, err = s.x.admit(judging, call)
+		verdict, err := s.x.admit(judging, call)
 		cancel()
+		s.done = verdict.Done
+		if err == nil && len(verdict.Edits) > 0 {
+			err = s.rewrite(req, head, body, verdict.Edits)
+		}
 		if err != nil {
 			return s.refuse(req, err, early)
 		}
@@ -333,6 +338,20 @@ func (s *sender) request(ctx context.Context, req *http.Request) error {
 		return s.body(req)
 	}
 	return s.forward(req)
+}
+
+// rewrite changes strings in the body of a request that is held as a whole, but for its
+// first bytes if they have been sent: head is how many bytes of it come before the body.
+func (s *sender) rewrite(req *http.Request, head int, body []byte, edits []Edit) error {
+	text, err := edit(body, edits)
+	if err == nil {
+		text, err = reframe(req, s.held[:head], text)
+	}
+	if err != nil {
+		return &Refusal{Status: http.StatusBadRequest, Message: "devvm has to change a path or a port in this request, and cannot: " + err.Error()}
+	}
+	s.held = append(text, s.held[s.parsed():]...)
+	return nil
 }
 
 // forward sends a request on, as far as it is read already and then the rest.

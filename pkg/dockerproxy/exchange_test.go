@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"testing"
 	"time"
 )
@@ -35,12 +36,12 @@ func FuzzUp(f *testing.F) {
 		client := &scriptConn{in: bytes.NewReader(sent), piece: 1 + int(piece)*16}
 		engine := &scriptConn{}
 		calls, done, changing := 0, 0, 0
-		x := newExchange(func(context.Context, Call) (func(), error) {
+		x := newExchange(func(context.Context, Call) (Verdict, error) {
 			calls++
 			if admit {
-				return func() { done++ }, nil
+				return Verdict{Done: func() { done++ }}, nil
 			}
-			return nil, errors.New("no")
+			return Verdict{}, errors.New("no")
 		}, func() error { changing++; return nil }, client, engine)
 		ctx, cancel := context.WithCancel(t.Context())
 		answered := make(chan struct{})
@@ -119,6 +120,30 @@ func FuzzDown(f *testing.F) {
 		}
 		if got := client.out.Bytes(); !bytes.Equal(got, sent) {
 			t.Fatalf("sent %q\ngot  %q", sent, got)
+		}
+	})
+}
+
+// FuzzEdit: what is changed is what the engine reads, and all that it reads besides is as it
+// was; or nothing is changed.
+func FuzzEdit(f *testing.F) {
+	f.Add([]byte(`{"HostConfig":{"Binds":["/a:/b"],"Memory":1}}`), "/c:/d")
+	f.Add([]byte(`{"hostConfig":{"Binds":["a"]},"HostConfig":{"binds":["b"]}}`), "\xff<")
+	f.Add([]byte(`{"HostConfig":{"Binds":[[1e999,{"Binds":["x"]}],"\ud800"]} }`), "")
+	f.Fuzz(func(t *testing.T, text []byte, to string) {
+		before, after := Call{Kind: Create}, Call{Kind: Create}
+		err := before.readConfig(text)
+		if err != nil || len(before.HostConfig.Binds) == 0 {
+			return
+		}
+		changed, err := edit(text, []Edit{{Path: []string{"HostConfig", "Binds", "0"}, To: to}})
+		if err != nil {
+			return
+		}
+		err = after.readConfig(changed)
+		before.HostConfig.Binds[0] = string([]rune(to)) // JSON has no other bytes either
+		if err != nil || !reflect.DeepEqual(before, after) {
+			t.Fatalf("%q → %q: %v", text, changed, err)
 		}
 	})
 }

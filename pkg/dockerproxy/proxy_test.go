@@ -131,7 +131,9 @@ func socketpair(t testing.TB) (net.Conn, net.Conn) {
 func (v *vm) dial(ctx context.Context) (net.Conn, error) { return v.client.DialUnix(ctx, v.docker) }
 
 // admitAll lets every call pass.
-func admitAll(context.Context, dockerproxy.Call) (func(), error) { return nil, nil }
+func admitAll(context.Context, dockerproxy.Call) (dockerproxy.Verdict, error) {
+	return dockerproxy.Verdict{}, nil
+}
 
 // serve runs a proxy for the test, which looks at the requests, and gives its socket.
 func serve(t testing.TB, opts dockerproxy.Options) (*dockerproxy.Proxy, string) {

@@ -61,16 +61,24 @@ func Binds(specs []string, mounts []Mount) []Bind {
 	return list
 }
 
-// parse reads "source:target[:options]" as the engine does (moby's
-// volume/mounts/linux_parser.go): a target alone is an anonymous volume, and a source
-// that is not absolute the name of a volume.
-func parse(spec string) (Bind, bool) {
+// Cut takes "source:target[:options]" apart behind the source, as the engine does (moby's
+// volume/mounts/linux_parser.go). It is not ok if the source is no path: a target alone is an
+// anonymous volume, and a source that is not absolute the name of a volume.
+func Cut(spec string) (source, rest string, ok bool) {
 	parts := strings.Split(spec, ":")
 	if len(parts) < 2 || len(parts) > 3 || !path.IsAbs(parts[0]) || !path.IsAbs(parts[1]) {
+		return "", "", false
+	}
+	return parts[0], spec[len(parts[0]):], true
+}
+
+func parse(spec string) (Bind, bool) {
+	source, rest, ok := Cut(spec)
+	if !ok {
 		return Bind{}, false
 	}
-	b := Bind{Path: path.Clean(parts[0])}
-	if len(parts) == 3 {
+	b := Bind{Path: path.Clean(source)}
+	if parts := strings.Split(rest, ":"); len(parts) == 3 {
 		b.ReadOnly = slices.Contains(strings.Split(parts[2], ","), "ro")
 	}
 	return b, true
@@ -98,6 +106,7 @@ const (
 	Unknown   Kind = ""          // it could not be found out
 	Missing   Kind = "missing"   // nothing
 	Empty     Kind = "empty"     // a directory without entries; only said of the VM
+	Sockets   Kind = "sockets"   // a directory that holds sockets and nothing else; only said of the host
 	Directory Kind = "directory" // any other directory
 	File      Kind = "file"
 	Socket    Kind = "socket"
@@ -151,6 +160,9 @@ var system = []string{
 	"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys", "/usr", "/var",
 }
 
+// temporary are where programs make what is gone soon. The VM has its own.
+var temporary = []string{"/tmp", "/var/tmp"}
+
 // verdict on one bind that the host's files alone do not decide.
 type verdict int
 
@@ -159,6 +171,7 @@ const (
 	missing         // not in the VM
 	hollow          // in the VM only as an empty directory, and the host has it
 	leading         // in the VM only as the way to what is shared
+	foreign         // in the VM as one of its own, where the host's is meant
 )
 
 func (g Guard) judge(b Bind, f Found) verdict {
@@ -166,8 +179,10 @@ func (g Guard) judge(b Bind, f Found) verdict {
 	switch {
 	case f.VM == Missing:
 		return missing
-	case f.VM == Unknown || !onHost || b.Path == "/" || b.Path == "/tmp":
+	case f.VM == Unknown || !onHost || b.Path == "/":
 		return pass
+	case slices.Contains(temporary, b.Path):
+		return foreign
 	case f.VM == Empty && !slices.ContainsFunc(kernel, func(dir string) bool { return within(dir, b.Path) }):
 		return hollow
 	case f.VM == Directory && !ofSystem(b.Path) && slices.ContainsFunc(g.Shares, func(s Share) bool { return s.Target != b.Path && within(b.Path, s.Target) }):

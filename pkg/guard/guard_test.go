@@ -86,7 +86,7 @@ var home = guard.Guard{
 		switch {
 		case source == "/home/u" || source == "/home" || source == "/":
 			return source + " holds devvm's own files (/home/u/.local/share/devvm), keys of other VMs among them"
-		case strings.HasPrefix(target, "/etc") || strings.HasPrefix(target, "/usr/lib"):
+		case target == "/tmp" || strings.HasPrefix(target, "/etc") || strings.HasPrefix(target, "/usr/lib"):
 			return target + " is in the way of the VM's own " + target
 		}
 		return ""
@@ -117,6 +117,7 @@ func TestServes(t *testing.T) {
 func TestRefuse(t *testing.T) {
 	off := home
 	off.Shares = nil
+	inTmp := guard.Guard{Dir: "/tmp/it's mine", Shares: []guard.Share{{Source: "/tmp/it's mine", Target: "/tmp/it's mine"}}, Unfit: home.Unfit}
 	unfit := off
 	unfit.Dir = "/home/u"
 	const ro = true
@@ -146,6 +147,19 @@ func TestRefuse(t *testing.T) {
 		{"a file where Docker made a directory", home, "/etc/timezone", ro, guard.File, "/etc/timezone", guard.Empty, true},
 		{"a socket", home, "/run/user/1000/bus", false, guard.Socket, "/run/user/1000/bus", guard.Missing, true},
 		{"docker.sock of the host", home, "/run/user/1000/devvm/app/docker.sock", false, guard.Socket, "/run/user/1000/devvm/app/docker.sock", guard.Missing, true},
+		{"a directory of sockets", home, "/tmp/.X11-unix", false, guard.Sockets, "/tmp/.X11-unix", guard.Empty, true},
+		{"a directory of sockets elsewhere", home, "/var/run/postgresql", false, guard.Sockets, "/run/postgresql", guard.Missing, true},
+		{"a socket in /tmp", home, "/tmp/s", false, guard.Socket, "/tmp/s", guard.Missing, true},
+		{"/tmp, where the VM's is empty", home, "/tmp", false, guard.Directory, "/tmp", guard.Empty, true},
+		{"/tmp, where the VM's is not", home, "/tmp", ro, guard.Directory, "/tmp", guard.Directory, true},
+		{"/var/tmp", home, "/var/tmp", false, guard.Directory, "/var/tmp", guard.Directory, true},
+		{"/tmp without the project's directory", off, "/tmp", false, guard.Directory, "/tmp", guard.Directory, true},
+		{"a temporary name", home, "/tmp/tmp.Xq1", false, guard.Directory, "/tmp/tmp.Xq1", guard.Missing, true},
+		{"a temporary name that Docker made in the VM", home, "/tmp/tmp.Xq1", false, guard.Directory, "/tmp/tmp.Xq1", guard.Empty, true},
+		{"a temporary file", home, "/var/tmp/f", false, guard.File, "/var/tmp/f", guard.Missing, true},
+		{"a temporary name that is nowhere", home, "/tmp/tmp.Xq1", false, guard.Missing, "", guard.Missing, true},
+		{"a name in /tmp, where the project is", inTmp, "/tmp/other", false, guard.Directory, "/tmp/other", guard.Missing, true},
+		{"/tmp, where the project is", inTmp, "/tmp", false, guard.Directory, "/tmp", guard.Directory, true},
 		{"a device", home, "/dev/kvm", false, guard.Other, "/dev/kvm", guard.Missing, true},
 		{"a link out of the share", home, "/home/u/app/data", false, guard.Directory, "/mnt/big/data", guard.Missing, true},
 		{"shared at another path", home, "/data/set/x", false, guard.Directory, "/data/set/x", guard.Missing, true},
@@ -157,7 +171,9 @@ func TestRefuse(t *testing.T) {
 		{"the VM's own", home, "/etc/localtime", ro, guard.File, "/etc/localtime", guard.File, false},
 		{"the VM's own directory", home, "/lib/modules", ro, guard.Directory, "/usr/lib/modules", guard.Directory, false},
 		{"the VM's root", home, "/", ro, guard.Directory, "/", guard.Directory, false},
-		{"the VM's /tmp", home, "/tmp", false, guard.Directory, "/tmp", guard.Empty, false},
+		{"the VM's /dev/shm", home, "/dev/shm", false, guard.Directory, "/dev/shm", guard.Empty, false},
+		{"the VM's /run", home, "/var/run", false, guard.Directory, "/run", guard.Directory, false},
+		{"the VM's file in /tmp", home, "/tmp/f", false, guard.File, "/tmp/f", guard.File, false},
 		{"a socket of the VM", home, "/run/containerd/containerd.sock", false, guard.Missing, "", guard.Socket, false},
 		{"an empty directory of the kernel's", home, "/sys/fs/bpf", false, guard.Directory, "/sys/fs/bpf", guard.Empty, false},
 		{"made in the VM", home, "/srv/cache", false, guard.Missing, "", guard.Empty, false},

@@ -57,9 +57,11 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 		state = "in the project's VM only as an empty directory, not as the host has it"
 	case leading:
 		state = "in the project's VM only as the way to what is shared with it, not as the host has it"
+	case foreign:
+		state = fmt.Sprintf("not in the project's VM, which has a %s of its own", b.Path)
 	}
 	if source, ok := g.Shared(b.Path); ok && f.Real != "" && f.Real != source {
-		return fmt.Sprintf("A symbolic link leads from it to %s, which is %s.", f.Real, state), g.block(f.Real, f.Real, b.ReadOnly)
+		return fmt.Sprintf("A symbolic link leads from it to %s, which is %s.", f.Real, state), Lines(f.Real, f.Real, b.ReadOnly)
 	}
 	if onHost {
 		if at, ok := g.target(f.Real); ok {
@@ -73,13 +75,23 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 		}
 		return reason + fmt.Sprintf(" Write mount = true at the top of %s. %s", path.Join(g.Dir, "devvm.toml"), thenRestart), ""
 	}
+	dir, passing := g.passing(b.Path)
 	switch {
+	case f.Host == Sockets:
+		return fmt.Sprintf("%s holds sockets of this host, which containers in a VM cannot use.", b.Path), ""
+	case passing && f.Host != Socket && f.Host != Other:
+		where := "on this host, but " + state
+		if !onHost {
+			where = "neither in the project's VM nor on this host"
+		}
+		tmp := shell.Quote(path.Join(g.Dir, ".tmp"))
+		return fmt.Sprintf("%s is %s. Names in %s do not last. Have programs make their temporary files in the project's directory: mkdir -p %s && export TMPDIR=%[4]s (then try again)", b.Path, where, dir, tmp), ""
 	case !onHost && g.unfit(b.Path, b.Path) != "":
 		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it in the VM with: devvm exec -- mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), ""
 	case !onHost:
-		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it with: mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), g.block(b.Path, b.Path, b.ReadOnly)
+		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it with: mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), Lines(b.Path, b.Path, b.ReadOnly)
 	case f.Host == Socket && path.Base(b.Path) == "docker.sock":
-		return fmt.Sprintf("%s is this host's way to the VM's engine. Containers have it as /var/run/docker.sock: use that path.", b.Path), ""
+		return fmt.Sprintf("%s is a socket of this host. Containers reach the engine of this VM at /var/run/docker.sock: use that path.", b.Path), ""
 	case f.Host == Socket:
 		return fmt.Sprintf("%s is a socket of this host, which containers in a VM cannot use.", b.Path), ""
 	case f.Host == Other:
@@ -87,7 +99,7 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 	case f.Host == File:
 		reason = fmt.Sprintf("%s is on this host, but %s.", b.Path, state)
 		if dir := path.Dir(f.Real); f.Real == b.Path && g.unfit(dir, dir) == "" {
-			return reason + " Files are shared with their directory.", g.block(dir, dir, b.ReadOnly)
+			return reason + " Files are shared with their directory.", Lines(dir, dir, b.ReadOnly)
 		}
 		first := ""
 		if v == hollow {
@@ -99,7 +111,19 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 	if unfit := g.unfit(f.Real, b.Path); unfit != "" {
 		return reason + fmt.Sprintf(" It cannot be shared: %s. Share a directory in it, or copy it to another place in the VM with devvm cp.", unfit), ""
 	}
-	return reason, g.block(f.Real, b.Path, b.ReadOnly)
+	return reason, Lines(f.Real, b.Path, b.ReadOnly)
+}
+
+// passing tells whether a path is where things do not last, and where that is. Who works there
+// in a project does not mean temporary files, and the advice needs a project that is shared.
+func (g Guard) passing(p string) (dir string, ok bool) {
+	for _, dir := range temporary {
+		if p == dir || within(dir, p) && !within(dir, g.Dir) {
+			_, ok := g.target(g.Dir)
+			return dir, ok
+		}
+	}
+	return "", false
 }
 
 // target is the path in the VM of something on the host.
@@ -120,8 +144,8 @@ func (g Guard) unfit(source, target string) string {
 	return g.Unfit(source, target)
 }
 
-// block is what shares a directory, in devvm.toml.
-func (g Guard) block(source, target string, readOnly bool) string {
+// Lines are what shares a directory, in devvm.toml.
+func Lines(source, target string, readOnly bool) string {
 	type mount struct {
 		Source   string `toml:"source"`
 		Target   string `toml:"target,omitempty"`

@@ -133,7 +133,7 @@ var mayImport = map[string][]string{
 	"pkg/ports":         {"pkg/file", "pkg/relay"},
 	"pkg/project": {
 		"pkg/aide", "pkg/file",
-		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guest", "pkg/image", "pkg/lock",
+		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guard", "pkg/guest", "pkg/image", "pkg/lock",
 		"pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
 	"pkg/relay":      nil,

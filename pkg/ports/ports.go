@@ -17,7 +17,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 )
 
 // Protocols that are relayed.
@@ -206,27 +205,17 @@ type Want struct {
 func Wants(bindings map[string][]Binding, vm VM) (list []Want, chosen int) {
 	known := map[Want]bool{}
 	for port, wishes := range bindings {
-		_, protocol, found := strings.Cut(port, "/")
-		if !found {
-			protocol = TCP
-		}
 		for _, b := range wishes {
-			ip, err := netip.ParseAddr(b.HostIP)
-			if err != nil && b.HostIP != "" {
-				continue // the engine will say so
-			}
+			protocol, reached := vm.reaches(port, b)
 			n, err := strconv.ParseUint(b.HostPort, 10, 16)
+			_, _, isRange := parseRange(b.HostPort)
 			w := Want{Protocol: protocol, HostPort: uint16(n)}
-			p := Published{Protocol: protocol, IP: ip}
-			if ip.Is6() && ip.IsUnspecified() {
-				p.IP = netip.Addr{}
-			}
 			switch {
-			case !vm.target(p).IsValid() || known[w]:
+			case !reached || known[w]:
 			case err == nil && n > 0:
 				known[w] = true
 				list = append(list, w)
-			case err == nil || b.HostPort == "" || isRange(b.HostPort):
+			case err == nil || b.HostPort == "" || isRange:
 				chosen++
 			}
 		}
@@ -235,14 +224,6 @@ func Wants(bindings map[string][]Binding, vm VM) (list []Want, chosen int) {
 		return cmp.Or(cmp.Compare(a.HostPort, b.HostPort), cmp.Compare(a.Protocol, b.Protocol))
 	})
 	return list, chosen
-}
-
-// isRange tells whether the engine is to choose from a range ("8000-8010").
-func isRange(s string) bool {
-	first, last, found := strings.Cut(s, "-")
-	_, err1 := strconv.ParseUint(first, 10, 16)
-	_, err2 := strconv.ParseUint(last, 10, 16)
-	return found && err1 == nil && err2 == nil
 }
 
 // Key is a socket of the host.

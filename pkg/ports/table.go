@@ -82,6 +82,7 @@ type Table struct {
 	sockets   map[Key]*socket
 	failures  map[Key]failure
 	exposures []Exposure
+	promises  []promise
 	hostAddrs map[netip.Prefix][]netip.Addr
 	wake      chan struct{} // holds one when the keeper has something to do
 	changed   chan struct{} // closed and replaced at each change
@@ -581,7 +582,7 @@ func (t *Table) reserve(wants []Want, chosen int, until time.Time) (held []Key, 
 				fresh[k] = s
 				held = append(held, k)
 			case stateOf(err) == StateUnavailable:
-			case stateOf(err) == StateDenied, t.must(k):
+			case t.blocks(k, err):
 				for _, s := range fresh {
 					s.close()
 				}
@@ -616,20 +617,32 @@ type TakenError struct {
 func (e *TakenError) Error() string {
 	port := e.Key.Addr.Port()
 	var b strings.Builder
+	b.WriteString(e.Cause())
 	switch stateOf(e.Err) {
 	case StateTaken:
-		fmt.Fprintf(&b, "port %d is taken by %s", port, orUnknown(e.Owner))
 		b.WriteString("; publish another port")
 		if e.Own.IsValid() && e.Key.shared() {
 			fmt.Fprintf(&b, `, or be content with this project's own address %s: [ports] prefer = "own" in devvm.toml, then devvm up`, e.Own)
 		}
 	case StateDenied:
-		fmt.Fprintf(&b, "port %d is below the first one that users may open: publish another port, or map it ([ports] map = { %d = %d } in devvm.toml, then devvm up), or allow it: sudo sysctl net.ipv4.ip_unprivileged_port_start=%d",
-			port, port, 8000+port, port)
+		fmt.Fprintf(&b, ": publish another port, or map it ([ports] map = { %d = %d } in devvm.toml, then devvm up), or allow it: sudo sysctl net.ipv4.ip_unprivileged_port_start=%d",
+			port, 8000+port, port)
 	default:
-		fmt.Fprintf(&b, "port %d cannot be opened: %v; publish another port", port, e.Err)
+		b.WriteString("; publish another port")
 	}
 	return b.String()
+}
+
+// Cause says what is wrong, without the ways out.
+func (e *TakenError) Cause() string {
+	port := e.Key.Addr.Port()
+	switch stateOf(e.Err) {
+	case StateTaken:
+		return fmt.Sprintf("port %d is taken by %s", port, orUnknown(e.Owner))
+	case StateDenied:
+		return fmt.Sprintf("port %d is below the first one that users may open", port)
+	}
+	return fmt.Sprintf("port %d cannot be opened: %v", port, e.Err)
 }
 
 // Reason is what the engine itself would call it.

@@ -10,16 +10,19 @@ import (
 
 	"github.com/devvm/devvm/pkg/aide"
 	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
 // A supervisor is in a sandbox, from which it reaches neither libvirt nor the parts of /proc that
-// say who has a port. Its aide, `devvm owner`, looks there for it, and does nothing else: it says
-// who has a port and whether the VM is paused because a write has failed, and lets such a VM go on.
+// say who has a port, and lists no directory but those that the VM has. Its aide, `devvm owner`,
+// looks there for it, and does nothing else: it says who has a port, whether a directory holds
+// sockets alone and whether the VM is paused because a write has failed, and lets such a VM go on.
 
 // What an aide is asked.
 const (
 	askOwner   = "owner"   // ports.Key → string
+	askSockets = "sockets" // path of a directory → bool
 	askPaused  = "paused"  // → bool
 	askProceed = "proceed" // → bool
 )
@@ -43,6 +46,13 @@ func (s *Service) ServeAide(ctx context.Context, name string, questions io.Reade
 				return nil, err
 			}
 			return ports.Owner(ctx, k, s.ProjectOf), nil
+		}),
+		askSockets: bounded(func(_ context.Context, q json.RawMessage) (any, error) {
+			var dir string
+			if err := json.Unmarshal(q, &dir); err != nil {
+				return nil, err
+			}
+			return supervisor.HoldsSockets(dir), nil
 		}),
 		askPaused:  bounded(func(ctx context.Context, _ json.RawMessage) (any, error) { return s.stuck(ctx, name, false) }),
 		askProceed: bounded(func(ctx context.Context, _ json.RawMessage) (any, error) { return s.stuck(ctx, name, true) }),
@@ -85,6 +95,12 @@ func (a Aide) Owner(ctx context.Context, k ports.Key) string {
 	var who string
 	_ = a.Ask(ctx, askOwner, k, &who) // then nobody knows
 	return who
+}
+
+// Sockets is supervisor.HoldsSockets; false if the aide does not know.
+func (a Aide) Sockets(ctx context.Context, dir string) (yes bool) {
+	_ = a.Ask(ctx, askSockets, dir, &yes) // then it is a directory like others
+	return yes
 }
 
 // Paused tells whether the VM is paused because of a write that failed.

@@ -194,6 +194,7 @@ func (b *boot) settleShares() error {
 	if note != "" {
 		b.progress.Note("%s", note)
 	}
+	b.noteGit(all.Exports)
 	before, err := b.files.readShares()
 	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
 	text, err := json.Marshal(all)

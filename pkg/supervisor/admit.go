@@ -2,6 +2,8 @@ package supervisor
 
 import (
 	"context"
+	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/devvm/devvm/pkg/dockerproxy"
@@ -12,10 +14,11 @@ import (
 
 // admit refuses to create and start containers that cannot have what they want of the
 // host: files or ports. What it cannot find out, the engine is to judge.
-func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done func(), err error) {
+func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v dockerproxy.Verdict, err error) {
 	if call.Kind == dockerproxy.Prune {
 		s.admitRoom(ctx, lookFresh)
 	}
+	v.Edits = s.redirect(&call)
 	w, hold := wishes{name: call.Container, bindings: map[string][]ports.Binding{}}, time.Duration(0)
 	switch call.Kind {
 	case dockerproxy.CreateVolume:
@@ -30,16 +33,71 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (done fun
 		known, err := engine.GetWishes(ctx, s.dialEngine, call.Container)
 		if err != nil {
 			s.Log.Debug("what a container wants is not known", "container", call.Container, "err", err)
-			return nil, nil
+			return v, nil
 		}
 		w.know(known)
 		hold = holdStarted
 	}
 	if err := s.admitBinds(ctx, w.name, w.binds); err != nil {
-		return nil, err
+		return v, err
 	}
-	return s.admitPorts(ctx, w.name, w.bindings, hold)
+	narrowed, err := s.admitRanges(ctx, call.Kind, w)
+	if err != nil {
+		return v, err
+	}
+	v.Edits = append(v.Edits, narrowed...)
+	v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold)
+	return v, err
 }
+
+// redirect leads binds of docker.sock to where the VM has the engine's socket. Clients take
+// the path from DOCKER_HOST, and mean the engine that they speak to.
+func (s *supervisor) redirect(call *dockerproxy.Call) (edits []dockerproxy.Edit) {
+	change := func(to string, path ...string) {
+		edits = append(edits, dockerproxy.Edit{Path: path, To: to})
+		s.Log.Info("bind of docker.sock leads to the VM's", "container", call.Container)
+	}
+	host := &call.HostConfig
+	for i, spec := range host.Binds {
+		if source, rest, ok := guard.Cut(spec); ok && s.isOurSocket(source) {
+			host.Binds[i] = engineSocket + rest
+			change(host.Binds[i], "HostConfig", "Binds", strconv.Itoa(i))
+		}
+	}
+	for i := range host.Mounts {
+		m := &host.Mounts[i]
+		at := []string{"HostConfig", "Mounts", strconv.Itoa(i)}
+		if m.Type == "bind" && s.isOurSocket(m.Source) {
+			m.Source = engineSocket
+			change(m.Source, append(at, "Source")...)
+		}
+		if m.Type == "volume" && s.leadToEngine(m.VolumeOptions.DriverConfig) {
+			change(engineSocket, append(at, "VolumeOptions", "DriverConfig", "Options", "device")...)
+		}
+	}
+	if call.Kind == dockerproxy.CreateVolume && s.leadToEngine(call.Volume) {
+		change(engineSocket, "DriverOpts", "device")
+	}
+	return edits
+}
+
+// leadToEngine lets a volume that is docker.sock be the engine's socket, and says whether it is.
+func (s *supervisor) leadToEngine(d dockerproxy.Driver) bool {
+	if b, ok := guard.Volume(d.Name, d.Options); !ok || !s.isOurSocket(b.Path) {
+		return false
+	}
+	d.Options["device"] = engineSocket
+	return true
+}
+
+// isOurSocket tells whether a path leads to docker.sock on this host.
+func (s *supervisor) isOurSocket(path string) bool {
+	path = filepath.Clean(path)
+	return filepath.IsAbs(path) && !isEngineSocket(path) && (path == s.Docker || resolve(path) == resolve(s.Docker))
+}
+
+// isEngineSocket tells whether a path is what tools call the engine's socket, in the VM.
+func isEngineSocket(path string) bool { return path == engineSocket || path == "/var"+engineSocket }
 
 // wishes are what a container wants of the host.
 type wishes struct {

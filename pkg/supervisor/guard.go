@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/guest"
@@ -23,6 +25,8 @@ type Guard struct {
 	Off func() (bool, error)
 	// Unfit is guard.Guard's.
 	Unfit func(source, target string) string
+	// Sockets is HoldsSockets, for a process that may not look; nil: it may.
+	Sockets func(ctx context.Context, dir string) bool
 }
 
 // patienceLook bounds the question what the VM has. A VM that does not answer in time
@@ -55,7 +59,7 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 	var found []guard.Found
 	var paths []string
 	for _, b := range binds {
-		if b.Path == engineSocket || b.Path == "/var"+engineSocket { // as many tools have it
+		if isEngineSocket(b.Path) {
 			continue
 		}
 		source, shared := g.Shared(b.Path)
@@ -66,6 +70,9 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 			source = b.Path
 		}
 		f := guard.Found{Host: kindOf(source)}
+		if f.Host == guard.Directory && s.holdsSockets(ctx, source) {
+			f.Host = guard.Sockets
+		}
 		if f.Host != guard.Missing && f.Host != guard.Unknown {
 			f.Real = resolve(source)
 		}
@@ -88,6 +95,38 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 	}
 	s.Log.Warn("bind refused", "container", container, "paths", paths)
 	return &dockerproxy.Refusal{Status: http.StatusBadRequest, Message: message}
+}
+
+func (s *supervisor) holdsSockets(ctx context.Context, dir string) bool {
+	if s.Guard.Sockets != nil {
+		return s.Guard.Sockets(ctx, dir)
+	}
+	return HoldsSockets(dir)
+}
+
+// manySockets is more than a directory of sockets holds.
+const manySockets = 100
+
+// HoldsSockets tells whether a directory of this host is there for its sockets alone, with what
+// their servers put beside them. One that cannot be read is not.
+func HoldsSockets(dir string) bool {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	entries, err := f.ReadDir(manySockets)
+	sockets := 0
+	for _, e := range entries {
+		beside := strings.HasSuffix(e.Name(), ".lock") || strings.HasSuffix(e.Name(), ".pid")
+		switch {
+		case e.Type() == fs.ModeSocket:
+			sockets++
+		case !e.Type().IsRegular() || !beside:
+			return false
+		}
+	}
+	return err == nil && sockets > 0 && len(entries) < manySockets
 }
 
 // kindOf is what this host has at a path.

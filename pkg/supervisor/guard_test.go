@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
@@ -126,6 +128,118 @@ func TestGuard(t *testing.T) {
 	}
 	if code, text := f.ask(t, http.MethodPost, "/containers/full/restart", ""); code != http.StatusBadRequest {
 		t.Error(code, text)
+	}
+}
+
+// TestDockerSocket: whoever binds docker.sock, by the path that DOCKER_HOST names or by a link to
+// it, has the socket of the engine. What else stands in the request stays.
+func TestDockerSocket(t *testing.T) {
+	for name, off := range map[string]bool{"guarded": false, "bind_guard = false": true} {
+		t.Run(name, func(t *testing.T) {
+			shared, outside := t.TempDir(), t.TempDir()
+			f := start(t, func(_ *guesttest.Options, o *supervisor.Options) {
+				o.Guard = supervisor.Guard{Dir: shared, Off: func() (bool, error) { return off, nil }}
+			})
+			f.until(t, supervisor.StateReady, 0)
+			link, dir := filepath.Join(outside, "link"), filepath.Join(outside, "dir")
+			if err := errors.Join(os.Symlink(f.docker, link), os.Symlink(filepath.Dir(f.docker), dir)); err != nil {
+				t.Fatal(err)
+			}
+			const want = "/run/docker.sock"
+			volume := func(device string) map[string]any {
+				return map[string]any{"Name": "local", "Options": map[string]string{"type": "none", "o": "bind", "device": device}}
+			}
+			for i, path := range []string{f.docker, link, dir + "/docker.sock", filepath.Dir(f.docker) + "//./docker.sock"} {
+				name := fmt.Sprint("c", i)
+				if code, text := f.bind(t, name, map[string]any{
+					"Binds": []string{"named:/n", path + ":/var/run/docker.sock:ro"},
+					"Mounts": []map[string]any{
+						{"Type": "bind", "Source": path, "Target": "/a", "BindOptions": map[string]any{"CreateMountpoint": true}},
+						{"Type": "volume", "Target": "/b", "VolumeOptions": map[string]any{"DriverConfig": volume(path)}},
+					},
+				}); code != http.StatusCreated {
+					t.Fatalf("%s: %d %s", path, code, text)
+				}
+				c := f.engine.State().Containers[i]
+				if diff := cmp.Diff([]string{"named:/n", want + ":/var/run/docker.sock:ro"}, c.Binds); diff != "" {
+					t.Errorf("%s: %s", path, diff)
+				}
+				mounts := `[{"BindOptions":{"CreateMountpoint":true},"Source":"/run/docker.sock","Target":"/a","Type":"bind"},` +
+					`{"Target":"/b","Type":"volume","VolumeOptions":{"DriverConfig":{"Name":"local","Options":{"device":"/run/docker.sock","o":"bind","type":"none"}}}}]`
+				if string(c.Mounts) != mounts {
+					t.Errorf("%s: %s", path, c.Mounts)
+				}
+				if code, text := f.ask(t, http.MethodPost, "/volumes/create", `{"Name":"v","DriverOpts":{"type":"none","o":"bind","device":"`+path+`"}}`); code != http.StatusCreated {
+					t.Fatalf("%s: %d %s", path, code, text)
+				}
+				if v := f.engine.State().Volumes[i]; v.Options["device"] != want {
+					t.Errorf("%s: %v", path, v)
+				}
+				// At the start it is the VM's, which the guard lets pass.
+				if code, text := f.ask(t, http.MethodPost, "/containers/"+name+"/start", ""); code != http.StatusNoContent {
+					t.Errorf("%s: %d %s", path, code, text)
+				}
+			}
+			// What is the VM's own already, and what only looks like the socket, is left alone.
+			for _, spec := range []string{"/var/run/docker.sock:/s", want + ":/s", "docker.sock:/s"} {
+				if code, text := f.bind(t, "own", map[string]any{"Binds": []string{spec}}); code != http.StatusCreated {
+					t.Fatal(code, text)
+				}
+				all := f.engine.State().Containers
+				if got := all[len(all)-1].Binds[0]; got != spec {
+					t.Errorf("%s became %s", spec, got)
+				}
+			}
+		})
+	}
+}
+
+// TestHoldsSockets: a directory of sockets, with what their servers put beside them, is one, and
+// nothing else.
+func TestHoldsSockets(t *testing.T) {
+	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	check := func(want bool, when string) {
+		t.Helper()
+		if got := supervisor.HoldsSockets(dir); got != want {
+			t.Errorf("%s: %v", when, got)
+		}
+	}
+	file := func(name string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(false, "empty")
+	file(".s.PGSQL.5432.lock")
+	check(false, "a lock")
+	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, ".s.PGSQL.5432"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	check(true, "a socket and its lock")
+	file("server.pid")
+	check(true, "a socket, its lock and a process number")
+	file("data")
+	check(false, "a file, too")
+	if err := errors.Join(os.Remove(filepath.Join(dir, "data")), os.Mkdir(filepath.Join(dir, "old.pid"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	check(false, "a directory, too")
+	if err := os.Remove(filepath.Join(dir, "old.pid")); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		file(fmt.Sprint(i, ".pid"))
+	}
+	check(false, "more than is read")
+	if supervisor.HoldsSockets(filepath.Join(dir, "server.pid")) || supervisor.HoldsSockets("/nowhere") {
+		t.Error("no directory")
 	}
 }
 

@@ -129,16 +129,47 @@ func (s *supervisor) admitPorts(ctx context.Context, name string, bindings map[s
 	if !ok {
 		return nil, err
 	}
-	s.Log.Warn("container refused", "container", name, "address", taken.Key.String(), "err", err)
+	return nil, s.refusePort(name, taken, taken.Error())
+}
+
+// refusePort refuses a container as the engine says it (libnetwork's port mapper), and then
+// says what that cannot know.
+func (s *supervisor) refusePort(name string, taken *ports.TakenError, why string) error {
+	s.Log.Warn("container refused", "container", name, "address", taken.Key.String(), "err", why)
 	if name != "" {
 		name = " on endpoint " + name
 	}
-	// As the engine says it (libnetwork's port mapper), then what it cannot know.
-	return nil, &dockerproxy.Refusal{
+	return &dockerproxy.Refusal{
 		Status: http.StatusInternalServerError,
-		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for %s failed: %s: %v",
-			name, taken.Key.Addr, taken.Reason(), taken),
+		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for %s failed: %s: %s",
+			name, taken.Key.Addr, taken.Reason(), why),
 	}
+}
+
+// admitRanges sees to it that the engine, which is to choose from a range, can choose no port
+// that somebody else has on this host. A container that is to be made gets the part of the range
+// that is free. One that is made already keeps its range, and is refused if a port of it has been
+// taken since: the engine would publish that one in the VM, and on this host somebody else would
+// answer.
+func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w wishes) (edits []dockerproxy.Edit, err error) {
+	for _, b := range ports.Ranges(w.bindings, s.Ports.VM) {
+		part, taken := s.ports.Narrow(ctx, b.Range)
+		switch {
+		case part == b.Range:
+		case part == ports.Range{}:
+			return nil, s.refusePort(w.name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
+		case kind == dockerproxy.Create:
+			w.bindings[b.Port][b.Index].HostPort = part.String()
+			edits = append(edits, dockerproxy.Edit{
+				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(),
+			})
+			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.String(), "to", part.String())
+		case taken != nil:
+			return nil, s.refusePort(w.name, taken, fmt.Sprintf(
+				"the engine may choose any of %s, and %s; make the container again (docker rm and docker run, or docker compose up --force-recreate) and it gets one that is free", b.Range, taken.Cause()))
+		}
+	}
+	return edits, nil
 }
 
 // running tells whether the VM runs, as far as the supervisor knows.

@@ -159,6 +159,104 @@ func TestPublishedPorts(t *testing.T) {
 	}
 }
 
+// TestPortRange: the engine chooses from a range only what nobody else has on this host.
+func TestPortRange(t *testing.T) {
+	f := start(t)
+	f.until(t, supervisor.StateReady, 0)
+	first := freePorts(t, 1)[0]
+	for listening(first) || listening(first+1) || listening(first+2) {
+		first++
+	}
+	bindings := func(name string) string {
+		for _, c := range f.engine.State().Containers {
+			if c.Name == name {
+				return fmt.Sprint(c.Bindings)
+			}
+		}
+		return "none"
+	}
+	create := func(name string) (int, string) {
+		return f.ask(t, http.MethodPost, "/containers/create?name="+name, fmt.Sprintf(
+			`{"New":1e999,"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"%d-%d","New":[]}]}}}`, first, first+2))
+	}
+	occupy := func(port uint16) net.Listener {
+		t.Helper()
+		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = l.Close() })
+		return l
+	}
+
+	if code, text := create("whole"); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+	if got, want := bindings("whole"), fmt.Sprintf("map[80/tcp:[{ %d-%d}]]", first, first+2); got != want {
+		t.Errorf("nothing is taken: the engine got %s, want %s", got, want)
+	}
+
+	occupy(first)
+	if code, text := create("part"); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+	if got, want := bindings("part"), fmt.Sprintf("map[80/tcp:[{ %d-%d}]]", first+1, first+2); got != want {
+		t.Errorf("the first is taken: the engine got %s, want %s", got, want)
+	}
+	if code, text := f.ask(t, http.MethodPost, "/containers/part/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	f.untilPorts(t, 1)
+	if r, err := f.client.Ports(t.Context()); err != nil || r.Ports[0].HostPort != first+1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	// One that was made before may be given any of them, and is not started.
+	code, text := f.ask(t, http.MethodPost, "/containers/whole/start", "")
+	want := fmt.Sprintf("the engine may choose any of %d-%d, and port %d is taken by process supervisor.test (pid ", first, first+2, first)
+	if code != http.StatusInternalServerError || !strings.Contains(text, want) || !strings.Contains(text, "make the container again") {
+		t.Errorf("%d %s, want %s", code, text, want)
+	}
+
+	// One is left, and it is reserved.
+	l := occupy(first + 2)
+	if code, text := f.ask(t, http.MethodPost, "/containers/part/stop", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	f.untilPorts(t, 0)
+	if code, text := create("one"); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+	if got, want := bindings("one"), fmt.Sprintf("map[80/tcp:[{ %d}]]", first+1); got != want {
+		t.Errorf("two are taken: the engine got %s, want %s", got, want)
+	}
+	if !listening(first + 1) {
+		t.Error("the port that is left is not held")
+	}
+	_ = l.Close()
+
+	// None is.
+	occupy(first + 2)
+	if code, text := f.ask(t, http.MethodPost, "/containers/one/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	f.untilPorts(t, 1)
+	if code, text := f.ask(t, http.MethodPost, "/containers/one/stop", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	f.untilPorts(t, 0)
+	for deadline := time.Now().Add(20 * time.Second); listening(first + 1); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the port of a container that has ended stays open")
+		}
+	}
+	occupy(first + 1)
+	code, text = create("none")
+	want = fmt.Sprintf("none of %d-%d is free: port %d is taken by process supervisor.test (pid ", first, first+2, first)
+	if code != http.StatusInternalServerError || !strings.Contains(text, want) || bindings("none") != "none" {
+		t.Errorf("%d %s, want %s", code, text, want)
+	}
+}
+
 // Containers start and end at random, by way of the proxy and behind its back, while the
 // link is cut now and then: in the end the host's sockets are those of what runs.
 func TestPortsAtRandom(t *testing.T) {

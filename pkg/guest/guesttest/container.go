@@ -49,7 +49,8 @@ func (c Container) Published() []Published {
 		number, protocol, _ := strings.Cut(port, "/")
 		private, _ := strconv.Atoi(number)
 		for _, w := range wishes {
-			public, _ := strconv.Atoi(w.HostPort)
+			first, _, _ := strings.Cut(w.HostPort, "-") // of a range, if it is one
+			public, _ := strconv.Atoi(first)
 			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, chosen+private), Type: cmp.Or(protocol, "tcp")}
 			if p.IP != "" {
 				list = append(list, p)

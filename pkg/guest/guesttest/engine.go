@@ -61,9 +61,10 @@ type State struct {
 
 // Object is an image, container or volume.
 type Object struct {
-	ID   string
-	Name string
-	Size int64
+	ID      string
+	Name    string
+	Size    int64
+	Options map[string]string `json:",omitempty"` // a volume's DriverOpts
 }
 
 // NewEngine starts an engine whose state is in the directory dir, which it
@@ -215,12 +216,17 @@ func (e *Engine) handler() http.Handler {
 	})
 	mux.HandleFunc("POST /images/load", e.loadImage)
 	mux.HandleFunc("POST /volumes/create", func(w http.ResponseWriter, r *http.Request) {
-		var req struct{ Name string }
+		var req struct {
+			Name       string
+			DriverOpts map[string]string
+		}
 		_ = json.NewDecoder(r.Body).Decode(&req)
 		if req.Name == "" {
 			req.Name = newID("")
 		}
-		e.add(w, func(s *State) { s.Volumes = append(s.Volumes, Object{ID: req.Name, Name: req.Name, Size: 1 << 20}) },
+		e.add(w, func(s *State) {
+			s.Volumes = append(s.Volumes, Object{ID: req.Name, Name: req.Name, Size: 1 << 20, Options: req.DriverOpts})
+		},
 			map[string]any{"Name": req.Name, "Driver": "local", "Scope": "local", "Mountpoint": "/" + req.Name})
 	})
 	mux.HandleFunc("POST /test/hijack", hijack)

@@ -1,0 +1,176 @@
+package ports
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Range is a wish for one port of several. The engine in the VM chooses it, and knows nothing
+// of who has which port of this host.
+type Range struct {
+	Protocol    string
+	First, Last uint16 // in the VM
+}
+
+// String writes the range as the Docker API does: "8180-8183", or "8180" for one port.
+func (r Range) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// has tells whether the range is about a port.
+func (r Range) has(port uint16) bool { return r.First <= port && port <= r.Last }
+
+// RangeBinding is a binding that names a range.
+type RangeBinding struct {
+	Port  string // the container's own: "80/tcp"
+	Index int    // among the bindings of that
+	Range
+}
+
+// Ranges are the bindings that let the engine choose from a range, in a fixed order. See Wants.
+func Ranges(bindings map[string][]Binding, vm VM) []RangeBinding {
+	var list []RangeBinding
+	for port, wishes := range bindings {
+		for i, b := range wishes {
+			protocol, reached := vm.reaches(port, b)
+			first, last, ok := parseRange(b.HostPort)
+			if reached && ok && first > 0 && first <= last {
+				list = append(list, RangeBinding{Port: port, Index: i, Range: Range{protocol, first, last}})
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b RangeBinding) int {
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Index, b.Index))
+	})
+	return list
+}
+
+// reaches says which protocol a binding of a container's port is about, and whether what is
+// published there is reached from this host.
+func (vm VM) reaches(port string, b Binding) (protocol string, ok bool) {
+	_, protocol, found := strings.Cut(port, "/")
+	if !found {
+		protocol = TCP
+	}
+	ip, err := netip.ParseAddr(b.HostIP)
+	if err != nil && b.HostIP != "" {
+		return protocol, false // the engine will say so
+	}
+	if ip.Is6() && ip.IsUnspecified() {
+		ip = netip.Addr{}
+	}
+	return protocol, vm.target(Published{Protocol: protocol, IP: ip}).IsValid()
+}
+
+// parseRange reads a range from which the engine is to choose ("8000-8010").
+func parseRange(s string) (first, last uint16, ok bool) {
+	a, b, found := strings.Cut(s, "-")
+	n, err1 := strconv.ParseUint(a, 10, 16)
+	m, err2 := strconv.ParseUint(b, 10, 16)
+	return uint16(n), uint16(m), found && err1 == nil && err2 == nil
+}
+
+// promiseTime is how long a part of a range counts as given to a container that is yet to start.
+const promiseTime = time.Minute
+
+// promise is a part of a range that a container was given, of which it will have one port.
+type promise struct {
+	Range
+	until time.Time
+}
+
+// Narrow finds the part of a range whose ports the project can have on this host. Of several
+// parts it is the one with the most room. It is the whole range if all can be had, and the zero
+// Range if none can. taken is the first port that cannot. A project has no more than MaxMost
+// ports, so that of a longer range only that many are looked at.
+func (t *Table) Narrow(ctx context.Context, r Range) (part Range, taken *TakenError) {
+	part, taken = t.narrow(r)
+	if taken != nil {
+		taken.Own = t.o.Own
+		taken.Owner = t.owner(ctx, taken.Key, taken.Err)
+	}
+	return part, taken
+}
+
+func (t *Table) narrow(r Range) (best Range, taken *TakenError) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.o.Now()
+	t.promises = slices.DeleteFunc(t.promises, func(p promise) bool { return !now.Before(p.until) })
+	var run Range
+	var room, most int
+	end := func() {
+		for _, p := range t.promises {
+			if run.Protocol == p.Protocol && run.has(p.First) {
+				room--
+			}
+		}
+		if run != (Range{}) && (best == Range{} || room > most) {
+			best, most = run, room
+		}
+		run, room = Range{}, 0
+	}
+	for n := int(r.First); n <= min(int(r.Last), int(r.First)+MaxMost-1); n++ {
+		port := uint16(n)
+		k, used, err := t.try(r.Protocol, Mapped(port, t.settings.Map))
+		if err != nil {
+			if taken == nil {
+				taken = &TakenError{Key: k, Err: err}
+			}
+			end()
+			continue
+		}
+		if run == (Range{}) {
+			run = Range{r.Protocol, port, port}
+		}
+		run.Last = port
+		if !used {
+			room++
+		}
+	}
+	end()
+	if best != (Range{}) && best != r {
+		t.promises = append(t.promises, promise{best, now.Add(promiseTime)})
+	}
+	return best, taken
+}
+
+// try finds out whether the project can have a port of this host, and whether it has it in use
+// or reserved. The caller holds the lock.
+func (t *Table) try(protocol string, port uint16) (failed Key, used bool, err error) {
+	for _, k := range keys(protocol, port, t.o.Own) {
+		if slices.Contains(t.settings.Deny, port) {
+			return k, false, &RefusedError{denied(port)}
+		}
+		if t.sockets[k] != nil {
+			used = true
+			continue
+		}
+		s, err := t.open(k)
+		if err == nil {
+			s.close()
+		} else if t.blocks(k, err) {
+			return k, false, err
+		}
+	}
+	return Key{}, used, nil
+}
+
+// blocks tells whether a container may not have a port because one of its sockets fails.
+func (t *Table) blocks(k Key, err error) bool {
+	if _, ok := errors.AsType[*RefusedError](err); ok {
+		return true
+	}
+	state := stateOf(err)
+	return state != StateUnavailable && (state == StateDenied || t.must(k))
+}

@@ -1,0 +1,121 @@
+package ports_test
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/devvm/devvm/pkg/ports"
+)
+
+func TestRanges(t *testing.T) {
+	got := ports.Ranges(map[string][]ports.Binding{
+		"80/tcp":  {{HostPort: "80"}, {HostPort: "8180-8183"}, {HostIP: "127.0.0.1", HostPort: "1-1"}},
+		"53/udp":  {{HostIP: "::", HostPort: "5000-5001"}},
+		"9":       {{HostIP: "0.0.0.0", HostPort: "1-65535"}},
+		"1/tcp":   {{HostPort: ""}, {HostPort: "0-5"}, {HostPort: "9-8"}, {HostPort: "1-99999"}, {HostPort: "-"}, {HostPort: "1-2-3"}},
+		"2/tcp":   {{HostIP: "127.0.0.9", HostPort: "1-2"}, {HostIP: "localhost", HostPort: "1-2"}, {HostIP: "::1", HostPort: "1-2"}},
+		"80/sctp": {{HostPort: "1-2"}},
+	}, vm)
+	want := []ports.RangeBinding{
+		{Port: "53/udp", Range: ports.Range{Protocol: "udp", First: 5000, Last: 5001}},
+		{Port: "80/tcp", Index: 1, Range: ports.Range{Protocol: "tcp", First: 8180, Last: 8183}},
+		{Port: "80/tcp", Index: 2, Range: ports.Range{Protocol: "tcp", First: 1, Last: 1}},
+		{Port: "9", Range: ports.Range{Protocol: "tcp", First: 1, Last: 65535}},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	for r, want := range map[ports.Range]string{{First: 8180, Last: 8183}: "8180-8183", {First: 5, Last: 5}: "5"} {
+		if r.String() != want {
+			t.Error(r.String())
+		}
+	}
+}
+
+// freeRange is the first of some ports in a row that nobody has.
+func freeRange(t *testing.T, n uint16) uint16 {
+	t.Helper()
+	for first := freePort(t); first < 60000; first++ {
+		free := true
+		for port := first; port < first+n && free; port++ {
+			for _, host := range hosts(t) {
+				l, err := net.Listen("tcp", at(host, port))
+				if err != nil {
+					free = false
+					break
+				}
+				_ = l.Close()
+			}
+		}
+		if free {
+			return first
+		}
+	}
+	t.Fatal("no free ports")
+	return 0
+}
+
+// TestNarrow: what is left of a range has no port that somebody else has, and of several parts
+// it is the one with the most room.
+func TestNarrow(t *testing.T) {
+	now := time.Now()
+	table := newTable(t, ports.Options{Dial: newGuest().dial, Now: func() time.Time { return now }})
+	first := freeRange(t, 6)
+	all := ports.Range{Protocol: "tcp", First: first, Last: first + 5}
+	check := func(when string, want ports.Range, taken uint16) {
+		t.Helper()
+		part, err := table.Narrow(t.Context(), all)
+		if diff := cmp.Diff(want, part); diff != "" {
+			t.Errorf("%s: %s", when, diff)
+		}
+		switch {
+		case err == nil && taken == 0:
+		case err == nil || err.Key.Addr.Port() != taken:
+			t.Errorf("%s: %+v, want port %d", when, err, taken)
+		}
+	}
+	part := func(from, to uint16) ports.Range {
+		return ports.Range{Protocol: "tcp", First: first + from, Last: first + to}
+	}
+	check("all are free", all, 0)
+	_, release := occupy(t, at("127.0.0.1", first))
+	check("the first is taken", part(1, 5), first)
+	release()
+	check("free again", all, 0)
+
+	// With one in the middle taken, containers that are to be made spread over what is left.
+	now = now.Add(time.Hour)
+	occupy(t, at("127.0.0.1", first+3))
+	check("one in the middle", part(0, 2), first+3) // 3 and 2 are left
+	check("a second container", part(0, 2), first+3)
+	check("a third", part(4, 5), first+3)
+	check("a fourth", part(0, 2), first+3)
+	check("a fifth", part(4, 5), first+3)
+	now = now.Add(time.Hour)
+	check("they never started", part(0, 2), first+3)
+	now = now.Add(time.Hour)
+
+	// Ports that the project has are no obstacle, and no room.
+	table.Set([]ports.Published{published(first, "tcp"), published(first+1, "tcp")}, 0)
+	check("two in use", part(4, 5), first+3)
+	now = now.Add(time.Hour)
+	if _, err := table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: first + 4}, {Protocol: "tcp", HostPort: first + 5}}, 0, 24*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	check("two reserved", part(0, 2), first+3)
+
+	table.Configure(ports.Settings{Deny: []uint16{first + 1, first + 2}, Map: map[uint16]uint16{first + 5: first + 3}})
+	now = now.Add(time.Hour)
+	table.Set(nil, 0)
+	check("denied and mapped to one that is taken", part(0, 0), first+1)
+	if got, err := table.Narrow(t.Context(), part(1, 3)); err == nil || got != (ports.Range{}) {
+		t.Errorf("all are denied or taken: %v, %v", got, err)
+	}
+	long := ports.Range{Protocol: "udp", First: 10000, Last: 60000}
+	if got, _ := table.Narrow(t.Context(), long); got.Last-got.First >= ports.MaxMost || got.First < long.First {
+		t.Errorf("a long range: %v", got)
+	}
+}

@@ -1,0 +1,123 @@
+package project
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/guard"
+	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/tree"
+)
+
+// The .git of a worktree or a submodule is a file that names a directory elsewhere
+// (gitrepository-layout(5)). The VM can write that file. So it is believed only where that
+// directory names the project's in turn: else a VM could have devvm ask for any directory.
+
+// longestGit is the most that is read of a file of git's, in bytes.
+const longestGit = 64 << 10
+
+// noteGit says how the VM gets a history that is outside of what it has.
+func (b *boot) noteGit(exports []share.Export) {
+	has := func(path string) bool {
+		return slices.ContainsFunc(exports, func(e share.Export) bool { return within(e.Target, path) })
+	}
+	if !has(b.project.Dir) {
+		return
+	}
+	dir := gitElsewhere(b.Writable(b.project), b.project.Dir)
+	if dir == "" || has(dir) {
+		return
+	}
+	toml := filepath.Join(b.project.Dir, config.FileName)
+	const what = "git does not work in the VM: this working tree has its history in %s, which the VM does not have"
+	if why := b.unfit(share.Export{Source: dir, Target: dir}); why != "" {
+		b.progress.Note(what+" and cannot have: %s", dir, why)
+		return
+	}
+	b.progress.Note(what+". To share it, add this at the end of %s and run devvm down && devvm up:", dir, toml)
+	for line := range strings.Lines(guard.Lines(dir, dir, true)) {
+		b.progress.Note("%s", strings.TrimSuffix(line, "\n"))
+	}
+	b.progress.Note("To commit in the VM, add writable = true as well. Then git on this host runs hooks that the VM writes there.")
+}
+
+// gitElsewhere is the directory that a working tree has its history in, if that is a worktree
+// or a submodule of a repository at another place; "" if not.
+func gitElsewhere(untrusted tree.Untrusted, dir string) string {
+	to, ok := strings.CutPrefix(readGit(untrusted, filepath.Join(dir, ".git")), "gitdir: ")
+	to = strings.TrimRight(to, "\r\n")
+	if !ok || to == "" || strings.ContainsAny(to, "\x00\n") {
+		return ""
+	}
+	git := from(dir, to)
+	if trees := filepath.Dir(git); filepath.Base(trees) == "worktrees" {
+		back := strings.TrimRight(readGit(untrusted, filepath.Join(git, "gitdir")), "\r\n")
+		if filepath.Base(back) != ".git" || !sameDir(filepath.Dir(from(git, back)), dir) {
+			return ""
+		}
+		return filepath.Dir(trees)
+	}
+	back := workTree(readGit(untrusted, filepath.Join(git, "config")))
+	if back == "" || !sameDir(from(git, back), dir) {
+		return ""
+	}
+	return git
+}
+
+// workTree is core.worktree in a text of git-config(1), as git itself writes it.
+func workTree(text string) string {
+	section := ""
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") {
+			section = strings.ToLower(line)
+		}
+		name, value, _ := strings.Cut(line, "=")
+		if section == "[core]" && strings.EqualFold(strings.TrimSpace(name), "worktree") {
+			return strings.Trim(strings.TrimSpace(value), `"`)
+		}
+	}
+	return ""
+}
+
+// readGit is what is in a file of git's; "" if that is no file, long, or reached by a link that
+// a VM may have made.
+func readGit(untrusted tree.Untrusted, path string) string {
+	at, err := untrusted.Find(path, true)
+	if err != nil {
+		return ""
+	}
+	defer at.Close()
+	if at.Dir != nil || !at.Exists {
+		return ""
+	}
+	f, _, err := at.Parent.Open(at.Name)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, longestGit+1))
+	if err != nil || len(text) > longestGit {
+		return ""
+	}
+	return string(text)
+}
+
+// from is a path that may be relative to a directory.
+func from(dir, path string) string {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path)
+	}
+	return filepath.Join(dir, path)
+}
+
+// sameDir tells whether two paths lead to one directory.
+func sameDir(a, b string) bool {
+	one, err1 := os.Stat(a)
+	two, err2 := os.Stat(b)
+	return err1 == nil && err2 == nil && os.SameFile(one, two)
+}
