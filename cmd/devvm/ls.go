@@ -11,6 +11,7 @@ import (
 )
 
 func (a *app) newLsCmd() *cobra.Command {
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -23,6 +24,12 @@ func (a *app) newLsCmd() *cobra.Command {
 			}
 			if a.json {
 				return a.JSON(list)
+			}
+			if quiet {
+				for _, st := range list {
+					fmt.Fprintln(a.Out, st.Project)
+				}
+				return nil
 			}
 			t := a.Table("NAME", "STATE", "MEMORY", "DISK", "DIRECTORY")
 			for _, st := range list {
@@ -44,5 +51,12 @@ func (a *app) newLsCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
+	quietly(cmd, &quiet, "names")
 	return cmd
+}
+
+// quietly gives a command that lists things the flag that prints only what they are called by.
+func quietly(cmd *cobra.Command, quiet *bool, what string) {
+	cmd.Flags().BoolVarP(quiet, "quiet", "q", false, "print only the "+what)
+	cmd.MarkFlagsMutuallyExclusive("quiet", "json")
 }

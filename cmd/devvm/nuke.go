@@ -19,9 +19,8 @@ type nukeOptions struct {
 func (a *app) newNukeCmd() *cobra.Command {
 	var o nukeOptions
 	cmd := &cobra.Command{
-		Use:        "nuke",
-		SuggestFor: []string{"reset", "recreate", "rebuild", "factory-reset"},
-		Short:      "Replace the project's VM by a pristine one",
+		Use:   "nuke",
+		Short: "Replace the project's VM by a pristine one",
 		Long: `Destroy the project's VM and all that is in it, and bring up a pristine one.
 The old disk is kept aside until the next nuke: devvm nuke --undo puts it back.
 The project's directory on this host is not touched.`,

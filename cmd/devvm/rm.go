@@ -13,9 +13,8 @@ import (
 func (a *app) newRmCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use:        "rm",
-		SuggestFor: []string{"delete", "destroy", "remove"},
-		Short:      "Remove the project's VM and every trace of it",
+		Use:   "rm",
+		Short: "Remove the project's VM and every trace of it",
 		Long: `Remove the project's VM, its disk, the disk that nuke kept, its logs, sockets
 and Docker context. There is no undo. The project's directory is not touched.`,
 		Args: cobra.NoArgs,
