@@ -47,7 +47,7 @@ devvm.toml can do this. Without a port, list what is exposed.
 			if prefix, err = exposeRange(to); err != nil {
 				return err
 			}
-			if err := (ports.Exposure{Port: port, To: prefix, Until: time.Now().Add(duration)}).Check(time.Now()); err != nil || duration < time.Second {
+			if err := (ports.Exposure{Port: port, To: prefix.Masked(), Until: time.Now().Add(duration)}).Check(time.Now()); err != nil || duration < time.Second {
 				return badExposure(err, duration)
 			}
 		}

@@ -15,7 +15,7 @@ func (a *app) newLsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List all projects of this user that have a VM",
+		Short:   "List all projects of this user that have a VM, or the disk of one",
 		Args:    cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			list, err := s.List(ctx)
@@ -41,11 +41,17 @@ func (a *app) newLsCmd() *cobra.Command {
 					memory = ui.Size(st.Memory)
 				}
 				state := st.State.String()
+				if st.Unprovisioned {
+					state += ", not provisioned"
+				}
+				if st.State == project.StateAbsent && st.UndoUsed > 0 {
+					state += ", undo kept"
+				}
 				if st.Problem != "" {
 					state += ", damaged"
 					fmt.Fprintf(a.Err, "note: %s: %s; %s\n", st.Project, ui.Escape(st.Problem), ui.Escape(st.Next))
 				}
-				t.Row(st.Project, state, memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
+				t.Row(st.Project, state, memory, ui.Size(st.Used()), dir)
 			}
 			return t.Flush()
 		}),

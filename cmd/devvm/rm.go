@@ -34,7 +34,7 @@ func (a *app) runRm(ctx context.Context, s *project.Service, p project.Project, 
 			return err
 		}
 		if loss.VM || loss.Undo > 0 {
-			if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nThere is no undo. Go ahead?"); err != nil {
+			if err := a.confirmLoss(ctx, describeLoss(p, loss, "")+"\nThere is no undo. Go ahead?"); err != nil {
 				return err
 			}
 		}

@@ -130,7 +130,7 @@ func (s *Service) HasVM(p Project) bool { return s.Dirs.paths(p.Name).isUsed() }
 func (s *Service) above(p Project) (Project, bool) {
 	for d := p.Dir; d != filepath.Dir(d); {
 		d = filepath.Dir(d)
-		if q := identify(d); exists(s.Dirs.paths(q.Name).root) {
+		if q := identify(d); exists(s.Dirs.paths(q.Name).disk()) {
 			return q, true
 		}
 	}
