@@ -124,7 +124,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
 			if st.Unprovisioned {
-				st.Problem, st.Next = "its provisioning has failed, or is not done yet (devvm logs --provision)", "devvm up"
+				st.Problem, st.Next = "its provisioning has failed, or is not done yet (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
 			}
 			if full := problemFull(*st.Supervisor); full != "" {
 				st.Problem, st.Next = full, AdviceFull
