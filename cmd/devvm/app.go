@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -59,7 +60,7 @@ func newApp(streams *ui.Streams, getenv func(string) string, open openFunc) *app
 // turns errors into text and exit codes.
 func (a *app) execute(ctx context.Context, args []string) int {
 	root := a.newRootCmd()
-	root.SetArgs(args)
+	root.SetArgs(dockerFlags(root, args))
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.started {
 		err = misused(cmd, err)
@@ -116,12 +117,20 @@ var cobraSays = []struct {
 	{regexp.MustCompile(`^if any flags in the group \[(\S+) .*\] are set none of the others can be; \[(\S+) (\S+?)[] ].*$`), "%s: --$2 and --$3 do not go together"},
 }
 
+// unknownWord is how cobra begins to say that there is no such command.
+var unknownWord = regexp.MustCompile(`^unknown command ("(?:[^"\\]|\\.)*") for `)
+
 // misused explains what is wrong with a command's flags or arguments.
 func misused(cmd *cobra.Command, err error) error {
 	e := &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: " + cmd.CommandPath() + " --help"}
 	for _, known := range cobraSays {
 		if say := fmt.Sprintf(known.say, cmd.CommandPath()); known.text.MatchString(e.Msg) {
 			e.Msg = known.text.ReplaceAllString(e.Msg, say)
+		}
+	}
+	if unknown := unknownWord.FindStringSubmatch(e.Msg); unknown != nil && cmd.HasSubCommands() {
+		if word, err := strconv.Unquote(unknown[1]); err == nil {
+			return unknownCommand(cmd, word)
 		}
 	}
 	words := cmd.Flags().Args()
@@ -164,7 +173,6 @@ Docker changes the VM's firewall, never this host's.
 			return nil
 		},
 	}
-	root.SuggestionsMinimumDistance = 1 // of names of two letters the most are two apart
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetVersionTemplate("devvm {{.Version}}\n")
@@ -177,12 +185,22 @@ Docker changes the VM's firewall, never this host's.
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.AddCommand(
-		a.newUpCmd(), a.newDownCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
-		a.newStatusCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
+		a.newUpCmd(), a.newDownCmd(), a.newRestartCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
+		a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
 		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
 	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			helpsOn(cmd)
+		case "completion": // of a shell that is none, its help would be taken for a script
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
 	return root
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -29,5 +30,15 @@ func TestHostLacks(t *testing.T) {
 		if code := a.execute(t.Context(), []string{"ls"}); code != ui.ExitHost || !strings.Contains(errs.String(), "hint: see what this host lacks with: devvm doctor") {
 			t.Errorf("%v: exit code %d\n%s", lack, code, errs)
 		}
+	}
+}
+
+// What status says of a disk is what ls adds up.
+func TestStatusDisk(t *testing.T) {
+	st := project.Status{DiskUsed: 9 << 20, SavedUsed: 568 << 20, UndoUsed: 1 << 20}
+	var b strings.Builder
+	showStatus(&b, st)
+	if want := "disk      578 MiB used on this host (568 MiB of that its saved memory, 1 MiB the undo)\n"; !strings.Contains(b.String(), want) || st.Used() != 578<<20 {
+		t.Errorf("%d\n%s\nwant %s", st.Used(), b.String(), want)
 	}
 }

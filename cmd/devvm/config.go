@@ -41,5 +41,6 @@ func (a *app) newConfigCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&example, "example", false, "print a devvm.toml with every key, explained")
 	cmd.Flags().Bool("json", false, "print JSON")
+	cmd.MarkFlagsMutuallyExclusive("example", "json")
 	return cmd
 }

@@ -24,12 +24,12 @@ type cpOptions struct {
 func (a *app) newCpCmd() *cobra.Command {
 	var o cpOptions
 	cmd := &cobra.Command{
-		Use:   "cp [flags] SOURCE vm:TARGET | vm:SOURCE TARGET",
+		Use:   "cp [flags] SOURCE... vm:TARGET | vm:SOURCE... TARGET",
 		Short: "Copy files and directories between this host and the VM",
 		Long: `Copy files and directories between this host and the VM, with the rules of cp
 and docker cp: what goes to a directory that is there goes into it, a source that
-ends in "/." is what is in the directory, and directories are merged. A path of
-the VM that is not absolute is relative to /root.
+ends in "/." is what is in the directory, and directories are merged. Several
+sources go into a directory that is there. A path of the VM that is not absolute is relative to /root.
 
 Modes, modification times and symbolic links are kept; owners are root in the VM
 and you on this host. What arrives is complete under its name, or not there.
@@ -41,33 +41,59 @@ it or it is on the way, with -L or without, and says so.
 With "-" on this host's side a tar archive comes from standard input, to be
 unpacked in a directory, or goes to standard output.`,
 		Example: `  devvm cp dump.sql vm:/tmp/
+  devvm cp a.txt b.txt vm:/srv
   devvm cp vm:/var/lib/app/. ./data
   devvm cp vm:/etc/docker - | tar t`,
-		Args: cobra.ExactArgs(2),
+		Args: cobra.MinimumNArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			from, fromVM := guestPath(args[0])
-			to, toVM := guestPath(args[1])
-			if fromVM == toVM {
-				return &ui.Error{
-					Code: ui.ExitUsage,
-					Msg:  "one of the two paths must be the VM's, and one this host's",
-					Hint: "write vm: before the VM's, as in: devvm cp file vm:/tmp/ (a file of this host with that name: ./vm:…)",
-				}
+			copies, toVM, err := copies(args)
+			if err != nil {
+				return err
 			}
 			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
-				c := guest.Copy{Local: from, Remote: to, Follow: o.follow, Untrusted: s.Writable(p)}
-				if fromVM {
-					c.Local, c.Remote = to, from
+				for i := range copies {
+					copies[i].Follow, copies[i].Untrusted = o.follow, s.Writable(p)
 				}
-				return a.runCopy(ctx, s, p, c, toVM, o.quiet)
+				return a.runCopies(ctx, s, p, copies, toVM, o.quiet)
 			})(cmd, nil)
 		},
 	}
 	cmd.Flags().BoolVarP(&o.follow, "follow-link", "L", false, "copy what the source points to, if it is a symbolic link")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
 	cmd.Flags().BoolP("recursive", "r", true, "directories are always copied with all that is in them")
-	_ = cmd.Flags().MarkHidden("recursive") // for fingers that are used to it
+	cmd.Flags().BoolP("Recursive", "R", true, "the same")
+	cmd.Flags().BoolP("archive", "a", true, "modes, times and links are always kept")
+	cmd.Flags().BoolP("preserve", "p", true, "the same")
+	for _, name := range []string{"recursive", "Recursive", "archive", "preserve"} {
+		_ = cmd.Flags().MarkHidden(name) // for fingers that are used to it
+	}
 	return cmd
+}
+
+// copies are what cp's arguments ask for.
+func copies(args []string) (all []guest.Copy, toVM bool, err error) {
+	sources := args[:len(args)-1]
+	to, toVM := guestPath(args[len(args)-1])
+	for _, arg := range sources {
+		from, fromVM := guestPath(arg)
+		if fromVM == toVM {
+			return nil, false, &ui.Error{
+				Code: ui.ExitUsage,
+				Msg:  "the sources must be the VM's and the target this host's, or the other way round",
+				Hint: "write vm: before the VM's, as in: devvm cp file vm:/tmp/ (a file of this host with that name: ./vm:…)",
+			}
+		}
+		c := guest.Copy{Local: from, Remote: to}
+		if fromVM {
+			c.Local, c.Remote = to, from
+		}
+		if c.Local == "-" && len(sources) > 1 {
+			return nil, false, &ui.Error{Code: ui.ExitUsage, Msg: "an archive goes alone: - with several sources", Hint: "run devvm cp once for each"}
+		}
+		c.Into = len(sources) > 1
+		all = append(all, c)
+	}
+	return all, toVM, nil
 }
 
 // guestPath tells whether a path is the VM's, and what it is there.
@@ -82,13 +108,31 @@ func guestPath(arg string) (string, bool) {
 	return rest, true
 }
 
-// runCopy copies in one direction.
-func (a *app) runCopy(ctx context.Context, s *project.Service, p project.Project, o guest.Copy, toVM, quiet bool) error {
+// runCopies copies in one direction. As cp does, it goes on after a source that cannot be
+// copied; the last error is the command's.
+func (a *app) runCopies(ctx context.Context, s *project.Service, p project.Project, all []guest.Copy, toVM, quiet bool) error {
 	client, err := s.Connect(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	for i, o := range all {
+		if oneErr := a.runCopy(ctx, client, o, toVM, quiet); oneErr != nil {
+			if ctx.Err() != nil || i == len(all)-1 {
+				return oneErr
+			}
+			a.WriteError(oneErr)
+			err = oneErr
+		}
+	}
+	if err != nil {
+		return ui.Exit(ui.ExitCode(err)) // it is told already
+	}
+	return nil
+}
+
+// runCopy copies one source.
+func (a *app) runCopy(ctx context.Context, client *guest.Client, o guest.Copy, toVM, quiet bool) error {
 	if o.Local == "-" && toVM {
 		return client.Unpack(ctx, o.Remote, a.In)
 	}
@@ -112,7 +156,7 @@ func (a *app) runCopy(ctx context.Context, s *project.Service, p project.Project
 	if o.Local == "-" && a.OutTerminal {
 		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("an archive is not for a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
 	}
-	err = a.withProgress(ctx, copying)
+	err := a.withProgress(ctx, copying)
 	if link, ok := errors.AsType[*tree.LinkError](err); ok {
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s is a symbolic link to %s, and a VM can write %s: cp follows no link there", ui.Escape(link.Path), ui.Escape(link.Target), ui.Escape(link.Dir)),

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -12,21 +13,25 @@ import (
 )
 
 func (a *app) newDockerCmd() *cobra.Command {
+	var noStdin bool
 	cmd := &cobra.Command{
 		Use:   "docker [COMMAND ...]",
 		Short: "Run the VM's own Docker client, with compose and buildx",
 		Long: `Run the Docker client that is in the VM, for hosts without one. Its paths are
 the VM's: it starts in the directory that this one is in the VM. If it is not
-there, a build context comes through a pipe. Docker's own global flags come
-after "--".`,
+there, a build context comes through a pipe. devvm's own flags come before Docker's
+first word.`,
 		Example: "  devvm docker ps\n  tar c . | devvm docker build -t app -",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 				if a.guestDir(s, p) == "" && namesHere(args) {
 					fmt.Fprintln(a.Err, "note: the VM does not have this directory: the client's relative paths are below /root there")
 				}
-				argv := append([]string{"docker"}, args...)
-				err := a.runInGuest(ctx, s, p, guest.Command{Argv: argv}, a.InTerminal && a.OutTerminal)
+				command := guest.Command{Argv: append([]string{"docker"}, args...), Stdin: a.In}
+				if noStdin {
+					command.Stdin = nil
+				}
+				err := a.runInGuest(ctx, s, p, command, a.InTerminal && a.OutTerminal && !noStdin)
 				if err != nil && ctx.Err() == nil {
 					if short := s.ShortOfRoom(ctx, p); short != "" {
 						fmt.Fprintln(a.Err, "note:", short)
@@ -37,7 +42,37 @@ after "--".`,
 		},
 	}
 	cmd.Flags().SetInterspersed(false) // flags after Docker's command are Docker's
+	cmd.Flags().BoolVarP(&noStdin, "no-stdin", "n", false, "leave standard input alone: the client gets an empty one")
 	return cmd
+}
+
+// dockerFlags puts a "--" before the first flag after the word docker that is Docker's own,
+// as in: devvm docker --version. A -v that is all there is means that, too.
+func dockerFlags(root *cobra.Command, args []string) []string {
+	cmd, _, err := root.Find(args)
+	if err != nil || cmd.Name() != "docker" || cmd.Parent() != root {
+		return args
+	}
+	_ = cmd.InheritedFlags() // makes Flags have those of the root command
+	at := slices.Index(args, "docker") + 1
+	for i := at; i < len(args); i++ {
+		word := args[i]
+		if word == "--" || word == "-" || !strings.HasPrefix(word, "-") || word == "--help" || word == "-h" {
+			return args
+		}
+		name, _, given := strings.Cut(word, "=")
+		flag := cmd.Flags().Lookup(strings.TrimPrefix(name, "--"))
+		if !strings.HasPrefix(name, "--") {
+			flag, given = cmd.Flags().ShorthandLookup(word[1:2]), len(word) > 2
+		}
+		if flag == nil || word == "-v" && i == len(args)-1 {
+			return slices.Insert(slices.Clone(args), i, "--")
+		}
+		if flag.NoOptDefVal == "" && !given {
+			i++ // its value
+		}
+	}
+	return args
 }
 
 // namesHere tells whether Docker's arguments look like they mean the current directory:

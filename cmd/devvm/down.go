@@ -12,10 +12,9 @@ import (
 func (a *app) newDownCmd() *cobra.Command {
 	var discard bool
 	cmd := &cobra.Command{
-		Use:        "down",
-		SuggestFor: []string{"stop", "halt", "poweroff", "shutdown"},
-		Short:      "Stop the project's VM cleanly; its disk stays",
-		Args:       cobra.NoArgs,
+		Use:   "down",
+		Short: "Stop the project's VM cleanly; its disk stays",
+		Args:  cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Down(ctx, p, discard, pr) })
 		}),

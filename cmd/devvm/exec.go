@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -15,9 +17,11 @@ import (
 )
 
 type execOptions struct {
-	tty bool
-	dir string
-	env []string
+	tty     bool
+	noStdin bool
+	dir     string
+	user    string
+	env     []string
 }
 
 func (a *app) newExecCmd() *cobra.Command {
@@ -27,31 +31,70 @@ func (a *app) newExecCmd() *cobra.Command {
 		Short: "Run a command in the VM",
 		Long: `Run a command in the VM as root. Standard input, output, error and the exit
 code are the command's own; there is no terminal unless -t asks for one. It
-starts in the directory that this one is in the VM, if it is there, else in /root.`,
-		Example: "  devvm exec -- uname -a\n  tar c . | devvm exec -- tar x -C /tmp",
+starts in the directory that this one is in the VM, if it is there, else in /root.
+
+As with ssh, standard input goes to the command, which may not want it: in a loop
+that reads lines, say -n. The command ends with devvm, however that ends; what it
+has left in the background when it ends itself goes on.`,
+		Example: "  devvm exec -- uname -a\n  devvm exec -it -- bash\n  tar c . | devvm exec -- tar x -C /tmp\n  while read -r name; do devvm exec -n -- id \"$name\"; done <names",
 		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			command, err := a.execCommand(args, o)
+			if err != nil {
+				return err
+			}
 			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
-				return a.runInGuest(ctx, s, p, guest.Command{Argv: args, Dir: o.dir, Env: o.env}, o.tty)
+				return a.runInGuest(ctx, s, p, command, o.tty)
 			})(cmd, nil)
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "run it on a terminal")
+	cmd.Flags().BoolP("interactive", "i", true, "pass on standard input, as it always is without -n")
+	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "leave standard input alone: the command gets an empty one")
+	cmd.Flags().StringVarP(&o.user, "user", "u", "", "run it as this `USER[:GROUP]` of the VM, by name or number (default root)")
 	cmd.Flags().StringVarP(&o.dir, "workdir", "w", "", "the command's `directory` in the VM, from where it starts")
-	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "set `NAME=VALUE` for the command")
+	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "set `NAME=VALUE` for the command; NAME alone: as it is here, if it is set")
+	cmd.MarkFlagsMutuallyExclusive("no-stdin", "tty")
+	cmd.MarkFlagsMutuallyExclusive("no-stdin", "interactive")
 	return cmd
 }
 
-// runInGuest runs a command in the VM with this process's streams. The
-// command's exit code becomes devvm's.
+// execCommand is what exec is to run.
+func (a *app) execCommand(args []string, o execOptions) (guest.Command, error) {
+	c := guest.Command{Argv: args, Dir: o.dir, User: o.user}
+	if o.user != "" && !guest.IsUser(o.user) {
+		return c, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--user %q is no user", o.user), Hint: "name one of the VM, or its number: --user USER or USER:GROUP"}
+	}
+	for _, entry := range o.env {
+		name, _, given := strings.Cut(entry, "=")
+		if !guest.IsName(name) {
+			return c, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--env %q does not begin with the name of a variable", entry), Hint: "as in: -e NAME=VALUE, or -e NAME for what it is here"}
+		}
+		if !given {
+			value, set := os.LookupEnv(name)
+			if !set {
+				continue
+			}
+			entry += "=" + value
+		}
+		c.Env = append(c.Env, entry)
+	}
+	if !o.noStdin {
+		c.Stdin = a.In
+	}
+	return c, nil
+}
+
+// runInGuest runs a command in the VM with this process's outputs. It ends with this
+// process, and its exit code becomes devvm's.
 func (a *app) runInGuest(ctx context.Context, s *project.Service, p project.Project, cmd guest.Command, tty bool) error {
 	client, err := s.Connect(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.In, a.Out, os.Stderr
+	cmd.Stdout, cmd.Stderr, cmd.Tied = a.Out, os.Stderr, true
 	if cmd.Start = a.guestDir(s, p); cmd.Start != "" {
 		if err := s.Serves(ctx, p); err != nil {
 			return err

@@ -35,6 +35,22 @@ devvm.toml can do this. Without a port, list what is exposed.
 		if err != nil {
 			return err
 		}
+		var prefix netip.Prefix
+		switch given := cmd.Flags().Changed("to") || cmd.Flags().Changed("for"); {
+		case stop && given:
+			return &ui.Error{Code: ui.ExitUsage, Msg: "expose --stop takes neither --to nor --for: it ends all exposures of the port", Hint: "as in: devvm expose --stop 8080"}
+		case stop:
+		case port == 0 && given:
+			return &ui.Error{Code: ui.ExitUsage, Msg: "expose --to and --for need a port", Hint: "name the port of this host as devvm ports shows it, as in: devvm expose 8080 --to 192.168.1.0/24"}
+		case port == 0:
+		default:
+			if prefix, err = exposeRange(to); err != nil {
+				return err
+			}
+			if err := (ports.Exposure{Port: port, To: prefix.Masked(), Until: time.Now().Add(duration)}).Check(time.Now()); err != nil || duration < time.Second {
+				return badExposure(err, duration)
+			}
+		}
 		return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			switch {
 			case stop:
@@ -45,10 +61,6 @@ devvm.toml can do this. Without a port, list what is exposed.
 					return err
 				}
 				return a.showExposures(r)
-			}
-			prefix, err := exposeRange(to)
-			if err != nil {
-				return err
 			}
 			if prefix.Bits() == 0 {
 				fmt.Fprintf(a.Err, "warning: %s is everybody who can reach this host, from any network that it joins\n", prefix)
@@ -65,6 +77,14 @@ devvm.toml can do this. Without a port, list what is exposed.
 	cmd.Flags().BoolVar(&stop, "stop", false, "end the exposure of the port, or all")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
+}
+
+// badExposure says what is wrong with one that nothing could be exposed by.
+func badExposure(err error, duration time.Duration) error {
+	if duration >= 0 && duration < time.Second {
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--for %s is no time: a second is the least", duration), Hint: "as in: --for 2h (ended before that with: devvm expose --stop)"}
+	}
+	return &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
 }
 
 func exposePort(args []string) (uint16, error) {

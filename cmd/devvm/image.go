@@ -13,6 +13,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
@@ -91,17 +92,11 @@ func (a *app) runImageBuild(ctx context.Context, s *project.Service, o image.Bui
 	if err != nil {
 		return err
 	}
-	if a.json {
-		return a.JSONLine(struct {
-			Type string `json:"type"`
-			image.Manifest
-		}{"result", built.Manifest})
-	}
-	_, err = fmt.Fprintln(a.Out, built.Digest)
-	return err
+	return a.showImage(built)
 }
 
 func (a *app) newImageLsCmd() *cobra.Command {
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -130,6 +125,15 @@ func (a *app) newImageLsCmd() *cobra.Command {
 				}
 				return a.JSON(out)
 			}
+			if quiet {
+				for _, i := range images {
+					fmt.Fprintln(a.Out, short(i.Digest))
+				}
+				for _, d := range damaged {
+					fmt.Fprintln(a.Out, short(d.Digest))
+				}
+				return nil
+			}
 			t := a.Table("NAME", "DIGEST", "ENGINE", "CREATED", "SIZE")
 			for _, i := range images {
 				t.Row(i.Name, short(i.Digest), i.Engine, i.Created.Local().Format("2006-01-02 15:04"), ui.Size(i.Size()))
@@ -142,6 +146,7 @@ func (a *app) newImageLsCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print the manifests as JSON")
+	quietly(cmd, &quiet, "digests")
 	return cmd
 }
 
@@ -164,6 +169,7 @@ VM, which takes minutes, and such VMs boot instead of being forked.`,
 			return a.runImageImport(ctx, s, args[0], o)
 		}),
 	}
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	cmd.Flags().StringVar(&o.Name, "name", "", "name to use in devvm.toml (default: the exported image's)")
 	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "checksum that the file must have; needed for URLs")
 	return cmd
@@ -183,7 +189,18 @@ func (a *app) runImageImport(ctx context.Context, s *project.Service, src string
 	if err != nil {
 		return explainImage(err)
 	}
-	_, err = fmt.Fprintln(a.Out, img.Digest)
+	return a.showImage(img)
+}
+
+// showImage ends a command that has made or brought an image.
+func (a *app) showImage(img image.Image) error {
+	if a.json {
+		return a.JSONLine(struct {
+			Type string `json:"type"`
+			image.Manifest
+		}{"result", img.Manifest})
+	}
+	_, err := fmt.Fprintln(a.Out, img.Digest)
 	return err
 }
 
@@ -194,12 +211,14 @@ func explainImage(err error) error {
 		hint string
 		code int
 	}{
-		{image.ErrNotFound, "see what there is with: devvm image ls", ui.ExitUsage},
-		{image.ErrAmbiguous, "give more of its digest, which is shown by: devvm image ls", ui.ExitUsage},
+		{image.ErrNotFound, "see what there is with: devvm image ls", ui.ExitError},
+		{image.ErrAmbiguous, "give more of its digest, which is shown by: devvm image ls", ui.ExitError},
 		{image.ErrDamaged, "get it again (devvm image build, or import), or remove it: devvm image rm", ui.ExitError},
 		{image.ErrInUse, "remove what lies on it (devvm ls, devvm rm), or all that nothing uses: devvm prune", ui.ExitError},
 		{image.ErrExists, "use it by that name (devvm image ls), or remove it first: devvm image rm", ui.ExitError},
 		{image.ErrChecksum, "nothing was imported: get the file anew, and its checksum from who publishes it", ui.ExitError},
+		{image.ErrNotAChecksum, "give the file's, as its publisher names it, or none for a file of this host: --sha256 HEX", ui.ExitUsage},
+		{image.ErrBadName, "choose another: --name NAME", ui.ExitUsage},
 		{image.ErrNoChecksum, "give it, as its publisher names it: --sha256 HEX", ui.ExitUsage},
 		{image.ErrNoName, "give it one: --name NAME", ui.ExitUsage},
 		{fs.ErrExist, "choose another name for the file", ui.ExitError},
@@ -213,7 +232,7 @@ func explainImage(err error) error {
 }
 
 func (a *app) newImageExportCmd() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "export IMAGE FILE",
 		Short: "Write an image to a file that devvm image import takes elsewhere",
 		Args:  cobra.ExactArgs(2),
@@ -222,17 +241,38 @@ func (a *app) newImageExportCmd() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("export image: %w", err)
 			}
-			return explainImage(s.Images.Export(ctx, args[0], path))
+			err = s.Images.Export(ctx, args[0], path)
+			if dir := filepath.Dir(path); errors.Is(err, fs.ErrNotExist) && !errors.Is(err, image.ErrNotFound) && missing(dir) {
+				return &ui.Error{Msg: "there is no directory " + dir, Hint: "make it first: mkdir -p " + shell.Quote(dir)}
+			}
+			if err != nil || !a.json {
+				return explainImage(err)
+			}
+			return a.JSON(map[string]string{"file": path})
 		}),
 	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+// missing tells whether nothing is at a path.
+func missing(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 func (a *app) newImageRmCmd() *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	cmd := &cobra.Command{
 		Use:   "rm IMAGE",
 		Short: "Remove a base image that nothing lies on",
 		Args:  cobra.ExactArgs(1),
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
+			if !yes {
+				if err := a.confirmLastImage(ctx, s, args[0]); err != nil {
+					return err
+				}
+			}
 			used, err := s.ImagesInUse(ctx)
 			if err != nil {
 				return err
@@ -241,14 +281,39 @@ func (a *app) newImageRmCmd() *cobra.Command {
 			if err != nil {
 				return explainImage(err)
 			}
+			if a.json {
+				return a.JSON(map[string]string{"removed": gone.Digest})
+			}
 			_, err = fmt.Fprintln(a.Out, gone.Digest)
 			return err
 		}),
 	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
+}
+
+// confirmLastImage asks before the only image goes: the next new VM needs another, which takes
+// minutes and the network.
+func (a *app) confirmLastImage(ctx context.Context, s *project.Service, ref string) error {
+	all, err := s.Images.List(ctx)
+	if err != nil || len(all) != 1 {
+		return err
+	}
+	last, err := s.Images.Resolve(ctx, ref)
+	if err != nil || last.Digest != all[0].Digest {
+		return explainImage(err) // nil: a damaged one goes
+	}
+	used, err := s.ImagesInUse(ctx)
+	if err != nil || used[last.Digest] { // Remove refuses
+		return err
+	}
+	return a.confirmLoss(ctx, fmt.Sprintf("%s (%s) is the last image. The next new VM has to build or import one, over the network. Go ahead?", last.Name, short(last.Digest)))
 }
 
 func (a *app) newImagePruneCmd() *cobra.Command {
-	return &cobra.Command{
+	var dryRun bool
+	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove the base images that nothing lies on, but the newest of each name",
 		Args:  cobra.NoArgs,
@@ -257,12 +322,22 @@ func (a *app) newImagePruneCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			freed, err := s.Images.Prune(ctx, func(digest string) bool { return used[digest] })
+			prune := s.Images.Prune
+			if dryRun {
+				prune = s.Images.Prunable
+			}
+			freed, err := prune(ctx, func(digest string) bool { return used[digest] })
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintln(a.Out, "freed", ui.Size(freed))
+			if a.json {
+				return a.JSON(project.Pruned{Images: freed, DryRun: dryRun})
+			}
+			_, err = fmt.Fprintln(a.Out, givenBack(freed, dryRun))
 			return err
 		}),
 	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say how much it would be, and remove nothing")
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
 }

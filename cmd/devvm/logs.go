@@ -27,6 +27,9 @@ func (a *app) newLogsCmd() *cobra.Command {
 		Short: "Show the logs of the engine, the guest's console or devvm's own processes",
 		Args:  cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			if o.tail < -1 {
+				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--tail %d is no number of lines", o.tail), Hint: "as in: --tail 100, or -1 for all"}
+			}
 			return a.runLogs(ctx, s, p, o)
 		}),
 	}
@@ -61,6 +64,9 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project
 	if path != "" {
 		err := background.ShowLog(ctx, path, out, o.tail, o.follow)
 		if errors.Is(err, fs.ErrNotExist) {
+			if none := s.MustExist(ctx, p); none != nil {
+				return none
+			}
 			return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
 		}
 		return err

@@ -11,10 +11,11 @@ import (
 )
 
 func (a *app) newLsCmd() *cobra.Command {
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List all projects of this user that have a VM",
+		Short:   "List all projects of this user that have a VM, or the disk of one",
 		Args:    cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			list, err := s.List(ctx)
@@ -23,6 +24,12 @@ func (a *app) newLsCmd() *cobra.Command {
 			}
 			if a.json {
 				return a.JSON(list)
+			}
+			if quiet {
+				for _, st := range list {
+					fmt.Fprintln(a.Out, st.Project)
+				}
+				return nil
 			}
 			t := a.Table("NAME", "STATE", "MEMORY", "DISK", "DIRECTORY")
 			for _, st := range list {
@@ -34,15 +41,28 @@ func (a *app) newLsCmd() *cobra.Command {
 					memory = ui.Size(st.Memory)
 				}
 				state := st.State.String()
+				if st.Unprovisioned {
+					state += ", not provisioned"
+				}
+				if st.State == project.StateAbsent && st.UndoUsed > 0 {
+					state += ", undo kept"
+				}
 				if st.Problem != "" {
 					state += ", damaged"
 					fmt.Fprintf(a.Err, "note: %s: %s; %s\n", st.Project, ui.Escape(st.Problem), ui.Escape(st.Next))
 				}
-				t.Row(st.Project, state, memory, ui.Size(st.DiskUsed+st.SavedUsed+st.UndoUsed), dir)
+				t.Row(st.Project, state, memory, ui.Size(st.Used()), dir)
 			}
 			return t.Flush()
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
+	quietly(cmd, &quiet, "names")
 	return cmd
+}
+
+// quietly gives a command that lists things the flag that prints only what they are called by.
+func quietly(cmd *cobra.Command, quiet *bool, what string) {
+	cmd.Flags().BoolVarP(quiet, "quiet", "q", false, "print only the "+what)
+	cmd.MarkFlagsMutuallyExclusive("quiet", "json")
 }

@@ -19,9 +19,8 @@ type nukeOptions struct {
 func (a *app) newNukeCmd() *cobra.Command {
 	var o nukeOptions
 	cmd := &cobra.Command{
-		Use:        "nuke",
-		SuggestFor: []string{"reset", "recreate", "rebuild", "factory-reset"},
-		Short:      "Replace the project's VM by a pristine one",
+		Use:   "nuke",
+		Short: "Replace the project's VM by a pristine one",
 		Long: `Destroy the project's VM and all that is in it, and bring up a pristine one.
 The old disk is kept aside until the next nuke: devvm nuke --undo puts it back.
 The project's directory on this host is not touched.`,
@@ -65,9 +64,9 @@ func (a *app) confirmNuke(ctx context.Context, s *project.Service, p project.Pro
 	case undo:
 		earlier := loss.Undo
 		loss.Undo = 0 // it is not lost
-		return false, a.confirmLoss(ctx, describeLoss(p, loss)+fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier)))
+		return false, a.confirmLoss(ctx, describeLoss(p, loss, notUndone)+fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier)))
 	default:
-		return false, a.confirmLoss(ctx, describeLoss(p, loss)+"\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?")
+		return false, a.confirmLoss(ctx, describeLoss(p, loss, notUndone)+"\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?")
 	}
 }
 
@@ -83,8 +82,11 @@ func (a *app) confirmLoss(ctx context.Context, question string) error {
 	return nil
 }
 
-// describeLoss names what is in a VM that is about to go.
-func describeLoss(p project.Project, loss project.Loss) string {
+// notUndone is what nuke says of snapshots.
+const notUndone = ", which an undo does not bring back"
+
+// describeLoss names what is in a VM that is about to go, and says more of its snapshots.
+func describeLoss(p project.Project, loss project.Loss, snapshots string) string {
 	var b strings.Builder
 	if !loss.VM {
 		fmt.Fprintf(&b, "The disk of %s (%s) that an earlier nuke has kept (%s) is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))
@@ -138,7 +140,7 @@ func describeLoss(p project.Project, loss project.Loss) string {
 		}
 	}
 	if loss.Snapshots > 0 {
-		fmt.Fprintf(&b, "  %s, which an undo does not bring back\n", count(loss.Snapshots, "snapshot"))
+		fmt.Fprintf(&b, "  %s%s\n", count(loss.Snapshots, "snapshot"), snapshots)
 	}
 	fmt.Fprintf(&b, "  disk: %s", ui.Size(loss.Disk))
 	if loss.Undo > 0 {

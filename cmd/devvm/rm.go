@@ -13,9 +13,8 @@ import (
 func (a *app) newRmCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use:        "rm",
-		SuggestFor: []string{"delete", "destroy", "remove"},
-		Short:      "Remove the project's VM and every trace of it",
+		Use:   "rm",
+		Short: "Remove the project's VM and every trace of it",
 		Long: `Remove the project's VM, its disk, the disk that nuke kept, its logs, sockets
 and Docker context. There is no undo. The project's directory is not touched.`,
 		Args: cobra.NoArgs,
@@ -35,7 +34,7 @@ func (a *app) runRm(ctx context.Context, s *project.Service, p project.Project, 
 			return err
 		}
 		if loss.VM || loss.Undo > 0 {
-			if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nThere is no undo. Go ahead?"); err != nil {
+			if err := a.confirmLoss(ctx, describeLoss(p, loss, "")+"\nThere is no undo. Go ahead?"); err != nil {
 				return err
 			}
 		}

@@ -37,6 +37,9 @@ func TestMain(m *testing.M) {
 // testdata/script are the manual of what devvm promises at its surface.
 func TestScript(t *testing.T) { runScripts(t, "testdata/script", "") }
 
+// TestStates runs the table of exit codes in docs/scripting.md, a script for each state.
+func TestStates(t *testing.T) { runScripts(t, "testdata/states", "") }
+
 // TestAudit is apart from the scripts that run at the same time: audit looks at all
 // processes of devvm's that the user has. It works below a directory that nobody else
 // can replace, because audit asks for that too.
@@ -83,6 +86,7 @@ func runScripts(t *testing.T, dir, root string) {
 			"leftovers":    cmdLeftovers,
 			"foreign-twin": cmdForeignTwin,
 			"listen":       cmdListen,
+			"states":       cmdStates,
 		},
 	})
 }

@@ -66,6 +66,7 @@ the VM: they go with it when it is nuked, and nuke --undo does not list them aga
 }
 
 func (a *app) newSnapshotLsCmd() *cobra.Command {
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -88,6 +89,12 @@ func (a *app) newSnapshotLsCmd() *cobra.Command {
 				}
 				return a.JSON(rows)
 			}
+			if quiet {
+				for _, one := range all {
+					fmt.Fprintln(a.Out, one.Name)
+				}
+				return nil
+			}
 			t := a.Table("NAME", "CREATED", "OF")
 			for _, one := range all {
 				t.Row(one.Name, one.Created.Local().Format("2006-01-02 15:04:05"), snapshotOf(one))
@@ -96,6 +103,7 @@ func (a *app) newSnapshotLsCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
+	quietly(cmd, &quiet, "names")
 	return cmd
 }
 
@@ -122,7 +130,7 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 					return err
 				}
 				loss.Snapshots, loss.Undo = 0, 0 // they stay
-				if err := a.confirmLoss(ctx, describeLoss(p, loss)+"\nIn its place comes what was there at snapshot "+name+". Go ahead?"); err != nil {
+				if err := a.confirmLoss(ctx, describeLoss(p, loss, "")+"\nIn its place comes what was there at snapshot "+name+". Go ahead?"); err != nil {
 					return err
 				}
 			}
@@ -135,12 +143,17 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 }
 
 func (a *app) newSnapshotRmCmd() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "rm NAME",
 		Short: "Remove a snapshot; the VM stays as it is",
 		Args:  cobra.ExactArgs(1),
 		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
-			return s.DeleteSnapshot(ctx, p, name)
+			if err := s.DeleteSnapshot(ctx, p, name); err != nil || !a.json {
+				return err
+			}
+			return a.JSON(map[string]string{"removed": name})
 		}),
 	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -11,19 +12,20 @@ import (
 
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
 )
 
 type sshOptions struct {
-	config bool
-	proxy  bool
+	config  bool
+	proxy   bool
+	noStdin bool
 }
 
 func (a *app) newSSHCmd() *cobra.Command {
 	var o sshOptions
 	cmd := &cobra.Command{
-		Use:        "ssh [flags] [-- COMMAND ...]",
-		SuggestFor: []string{"shell", "attach"},
-		Short:      "Open a shell in the VM, or print a configuration for OpenSSH",
+		Use:   "ssh [flags] [-- COMMAND ...]",
+		Short: "Open a shell in the VM, or print a configuration for OpenSSH",
 		Long: `Open a shell in the VM, or run a command line in the VM's shell. It starts in the
 directory that this one is in the VM, if it is there, else in /root.
 
@@ -32,6 +34,9 @@ directory that this one is in the VM, if it is there, else in /root.
 prints a Host block, after which ssh, scp, rsync and editors reach the VM as
 devvm-<name>. No port listens on this host: OpenSSH connects through devvm.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if (o.config || o.proxy) && len(args) > 0 {
+				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("ssh --config and --proxy run no command, but got %q", args[0]), Hint: "see: devvm ssh --help"}
+			}
 			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 				return a.runSSH(ctx, s, p, o, args)
 			})(cmd, nil)
@@ -40,7 +45,8 @@ devvm-<name>. No port listens on this host: OpenSSH connects through devvm.`,
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().BoolVar(&o.config, "config", false, "print an OpenSSH Host block")
 	cmd.Flags().BoolVar(&o.proxy, "proxy", false, "be OpenSSH's ProxyCommand: connect standard input and output to the VM's sshd")
-	cmd.MarkFlagsMutuallyExclusive("config", "proxy")
+	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "leave standard input alone: the command gets an empty one")
+	cmd.MarkFlagsMutuallyExclusive("config", "proxy", "no-stdin")
 	return cmd
 }
 
@@ -59,7 +65,11 @@ func (a *app) runSSH(ctx context.Context, s *project.Service, p project.Project,
 	case o.proxy:
 		return a.runProxy(ctx, s, p)
 	}
-	return a.runInGuest(ctx, s, p, guest.Command{Line: strings.Join(args, " ")}, a.InTerminal && a.OutTerminal)
+	command := guest.Command{Line: strings.Join(args, " "), Stdin: a.In}
+	if o.noStdin {
+		command.Stdin = nil
+	}
+	return a.runInGuest(ctx, s, p, command, a.InTerminal && a.OutTerminal && !o.noStdin)
 }
 
 // runProxy carries bytes between OpenSSH and the VM's sshd.

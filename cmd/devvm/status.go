@@ -28,7 +28,7 @@ func (a *app) newStatusCmd() *cobra.Command {
 }
 
 // runStatus prints the state. The exit code tells it, too: 0 the engine
-// answers, 1 the VM runs and it does not, 3 and 4 as everywhere.
+// answers, 1 the VM runs and it does not, or is not provisioned, 3 and 4 as everywhere.
 func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Project) error {
 	st, err := s.Status(ctx, p)
 	if err != nil {
@@ -46,7 +46,7 @@ func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Proje
 		return ui.Exit(ui.ExitNoVM)
 	case st.State != vm.StateRunning:
 		return ui.Exit(ui.ExitNotRunning)
-	case !st.Healthy:
+	case !st.Healthy || st.Unprovisioned:
 		return ui.Exit(ui.ExitError)
 	}
 	return nil
@@ -105,7 +105,7 @@ func showStatus(w io.Writer, st project.Status) {
 		}
 		line("vm disk", "%s free of %s%s", ui.Size(r.DiskFree), ui.Size(r.Disk), files)
 	}
-	line("disk", "%s used on this host", ui.Size(st.DiskUsed))
+	line("disk", "%s used on this host%s", ui.Size(st.Used()), usedBy(st))
 	if st.UndoUsed > 0 {
 		line("undo", "%s kept for devvm nuke --undo", ui.Size(st.UndoUsed))
 	}
@@ -132,7 +132,7 @@ func showStatus(w io.Writer, st project.Status) {
 		case sup.PortsProblem != "":
 			line("ports", "%d open; what is published now is NOT known: %s", sup.Ports, sup.PortsProblem)
 		case sup.PortsNotOpen > 0:
-			line("ports", "%d open, %d NOT as published: devvm ports says why", sup.Ports, sup.PortsNotOpen)
+			line("ports", "%d published, %d of them NOT open as published: devvm ports says why", max(sup.PortsPublished, sup.PortsNotOpen), sup.PortsNotOpen)
 		case sup.Ports > 0:
 			line("ports", "%d published (devvm ports)", sup.Ports)
 		}
@@ -143,4 +143,19 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Next != "" {
 		line("next", "%s", st.Next)
 	}
+}
+
+// usedBy says what takes a project's room, if it is more than its disk.
+func usedBy(st project.Status) string {
+	var more []string
+	if st.SavedUsed > 0 {
+		more = append(more, ui.Size(st.SavedUsed)+" of that its saved memory")
+	}
+	if st.UndoUsed > 0 {
+		more = append(more, ui.Size(st.UndoUsed)+" the undo")
+	}
+	if len(more) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(more, ", ") + ")"
 }

@@ -11,9 +11,8 @@ import (
 
 func (a *app) newSuspendCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:        "suspend",
-		SuggestFor: []string{"pause", "save"},
-		Short:      "Save the VM's memory and stop it; devvm up lets it go on",
+		Use:   "suspend",
+		Short: "Save the VM's memory and stop it; devvm up lets it go on",
 		Long: `Save the memory of the project's VM on this host's disk and stop the VM. Running
 containers stand still and go on, with the clock set right, at the next devvm up.
 Connections into the VM end; docker.sock says so meanwhile.`,

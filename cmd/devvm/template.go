@@ -56,6 +56,7 @@ func (a *app) newTemplateBuildCmd() *cobra.Command {
 }
 
 func (a *app) newTemplateLsCmd() *cobra.Command {
+	var quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -69,6 +70,15 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 			damaged, err := s.Templates.Damaged()
 			if err != nil {
 				return err
+			}
+			if quiet {
+				for _, t := range all {
+					fmt.Fprintln(a.Out, t.ID)
+				}
+				for _, d := range damaged {
+					fmt.Fprintln(a.Out, d.ID)
+				}
+				return nil
 			}
 			used, unknown := s.TemplatesInUse(ctx)
 			if unknown != nil { // each may be
@@ -135,11 +145,12 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
+	quietly(cmd, &quiet, "IDs")
 	return cmd
 }
 
 func (a *app) newTemplateRmCmd() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "rm ID",
 		Short: "Remove a template; its disk stays as long as disks of VMs lie on it",
 		Args:  cobra.ExactArgs(1),
@@ -148,32 +159,40 @@ func (a *app) newTemplateRmCmd() *cobra.Command {
 			switch {
 			case errors.Is(err, template.ErrInUse):
 				fmt.Fprintf(a.Err, "note: no VM is forked from %s any more; its disk stays, because disks of VMs lie on it\n", t.ID)
-				return nil
 			case errors.Is(err, template.ErrNotFound):
 				return &ui.Error{Hint: "list them with: devvm template ls", Err: err}
+			case err != nil:
+				return err
 			}
-			return err
+			if !a.json {
+				return nil
+			}
+			return a.JSON(map[string]any{"removed": args[0], "disk_stays": err != nil})
 		}),
 	}
+	cmd.Flags().Bool("json", false, "print JSON")
+	return cmd
 }
 
 func (a *app) newTemplatePruneCmd() *cobra.Command {
+	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Remove the templates that no new VM of this host can be forked from",
 		Args:  cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
-			freed, err := s.Prune(ctx, true)
+			freed, err := s.Prune(ctx, project.PruneOptions{KeepWarm: true, DryRun: dryRun})
 			if err != nil {
 				return err
 			}
 			if a.json {
 				return a.JSON(freed)
 			}
-			fmt.Fprintf(a.Out, "%s given back\n", ui.Size(freed.Templates))
-			return nil
+			_, err = fmt.Fprintln(a.Out, givenBack(freed.Templates, dryRun))
+			return err
 		}),
 	}
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say how much it would be, and remove nothing")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
 }

@@ -24,9 +24,8 @@ type upOptions struct {
 func (a *app) newUpCmd() *cobra.Command {
 	var o upOptions
 	cmd := &cobra.Command{
-		Use:        "up",
-		SuggestFor: []string{"start", "launch", "create", "boot", "resume"},
-		Short:      "Start the project's VM, making it if there is none",
+		Use:   "up",
+		Short: "Start the project's VM, making it if there is none",
 		Long: `Start the project's VM, making it if there is none, and wait until Docker
 Engine answers. It can be run again at any time: what an interrupted run left
 half done is completed, and a VM that runs already is left alone.`,

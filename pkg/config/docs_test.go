@@ -116,6 +116,11 @@ func TestExample(t *testing.T) {
 }
 
 func TestTemplate(t *testing.T) {
+	small := bigHost // what init offers works on a small host, too
+	small.CPUs = 2
+	if _, err := apply(Default(small), "template", uncomment(Template()), small, false); err != nil {
+		t.Error(err)
+	}
 	for _, text := range []string{Template(), uncomment(Template())} {
 		if _, err := apply(Default(bigHost), "template", text, bigHost, false); err != nil {
 			t.Errorf("%v in\n%s", err, text)

@@ -41,7 +41,7 @@ func Example() string {
 func Template() string {
 	return `# The VM of this project, for devvm. Every key is optional: devvm config --example
 
-#cpus = 4
+#cpus = 2
 #memory = "4GiB"
 #disk = "40GiB"
 

@@ -73,7 +73,7 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 		if unfit := g.unfit(g.Dir, g.Dir); unfit != "" {
 			return reason + " It cannot: " + unfit + ".", ""
 		}
-		return reason + fmt.Sprintf(" Write mount = true at the top of %s. %s", path.Join(g.Dir, "devvm.toml"), thenRestart), ""
+		return reason + fmt.Sprintf(" Set mount = true in %s, in place of a mount = false there. %s", path.Join(g.Dir, "devvm.toml"), thenRestart), ""
 	}
 	dir, passing := g.passing(b.Path)
 	switch {

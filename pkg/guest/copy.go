@@ -33,6 +33,9 @@ import (
 type Copy struct {
 	Local  string // path on this host
 	Remote string // path in the guest; relative to the user's home, if it is not absolute
+	// Into says that the destination is a directory that is there, as it must be for one of
+	// several sources.
+	Into bool
 	// Follow copies what a source points to that is a link. Links below it stay links.
 	Follow bool
 	// Untrusted are directories of this host that a guest can write. No link is followed
@@ -66,13 +69,14 @@ const (
 	kindStream    = "stream"
 )
 
-// unpackScript takes a name, a kind and where to put it. But for a stream's, the archive
+// unpackScript takes a name, a kind, where to put it, and whether that must be a directory. But for a stream's, the archive
 // has the source as "x" and ends with "end": tar takes one that breaks off between two
 // files for whole. What cleans up loses the mark of a command and is not ended with it.
 const unpackScript = `set -eu
 base=$1 kind=$2 dst=$3
 fail() { echo "$2" >&2; exit "$1"; }
 into=
+[ -z "$4" ] || [ -d "$dst" ] || fail 66 "$dst: no such directory"
 if [ -d "$dst" ]; then
 	case $kind in contents | stream) ;; *) dst=${dst%/}/$base into=1 ;; esac
 fi
@@ -152,7 +156,7 @@ func (c *Client) CopyTo(ctx context.Context, o Copy) error {
 	if o.Advance != nil {
 		p.total = size(source)
 	}
-	return c.unpack(ctx, o.Remote, filepath.Base(o.Local), kind, func(w io.Writer) error {
+	return c.unpack(ctx, o.Remote, filepath.Base(o.Local), kind, o.Into, func(w io.Writer) error {
 		return p.pack(tar.NewWriter(w), source)
 	})
 }
@@ -189,14 +193,14 @@ func (o *Copy) source() (at *tree.Place, kind string, err error) {
 
 // Unpack unpacks a tar archive into a directory of the guest, owners included.
 func (c *Client) Unpack(ctx context.Context, dir string, r io.Reader) error {
-	return c.unpack(ctx, dir, "", kindStream, func(w io.Writer) error {
+	return c.unpack(ctx, dir, "", kindStream, false, func(w io.Writer) error {
 		_, err := io.Copy(w, r)
 		return err
 	})
 }
 
 // unpack runs unpackScript and gives it what send writes.
-func (c *Client) unpack(ctx context.Context, to, base, kind string, send func(io.Writer) error) error {
+func (c *Client) unpack(ctx context.Context, to, base, kind string, into bool, send func(io.Writer) error) error {
 	r, w := io.Pipe()
 	sent := make(chan error, 1)
 	go func() {
@@ -205,7 +209,11 @@ func (c *Client) unpack(ctx context.Context, to, base, kind string, send func(io
 		sent <- err
 	}()
 	var said beginning
-	argv := []string{"sh", "-c", unpackScript, "unpack", base, kind, remote(to)}
+	must := ""
+	if into {
+		must = "1"
+	}
+	argv := []string{"sh", "-c", unpackScript, "unpack", base, kind, remote(to), must}
 	code, err := c.Run(ctx, Command{Argv: argv, Env: []string{"LC_ALL=C.UTF-8"}, Stdin: r, Stdout: &said, Stderr: &said})
 	_ = r.CloseWithError(errEnded)
 	var sendErr error
@@ -524,6 +532,10 @@ func (u *unpacker) begin(kind string) error {
 		return err
 	}
 	into := at.Dir != nil
+	if u.Into && !into {
+		at.Close()
+		return &missing{u.Local + ": no such directory"}
+	}
 	if into && kind != kindContents {
 		at.Close()
 		base := path.Base(u.Remote)

@@ -3,6 +3,7 @@ package guest
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
 	"github.com/devvm/devvm/pkg/shell"
@@ -40,9 +41,16 @@ func (c Command) shellLine(mark string) (string, error) {
 		// CDPATH would make cd print, and look elsewhere.
 		fmt.Fprintf(&b, "unset CDPATH; cd -- %s %s\n", dir, d.otherwise)
 	}
+	if c.User != "" {
+		if !IsUser(c.User) {
+			return "", fmt.Errorf("%q names no user", c.User)
+		}
+		user, group, _ := strings.Cut(c.User, ":")
+		fmt.Fprintf(&b, becomeScript, user, group)
+	}
 	for _, kv := range c.Env {
 		name, value, ok := strings.Cut(kv, "=")
-		if !ok || !isName(name) {
+		if !ok || !IsName(name) {
 			return "", fmt.Errorf("environment entry %q is not NAME=value", kv)
 		}
 		quoted, err := Quote(value)
@@ -50,6 +58,9 @@ func (c Command) shellLine(mark string) (string, error) {
 			return "", fmt.Errorf("environment variable %s: %w", name, err)
 		}
 		fmt.Fprintf(&b, "export %s=%s\n", name, quoted)
+	}
+	if c.User != "" && len(c.Argv) == 0 {
+		return "", errors.New("a user is for a command with arguments")
 	}
 	if len(c.Argv) == 0 && c.Line == "" {
 		if b.Len() > 0 {
@@ -70,9 +81,12 @@ func (c Command) shellLine(mark string) (string, error) {
 		}
 		// exec, so that signals and exit codes are the program's own. It would
 		// take a name that starts with a dash for an option.
-		if strings.HasPrefix(c.Argv[0], "-") {
+		switch {
+		case c.User != "":
+			b.WriteString(`exec ${become:+setpriv $become --} `)
+		case strings.HasPrefix(c.Argv[0], "-"):
 			b.WriteString(" ") // and so would the shell, at the start
-		} else {
+		default:
 			b.WriteString("exec ")
 		}
 		b.WriteString(words)
@@ -88,7 +102,41 @@ func (c Command) shellLine(mark string) (string, error) {
 	return b.String(), nil
 }
 
-func isName(s string) bool {
+// becomeScript finds what setpriv needs to become a user. As in a container, a number need
+// have no entry: its group is then 0, its home the root directory. The terminal becomes the
+// user's, for who opens it by its name.
+const becomeScript = `user=%s group=%s
+if entry=$(getent passwd "$user"); then
+	set -f; IFS=:; set -- $entry; unset IFS
+	name=$1 uid=$3 gid=$4 home=$6 groups=--init-groups
+else
+	case $user in *[!0-9]*) echo "no user is named $user in the VM" >&2; exit 126 ;; esac
+	name=$user uid=$user gid=0 home=/ groups=--clear-groups
+fi
+if [ "$group" ]; then
+	if entry=$(getent group "$group"); then
+		set -f; IFS=:; set -- $entry; unset IFS
+		gid=$3
+	else
+		case $group in *[!0-9]*) echo "no group is named $group in the VM" >&2; exit 126 ;; esac
+		gid=$group
+	fi
+	groups=--clear-groups
+fi
+become="--reuid=$uid --regid=$gid $groups"
+if [ "$uid:$gid" = "$(id -u):$(id -g)" ] && [ -z "$group" ]; then become=; fi
+if tty=$(tty); then chown "$uid" "$tty"; fi
+export HOME="$home" USER="$name" LOGNAME="$name"
+set +f
+`
+
+// IsUser tells whether s can be a user, or a user and a group with a colon between.
+func IsUser(s string) bool { return userPattern.MatchString(s) }
+
+var userPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$`)
+
+// IsName tells whether s can be the name of an environment variable.
+func IsName(s string) bool {
 	for i, r := range s {
 		letter := r == '_' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
 		if !letter && (i == 0 || r < '0' || r > '9') {

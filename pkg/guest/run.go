@@ -27,6 +27,10 @@ type Command struct {
 	// Dir is the working directory; empty means Start, else the user's home. One that
 	// is not there is an error of the command: exit code 126.
 	Dir string
+	// User is whom the command runs as: USER or USER:GROUP, names or numbers, as
+	// [IsUser] has it; empty means the one who is logged in. A user that is not there
+	// is an error of the command: exit code 126.
+	User string
 	// Start is a directory that the command starts in if it is there. Dir is relative
 	// to it.
 	Start string
@@ -42,6 +46,11 @@ type Command struct {
 	// TTY, if set, runs the command on a terminal: Stdout then takes both
 	// outputs.
 	TTY *Terminal
+
+	// Tied ends the command with this connection, even if this process is
+	// killed and can send no signal any more. A command on a terminal always is:
+	// it loses that.
+	Tied bool
 }
 
 // Terminal describes the terminal that a command runs on.
@@ -73,8 +82,53 @@ func (c *Client) Run(ctx context.Context, cmd Command) (exitCode int, err error)
 	// Closing the channel would leave the command running, and sshd passes no
 	// signals on to root's. So the command's processes carry a mark by which
 	// they can be found.
-	return c.run(ctx, cmd, rand.Text())
+	mark := rand.Text()
+	if cmd.Tied {
+		release, err := c.tie(ctx, mark)
+		if err != nil {
+			return -1, fmt.Errorf("run in the VM: %w", err)
+		}
+		defer release()
+	}
+	return c.run(ctx, cmd, mark)
 }
+
+// tie starts a program in the guest that ends the processes with the mark as soon as the
+// connection does, unless release is called first. It is asked for before the command, and
+// sshd starts the two in this order.
+func (c *Client) tie(ctx context.Context, mark string) (release func(), err error) {
+	line := "read -r released && exit; " + fmt.Sprintf(endScript, markName, mark, "TERM") +
+		fmt.Sprintf("; sleep %.1f; ", termTimeout.Seconds()) + fmt.Sprintf(endScript, markName, mark, "KILL")
+	ch, reqs, err := c.open(ctx, "session", nil)
+	if err != nil {
+		return nil, err
+	}
+	ended := make(chan struct{})
+	go func() {
+		ssh.DiscardRequests(reqs)
+		close(ended)
+	}()
+	if _, err := ch.SendRequest("exec", false, ssh.Marshal(struct{ Line string }{line})); err != nil {
+		go func() { _ = ch.Close() }()
+		return nil, c.lost()
+	}
+	return func() {
+		go func() { // the link may be stuck
+			_, _ = ch.Write([]byte("\n"))
+		}()
+		// What the command has left running stays: the program must have heard of its
+		// release before the connection ends.
+		select {
+		case <-ended:
+		case <-time.After(releaseTimeout):
+		}
+		go func() { _ = ch.Close() }()
+	}, nil
+}
+
+// endScript sends a signal to the processes that carry a mark.
+const endScript = `grep -lszx '%s=%s' /proc/[0-9]*/environ | while read -r f; do
+f=${f#/proc/}; kill -%s "${f%%/environ}"; done 2>/dev/null`
 
 // markName is the environment variable that holds a command's mark.
 const markName = "DEVVM_COMMAND"
@@ -252,6 +306,8 @@ func (s *session) resize(sizes <-chan Size) {
 const (
 	termTimeout = 2500 * time.Millisecond
 	stopTimeout = 4 * time.Second
+	// releaseTimeout is how long what ends a command with its connection has to go.
+	releaseTimeout = 2 * time.Second
 )
 
 // stop ends the processes that carry the mark.
@@ -260,9 +316,7 @@ func (s *session) stop(mark string) {
 	defer cancel()
 	killAfter := time.After(termTimeout)
 	for _, signal := range []string{"TERM", "KILL"} {
-		const script = `grep -lszx '%s=%s' /proc/[0-9]*/environ | while read -r f; do
-f=${f#/proc/}; kill -%s "${f%%/environ}"; done 2>/dev/null`
-		_, _ = s.client.run(ctx, Command{Line: fmt.Sprintf(script, markName, mark, signal)}, "")
+		_, _ = s.client.run(ctx, Command{Line: fmt.Sprintf(endScript, markName, mark, signal)}, "")
 		select {
 		case <-s.ended:
 			return

@@ -1,6 +1,7 @@
 package guest_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -9,10 +10,13 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -119,6 +123,7 @@ func TestRunExitCodes(t *testing.T) {
 			{guest.Command{Argv: []string{"/no/such/program"}}, 127},
 			{guest.Command{Argv: []string{"-no-such-program"}}, 127},
 			{guest.Command{Argv: []string{"true"}, Dir: "/no/such/directory"}, 126},
+			{guest.Command{Argv: []string{"true"}, User: "nobody-by-that-name"}, 126},
 		} {
 			code, err := c.Run(t.Context(), tt.cmd)
 			if code != tt.want || err != nil {
@@ -131,6 +136,8 @@ func TestRunExitCodes(t *testing.T) {
 			"bad name":           {Argv: []string{"env"}, Env: []string{"A-B=1"}},
 			"no value":           {Argv: []string{"env"}, Env: []string{"A"}},
 			"two commands":       {Argv: []string{"env"}, Line: "env"},
+			"bad user":           {Argv: []string{"env"}, User: "$(id)"},
+			"user of a shell":    {User: "root"},
 		} {
 			if code, err := c.Run(t.Context(), cmd); err == nil || code != -1 {
 				t.Errorf("%s: %d %v", name, code, err)
@@ -183,6 +190,53 @@ func TestRunQuoting(t *testing.T) {
 		got = show(guest.Command{Line: `a=1; printf '%s\0' "$a" "$B" "$PWD"`, Env: []string{"B=2"}, Dir: dir})
 		if diff := cmp.Diff([]string{"1", "2", dir}, got); diff != "" {
 			t.Errorf("line (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestRunAsUser(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		run := func(cmd guest.Command) string {
+			t.Helper()
+			var out bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &out
+			code, err := c.Run(t.Context(), cmd)
+			if code != 0 || err != nil {
+				t.Fatalf("%+v: %d %v %s", cmd, code, err, &out)
+			}
+			return strings.TrimSpace(out.String())
+		}
+		show := []string{"sh", "-c", `echo "$(id -u):$(id -g) $HOME $*"`, "sh", "*"}
+		me, err := user.Current()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{me.Username, me.Uid} {
+			if got, want := run(guest.Command{Argv: show, User: name}), fmt.Sprintf("%s:%s %s *", me.Uid, me.Gid, me.HomeDir); got != want {
+				t.Errorf("%s: %q, want %q", name, got, want)
+			}
+		}
+		if os.Getuid() != 0 {
+			t.Skip("only root can become somebody else")
+		}
+		for user, want := range map[string]string{
+			"nobody":     "65534:65534 /nonexistent *",
+			"65534":      "65534:65534 /nonexistent *",
+			"nobody:0":   "65534:0 /nonexistent *",
+			"54321":      "54321:0 / *",
+			"54321:8765": "54321:8765 / *",
+			"root":       "0:0 " + me.HomeDir + " *",
+		} {
+			if got := run(guest.Command{Argv: show, User: user}); got != want {
+				t.Errorf("%s: %q, want %q", user, got, want)
+			}
+		}
+		if got := run(guest.Command{Argv: show, User: "nobody", Env: []string{"HOME=/tmp"}}); got != "65534:65534 /tmp *" {
+			t.Error(got)
+		}
+		if got := run(guest.Command{Argv: []string{"sh", "-c", `id -G; echo x >"$(tty)"`}, User: "nobody", TTY: &guest.Terminal{}}); got != "65534\r\nx" {
+			t.Errorf("on a terminal: %q", got)
 		}
 	})
 }
@@ -270,6 +324,78 @@ func TestRunCancelled(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A command that is tied to its connection ends with it, although nobody is left to send it a
+// signal. One that is not lives on, as OpenSSH has it.
+func TestRunTied(t *testing.T) {
+	bothServers(t, func(t *testing.T, h *host) {
+		for name, tt := range map[string]struct {
+			line string
+			tied bool
+		}{
+			"tied":         {"echo $$; exec sleep 60", true},
+			"a descendant": {"setsid sleep 60 & echo $!; wait", true},
+			"not tied":     {"echo $$; exec sleep 60", false},
+		} {
+			t.Run(name, func(t *testing.T) {
+				c := h.connect(t)
+				r, w := io.Pipe()
+				said := make(chan string, 1)
+				go func() {
+					line, _ := bufio.NewReader(r).ReadString('\n')
+					said <- strings.TrimSpace(line)
+					_ = c.Close() // as when the process is killed
+					_, _ = io.Copy(io.Discard, r)
+				}()
+				code, err := c.Run(t.Context(), guest.Command{Line: tt.line, Stdout: w, Tied: tt.tied})
+				_ = w.Close()
+				if code != -1 || !errors.Is(err, guest.ErrUnreachable) {
+					t.Error(code, err)
+				}
+				pid, err := strconv.Atoi(<-said)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !tt.tied {
+					if err := syscall.Kill(pid, 0); err != nil {
+						t.Error("it has ended, too:", err)
+					}
+					_ = syscall.Kill(pid, syscall.SIGKILL)
+					return
+				}
+				for deadline := time.Now().Add(20 * time.Second); running(pid); time.Sleep(10 * time.Millisecond) {
+					if time.Now().After(deadline) {
+						_ = syscall.Kill(pid, syscall.SIGKILL)
+						t.Fatal("it still runs")
+					}
+				}
+			})
+		}
+		t.Run("what it leaves running stays", func(t *testing.T) {
+			c := h.connect(t)
+			var out bytes.Buffer
+			code, err := c.Run(t.Context(), guest.Command{Line: "setsid sleep 60 >/dev/null 2>&1 </dev/null & echo $!", Stdout: &out, Tied: true})
+			if code != 0 || err != nil {
+				t.Fatal(code, err)
+			}
+			_ = c.Close()
+			pid, err := strconv.Atoi(strings.TrimSpace(out.String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !running(pid) { // what could end it is gone by now
+				t.Error("it has ended")
+			}
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		})
+	})
+}
+
+// running tells whether a process is there and no zombie.
+func running(pid int) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !bytes.Contains(b, []byte(") Z "))
 }
 
 func TestRunOnALostConnection(t *testing.T) {

@@ -267,6 +267,15 @@ func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (free
 	}
 	defer unlock()
 	s.sweep(ctx)
+	return s.prune(ctx, inUse, s.remove)
+}
+
+// Prunable returns the bytes that Prune would free, but for what interrupted builds left.
+func (s *Store) Prunable(ctx context.Context, inUse func(digest string) bool) (int64, error) {
+	return s.prune(ctx, inUse, func(Image) error { return nil })
+}
+
+func (s *Store) prune(ctx context.Context, inUse func(digest string) bool, remove func(Image) error) (freed int64, err error) {
 	images, damaged, err := s.scan(ctx)
 	if err != nil {
 		return 0, err
@@ -276,7 +285,7 @@ func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (free
 			continue
 		}
 		size := d.Used()
-		if err := s.remove(Image{Manifest: Manifest{Name: d.Digest[:12], Digest: d.Digest}, Dir: d.Dir}); err != nil {
+		if err := remove(Image{Manifest: Manifest{Name: d.Digest[:12], Digest: d.Digest}, Dir: d.Dir}); err != nil {
 			return freed, err
 		}
 		freed += size
@@ -289,7 +298,7 @@ func (s *Store) Prune(ctx context.Context, inUse func(digest string) bool) (free
 			continue
 		}
 		size := file.Used(img.Dir)
-		if err := s.remove(img); err != nil {
+		if err := remove(img); err != nil {
 			return freed, err
 		}
 		freed += size

@@ -56,6 +56,9 @@ func export(ctx context.Context, img Image, path string) error {
 	if _, err := os.Lstat(path); err == nil {
 		return &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
+	if _, err := os.Stat(filepath.Dir(path)); err != nil { // not of a file that has another name
+		return &fs.PathError{Op: "create", Path: path, Err: err}
+	}
 	// A file without a name is gone when this process is killed.
 	out, err := os.OpenFile(filepath.Dir(path), os.O_WRONLY|unix.O_TMPFILE, 0o644)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) { // not every file system has them
@@ -147,18 +150,18 @@ func (s *Store) Import(ctx context.Context, src string, opts ImportOptions) (Ima
 
 func (s *Store) importFrom(ctx context.Context, src string, opts ImportOptions) (Image, error) {
 	if opts.Name != "" && !validName(opts.Name) {
-		return Image{}, fmt.Errorf("name %q: want letters, digits, '.', '_' and '-'", opts.Name)
+		return Image{}, fmt.Errorf("%q: %w", opts.Name, ErrBadName)
 	}
 	opts.SHA256 = strings.ToLower(strings.TrimPrefix(opts.SHA256, "sha256:"))
 	if opts.SHA256 != "" && !validDigest(opts.SHA256) {
-		return Image{}, fmt.Errorf("sha256 %q: want %d hexadecimal digits", opts.SHA256, 2*sha256.Size)
+		return Image{}, fmt.Errorf("%q: %w", opts.SHA256, ErrNotAChecksum)
 	}
 	if opts.Progress == nil {
 		opts.Progress = func(int64, int64) {}
 	}
 	if info, err := os.Stat(src); err == nil && info.IsDir() {
 		if opts.SHA256 != "" {
-			return Image{}, errors.New("a directory has no checksum; its manifest has those of its files")
+			return Image{}, fmt.Errorf("%w: a directory has no checksum; its manifest has those of its files", ErrNotAChecksum)
 		}
 		return s.importFiles(ctx, src, opts, func(do fileFunc) error { return eachInDir(src, do) })
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -147,14 +148,23 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 type Pruned struct {
 	Templates int64 `json:"templates"`
 	Images    int64 `json:"images"`
+	DryRun    bool  `json:"dry_run,omitempty"` // nothing was removed: so much would be given back
 }
 
-// Prune removes every image and template that no disk lies on, but with keepWarm
-// those that the next up can use. Where a project's nuke can go back to, it can after.
-func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
-	var out Pruned
-	if err := s.clearBuilders(ctx); err != nil {
-		return out, err
+// PruneOptions of [Service.Prune].
+type PruneOptions struct {
+	KeepWarm bool // leave images alone, and the templates that the next up can use
+	DryRun   bool // count only
+}
+
+// Prune removes every image and template that no disk lies on. Where a project's nuke can go
+// back to, it can after. What a killed making of a template has left is not counted ahead.
+func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
+	out := Pruned{DryRun: o.DryRun}
+	if !o.DryRun {
+		if err := s.clearBuilders(ctx); err != nil {
+			return out, err
+		}
 	}
 	forkable, err := s.Forkable(ctx)
 	if err != nil {
@@ -173,20 +183,35 @@ func (s *Service) Prune(ctx context.Context, keepWarm bool) (Pruned, error) {
 	if err != nil {
 		return out, err
 	}
-	keep := func(t template.Template) bool { return (keepWarm || forked[t.ID]) && newest[t.Image] && forkable(t) }
-	out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
+	keep := func(t template.Template) bool { return (o.KeepWarm || forked[t.ID]) && newest[t.Image] && forkable(t) }
+	gone := map[string]bool{} // templates that would be
+	if o.DryRun {
+		out.Templates, gone, err = s.Templates.Prunable(ctx, func(ctx context.Context, gone map[string]bool) (map[string]bool, error) {
+			return s.inUse(ctx, KindTemplate, s.without(gone))
+		}, keep)
+	} else {
+		out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
+	}
+	if err != nil || o.KeepWarm {
+		return out, err
+	}
+	based, err := s.inUse(ctx, KindImage, s.without(gone))
 	if err != nil {
 		return out, err
 	}
-	if keepWarm {
-		return out, nil
+	prune := s.Images.Prune
+	if o.DryRun {
+		prune = s.Images.Prunable
 	}
-	based, err := s.ImagesInUse(ctx)
-	if err != nil {
-		return out, err
-	}
-	out.Images, err = s.Images.Prune(ctx, func(digest string) bool { return based[digest] })
+	out.Images, err = prune(ctx, func(digest string) bool { return based[digest] })
 	return out, err
+}
+
+// without counts every use but those of templates that are as good as gone.
+func (s *Service) without(gone map[string]bool) func(use) bool {
+	return func(u use) bool {
+		return u.project != "" || !gone[filepath.Base(filepath.Dir(u.path))]
+	}
 }
 
 // clearBuilders removes the VMs of templates whose making was killed.

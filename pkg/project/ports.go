@@ -105,6 +105,9 @@ func (s *Service) Conceal(ctx context.Context, p Project, port uint16) (int, err
 	if !errors.Is(err, supervisor.ErrNone) {
 		return n, err
 	}
+	if !s.Exists(p) {
+		return 0, s.errNoVM(p)
+	}
 	return ports.Forget(s.Dirs.paths(p.Name).exposures(), port)
 }
 

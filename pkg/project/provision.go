@@ -54,9 +54,13 @@ func (b *boot) provision(ctx context.Context) error {
 			return fmt.Errorf("provision: %w", err)
 		}
 		if code != 0 {
+			which := ""
+			if len(last.text) == 0 {
+				which = "to see which command fails, begin the script with: set -x\n"
+			}
 			return &ui.Error{
-				Msg: fmt.Sprintf("provisioning failed with exit code %d; its last lines:\n%s", code, last),
-				Hint: "mend [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
+				Msg: fmt.Sprintf("provisioning failed with exit code %d; %s", code, last.words()),
+				Hint: which + "mend [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
 					see(b.files.provisionLog(), "all of it: devvm logs --provision"),
 			}
 		}
@@ -103,6 +107,14 @@ func (l *lastLines) Write(p []byte) (int, error) {
 		l.text = l.text[over:]
 	}
 	return len(p), nil
+}
+
+// words introduces the last lines.
+func (l *lastLines) words() string {
+	if len(l.text) == 0 {
+		return "it has printed nothing"
+	}
+	return "its last lines:\n" + l.String()
 }
 
 // String returns the last lines, indented.

@@ -22,7 +22,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -131,7 +130,7 @@ func (s *Service) HasVM(p Project) bool { return s.Dirs.paths(p.Name).isUsed() }
 func (s *Service) above(p Project) (Project, bool) {
 	for d := p.Dir; d != filepath.Dir(d); {
 		d = filepath.Dir(d)
-		if q := identify(d); exists(s.Dirs.paths(q.Name).root) {
+		if q := identify(d); exists(s.Dirs.paths(q.Name).disk()) {
 			return q, true
 		}
 	}
@@ -196,7 +195,8 @@ func (f paths) seeConsole() string {
 }
 
 // Lookup finds a project by its name, from the files of earlier runs and from
-// libvirt.
+// libvirt. The part of it that is its directory's name is enough where no other
+// project has that.
 func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
 	if filepath.Base(name) == name {
 		if dir := s.Dirs.paths(name).readRecord(); dir != "" {
@@ -211,15 +211,32 @@ func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
 	if dom, err := hv.Get(ctx, name); err == nil {
 		return identify(dom.Project), nil
 	}
-	hint := "list the projects with: devvm ls"
-	all, _ := s.Dirs.projects() // none: then there is nothing near
-	if i := slices.IndexFunc(all, func(near string) bool { return strings.HasPrefix(near, name+"-") }); i >= 0 {
-		hint = fmt.Sprintf("did you mean %s? %s", all[i], hint)
+	var same []Project
+	all, _ := s.Dirs.projects() // none: then nobody has that name
+	for _, full := range all {
+		dir := s.Dirs.paths(full).readRecord()
+		if dir != "" && (filepath.Base(dir) == name || slug(filepath.Base(dir)) == name) && !s.isTemplate(dir) {
+			same = append(same, identify(dir))
+		}
+	}
+	switch len(same) {
+	case 0:
+		return Project{}, &ui.Error{
+			Code: ui.ExitNoVM,
+			Msg:  fmt.Sprintf("no project is named %q, and no such directory exists", name),
+			Hint: "list the projects with: devvm ls",
+		}
+	case 1:
+		return same[0], nil
+	}
+	names := make([]string, len(same))
+	for i, p := range same {
+		names[i] = p.Name
 	}
 	return Project{}, &ui.Error{
-		Code: ui.ExitNoVM,
-		Msg:  fmt.Sprintf("no project is named %q, and no such directory exists", name),
-		Hint: hint,
+		Code: ui.ExitUsage,
+		Msg:  fmt.Sprintf("%d projects are named %q: %s", len(same), name, strings.Join(names, ", ")),
+		Hint: "name one of them in full; devvm ls shows their directories",
 	}
 }
 
@@ -333,11 +350,17 @@ func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
 		}
 		s.settleFiles(ctx, p)
 	}
-	if err != nil {
+	if err != nil { // libvirt is asked only now: editors connect again and again
+		dom, derr := s.get(ctx, p)
+		switch {
+		case derr != nil:
+			return nil, derr
+		case dom.State != vm.StateRunning:
+			return nil, errNotRunning(p, dom.State)
+		}
 		return nil, &ui.Error{
-			Code: ui.ExitNotRunning,
-			Msg:  fmt.Sprintf("the VM of project %s does not answer", p.Name),
-			Hint: "start it with: devvm up",
+			Msg:  fmt.Sprintf("the VM of project %s runs, but does not answer", p.Name),
+			Hint: "repair the connection with: devvm up",
 			Err:  err,
 		}
 	}

@@ -42,9 +42,15 @@ type Status struct {
 	// Latency is what the engine's answer took, in milliseconds.
 	Latency float64 `json:"latency_ms,omitempty"`
 
+	// Unprovisioned says that the VM runs and its provisioning has failed or is not done yet.
+	Unprovisioned bool `json:"unprovisioned,omitempty"`
+
 	Supervisor *supervisor.Status `json:"supervisor,omitempty"`
 	Network    *usernet.Status    `json:"network,omitempty"`
 }
+
+// Used is what the project takes of this host's disk, in bytes.
+func (st Status) Used() int64 { return st.DiskUsed + st.SavedUsed + st.UndoUsed }
 
 // probePatience bounds the engine's answer in status.
 const probePatience = 5 * time.Second
@@ -117,8 +123,11 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
-			if st.Problem = problemFull(*st.Supervisor); st.Problem != "" {
-				st.Next = AdviceFull
+			if st.Unprovisioned {
+				st.Problem, st.Next = "its provisioning has failed, or is not done yet (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
+			}
+			if full := problemFull(*st.Supervisor); full != "" {
+				st.Problem, st.Next = full, AdviceFull
 			}
 			return st, nil
 		}
@@ -193,6 +202,7 @@ func (s *Service) summary(dom vm.Domain) Status {
 		UndoUsed:  file.Used(f.undo),
 		SavedUsed: dom.Saved,
 	}
+	st.Unprovisioned = dom.State == vm.StateRunning && exists(f.disk()) && !f.isBegun() && !exists(f.provisioned())
 	if f.isLost(true) {
 		st.setLost(f)
 	}

@@ -64,6 +64,8 @@ type Status struct {
 	// its kernel, or by a command in it.
 	Rebooted time.Time `json:"rebooted,omitzero"`
 	Ports    int       `json:"ports"` // published ones that are open on this host
+	// PortsPublished are all that containers publish, open here or not.
+	PortsPublished int `json:"ports_published,omitempty"`
 	// PortsNotOpen are published ones that are not, or not everywhere: taken, mostly.
 	PortsNotOpen int `json:"ports_not_open,omitempty"`
 	// PortsKnown says that in this StateReady the engine has listed what is published, and

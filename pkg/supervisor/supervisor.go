@@ -328,6 +328,7 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	}
 	report := s.ports.Report()
 	status.Ports, status.PortsNotOpen, status.Exposures = report.Open(), report.NotOpen(), report.Exposures
+	status.PortsPublished = len(report.Ports) + report.More
 	return status, s.changed
 }
 

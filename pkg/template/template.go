@@ -504,23 +504,54 @@ func (s *Store) Prune(ctx context.Context, inUse Users, keep func(Template) bool
 		return 0, err
 	}
 	defer l.Close()
+	p := pruning{Store: s, inUse: func(ctx context.Context, _ map[string]bool) (map[string]bool, error) { return inUse(ctx) }, keep: keep}
+	err = p.run(ctx)
+	return p.freed, err
+}
+
+// Prunable returns how many bytes Prune would free, and the IDs of the templates that it would
+// remove. The users are asked who there would be without those.
+func (s *Store) Prunable(ctx context.Context, inUse func(ctx context.Context, gone map[string]bool) (map[string]bool, error), keep func(Template) bool) (freed int64, gone map[string]bool, err error) {
+	l, err := s.lock(ctx, false)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer l.Close()
+	p := pruning{Store: s, inUse: inUse, keep: keep, dry: true}
+	err = p.run(ctx)
+	return p.freed, p.gone, err
+}
+
+// pruning removes what nobody needs, or only counts it.
+type pruning struct {
+	*Store
+	inUse func(ctx context.Context, gone map[string]bool) (map[string]bool, error)
+	keep  func(Template) bool
+	dry   bool
+
+	freed   int64
+	gone    map[string]bool  // directories that are removed, or would be
+	dropped map[string]int64 // of templates, memory that would be
+}
+
+func (p *pruning) run(ctx context.Context) error {
+	p.gone, p.dropped = map[string]bool{}, map[string]int64{}
 	for { // what a removed template lay on may be free now
-		n, removed, err := s.prune(ctx, inUse, keep)
-		freed += n
+		removed, err := p.round(ctx)
 		if err != nil || !removed {
-			return freed, err
+			return err
 		}
 	}
 }
 
-func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool) (freed int64, removed bool, err error) {
-	used, err := inUse(ctx)
+func (p *pruning) round(ctx context.Context) (removed bool, err error) {
+	used, err := p.inUse(ctx, p.gone)
 	if err != nil {
-		return 0, false, err
+		return false, err
 	}
-	all, damaged, err := s.scan()
+	all, damaged, err := p.scan()
 	if err != nil {
-		return 0, false, err
+		return false, err
 	}
 	whole := map[string]bool{}
 	for _, d := range damaged { // what cannot be read may be whole
@@ -529,34 +560,43 @@ func (s *Store) prune(ctx context.Context, inUse Users, keep func(Template) bool
 	for _, t := range all {
 		whole[t.ID] = true
 		switch {
-		case keep(t):
-		case used[t.ID] && t.Warm():
+		case p.keep(t) || p.gone[t.ID]:
+		case used[t.ID] && t.Warm() && p.dropped[t.ID] == 0:
 			n := file.Used(t.Memory()) + file.Used(t.spare())
-			if err := s.Distrust(t); err != nil {
-				return freed, removed, err
+			if p.dry {
+				p.dropped[t.ID] = n
+			} else if err := p.Distrust(t); err != nil {
+				return removed, err
 			}
-			freed += n
+			p.freed += n
 		case !used[t.ID]:
-			n := t.Used()
-			if err := s.remove(t); err != nil {
-				return freed, removed, err
+			n := t.Used() - p.dropped[t.ID]
+			if !p.dry {
+				if err := p.remove(t); err != nil {
+					return removed, err
+				}
 			}
-			freed, removed = freed+n, true
+			p.gone[t.ID], removed = true, true
+			p.freed += n
 		}
 	}
-	entries, err := os.ReadDir(s.dir)
+	entries, err := os.ReadDir(p.dir)
 	if err != nil {
-		return freed, removed, fmt.Errorf("list templates: %w", err)
+		return removed, fmt.Errorf("list templates: %w", err)
 	}
 	for _, e := range entries { // what interrupted runs have left
-		if whole[e.Name()] || !e.IsDir() || used[e.Name()] {
+		if whole[e.Name()] || !e.IsDir() || used[e.Name()] || p.gone[e.Name()] {
 			continue
 		}
-		dir := filepath.Join(s.dir, e.Name())
-		freed += file.Used(dir)
+		dir := filepath.Join(p.dir, e.Name())
+		p.freed += file.Used(dir)
+		p.gone[e.Name()] = true
+		if p.dry {
+			continue
+		}
 		if err := os.RemoveAll(dir); err != nil {
-			return freed, removed, fmt.Errorf("remove what is left of a template: %w", err)
+			return removed, fmt.Errorf("remove what is left of a template: %w", err)
 		}
 	}
-	return freed, removed, nil
+	return removed, nil
 }

@@ -72,7 +72,7 @@ var pausedReasons = map[libvirt.DomainPausedReason]string{
 }
 
 var shutoffReasons = map[libvirt.DomainShutoffReason]string{
-	libvirt.DomainShutoffShutdown:     "the guest powered off",
+	libvirt.DomainShutoffShutdown:     "powered off",
 	libvirt.DomainShutoffDestroyed:    "stopped by force",
 	libvirt.DomainShutoffCrashed:      "QEMU crashed or was killed",
 	libvirt.DomainShutoffSaved:        "its memory was saved",

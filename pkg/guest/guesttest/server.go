@@ -128,6 +128,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 		s.mu.Unlock()
 		_ = conn.Close()
 	}()
+	serving := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
@@ -143,7 +144,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 		channels.Go(func() {
 			switch open.ChannelType() {
 			case "session":
-				s.session(ctx, open)
+				s.session(serving, open)
 			case "direct-streamlocal@openssh.com":
 				s.streamLocal(ctx, open)
 			default:

@@ -16,7 +16,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// session serves one session channel: a command or a shell.
+// session serves one session channel: a command or a shell. As with sshd, what runs on no
+// terminal outlives its channel. It ends with ctx.
 func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 	ch, reqs, err := open.Accept()
 	if err != nil {
@@ -34,9 +35,11 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 		started bool
 	)
 	defer func() {
-		process.signal(syscall.SIGHUP)
-		cancel()
-		tty.close()
+		if tty != nil {
+			process.signal(syscall.SIGHUP)
+			cancel()
+			tty.close()
+		}
 		running.Wait()
 	}()
 	for req := range reqs {

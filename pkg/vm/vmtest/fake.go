@@ -868,7 +868,7 @@ func (f *Fake) settle(r *record) {
 		return
 	}
 	if _, err := os.Stat(f.offFile(r.Name)); err == nil || r.Asked {
-		r.off(vm.StateStopped, "the guest powered off")
+		r.off(vm.StateStopped, "powered off")
 	} else {
 		r.off(vm.StateCrashed, "QEMU crashed or was killed")
 	}

@@ -1,0 +1,25 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/project"
+)
+
+func (a *app) newInspectCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "inspect",
+		Aliases: []string{"info"},
+		Short:   "Show the project's VM as JSON: devvm status --json",
+		Args:    cobra.NoArgs,
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			a.json = true
+			return a.runStatus(ctx, s, p)
+		}),
+	}
+	cmd.Flags().Bool("json", true, "print JSON, as it always does")
+	_ = cmd.Flags().MarkHidden("json")
+	return cmd
+}

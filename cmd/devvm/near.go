@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// nearMisses are commands that people type and devvm does not have, with what does it. What
+// differs by a letter or two is found without them.
+var nearMisses = map[string]string{
+	"apply":         "devvm up",
+	"attach":        "devvm ssh",
+	"bash":          "devvm ssh",
+	"boot":          "devvm up",
+	"build":         "devvm docker build, or for a base image: devvm image build",
+	"clone":         "devvm snapshot create",
+	"compose":       "devvm docker compose",
+	"console":       "devvm logs --console, or for a shell: devvm ssh",
+	"create":        "devvm up",
+	"delete":        "devvm rm",
+	"destroy":       "devvm rm",
+	"disk":          "devvm df",
+	"du":            "devvm df",
+	"export":        "devvm image export",
+	"factory-reset": "devvm nuke",
+	"halt":          "devvm down",
+	"images":        "devvm image ls, or Docker's: devvm docker images",
+	"import":        "devvm image import",
+	"kill":          "devvm down",
+	"launch":        "devvm up",
+	"load":          "devvm docker load, or for a base image: devvm image import",
+	"log":           "devvm logs",
+	"mount":         "[[mounts]] in devvm.toml (devvm config --example)",
+	"network":       "devvm egress, devvm ports",
+	"pause":         "devvm suspend",
+	"poweroff":      "devvm down",
+	"provision":     "devvm up, which provisions a new VM and tries again what has failed; to begin again with a new VM: devvm nuke",
+	"ps":            "devvm ls, or for containers: devvm docker ps",
+	"pull":          "devvm docker pull, or for a base image: devvm image import",
+	"reboot":        "devvm restart",
+	"rebuild":       "devvm nuke",
+	"recreate":      "devvm nuke",
+	"remove":        "devvm rm",
+	"reset":         "devvm nuke",
+	"restore":       "devvm snapshot restore NAME, or after a nuke: devvm nuke --undo",
+	"resume":        "devvm up",
+	"rollback":      "devvm snapshot restore NAME, or after a nuke: devvm nuke --undo",
+	"run":           "devvm exec, or for a container: devvm docker run",
+	"save":          "devvm suspend, devvm snapshot create",
+	"scp":           "devvm cp",
+	"sh":            "devvm ssh",
+	"shell":         "devvm ssh",
+	"shutdown":      "devvm down",
+	"snapshots":     "devvm snapshot ls",
+	"start":         "devvm up",
+	"stats":         "devvm docker stats",
+	"stop":          "devvm down",
+	"templates":     "devvm template ls",
+	"undo":          "devvm nuke --undo",
+	"unsuspend":     "devvm up",
+	"update":        "devvm image build, then devvm nuke",
+	"upgrade":       "devvm image build, then devvm nuke",
+
+	"image add":     "devvm image import",
+	"image create":  "devvm image build",
+	"image delete":  "devvm image rm",
+	"image get":     "devvm image import URL --sha256 HEX, or devvm image build",
+	"image load":    "devvm image import",
+	"image pull":    "devvm image import URL --sha256 HEX, or devvm image build",
+	"image push":    "devvm image export",
+	"image remove":  "devvm image rm",
+	"image save":    "devvm image export",
+	"image inspect": "devvm image ls --json",
+
+	"snapshot apply":    "devvm snapshot restore",
+	"snapshot delete":   "devvm snapshot rm",
+	"snapshot make":     "devvm snapshot create",
+	"snapshot new":      "devvm snapshot create",
+	"snapshot remove":   "devvm snapshot rm",
+	"snapshot revert":   "devvm snapshot restore",
+	"snapshot rollback": "devvm snapshot restore",
+	"snapshot save":     "devvm snapshot create",
+	"snapshot take":     "devvm snapshot create",
+
+	"template create":  "devvm template build",
+	"template delete":  "devvm template rm",
+	"template inspect": "devvm template ls --json",
+	"template make":    "devvm template build",
+	"template remove":  "devvm template rm",
+}
+
+// unknownCommand says that a command, or one below it, is not there, and which is meant.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	e := &ui.Error{
+		Code: ui.ExitUsage,
+		Msg:  fmt.Sprintf("unknown command %q for %q", word, cmd.CommandPath()),
+		Hint: "see: " + cmd.CommandPath() + " --help",
+	}
+	typed := strings.TrimPrefix(cmd.CommandPath()+" "+word, cmd.Root().Name()+" ")
+	if right, ok := nearMisses[typed]; ok {
+		e.Hint = "you may want: " + right
+		return e
+	}
+	cmd.SuggestionsMinimumDistance = 1 // of names of two letters the most are two apart
+	if len(word) > 4 {
+		cmd.SuggestionsMinimumDistance = 2 // two letters that have changed places
+	}
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		for i := range near {
+			near[i] = cmd.CommandPath() + " " + near[i]
+		}
+		e.Hint = "did you mean: " + strings.Join(near, ", ") + "?"
+	}
+	return e
+}
+
+// helpsOn has the help command refuse what is no command: help for another would look like
+// an answer, and be taken for a script.
+func helpsOn(help *cobra.Command) {
+	help.Run = nil
+	help.RunE = func(cmd *cobra.Command, args []string) error {
+		about := cmd.Root()
+		for _, word := range args {
+			below, rest, err := about.Find([]string{word})
+			if err != nil || below == about || len(rest) > 0 {
+				return unknownCommand(about, word)
+			}
+			about = below
+		}
+		about.InitDefaultHelpFlag()
+		return about.Help()
+	}
+}
