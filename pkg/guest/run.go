@@ -47,9 +47,9 @@ type Command struct {
 	// outputs.
 	TTY *Terminal
 
-	// Tied ends the command with this connection, even if this process is
-	// killed and can send no signal any more. A command on a terminal always is:
-	// it loses that.
+	// Tied ends the command, if it still runs, when Run returns or the connection ends,
+	// even if this process is killed and can send no signal. A command on a terminal
+	// loses the terminal then, and needs no Tied.
 	Tied bool
 }
 
@@ -77,53 +77,98 @@ type Size struct{ Columns, Rows int }
 // latest. A command on a terminal loses its terminal instead.
 func (c *Client) Run(ctx context.Context, cmd Command) (exitCode int, err error) {
 	if cmd.TTY != nil {
-		return c.run(ctx, cmd, "")
+		return c.run(ctx, cmd, "", nil)
 	}
 	// Closing the channel would leave the command running, and sshd passes no
 	// signals on to root's. So the command's processes carry a mark by which
 	// they can be found.
 	mark := rand.Text()
-	if cmd.Tied {
-		release, err := c.tie(ctx, mark)
-		if err != nil {
-			return -1, fmt.Errorf("run in the VM: %w", err)
-		}
-		defer release()
+	if !cmd.Tied {
+		return c.run(ctx, cmd, mark, nil)
 	}
-	return c.run(ctx, cmd, mark)
+	t := c.tie(ctx, mark)
+	defer t.close()
+	code, err := c.run(ctx, cmd, mark, t)
+	if err == nil {
+		t.await()
+	}
+	return code, err
 }
 
-// tie starts a program in the guest that ends the processes with the mark as soon as the
-// connection does, unless release is called first. It is asked for before the command, and
-// sshd starts the two in this order.
-func (c *Client) tie(ctx context.Context, mark string) (release func(), err error) {
-	line := "read -r released && exit; " + fmt.Sprintf(endScript, markName, mark, "TERM") +
-		fmt.Sprintf("; sleep %.1f; ", termTimeout.Seconds()) + fmt.Sprintf(endScript, markName, mark, "KILL")
-	ch, reqs, err := c.open(ctx, "session", nil)
-	if err != nil {
-		return nil, err
+// tie is a program in the guest that ends the processes with a mark when its channel ends,
+// unless it is released first.
+type tie struct {
+	client *Client
+	line   string
+	opened chan struct{}
+	ch     ssh.Channel // once opened is closed
+	err    error       // the same
+	ended  chan struct{}
+}
+
+// tie opens the program's channel. Nothing waits for that yet, because the command's own
+// channel can be opened at the same time.
+func (c *Client) tie(ctx context.Context, mark string) *tie {
+	t := &tie{
+		client: c,
+		line: "read -r released && exit; " + fmt.Sprintf(endScript, markName, mark, "TERM") +
+			fmt.Sprintf("; sleep %.1f; ", termTimeout.Seconds()) + fmt.Sprintf(endScript, markName, mark, "KILL"),
+		opened: make(chan struct{}),
+		ended:  make(chan struct{}),
 	}
-	ended := make(chan struct{})
 	go func() {
-		ssh.DiscardRequests(reqs)
-		close(ended)
-	}()
-	if _, err := ch.SendRequest("exec", false, ssh.Marshal(struct{ Line string }{line})); err != nil {
-		go func() { _ = ch.Close() }()
-		return nil, c.lost()
-	}
-	return func() {
-		go func() { // the link may be stuck
-			_, _ = ch.Write([]byte("\n"))
-		}()
-		// What the command has left running stays: the program must have heard of its
-		// release before the connection ends.
-		select {
-		case <-ended:
-		case <-time.After(releaseTimeout):
+		defer close(t.opened)
+		var reqs <-chan *ssh.Request
+		if t.ch, reqs, t.err = c.open(ctx, "session", nil); t.err == nil {
+			go func() {
+				ssh.DiscardRequests(reqs)
+				close(t.ended)
+			}()
 		}
-		go func() { _ = ch.Close() }()
-	}, nil
+	}()
+	return t
+}
+
+// start starts the program. It comes before the command, and sshd keeps that order.
+func (t *tie) start() error {
+	<-t.opened
+	if t.err != nil {
+		return t.err
+	}
+	if _, err := t.ch.SendRequest("exec", false, ssh.Marshal(struct{ Line string }{t.line})); err != nil {
+		return t.client.lost()
+	}
+	return nil
+}
+
+// release tells the program that the command has ended by itself. What the command left in
+// the background then stays.
+func (t *tie) release() {
+	go func() { // the link may be stuck
+		<-t.opened
+		if t.err == nil {
+			_, _ = t.ch.Write([]byte("\n"))
+		}
+	}()
+}
+
+// await waits until the program has read its release: it must not see the connection end
+// before that.
+func (t *tie) await() {
+	select {
+	case <-t.ended:
+	case <-time.After(releaseTimeout):
+	}
+}
+
+// close ends the channel, and with it a command that has not ended by itself.
+func (t *tie) close() {
+	go func() { // the link may be stuck
+		<-t.opened
+		if t.err == nil {
+			_ = t.ch.Close()
+		}
+	}()
 }
 
 // endScript sends a signal to the processes that carry a mark.
@@ -133,7 +178,7 @@ f=${f#/proc/}; kill -%s "${f%%/environ}"; done 2>/dev/null`
 // markName is the environment variable that holds a command's mark.
 const markName = "DEVVM_COMMAND"
 
-func (c *Client) run(ctx context.Context, cmd Command, mark string) (exitCode int, err error) {
+func (c *Client) run(ctx context.Context, cmd Command, mark string, t *tie) (exitCode int, err error) {
 	line, err := cmd.shellLine(mark)
 	if err != nil {
 		return -1, fmt.Errorf("run in the VM: %w", err)
@@ -142,7 +187,7 @@ func (c *Client) run(ctx context.Context, cmd Command, mark string) (exitCode in
 	if err != nil {
 		return -1, fmt.Errorf("run in the VM: %w", err)
 	}
-	s := &session{client: c, ch: ch, ended: make(chan struct{})}
+	s := &session{client: c, ch: ch, tie: t, ended: make(chan struct{})}
 	go s.watch(reqs)
 
 	code, err := s.run(ctx, cmd, line)
@@ -160,6 +205,7 @@ func (c *Client) run(ctx context.Context, cmd Command, mark string) (exitCode in
 type session struct {
 	client *Client
 	ch     ssh.Channel
+	tie    *tie // nil: none
 
 	ended  chan struct{} // the channel is closed in both directions
 	status int           // read after ended; -1: none came
@@ -173,7 +219,7 @@ func (s *session) watch(reqs <-chan *ssh.Request) {
 		case "exit-status":
 			var m struct{ Status uint32 }
 			if ssh.Unmarshal(req.Payload, &m) == nil {
-				s.status = int(m.Status & 0xff)
+				s.exited(int(m.Status & 0xff))
 			}
 		case "exit-signal":
 			var m struct {
@@ -183,12 +229,21 @@ func (s *session) watch(reqs <-chan *ssh.Request) {
 				Lang   string
 			}
 			if ssh.Unmarshal(req.Payload, &m) == nil {
-				s.status = 128 + signalNumber(m.Signal)
+				s.exited(128 + signalNumber(m.Signal))
 			}
 		}
 		_ = req.Reply(false, nil)
 	}
 	close(s.ended)
+}
+
+// exited notes that the command has ended. Its output may still come, from what it left running.
+func (s *session) exited(code int) {
+	again := s.status >= 0 // a guest can say so for ever
+	s.status = code
+	if s.tie != nil && !again {
+		s.tie.release()
+	}
 }
 
 func (s *session) run(ctx context.Context, cmd Command, line string) (int, error) {
@@ -253,6 +308,11 @@ func (s *session) run(ctx context.Context, cmd Command, line string) (int, error
 
 // start asks for a terminal if there is to be one, then for the command.
 func (s *session) start(tty *Terminal, line string) error {
+	if s.tie != nil {
+		if err := s.tie.start(); err != nil {
+			return err
+		}
+	}
 	if tty != nil {
 		term := tty.Term
 		if term == "" {
@@ -306,7 +366,7 @@ func (s *session) resize(sizes <-chan Size) {
 const (
 	termTimeout = 2500 * time.Millisecond
 	stopTimeout = 4 * time.Second
-	// releaseTimeout is how long what ends a command with its connection has to go.
+	// releaseTimeout is how long a released tie has to end.
 	releaseTimeout = 2 * time.Second
 )
 
@@ -316,7 +376,7 @@ func (s *session) stop(mark string) {
 	defer cancel()
 	killAfter := time.After(termTimeout)
 	for _, signal := range []string{"TERM", "KILL"} {
-		_, _ = s.client.run(ctx, Command{Line: fmt.Sprintf(endScript, markName, mark, signal)}, "")
+		_, _ = s.client.run(ctx, Command{Line: fmt.Sprintf(endScript, markName, mark, signal)}, "", nil)
 		select {
 		case <-s.ended:
 			return

@@ -364,14 +364,60 @@ func TestRunTied(t *testing.T) {
 					_ = syscall.Kill(pid, syscall.SIGKILL)
 					return
 				}
-				for deadline := time.Now().Add(20 * time.Second); running(pid); time.Sleep(10 * time.Millisecond) {
-					if time.Now().After(deadline) {
-						_ = syscall.Kill(pid, syscall.SIGKILL)
-						t.Fatal("it still runs")
-					}
-				}
+				ends(t, pid)
 			})
 		}
+		t.Run("output that cannot be written", func(t *testing.T) {
+			c := h.connect(t)
+			r, w := io.Pipe()
+			more, tell := io.Pipe()
+			said := make(chan string, 1)
+			go func() {
+				line, _ := bufio.NewReader(r).ReadString('\n')
+				said <- strings.TrimSpace(line)
+				_ = r.CloseWithError(errors.New("the disk is full"))
+				_, _ = tell.Write([]byte("\n"))
+			}()
+			code, err := c.Run(t.Context(), guest.Command{Line: "echo $$; read -r _; echo more; exec sleep 60", Stdin: more, Stdout: w, Tied: true})
+			if code != -1 || err == nil || !strings.Contains(err.Error(), "the disk is full") {
+				t.Error(code, err)
+			}
+			pid, err := strconv.Atoi(<-said)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ends(t, pid)
+		})
+		t.Run("what it leaves running stays, though it holds the output", func(t *testing.T) {
+			if h.name == "guesttest" {
+				t.Skip("it tells the exit code after the output's end")
+			}
+			c := h.connect(t)
+			r, w := io.Pipe()
+			ran := make(chan error, 1)
+			go func() {
+				_, err := c.Run(t.Context(), guest.Command{Line: `sleep 60 & echo "$! $DEVVM_COMMAND"`, Stdout: w, Tied: true})
+				ran <- err
+			}()
+			line, _ := bufio.NewReader(r).ReadString('\n')
+			pid, mark, _ := strings.Cut(strings.TrimSpace(line), " ")
+			left, err := strconv.Atoi(pid)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// What would end it goes, before Run returns.
+			for deadline := time.Now().Add(20 * time.Second); tied(mark); time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("what ends it is still there")
+				}
+			}
+			if !running(left) {
+				t.Error("it has ended")
+			}
+			_ = c.Close()
+			_ = syscall.Kill(left, syscall.SIGKILL)
+			<-ran
+		})
 		t.Run("what it leaves running stays", func(t *testing.T) {
 			c := h.connect(t)
 			var out bytes.Buffer
@@ -390,6 +436,28 @@ func TestRunTied(t *testing.T) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		})
 	})
+}
+
+// ends waits for the end of a process.
+func ends(t *testing.T, pid int) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); running(pid); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+			t.Fatal("it still runs")
+		}
+	}
+}
+
+// tied tells whether the program is there that ends a command with its connection.
+func tied(mark string) bool {
+	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range all {
+		if line, _ := os.ReadFile(path); bytes.Contains(line, []byte("read -r released")) && bytes.Contains(line, []byte(mark)) {
+			return true
+		}
+	}
+	return false
 }
 
 // running tells whether a process is there and no zombie.
