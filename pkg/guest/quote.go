@@ -83,7 +83,7 @@ func (c Command) shellLine(mark string) (string, error) {
 		// take a name that starts with a dash for an option.
 		switch {
 		case c.User != "":
-			b.WriteString(`exec ${become:+setpriv $become --} `)
+			b.WriteString(`exec "$@" `)
 		case strings.HasPrefix(c.Argv[0], "-"):
 			b.WriteString(" ") // and so would the shell, at the start
 		default:
@@ -102,9 +102,9 @@ func (c Command) shellLine(mark string) (string, error) {
 	return b.String(), nil
 }
 
-// becomeScript finds what setpriv needs to become a user. As in a container, a number need
-// have no entry: its group is then 0, its home the root directory. The terminal becomes the
-// user's, for who opens it by its name.
+// becomeScript makes "$@" the program that becomes a user; no variable that the command is to
+// have can change that. As in a container, a number need have no entry: its group is then 0, its
+// home the root directory. The user owns the terminal, for programs that open it by its name.
 const becomeScript = `user=%s group=%s
 if entry=$(getent passwd "$user"); then
 	set -f; IFS=:; set -- $entry; unset IFS
@@ -123,8 +123,8 @@ if [ "$group" ]; then
 	fi
 	groups=--clear-groups
 fi
-become="--reuid=$uid --regid=$gid $groups"
-if [ "$uid:$gid" = "$(id -u):$(id -g)" ] && [ -z "$group" ]; then become=; fi
+set -- setpriv --reuid="$uid" --regid="$gid" $groups --
+if [ "$uid:$gid" = "$(id -u):$(id -g)" ] && [ -z "$group" ]; then set --; fi
 if tty=$(tty); then chown "$uid" "$tty"; fi
 export HOME="$home" USER="$name" LOGNAME="$name"
 set +f

@@ -232,7 +232,7 @@ func TestRunAsUser(t *testing.T) {
 				t.Errorf("%s: %q, want %q", user, got, want)
 			}
 		}
-		if got := run(guest.Command{Argv: show, User: "nobody", Env: []string{"HOME=/tmp"}}); got != "65534:65534 /tmp *" {
+		if got := run(guest.Command{Argv: show, User: "nobody", Env: []string{"HOME=/tmp", "become=", "uid=0", "IFS=="}}); got != "65534:65534 /tmp *" {
 			t.Error(got)
 		}
 		if got := run(guest.Command{Argv: []string{"sh", "-c", `id -G; echo x >"$(tty)"`}, User: "nobody", TTY: &guest.Terminal{}}); got != "65534\r\nx" {
