@@ -300,9 +300,9 @@ func (a *app) confirmLastImage(ctx context.Context, s *project.Service, ref stri
 	if err != nil || len(all) != 1 {
 		return err
 	}
-	last, err := s.Images.Resolve(ctx, ref)
-	if err != nil || last.Digest != all[0].Digest {
-		return explainImage(err) // nil: a damaged one goes
+	last := all[0]
+	if img, err := s.Images.Resolve(ctx, ref); err != nil || img.Digest != last.Digest {
+		return nil //nolint:nilerr // Remove takes a damaged one, and says what is wrong otherwise
 	}
 	used, err := s.ImagesInUse(ctx)
 	if err != nil || used[last.Digest] { // Remove refuses
