@@ -27,6 +27,9 @@ func (r Range) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
+// Len is how many ports the range has.
+func (r Range) Len() int { return int(r.Last) - int(r.First) + 1 }
+
 // has tells whether the range is about a port.
 func (r Range) has(port uint16) bool { return r.First <= port && port <= r.Last }
 
@@ -91,18 +94,9 @@ type promise struct {
 
 // Narrow finds the part of a range whose ports the project can have on this host. Of several
 // parts it is the one with the most room. It is the whole range if all can be had, and the zero
-// Range if none can. taken is the first port that cannot. A project has no more than MaxMost
-// ports, so that of a longer range only that many are looked at.
-func (t *Table) Narrow(ctx context.Context, r Range) (part Range, taken *TakenError) {
-	part, taken = t.narrow(r)
-	if taken != nil {
-		taken.Own = t.o.Own
-		taken.Owner = t.owner(ctx, taken.Key, taken.Err)
-	}
-	return part, taken
-}
-
-func (t *Table) narrow(r Range) (best Range, taken *TakenError) {
+// Range if none can. taken is the first port that cannot, without its owner: see FindOwner. Of a
+// long range it is enough to find as many ports as the project may have; MaxMost are tried.
+func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.o.Now()
@@ -125,7 +119,7 @@ func (t *Table) narrow(r Range) (best Range, taken *TakenError) {
 		k, used, err := t.try(r.Protocol, Mapped(port, t.settings.Map))
 		if err != nil {
 			if taken == nil {
-				taken = &TakenError{Key: k, Err: err}
+				taken = &TakenError{Key: k, Own: t.o.Own, Err: err}
 			}
 			end()
 			continue
@@ -137,12 +131,20 @@ func (t *Table) narrow(r Range) (best Range, taken *TakenError) {
 		if !used {
 			room++
 		}
+		if room > t.settings.Most {
+			break
+		}
 	}
 	end()
 	if best != (Range{}) && best != r {
 		t.promises = append(t.promises, promise{best, now.Add(promiseTime)})
 	}
 	return best, taken
+}
+
+// FindOwner looks for who has the port.
+func (t *Table) FindOwner(ctx context.Context, taken *TakenError) {
+	taken.Owner = t.owner(ctx, taken.Key, taken.Err)
 }
 
 // try finds out whether the project can have a port of this host, and whether it has it in use

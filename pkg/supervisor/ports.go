@@ -146,17 +146,27 @@ func (s *supervisor) refusePort(name string, taken *ports.TakenError, why string
 	}
 }
 
+// mostTried bounds the ports of this host that are tried for one call. At a start the VM says
+// how many ranges there are, and each port that is tried is opened for a moment.
+const mostTried = 4 * ports.MaxMost
+
 // admitRanges sees to it that the engine, which is to choose from a range, can choose no port
 // that somebody else has on this host. A container that is to be made gets the part of the range
 // that is free. One that is made already keeps its range, and is refused if a port of it has been
 // taken since: the engine would publish that one in the VM, and on this host somebody else would
 // answer.
 func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w wishes) (edits []dockerproxy.Edit, err error) {
+	tried := 0
 	for _, b := range ports.Ranges(w.bindings, s.Ports.VM) {
-		part, taken := s.ports.Narrow(ctx, b.Range)
+		if tried += min(b.Len(), ports.MaxMost); tried > mostTried {
+			s.Log.Warn("a container wants a port of too many: not all ranges are looked at", "container", w.name, "range", b.String())
+			break
+		}
+		part, taken := s.ports.Narrow(b.Range)
 		switch {
 		case part == b.Range:
 		case part == ports.Range{}:
+			s.ports.FindOwner(ctx, taken)
 			return nil, s.refusePort(w.name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
 		case kind == dockerproxy.Create:
 			w.bindings[b.Port][b.Index].HostPort = part.String()
@@ -165,6 +175,7 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 			})
 			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.String(), "to", part.String())
 		case taken != nil:
+			s.ports.FindOwner(ctx, taken)
 			return nil, s.refusePort(w.name, taken, fmt.Sprintf(
 				"the engine may choose any of %s, and %s; make the container again (docker rm and docker run, or docker compose up --force-recreate) and it gets one that is free", b.Range, taken.Cause()))
 		}

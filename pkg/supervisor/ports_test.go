@@ -257,6 +257,27 @@ func TestPortRange(t *testing.T) {
 	}
 }
 
+// TestPortRangesMany: a VM, or a client, that names a thousand long ranges has only some ports of
+// this host tried for them. What is not looked at is as the client asked.
+func TestPortRangesMany(t *testing.T) {
+	f := start(t)
+	f.until(t, supervisor.StateReady, 0)
+	first := freePorts(t, 1)[0]
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	last := fmt.Sprintf(`"9/tcp":[{"HostPort":"%d-%d"}]`, first, first)
+	for name, many := range map[string]int{"few": 1, "many": 200} {
+		long := strings.Repeat(`,{"HostPort":"20000-60000"}`, many)[1:]
+		code, text := f.ask(t, http.MethodPost, "/containers/create?name="+name, `{"HostConfig":{"PortBindings":{"1/udp":[`+long+`],`+last+`}}}`)
+		if want := map[string]int{"few": http.StatusInternalServerError, "many": http.StatusCreated}[name]; code != want {
+			t.Errorf("%s: %d %.300s", name, code, text)
+		}
+	}
+}
+
 // Containers start and end at random, by way of the proxy and behind its back, while the
 // link is cut now and then: in the end the host's sockets are those of what runs.
 func TestPortsAtRandom(t *testing.T) {
