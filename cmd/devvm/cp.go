@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,8 @@ func (a *app) newCpCmd() *cobra.Command {
 		Long: `Copy files and directories between this host and the VM, with the rules of cp
 and docker cp: what goes to a directory that is there goes into it, a source that
 ends in "/." is what is in the directory, and directories are merged. Several
-sources go into a directory that is there. A path of the VM that is not absolute is relative to /root.
+sources go into a directory that is there. A path of the VM that is not absolute
+is relative to /root.
 
 Modes, modification times and symbolic links are kept; owners are root in the VM
 and you on this host. What arrives is complete under its name, or not there.
@@ -73,6 +75,7 @@ unpacked in a directory, or goes to standard output.`,
 // copies are what cp's arguments ask for.
 func copies(args []string) (all []guest.Copy, toVM bool, err error) {
 	sources := args[:len(args)-1]
+	named := map[string]bool{}
 	to, toVM := guestPath(args[len(args)-1])
 	for _, arg := range sources {
 		from, fromVM := guestPath(arg)
@@ -83,14 +86,23 @@ func copies(args []string) (all []guest.Copy, toVM bool, err error) {
 				Hint: "write vm: before the VM's, as in: devvm cp file vm:/tmp/ (a file of this host with that name: ./vm:…)",
 			}
 		}
-		c := guest.Copy{Local: from, Remote: to}
+		c := guest.Copy{Local: from, Remote: to, Into: len(sources) > 1}
 		if fromVM {
 			c.Local, c.Remote = to, from
 		}
-		if c.Local == "-" && len(sources) > 1 {
-			return nil, false, &ui.Error{Code: ui.ExitUsage, Msg: "an archive goes alone: - with several sources", Hint: "run devvm cp once for each"}
+		if c.Local == "-" && c.Into {
+			return nil, false, &ui.Error{Code: ui.ExitUsage, Msg: `"-" goes with one source only`, Hint: "run devvm cp once for each source"}
 		}
-		c.Into = len(sources) > 1
+		if name := filepath.Base(from); c.Into && name != "." && name != ".." {
+			if named[name] {
+				return nil, false, &ui.Error{
+					Code: ui.ExitUsage,
+					Msg:  fmt.Sprintf("two sources are named %s, and one would replace the other", ui.Escape(name)),
+					Hint: "copy one of them by itself, to another name or directory",
+				}
+			}
+			named[name] = true
+		}
 		all = append(all, c)
 	}
 	return all, toVM, nil
