@@ -167,7 +167,7 @@ func (a *app) newTemplateRmCmd() *cobra.Command {
 			if !a.json {
 				return nil
 			}
-			return a.JSON(map[string]any{"removed": args[0], "disk_stays": err != nil})
+			return a.JSON(map[string]any{"removed": t.ID, "disk_stays": err != nil})
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
