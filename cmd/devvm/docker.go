@@ -19,8 +19,8 @@ func (a *app) newDockerCmd() *cobra.Command {
 		Short: "Run the VM's own Docker client, with compose and buildx",
 		Long: `Run the Docker client that is in the VM, for hosts without one. Its paths are
 the VM's: it starts in the directory that this one is in the VM. If it is not
-there, a build context comes through a pipe. devvm's own flags come before Docker's
-first word.`,
+there, a build context comes through a pipe. devvm's own flags come before
+Docker's first word.`,
 		Example: "  devvm docker ps\n  tar c . | devvm docker build -t app -",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {

@@ -64,7 +64,7 @@ has left in the background when it ends itself goes on.`,
 func (a *app) execCommand(args []string, o execOptions) (guest.Command, error) {
 	c := guest.Command{Argv: args, Dir: o.dir, User: o.user}
 	if o.user != "" && !guest.IsUser(o.user) {
-		return c, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--user %q is no user", o.user), Hint: "name one of the VM, or its number: --user USER or USER:GROUP"}
+		return c, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--user %q is not a user", o.user), Hint: "name a user of the VM, or give the number: --user USER or USER:GROUP"}
 	}
 	for _, entry := range o.env {
 		name, _, given := strings.Cut(entry, "=")

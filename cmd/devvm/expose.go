@@ -82,7 +82,7 @@ devvm.toml can do this. Without a port, list what is exposed.
 // badExposure says what is wrong with one that nothing could be exposed by.
 func badExposure(err error, duration time.Duration) error {
 	if duration >= 0 && duration < time.Second {
-		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--for %s is no time: a second is the least", duration), Hint: "as in: --for 2h (ended before that with: devvm expose --stop)"}
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--for %s is too short: the least is 1s", duration), Hint: "as in: --for 2h (ended before that with: devvm expose --stop)"}
 	}
 	return &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
 }

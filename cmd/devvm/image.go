@@ -218,6 +218,7 @@ func explainImage(err error) error {
 		{image.ErrExists, "use it by that name (devvm image ls), or remove it first: devvm image rm", ui.ExitError},
 		{image.ErrChecksum, "nothing was imported: get the file anew, and its checksum from who publishes it", ui.ExitError},
 		{image.ErrNotAChecksum, "give the file's, as its publisher names it, or none for a file of this host: --sha256 HEX", ui.ExitUsage},
+		{image.ErrDirChecksum, "leave out --sha256", ui.ExitUsage},
 		{image.ErrBadName, "choose another: --name NAME", ui.ExitUsage},
 		{image.ErrNoChecksum, "give it, as its publisher names it: --sha256 HEX", ui.ExitUsage},
 		{image.ErrNoName, "give it one: --name NAME", ui.ExitUsage},

@@ -28,7 +28,7 @@ func (a *app) newLogsCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			if o.tail < -1 {
-				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--tail %d is no number of lines", o.tail), Hint: "as in: --tail 100, or -1 for all"}
+				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--tail %d is not a number of lines", o.tail), Hint: "as in: --tail 100, or -1 for all"}
 			}
 			return a.runLogs(ctx, s, p, o)
 		}),

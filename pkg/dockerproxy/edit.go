@@ -82,7 +82,7 @@ func (l *locator) walk(these []int, depth int) error {
 			}
 			if l.spans[i].end > 0 {
 				// The engine decides which one counts, and that may not be the one that was judged.
-				return fmt.Errorf("%s stands twice in the request", strings.Join(l.edits[i].Path, "."))
+				return fmt.Errorf("%s appears twice in the request", strings.Join(l.edits[i].Path, "."))
 			}
 			l.spans[i] = span{before + bytes.IndexByte(l.text[before:end], '"'), end}
 		}

@@ -98,7 +98,7 @@ func TestEdit(t *testing.T) {
 	}
 }
 
-// TestEditRefused: where a name stands twice, the engine decides which one counts. So none is
+// TestEditRefused: where a name appears twice, the engine decides which one counts. So none is
 // changed, and none passes.
 func TestEditRefused(t *testing.T) {
 	var r raw
@@ -112,7 +112,7 @@ func TestEditRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	text, _ := io.ReadAll(resp.Body)
-	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), "HostConfig.Binds.0 stands twice in the request") || r.bytes() != "" {
+	if resp.StatusCode != http.StatusBadRequest || !strings.Contains(string(text), "HostConfig.Binds.0 appears twice in the request") || r.bytes() != "" {
 		t.Errorf("%d %s, and the engine got %q", resp.StatusCode, text, r.bytes())
 	}
 }

@@ -17,11 +17,11 @@ import (
 	"github.com/devvm/devvm/pkg/relay"
 )
 
-// An exchange is a connection whose requests are looked at. Every byte passes as it
-// came, but for what a [Verdict] changes; net/http's parser runs beside it, to find where requests and answers begin and
-// end. A request is sent on when it is complete enough to be judged and all answers
-// before it have ended, which costs nothing: the engine serves one at a time. As soon as
-// the connection is something else than HTTP/1 (an upgrade, a hijacked stream, an answer
+// An exchange is a connection whose requests are looked at. Every byte passes as it came,
+// unless a [Verdict] changes it; net/http's parser runs beside it, to find where requests
+// and answers begin and end. A request is sent on when it is complete enough to be judged
+// and all answers before it have ended, which costs nothing: the engine serves one at a
+// time. As soon as the connection is something else than HTTP/1 (an upgrade, a hijacked stream, an answer
 // that only its end ends, bytes that are not understood) it is a pipe for good.
 type exchange struct {
 	admit    AdmitFunc

@@ -2,7 +2,7 @@
 // passing each connection on, byte for byte, over a dial function that it is
 // given.
 //
-// It imports neither guest nor vm, and of itself changes nothing of what passes: hijacked
+// It imports neither guest nor vm, and changes nothing on its own: hijacked
 // streams, half-close in both directions and back-pressure work because the
 // bytes and the ends of the two streams are all there is to it. Memory per
 // connection is bounded.
@@ -10,8 +10,9 @@
 // Where it is given an explainer, it changes the messages of the engine's own failures.
 //
 // Where it is given a judge ([Options].Admit) it reads the calls that create and start
-// containers and create volumes, and answers those that are refused in the engine's
-// place, or changes strings in them ([Edit]), and no other byte; it follows the other requests and answers only to see where they end.
+// containers and create volumes. It answers those that are refused in the engine's place,
+// and can change strings in them ([Edit]), no other byte. It follows the other requests and
+// answers only to see where they end.
 //
 // When the engine cannot be reached a client gets an HTTP answer that says so
 // in the Docker API's own form, after a bounded wait; it never hangs. Running

@@ -85,7 +85,7 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 			where = "neither in the project's VM nor on this host"
 		}
 		tmp := shell.Quote(path.Join(g.Dir, ".tmp"))
-		return fmt.Sprintf("%s is %s. Names in %s do not last. Have programs make their temporary files in the project's directory: mkdir -p %s && export TMPDIR=%[4]s (then try again)", b.Path, where, dir, tmp), ""
+		return fmt.Sprintf("%s is %s. Files in %s are short-lived. Have programs make their temporary files in the project's directory: mkdir -p %s && export TMPDIR=%[4]s (then try again)", b.Path, where, dir, tmp), ""
 	case !onHost && g.unfit(b.Path, b.Path) != "":
 		return fmt.Sprintf("%s is neither in the project's VM nor on this host. Make it in the VM with: devvm exec -- mkdir -p %s (or use a named volume)", b.Path, shell.Quote(b.Path)), ""
 	case !onHost:

@@ -69,9 +69,9 @@ const (
 	kindStream    = "stream"
 )
 
-// unpackScript takes a name, a kind, where to put it, and whether that must be a directory. But for a stream's, the archive
-// has the source as "x" and ends with "end": tar takes one that breaks off between two
-// files for whole. What cleans up loses the mark of a command and is not ended with it.
+// unpackScript takes a name, a kind, where to put it, and whether that must be a directory.
+// But for a stream's, the archive has the source as "x" and ends with "end": tar takes one
+// that breaks off between two files for whole. What cleans up loses the mark of a command and is not ended with it.
 const unpackScript = `set -eu
 base=$1 kind=$2 dst=$3
 fail() { echo "$2" >&2; exit "$1"; }

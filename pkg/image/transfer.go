@@ -161,7 +161,7 @@ func (s *Store) importFrom(ctx context.Context, src string, opts ImportOptions) 
 	}
 	if info, err := os.Stat(src); err == nil && info.IsDir() {
 		if opts.SHA256 != "" {
-			return Image{}, fmt.Errorf("%w: a directory has no checksum; its manifest has those of its files", ErrNotAChecksum)
+			return Image{}, ErrDirChecksum
 		}
 		return s.importFiles(ctx, src, opts, func(do fileFunc) error { return eachInDir(src, do) })
 	}

@@ -112,7 +112,7 @@ func (l *lastLines) Write(p []byte) (int, error) {
 // words introduces the last lines.
 func (l *lastLines) words() string {
 	if len(l.text) == 0 {
-		return "it has printed nothing"
+		return "it printed nothing"
 	}
 	return "its last lines:\n" + l.String()
 }

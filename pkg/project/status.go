@@ -42,7 +42,7 @@ type Status struct {
 	// Latency is what the engine's answer took, in milliseconds.
 	Latency float64 `json:"latency_ms,omitempty"`
 
-	// Unprovisioned says that the VM runs and its provisioning has failed or is not done yet.
+	// Unprovisioned says that the VM runs and provisioning failed or has not finished.
 	Unprovisioned bool `json:"unprovisioned,omitempty"`
 
 	Supervisor *supervisor.Status `json:"supervisor,omitempty"`
@@ -124,7 +124,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
 			if st.Unprovisioned {
-				st.Problem, st.Next = "its provisioning has failed, or is not done yet (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
+				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
 			}
 			if full := problemFull(*st.Supervisor); full != "" {
 				st.Problem, st.Next = full, AdviceFull
