@@ -71,8 +71,10 @@ func TestEdit(t *testing.T) {
 		{"shorter", "/to", length(body), length(padded)},
 		{"as long", "/frum", length(lower), length(strings.Replace(lower, "/from", "/frum", 1))},
 		{"longer", long, length(body), ask("Content-Length", strconv.Itoa(len(edited(long))), edited(long))},
-		{"longer, with its length twice and on a line of its own", long, strings.Replace(ask("Content-Length", fmt.Sprintf("\r\n\t%d", len(body)), body), "X-Last: y", fmt.Sprintf("CONTENT-LENGTH:%d", len(body)), 1),
-			strings.Replace(ask("Content-Length", strconv.Itoa(len(edited(long))), edited(long)), "X-Last: y", fmt.Sprintf("Content-Length: %d", len(edited(long))), 1)},
+		{
+			"longer, with its length twice and on a line of its own", long, strings.Replace(ask("Content-Length", fmt.Sprintf("\r\n\t%d", len(body)), body), "X-Last: y", fmt.Sprintf("CONTENT-LENGTH:%d", len(body)), 1),
+			strings.Replace(ask("Content-Length", strconv.Itoa(len(edited(long))), edited(long)), "X-Last: y", fmt.Sprintf("Content-Length: %d", len(edited(long))), 1),
+		},
 		{"in chunks, with a trailer", "/to", strings.TrimSuffix(chunked("POST", "/containers/create", body), "\r\n") + "X-Sum: 1\r\n\r\n", "POST /containers/create HTTP/1.1\r\nHost: docker\r\nTransfer-Encoding: chunked\r\n\r\n" +
 			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(edited("/to")), edited("/to"))},
 		{"in chunks", "/to", chunked("POST", "/containers/create", body[:70], body[70:]), "POST /containers/create HTTP/1.1\r\nHost: docker\r\nTransfer-Encoding: chunked\r\n\r\n" +
