@@ -2,10 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
@@ -28,6 +33,27 @@ func TestHostLacks(t *testing.T) {
 		})
 		if code := a.execute(t.Context(), []string{"ls"}); code != ui.ExitHost || !strings.Contains(errs.String(), "hint: see what this host lacks with: devvm doctor") {
 			t.Errorf("%v: exit code %d\n%s", lack, code, errs)
+		}
+	}
+}
+
+// TestShortage: each thing that a host can run out of has a next step, also from deep below.
+func TestShortage(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&fs.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}, "devvm prune"},
+		{&fs.PathError{Op: "write", Path: "/x", Err: unix.EDQUOT}, "devvm prune"},
+		{&fs.PathError{Op: "open", Path: "/x", Err: unix.EMFILE}, "ulimit -n"},
+		{os.NewSyscallError("socket", unix.ENFILE), "fs.file-max"},
+		{&fs.PathError{Op: "fork/exec", Path: "/usr/bin/qemu-img", Err: unix.EAGAIN}, "ulimit -u"},
+		{&fs.PathError{Op: "fork/exec", Path: "/usr/bin/qemu-img", Err: unix.ENOMEM}, "suspend"},
+		{&fs.PathError{Op: "read", Path: "/x", Err: unix.EAGAIN}, ""},
+		{errors.New("something else"), ""},
+	} {
+		if got := shortage(fmt.Errorf("deep below: %w", c.err)); c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
 		}
 	}
 }
