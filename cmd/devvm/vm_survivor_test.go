@@ -57,6 +57,7 @@ func newSurvivor(t *testing.T, data string) *survivor {
 		data = os.Getenv("XDG_DATA_HOME")
 	} else {
 		t.Setenv("XDG_DATA_HOME", data)
+		t.Setenv("XDG_CONFIG_HOME", filepath.Join(data, "config")) // where libvirt saves memory
 		t.Setenv("XDG_STATE_HOME", filepath.Join(data, "state"))
 		t.Setenv("XDG_CACHE_HOME", filepath.Join(data, "cache"))
 	}
