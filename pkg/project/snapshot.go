@@ -142,6 +142,9 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if err != nil {
 			return err
 		}
+		if err := s.checkRoomToRun(s.Dirs.paths(p.Name)); err != nil {
+			return err
+		}
 		host, err := hv.Host(ctx)
 		if err != nil {
 			return err

@@ -411,7 +411,7 @@ func (b *boot) rewire(ctx context.Context) error {
 func (b *boot) start(ctx context.Context, saved bool) error {
 	b.attends = false
 	if exists(b.files.disk()) {
-		if err := b.checkRoom(b.files.vm, roomToRun, "a running VM"); err != nil {
+		if err := b.checkRoomToRun(b.files); err != nil {
 			return err
 		}
 	}
