@@ -13,7 +13,7 @@ LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help build install lint check test vmtest kills attack fuzz hostile bench demo clean
+.PHONY: help build install lint check test vmtest kills fills attack fuzz hostile bench demo clean
 
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
@@ -21,6 +21,7 @@ help:
 	@echo 'make check     lint, unit and script tests: no VM, some minutes'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make kills     a real VM whose processes are killed and stopped, DEVVM_TEST_ROUNDS (200) times'
+	@echo 'make fills     a real VM on a disk of the host that fills at every verb; as root'
 	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
 	@echo 'make fuzz      every fuzz target for FUZZTIME (20s); FUZZ_RUN=REGEXP picks some'
 	@echo 'make hostile   the host'"'"'s processes under a hostile guest for DEVVM_TEST_TIME (10m)'
@@ -65,6 +66,13 @@ kills: export DEVVM_TEST_ROUNDS ?= 200
 kills: export DEVVM_TEST_TIMEOUT ?= 24h
 kills: export VMTEST_RUN ?= ^TestVMKills$$
 kills:
+	.ci/vmtest
+
+# A disk of the host's that fills at every verb: an hour under emulation, and root to mount it.
+fills: export DEVVM_TEST_SMALL ?= 6G
+fills: export DEVVM_TEST_TIMEOUT ?= 24h
+fills: export VMTEST_RUN ?= ^TestVMFills$$
+fills:
 	.ci/vmtest
 
 attack:

@@ -74,9 +74,8 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
 		err = dirs.Explain(err)
 	}
-	_, small := errors.AsType[*image.SpaceError](err)
-	if (small || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) && ui.Hint(err) == "" && a.Unanswered() == nil {
-		err = &ui.Error{Code: ui.ExitCode(err), Err: err, Hint: "make room: devvm df shows what devvm takes, devvm prune gives back what nothing uses"}
+	if hint := shortage(err); hint != "" && ui.Hint(err) == "" && a.Unanswered() == nil {
+		err = &ui.Error{Code: ui.ExitCode(err), Err: err, Hint: hint}
 	}
 	if stopped, ok := errors.AsType[*lock.StoppedError](err); ok && ui.Hint(err) == "" {
 		err = &ui.Error{Code: ui.ExitBusy, Err: err, Hint: stopped.Hint()}
@@ -97,6 +96,25 @@ func (a *app) execute(ctx context.Context, args []string) int {
 		a.WriteError(err)
 	}
 	return ui.ExitCode(err)
+}
+
+// shortage says how to get more of what the host has run out of; "" if err is about something else.
+func shortage(err error) string {
+	_, small := errors.AsType[*image.SpaceError](err)
+	start, _ := errors.AsType[*fs.PathError](err)
+	switch {
+	case small, errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		return "make room: devvm df shows what devvm takes, devvm prune gives back what nothing uses"
+	case errors.Is(err, unix.EMFILE):
+		return "allow a process more open files and run the command again: ulimit -n 4096"
+	case errors.Is(err, unix.ENFILE):
+		return "the host has no room for more open files: end programs, or raise fs.file-max (sysctl)"
+	case errors.Is(err, unix.ENOMEM):
+		return "the host has no memory left: end programs, or suspend other VMs (devvm ls shows them)"
+	case start != nil && start.Op == "fork/exec" && errors.Is(err, unix.EAGAIN):
+		return "you may have no more processes: end some, or allow more with ulimit -u"
+	}
+	return ""
 }
 
 // hostLacks tells whether err is that something is not installed or set up on this host.

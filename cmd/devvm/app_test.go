@@ -2,10 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
@@ -40,5 +45,26 @@ func TestStatusDisk(t *testing.T) {
 	showStatus(&b, st)
 	if want := "disk      578 MiB used on this host (568 MiB of that its saved memory, 1 MiB the undo)\n"; !strings.Contains(b.String(), want) || st.Used() != 578<<20 {
 		t.Errorf("%d\n%s\nwant %s", st.Used(), b.String(), want)
+	}
+}
+
+// TestShortage: each thing that a host can run out of has a next step, also from deep below.
+func TestShortage(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{&fs.PathError{Op: "write", Path: "/x", Err: unix.ENOSPC}, "devvm prune"},
+		{&fs.PathError{Op: "write", Path: "/x", Err: unix.EDQUOT}, "devvm prune"},
+		{&fs.PathError{Op: "open", Path: "/x", Err: unix.EMFILE}, "ulimit -n"},
+		{os.NewSyscallError("socket", unix.ENFILE), "fs.file-max"},
+		{&fs.PathError{Op: "fork/exec", Path: "/usr/bin/qemu-img", Err: unix.EAGAIN}, "ulimit -u"},
+		{&fs.PathError{Op: "fork/exec", Path: "/usr/bin/qemu-img", Err: unix.ENOMEM}, "suspend"},
+		{&fs.PathError{Op: "read", Path: "/x", Err: unix.EAGAIN}, ""},
+		{errors.New("something else"), ""},
+	} {
+		if got := shortage(fmt.Errorf("deep below: %w", c.err)); c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
+		}
 	}
 }

@@ -50,7 +50,12 @@ const (
 	refreshEvery = 10 * time.Second // of the host's addresses, while something is exposed
 	dialTimeout  = 10 * time.Second
 	lookupTime   = 3 * time.Second // to find who has a port
-	lookEvery    = 10 * time.Second
+
+	// A port that is being given up is not taken. A child that is about to run another
+	// program holds what its parent has closed, too.
+	takenTries = 5
+	takenPause = 50 * time.Millisecond
+	lookEvery  = 10 * time.Second
 )
 
 // States of a port and of its addresses.
@@ -500,7 +505,16 @@ func (t *Table) admit(k Key, peer netip.Addr) bool {
 // [*TakenError]. If the project may not have so many, or not one of them, it is a
 // [*RefusedError]; chosen is how many there will be beside wants.
 func (t *Table) Reserve(ctx context.Context, wants []Want, chosen int, hold time.Duration) (release func(after time.Duration), err error) {
-	held, k, err := t.reserve(wants, chosen, t.o.Now().Add(hold))
+	until := t.o.Now().Add(hold)
+	held, k, err := t.reserve(wants, chosen, until)
+	for tries := 0; stateOf(err) == StateTaken && tries < takenTries; tries++ {
+		select {
+		case <-time.After(takenPause):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		held, k, err = t.reserve(wants, chosen, until)
+	}
 	if refused, ok := errors.AsType[*RefusedError](err); ok {
 		return nil, refused
 	}

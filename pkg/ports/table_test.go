@@ -179,7 +179,8 @@ func newTable(t testing.TB, o ports.Options) *ports.Table {
 // nextPort is below the ports that the kernel gives to others' connections.
 var nextPort atomic.Uint32
 
-// freePort is a TCP and UDP port that nobody has now, another one at each call.
+// freePort is a TCP and UDP port that nobody has now, another one at each call. No test here
+// is parallel: a child of one that has not run its program yet would hold another one's ports.
 func freePort(t testing.TB) uint16 {
 	t.Helper()
 	nextPort.CompareAndSwap(0, uint32(23000+os.Getpid()*101%8000))
@@ -328,7 +329,6 @@ func TestTCPBroken(t *testing.T) {
 }
 
 func TestUDP(t *testing.T) {
-	t.Parallel()
 	g := newGuest()
 	table := newTable(t, ports.Options{Dial: g.dial, UDPIdle: 2 * time.Second})
 	port := freePort(t)
@@ -533,7 +533,6 @@ func occupy(t *testing.T, address string) (pid int, release func()) {
 }
 
 func TestTaken(t *testing.T) {
-	t.Parallel()
 	port := freePort(t)
 	want := []ports.Want{{Protocol: "tcp", HostPort: port}}
 	for name, address := range map[string]string{
@@ -578,8 +577,21 @@ func TestTaken(t *testing.T) {
 	}
 }
 
+// Who lets go of a port in a moment does not keep a container from it.
+func TestTakenForAMoment(t *testing.T) {
+	port := freePort(t)
+	l, err := net.Listen("tcp", at("127.0.0.1", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, func() { _ = l.Close() })
+	table := newTable(t, ports.Options{Dial: newGuest().dial})
+	if _, err = table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: port}}, 0, time.Minute); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTakenByProject(t *testing.T) {
-	t.Parallel()
 	port := freePort(t)
 	pid, _ := occupy(t, at("127.0.0.1", port))
 	project := func(_ context.Context, p int) string {
@@ -716,7 +728,6 @@ func TestClose(t *testing.T) {
 
 // TestNamespace runs what needs a host of its own.
 func TestNamespace(t *testing.T) {
-	t.Parallel()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestExposeInNamespace$", "-test.v")
 	cmd.Env = append(os.Environ(), roleVariable+"="+roleHost)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}

@@ -102,7 +102,11 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		if err == nil {
 			err = s.checkAgreed(p, cfg, all.granted(p))
 		}
-		if err == nil && !o.Undo {
+		switch {
+		case err != nil:
+		case o.Undo:
+			err = s.checkRoomToRun(f)
+		default:
 			err = s.checkRoomToNuke(f)
 		}
 		if errors.Is(err, errNotAgreed) {

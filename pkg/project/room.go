@@ -48,6 +48,11 @@ func (s *Service) free(dir string) (int64, error) {
 // that finds no room, and would be again by the next one.
 const roomToRun = 32 << 20
 
+// checkRoomToRun refuses to start a VM that its first write would stop.
+func (s *Service) checkRoomToRun(f paths) error {
+	return s.checkRoom(f.root, roomToRun, "a running VM")
+}
+
 // errFull says that a VM cannot run because there is no room for what it writes; nil if there is.
 func (s *Service) errFull(f paths) error {
 	free, err := s.free(f.vm)

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -73,12 +75,24 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		}
 		phase := pr.Start("snapshot", what)
 		if err := hv.Snapshot(ctx, p.Name, name); err != nil {
-			return err
+			return explainSnapshot(name, dom, err)
 		}
 		phase.Done()
 		return nil
 	})
 	return name, err
+}
+
+// explainSnapshot says what becomes of the memory that a snapshot has written when it finds no
+// room for the rest. QEMU calls that an input/output error.
+func explainSnapshot(name string, dom vm.Domain, err error) error {
+	if dom.State != vm.StateRunning || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EIO) {
+		return err
+	}
+	return &ui.Error{
+		Err:  err,
+		Hint: fmt.Sprintf("make room (devvm df, devvm prune) and run devvm snapshot create %s again: it takes the place of what this one has written. Nothing else gives that back while the VM is kept", name),
+	}
 }
 
 // takeUp has the supervisor of a running VM take up its work again, and waits until
@@ -126,6 +140,9 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		}
 		cfg, err := s.granted(p)
 		if err != nil {
+			return err
+		}
+		if err := s.checkRoomToRun(s.Dirs.paths(p.Name)); err != nil {
 			return err
 		}
 		host, err := hv.Host(ctx)

@@ -410,6 +410,11 @@ func (b *boot) rewire(ctx context.Context) error {
 // one that is there.
 func (b *boot) start(ctx context.Context, saved bool) error {
 	b.attends = false
+	if exists(b.files.disk()) {
+		if err := b.checkRoomToRun(b.files); err != nil {
+			return err
+		}
+	}
 	if err := unmark(b.files.stopping()); err != nil {
 		return err
 	}

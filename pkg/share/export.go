@@ -327,6 +327,9 @@ func (e *export) born(st *unix.Statx_t) uint32 {
 
 // object opens what a handle is of.
 func (s *Server) object(data []byte) (*object, error) {
+	if isGhost(data) {
+		return nil, unix.ESTALE
+	}
 	h, ok := decodeHandle(data)
 	if !ok {
 		return nil, nfs3error(nfs3.ERR_BADHANDLE)

@@ -46,10 +46,13 @@ func (e *export) ghostHandle(at ghostKey, g ghost) []byte {
 	return h
 }
 
+// isGhost tells whether a handle is of a thing that the VM did not know when it went.
+func isGhost(data []byte) bool { return len(data) >= handleHead && data[1] == ghostMark }
+
 // ghostAttributes are those of a handle whose object is gone: as the VM knew them, so
 // that it does not take the object, which a program may still run from, for changed.
 func (s *Server) ghostAttributes(data []byte) *nfs3.Fattr3 {
-	synthetic := len(data) >= handleHead && data[1] == ghostMark
+	synthetic := isGhost(data)
 	if synthetic {
 		data = append([]byte{}, data...)
 		data[1] = 0

@@ -63,13 +63,32 @@ func freePorts(t *testing.T, n int) []uint16 {
 	return list
 }
 
+// listening tells whether a port stays taken. A child that the guest has forked and that has not
+// run its program yet holds what was closed here, for a moment.
 func listening(port uint16) bool {
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		return true
+	for range 20 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			_ = l.Close()
+			return false
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	_ = l.Close()
-	return false
+	return true
+}
+
+// take listens on a free port, which what listening asked with may still hold.
+func take(t *testing.T, port uint16) net.Listener {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			return l
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // untilPorts waits until the published ports are as many.
@@ -104,10 +123,7 @@ func TestPublishedPorts(t *testing.T) {
 	}
 
 	// A port that somebody has is refused, and the engine never hears of the container.
-	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", free[1]))
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := take(t, free[1])
 	code, text := f.create(t, "db", free[1])
 	want := fmt.Sprintf(`{"message":"driver failed programming external connectivity on endpoint db: Bind for 127.0.0.1:%d failed: port is already allocated: port %d is taken by process supervisor.test (pid `, free[1], free[1])
 	if code != http.StatusInternalServerError || !strings.HasPrefix(text, want) || len(f.engine.State().Containers) != 1 {
