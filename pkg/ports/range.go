@@ -125,7 +125,7 @@ func (t *Table) narrow(r Range) (best Range, taken *TakenError) {
 		k, used, err := t.try(r.Protocol, Mapped(port, t.settings.Map))
 		if err != nil {
 			if taken == nil {
-				taken = &TakenError{Key: k, Err: err}
+				taken = &TakenError{Key: k, Published: port, First: t.first, Err: err}
 			}
 			end()
 			continue

@@ -675,6 +675,9 @@ func (b *boot) seed(img image.Image) string {
 // writeCredentials writes what the guest is told at its boot. What is to be kept is written
 // only if it is not there.
 func (b *boot) writeCredentials(img image.Image, keep ...string) error {
+	if err := b.files.noteAddress(img); err != nil {
+		return err
+	}
 	keys, err := guest.LoadKeys(b.files.keys())
 	if err != nil {
 		return fmt.Errorf("load keys: %w", err)

@@ -66,6 +66,11 @@ var (
 	// VM's own rule (/usr/lib/devvm/loopback in its image) leads there what comes for it.
 	// It is on no network card, and nothing that the VM runs can use it.
 	GuestLoopback = netip.MustParseAddr("192.0.2.3")
+	// Management is the VM's second address. It is on a card of its own in a network
+	// namespace of its own (/usr/lib/devvm/setup in the image): sshd listens there and the
+	// kernel mounts from there, so that neither takes a port that a container can publish.
+	// It talks to the gateway alone, and nothing else in the VM reaches it.
+	Management = netip.MustParseAddr("192.0.2.4")
 	// HostAlias is what host.docker.internal resolves to. It refuses all but
 	// the host's ports that the policy opens.
 	HostAlias = netip.MustParseAddr("192.0.2.254")
