@@ -124,6 +124,9 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Network != nil && st.Network.Policy != nil {
 		line("egress", "%s", st.Network.Policy)
 	}
+	for _, c := range st.Clashes {
+		line("hidden", "%s; %s", c, project.AdviceClash)
+	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)
 	}

@@ -184,10 +184,11 @@ const HostAddress = "192.0.2.254"
 
 // DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,
 // two spaces, a newline at the end. Unless the table says otherwise,
-// `--add-host NAME:host-gateway` means HostAddress, and containers send packets of up to
+// `--add-host NAME:host-gateway` means HostAddress, networks get addresses of pools (the
+// value of default-address-pools; nil: the engine's own), and containers send packets of up to
 // mtu bytes: on Docker's own bridge, and on the networks that users make if the engine
 // knows the key for that (since Docker 24; an older one does not start with it).
-func (c Config) DaemonJSON(mtu int, userNetworks bool) []byte {
+func (c Config) DaemonJSON(mtu int, userNetworks bool, pools any) []byte {
 	daemon := maps.Clone(c.Daemon)
 	_, own := daemon["mtu"]
 	_, theirs := daemon["default-network-opts"]
@@ -199,12 +200,24 @@ func (c Config) DaemonJSON(mtu int, userNetworks bool) []byte {
 			}
 		}
 	}
+	if !c.HasPools() && pools != nil {
+		daemon[keyPools] = pools
+	}
 	_, one := daemon["host-gateway-ip"]
 	_, more := daemon["host-gateway-ips"] // since Docker 28
 	if !one && !more {
 		daemon["host-gateway-ip"] = HostAddress
 	}
 	return canonical(daemon, "  ")
+}
+
+// keyPools says from what the engine gives its networks addresses.
+const keyPools = "default-address-pools"
+
+// HasPools tells whether the table docker.daemon says from what networks get addresses.
+func (c Config) HasPools() bool {
+	_, has := c.Daemon[keyPools]
+	return has
 }
 
 // Policy is what the VM may reach.

@@ -38,6 +38,7 @@ import (
 	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"
@@ -67,7 +68,9 @@ type Service struct {
 	Note      func(string)  // shows the user a line; nil: nobody looks
 	// Free is how many bytes can be written into a directory; nil: file.Free.
 	Free func(dir string) (int64, error)
-	Log  *slog.Logger
+	// Routes are the networks that this host reaches; nil: subnet.HostRoutes.
+	Routes func() ([]subnet.Route, error)
+	Log    *slog.Logger
 }
 
 // Patience with a VM whose engine does not answer yet.

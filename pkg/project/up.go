@@ -25,6 +25,7 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
@@ -250,10 +251,11 @@ type boot struct {
 	files    paths
 	progress *steps
 	accel    vm.Accel
-	cold     bool     // boot, do not fork a template
-	forked   bool     // the VM has just been made without any container
-	attends  bool     // the VM ran before
-	backing  []string // what the disk lies on, the uppermost first
+	cold     bool         // boot, do not fork a template
+	forked   bool         // the VM has just been made without any container
+	attends  bool         // the VM ran before
+	backing  []string     // what the disk lies on, the uppermost first
+	pools    subnet.Pools // of the engine's networks; nil: not chosen yet
 }
 
 // attend brings a running VM's helpers back to life and waits for its engine.
@@ -285,7 +287,13 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
 		return err
 	}
-	return b.await(ctx, nil)
+	if err := b.await(ctx, nil); err != nil {
+		return err
+	}
+	for _, c := range b.clashes(ctx, b.files) {
+		b.progress.Note("%s; %s", c, AdviceClash)
+	}
+	return nil
 }
 
 // errBusy says that the VM's network process runs and does not answer.
@@ -352,7 +360,8 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 		}
 	}
 	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
-	if err == nil && !bytes.Equal(daemon, b.cfg.DaemonJSON(usernet.DefaultMTU, true)) {
+	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
+	if err == nil && !bytes.Equal(daemon, b.engineConfig(true, pools)) {
 		out = append(out, "docker.daemon")
 	}
 	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
@@ -735,7 +744,14 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 // daemonJSON configures the engine. Containers have the link's MTU: under emulation each
 // packet costs, and with Docker's 1500 they send a quarter of what they can.
 func (b *boot) daemonJSON(img image.Image) []byte {
-	return b.cfg.DaemonJSON(usernet.DefaultMTU, !img.CloudInit)
+	return b.engineConfig(!img.CloudInit, b.choosePools())
+}
+
+func (b *boot) engineConfig(userNetworks bool, pools subnet.Pools) []byte {
+	if pools == nil {
+		return b.cfg.DaemonJSON(usernet.DefaultMTU, userNetworks, nil)
+	}
+	return b.cfg.DaemonJSON(usernet.DefaultMTU, userNetworks, pools)
 }
 
 // machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
