@@ -296,7 +296,7 @@ var schema = []field{
 			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesUp,
 			Brief: `Where connections may go: "all", "none", or names, addresses, ranges, with or without a port.`,
 			Doc: "Where connections of the VM may go, beside the host, which is `host_ports`'s matter. `\"all\"`: everywhere. `\"none\"`: nowhere. A list: only there.\n\n" +
-				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP.\n" +
+				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP, and without a port for `ping`.\n" +
 				"- `\"*.example.org\"`: all names below `example.org`, at any depth, and not `example.org` itself, which is an entry of its own.\n" +
 				"- `\"203.0.113.7\"`, `\"10.20.0.0/16:5432\"`, `\"[2001:db8::]/32:443\"`: addresses and ranges.\n\n" +
 				"With a list or `\"none\"`, the VM's DNS answers only names that the list has; for others it says that they do not exist. " +

@@ -13,6 +13,7 @@ const (
 	drop    verdict = iota // not ours: multicast chatter, IPv6, what is malformed
 	deliver                // to the stack
 	reject                 // answered with an ICMP error
+	echo                   // an echo request to somebody outside
 )
 
 // inspect judges one frame from the VM before the stack sees it. The stack is
@@ -26,8 +27,8 @@ const (
 //     gateway alone, the guest's loopback or its management address. Loopback, zero and
 //     multicast destinations, which the stack drops in silence, are answered
 //     or known to be chatter.
-//   - ICMP: it speaks for the gateway only; the internet is not here to answer
-//     an echo request.
+//   - ICMP: it speaks for the gateway only. An echo request to somebody outside
+//     is for ping.go.
 //
 // frame has at least an Ethernet header.
 func inspect(frame []byte) (verdict, refusal) {
@@ -97,6 +98,9 @@ func inspectIPv4(b []byte) (verdict, refusal) {
 		if dst == Gateway || dst == HostAlias {
 			return deliver, allowed
 		}
+		if isPing(ip) && !Network.Contains(dst) {
+			return echo, allowed
+		}
 	}
 	return reject, refuseProtocol
 }
@@ -114,6 +118,10 @@ func isDHCP(ip header.IPv4) bool {
 func (s *Stack) ingress(frame []byte) bool {
 	s.notePressure(frame)
 	v, r := inspect(frame)
+	if v == echo {
+		s.echo(frame)
+		return false
+	}
 	if mac := header.Ethernet(frame).SourceAddress(); v == deliver && s.guestMAC.Load() != mac && !fromManagement(frame) {
 		s.guestMAC.Store(mac)
 	}
@@ -125,6 +133,26 @@ func (s *Stack) ingress(frame []byte) bool {
 		}
 	}
 	return v == deliver
+}
+
+// echo sends a ping on its way, or answers why it does not go.
+func (s *Stack) echo(frame []byte) {
+	ip := header.IPv4(frame[header.EthernetMinimumSize:])
+	code := header.ICMPv4Code(header.ICMPv4AdminProhibited)
+	if s.pings {
+		err := s.out.ping(ip)
+		if err == nil {
+			return
+		}
+		if isUnreachable(err) {
+			code = header.ICMPv4HostUnreachable
+		}
+	} else {
+		s.policy.count(refusePing, pingNetwork, destination(ip))
+	}
+	if answer := icmpError(frame, code); answer != nil {
+		s.cable.WriteFrame(answer)
+	}
 }
 
 // fromManagement tells whether a frame that is delivered comes from the card of the

@@ -66,7 +66,10 @@ func TestInspect(t *testing.T) {
 		{"DNS", ipFrame(udp, "192.0.2.2", "192.0.2.1", 53), deliver, allowed},
 		{"ping of the gateway", ipFrame(icmp, "192.0.2.2", "192.0.2.1", 0), deliver, allowed},
 		{"ping of the host's alias", ipFrame(icmp, "192.0.2.2", "192.0.2.254", 0), deliver, allowed},
-		{"ping out", ipFrame(icmp, "192.0.2.2", "198.51.100.7", 0), reject, refuseProtocol},
+		{"ping out", ipFrame(icmp, "192.0.2.2", "198.51.100.7", 0), echo, allowed},
+		{"ping of a neighbour", ipFrame(icmp, "192.0.2.2", "192.0.2.77", 0), reject, refuseProtocol},
+		{"ping from elsewhere", ipFrame(icmp, "10.1.2.3", "198.51.100.7", 0), reject, refuseSource},
+		{"ping from the management address", ipFrame(icmp, "192.0.2.4", "198.51.100.7", 0), reject, refuseSource},
 		{"GRE", ipFrame(47, "192.0.2.2", "198.51.100.7", 0), reject, refuseProtocol},
 		{"SCTP", ipFrame(132, "192.0.2.2", "192.0.2.1", 80), reject, refuseProtocol},
 

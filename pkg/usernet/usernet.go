@@ -115,8 +115,9 @@ type Config struct {
 	// The seams of tests. Each replaces one contact with the host.
 
 	// DialOut opens an outbound connection that policy has allowed; nil: a
-	// socket to that address. Networks are "tcp" and "udp", and the connection
-	// is a socket of package net in any case.
+	// socket to that address. Networks are "tcp", "udp" and "icmp" (echo
+	// requests and their answers, as datagrams), and the connection is a socket of package
+	// net in any case.
 	DialOut func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
 	// ResolvConf and Hosts are paths; empty: /etc/resolv.conf and /etc/hosts.
 	ResolvConf, Hosts string
@@ -142,6 +143,7 @@ type Stack struct {
 
 	gateway  *gateway
 	pressure pressure
+	pings    bool // the host lets this process send some
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -181,7 +183,7 @@ func New(cfg Config) (*Stack, error) {
 	if cfg.MaxFlows == 0 {
 		cfg.MaxFlows = defaultMaxFlows()
 	}
-	s := &Stack{cfg: cfg, log: cfg.Log}
+	s := &Stack{cfg: cfg, log: cfg.Log, pings: cfg.DialOut != nil || pingsAllowed()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.cable = link.New(tcpip.LinkAddress(GatewayMAC), uint32(cfg.MTU), link.QueueBytes)
 	s.policy = newPolicy(s)
