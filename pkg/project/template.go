@@ -48,7 +48,7 @@ func (b *boot) shape(img image.Image) template.Shape {
 		QEMU:    b.host.QEMU,
 		Libvirt: b.host.Libvirt,
 		URI:     b.host.URI,
-		Daemon:  string(b.daemonJSON(img)),
+		Daemon:  string(b.daemonJSON()),
 		Zone:    b.Zone,
 		MTU:     usernet.DefaultMTU,
 	}

@@ -361,7 +361,7 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 	}
 	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
 	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
-	if err == nil && !bytes.Equal(daemon, b.engineConfig(true, pools)) {
+	if err == nil && !bytes.Equal(daemon, b.engineConfig(pools)) {
 		out = append(out, "docker.daemon")
 	}
 	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
@@ -699,7 +699,7 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 			AuthorizedKeys: keys.AuthorizedKey(),
 			HostKey:        string(keys.HostKeyPEM()),
 			HostKeyPublic:  keys.HostPublicKey(),
-			DaemonJSON:     string(b.daemonJSON(img)),
+			DaemonJSON:     string(b.daemonJSON()),
 		})
 		if err != nil {
 			return err
@@ -720,7 +720,7 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 		credentialHostKey:  keys.HostKeyPEM(),
 		credentialHostname: []byte(b.project.Name),
 		credentialTimezone: []byte(b.Zone),
-		credentialDaemon:   b.daemonJSON(img),
+		credentialDaemon:   b.daemonJSON(),
 	}
 	if img.Mounts {
 		all[credentialShare] = credentialOf(has.Exports)
@@ -741,17 +741,15 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 	return writing.Wait()
 }
 
-// daemonJSON configures the engine. Containers have the link's MTU: under emulation each
-// packet costs, and with Docker's 1500 they send a quarter of what they can.
-func (b *boot) daemonJSON(img image.Image) []byte {
-	return b.engineConfig(!img.CloudInit, b.choosePools())
-}
+// daemonJSON configures the engine. Containers on its own bridge have the link's MTU: under
+// emulation each packet costs, and with Docker's 1500 they send a quarter of what they can.
+func (b *boot) daemonJSON() []byte { return b.engineConfig(b.choosePools()) }
 
-func (b *boot) engineConfig(userNetworks bool, pools subnet.Pools) []byte {
+func (b *boot) engineConfig(pools subnet.Pools) []byte {
 	if pools == nil {
-		return b.cfg.DaemonJSON(usernet.DefaultMTU, userNetworks, nil)
+		return b.cfg.DaemonJSON(usernet.DefaultMTU, nil)
 	}
-	return b.cfg.DaemonJSON(usernet.DefaultMTU, userNetworks, pools)
+	return b.cfg.DaemonJSON(usernet.DefaultMTU, pools)
 }
 
 // machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
