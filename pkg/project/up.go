@@ -267,6 +267,9 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(ctx, dom)
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
+		if err := b.files.noteAddress(img); err != nil {
+			return err
+		}
 	}
 	var net usernet.Status
 	err := b.outwait(ctx, b.files.netLock(), errBusy, func() (err error) {
