@@ -22,6 +22,7 @@ import (
 	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
@@ -41,6 +42,7 @@ type app struct {
 	slow   time.Duration                   // see project.Service
 	again  time.Duration                   // see again
 	free   func(dir string) (int64, error) // see project.Service
+	routes func() ([]subnet.Route, error)  // see project.Service
 
 	// Flags of the root command.
 	dir     string // -C
@@ -287,6 +289,7 @@ func (a *app) service() (*project.Service, error) {
 		Slow:    a.slow,
 		Note:    func(text string) { fmt.Fprintln(a.Err, "note:", text) },
 		Free:    a.free,
+		Routes:  a.routes,
 		Log:     log,
 	}, nil
 }

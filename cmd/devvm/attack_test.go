@@ -624,6 +624,7 @@ func (s *scene) devvm(t *testing.T) {
 	t.Run("guest", func(t *testing.T) { s.attackFromGuest(t, a, b, decoys, local, outer) })
 	t.Run("cp", func(t *testing.T) { s.attackCopy(t, l, a) })
 	t.Run("shares", func(t *testing.T) { s.attackShares(t, a) })
+	t.Run("management", func(t *testing.T) { s.attackManagement(t, a, decoys) })
 	t.Run("socket", func(t *testing.T) { s.attackSocket(t, l) })
 	t.Run("compose", func(t *testing.T) { s.attackCompose(t, a) })
 	t.Run("translated", func(t *testing.T) { s.attackTranslated(t, l, a) })

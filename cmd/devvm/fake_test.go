@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
@@ -58,6 +60,13 @@ func fakeDevvm() int {
 			return file.Free(at)
 		}
 		return strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	}
+	a.routes = func() (list []subnet.Route, err error) { // the tests' host may reach anything
+		b, err := os.ReadFile(filepath.Join(dir, "routes"))
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return list, errors.Join(err, json.Unmarshal(b, &list))
 	}
 	return run(os.Args[1:], a)
 }
@@ -206,7 +215,14 @@ func bootFakeVM(specPath string) error {
 	if err != nil {
 		return err
 	}
-	l, err := guest.Listen(22)
+	at, err := sshdOf(spec)
+	if err != nil {
+		return err
+	}
+	if err := guest.AddAddress(usernet.Management, 32); err != nil {
+		return err
+	}
+	l, err := guest.ListenOn(at, 22)
 	if err != nil {
 		return err
 	}
@@ -216,6 +232,19 @@ func bootFakeVM(specPath string) error {
 	<-ctx.Done()
 	<-served
 	return os.WriteFile(os.Getenv(vmtest.OffEnv), nil, 0o600)
+}
+
+// sshdOf is the address at which the sshd of VMs of an image listens.
+func sshdOf(spec vm.Spec) (netip.Addr, error) {
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(spec.Kernel), "manifest.json"))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var m image.Manifest
+	if err := json.Unmarshal(b, &m); err != nil || !m.Management {
+		return usernet.Guest, err
+	}
+	return usernet.Management, nil
 }
 
 // reachFrom is the command "reach HOST:PORT" of the fake guest: a connection to an
@@ -301,7 +330,7 @@ func fakeImage(ctx context.Context, store string, forks bool) error {
 	}
 	m := image.Manifest{
 		Name: "debian-13", Created: time.Now(), Arch: "amd64", Engine: "26.1.5", Cmdline: "root=/dev/vda",
-		Recipe: image.RecipeDigest("debian-13"), DiskSize: 1 << 30, Forks: forks,
+		Recipe: image.RecipeDigest("debian-13"), DiskSize: 1 << 30, Forks: forks, Management: true,
 		Files: map[string]image.File{},
 	}
 	if err := disk.Create(ctx, filepath.Join(scratch, "disk.qcow2"), m.DiskSize); err != nil {

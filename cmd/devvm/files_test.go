@@ -32,6 +32,7 @@ var stateFiles = map[string][]string{
 	"…/vm/disk.qcow2":                    {""},
 	"…/vm/begun":                         {""},
 	"…/vm/unused":                        {""},
+	"…/vm/management":                    {""},
 	"…/vm/stopping":                      {""},
 	"…/vm/memory":                        {""},
 	"…/vm/console.log":                   {""},

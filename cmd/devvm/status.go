@@ -124,6 +124,12 @@ func showStatus(w io.Writer, st project.Status) {
 	if st.Network != nil && st.Network.Policy != nil {
 		line("egress", "%s", st.Network.Policy)
 	}
+	if st.Network != nil && st.Network.PingsRefused() > 0 {
+		line("pings", "the VM's do not leave: this host lets your group send none; to change that: sudo sysctl net.ipv4.ping_group_range='0 2147483647', then devvm down; devvm up")
+	}
+	for _, c := range st.Clashes {
+		line("hidden", "%s; %s", c, project.AdviceClash)
+	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)
 	}

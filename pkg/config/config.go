@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -184,20 +183,18 @@ const HostAddress = "192.0.2.254"
 
 // DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,
 // two spaces, a newline at the end. Unless the table says otherwise,
-// `--add-host NAME:host-gateway` means HostAddress, and containers send packets of up to
-// mtu bytes: on Docker's own bridge, and on the networks that users make if the engine
-// knows the key for that (since Docker 24; an older one does not start with it).
-func (c Config) DaemonJSON(mtu int, userNetworks bool) []byte {
+// `--add-host NAME:host-gateway` means HostAddress, networks get addresses of pools (the
+// value of default-address-pools; nil: the engine's own), and containers on Docker's own bridge
+// send packets of up to mtu bytes. The engine would give that to the networks that users make as
+// well (default-network-opts), but only as an option that each of them shows from then on, and
+// Compose v1 does not go on with a network that has an option which it has not asked for.
+func (c Config) DaemonJSON(mtu int, pools any) []byte {
 	daemon := maps.Clone(c.Daemon)
-	_, own := daemon["mtu"]
-	_, theirs := daemon["default-network-opts"]
-	if !own && !theirs {
+	if _, own := daemon["mtu"]; !own {
 		daemon["mtu"] = mtu
-		if userNetworks {
-			daemon["default-network-opts"] = map[string]any{
-				"bridge": map[string]any{"com.docker.network.driver.mtu": strconv.Itoa(mtu)},
-			}
-		}
+	}
+	if !c.HasPools() && pools != nil {
+		daemon[keyPools] = pools
 	}
 	_, one := daemon["host-gateway-ip"]
 	_, more := daemon["host-gateway-ips"] // since Docker 28
@@ -205,6 +202,15 @@ func (c Config) DaemonJSON(mtu int, userNetworks bool) []byte {
 		daemon["host-gateway-ip"] = HostAddress
 	}
 	return canonical(daemon, "  ")
+}
+
+// keyPools says from what the engine gives its networks addresses.
+const keyPools = "default-address-pools"
+
+// HasPools tells whether the table docker.daemon says from what networks get addresses.
+func (c Config) HasPools() bool {
+	_, has := c.Daemon[keyPools]
+	return has
 }
 
 // Policy is what the VM may reach.

@@ -55,7 +55,7 @@ func TestDefaults(t *testing.T) {
 		if got.CPUs != c.cpus || got.Memory != c.memory || got.Disk != 40*GiB || got.Image != "debian-13" || got.NetworkMode != NetworkUser {
 			t.Errorf("%+v: %+v", c.env, got)
 		}
-		if got.Origin("cpus") != "default" || got.File != "" || got.UserFile != "" || len(got.Packages) > 0 || got.Script != "" || string(got.DaemonJSON(9000, false)) != "{\n  \"host-gateway-ip\": \"192.0.2.254\",\n  \"mtu\": 9000\n}\n" || !got.Policy().Equal(egress.Default()) {
+		if got.Origin("cpus") != "default" || got.File != "" || got.UserFile != "" || len(got.Packages) > 0 || got.Script != "" || string(got.DaemonJSON(9000, nil)) != "{\n  \"host-gateway-ip\": \"192.0.2.254\",\n  \"mtu\": 9000\n}\n" || !got.Policy().Equal(egress.Default()) {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -115,11 +115,6 @@ echo hi
 	want := `{
   "a.b": 1.5,
   "debug": true,
-  "default-network-opts": {
-    "bridge": {
-      "com.docker.network.driver.mtu": "9000"
-    }
-  },
   "host-gateway-ip": "192.0.2.254",
   "labels": [
     "c"
@@ -131,9 +126,18 @@ echo hi
   "mtu": 9000
 }
 `
-	if diff := cmp.Diff(want, string(c.DaemonJSON(9000, true))); diff != "" {
+	if diff := cmp.Diff(want, string(c.DaemonJSON(9000, nil))); diff != "" {
 		t.Error(diff)
 	}
+	pools := []string{"10.0.0.0/8"}
+	if got := string(c.DaemonJSON(9000, pools)); got != strings.Replace(want, `  "host-gateway-ip"`, "  \"default-address-pools\": [\n    \"10.0.0.0/8\"\n  ],\n  \"host-gateway-ip\"", 1) {
+		t.Error(got)
+	}
+	c.Daemon["default-address-pools"] = "own"
+	if got := string(c.DaemonJSON(9000, pools)); strings.Contains(got, "10.0.0.0/8") || !c.HasPools() {
+		t.Error(got)
+	}
+	delete(c.Daemon, "default-address-pools")
 	toml := strings.ReplaceAll(c.TOML(), dir, "/DIR")
 	golden(t, "testdata/effective.toml", toml)
 	if _, err := json.Marshal(c.Entries()); err != nil {
@@ -165,11 +169,11 @@ func TestLayersDoNotShare(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	before := string(base.DaemonJSON(9000, true))
+	before := string(base.DaemonJSON(9000, nil))
 	if _, err := apply(base, "b", "cpus = 1\ndocker.daemon.x = {b = 2}", bigHost, false); err != nil {
 		t.Fatal(err)
 	}
-	if string(base.DaemonJSON(9000, true)) != before || base.Origin("cpus") != "default" {
+	if string(base.DaemonJSON(9000, nil)) != before || base.Origin("cpus") != "default" {
 		t.Error("the base has changed")
 	}
 }
@@ -631,16 +635,28 @@ func TestNetwork(t *testing.T) {
 	// A gateway of the user's own stays.
 	for _, key := range []string{"host-gateway-ip = \"192.0.2.1\"", "host-gateway-ips = [\"192.0.2.1\"]"} {
 		c, err := apply(Default(bigHost), "f", "[docker.daemon]\n"+key, bigHost, false)
-		if err != nil || strings.Contains(string(c.DaemonJSON(9000, true)), HostAddress) {
-			t.Errorf("%s, %v", c.DaemonJSON(9000, true), err)
+		if err != nil || strings.Contains(string(c.DaemonJSON(9000, nil)), HostAddress) {
+			t.Errorf("%s, %v", c.DaemonJSON(9000, nil), err)
 		}
 	}
 	// So does an MTU.
-	for _, key := range []string{"mtu = 1280", "default-network-opts.bridge.x = \"y\""} {
-		c, err := apply(Default(bigHost), "f", "[docker.daemon]\n"+key, bigHost, false)
-		if err != nil || strings.Contains(string(c.DaemonJSON(9000, true)), "9000") {
-			t.Errorf("%s, %v", c.DaemonJSON(9000, true), err)
-		}
+	c, err = apply(Default(bigHost), "f", "[docker.daemon]\nmtu = 1280", bigHost, false)
+	if err != nil || strings.Contains(string(c.DaemonJSON(9000, nil)), "9000") {
+		t.Errorf("%s, %v", c.DaemonJSON(9000, nil), err)
+	}
+	// And what the documentation says for networks that users make.
+	c, err = apply(Default(bigHost), "f", `docker.daemon.default-network-opts.bridge."com.docker.network.driver.mtu" = "65520"`, bigHost, false)
+	if err != nil || string(c.DaemonJSON(9000, nil)) != `{
+  "default-network-opts": {
+    "bridge": {
+      "com.docker.network.driver.mtu": "65520"
+    }
+  },
+  "host-gateway-ip": "192.0.2.254",
+  "mtu": 9000
+}
+` {
+		t.Errorf("%s, %v", c.DaemonJSON(9000, nil), err)
 	}
 }
 
@@ -763,7 +779,7 @@ func FuzzLoad(f *testing.F) {
 			if err != nil {
 				t.Fatalf("%v\n%s", err, c.TOML())
 			}
-			if c.StartHash() != again.StartHash() || c.ProvisionHash() != again.ProvisionHash() || c.Image != again.Image || !c.Policy().Equal(again.Policy()) || c.URI != again.URI || string(c.DaemonJSON(9000, true)) != string(again.DaemonJSON(9000, true)) {
+			if c.StartHash() != again.StartHash() || c.ProvisionHash() != again.ProvisionHash() || c.Image != again.Image || !c.Policy().Equal(again.Policy()) || c.URI != again.URI || string(c.DaemonJSON(9000, nil)) != string(again.DaemonJSON(9000, nil)) {
 				t.Fatalf("%s\n%s", c.TOML(), again.TOML())
 			}
 		}

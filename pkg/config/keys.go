@@ -239,7 +239,12 @@ var schema = []field{
 				"Tables in your own file and in devvm.toml are merged key by key; for all else devvm.toml wins.\n\n" +
 				"Refused are the keys that would cut devvm off from the engine: `hosts`, `tls`, `tlsverify`, `tlscacert`, `tlscert`, `tlskey`, `containerd`, " +
 				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.\n\n" +
-				"Unless you set `mtu` or `default-network-opts`, containers' networks have the MTU of the VM's own, 65520: large packets cost less than many, and none of them crosses a wire.",
+				"Unless you set `mtu`, Docker's own bridge has the MTU of the VM's link, 65520, and so do builds: large packets cost less than many, and none of them crosses a wire. " +
+				"Networks that you make have Docker's 1500. The engine shows another one among a network's options, and Compose v1 then says that the network \"needs to be recreated\". " +
+				"Without Compose v1, larger packets make a published port two to four times as fast [under emulation](performance.md#a-published-port): " +
+				"`default-network-opts.bridge.\"com.docker.network.driver.mtu\" = \"65520\"`, for networks that are made from then on.\n\n" +
+				"Unless you set `default-address-pools`, networks get addresses that hide no LAN or VPN of the host: Docker's own ranges if none of its routes overlaps, else 10.208.0.0/12, 192.168.0.0/16 or 198.18.0.0/15. " +
+				"`devvm status` says when a network hides what came up later.",
 			Example: "log-level = \"info\"\nregistry-mirrors = [\"https://mirror.example.com\"]\ndefault-address-pools = [{ base = \"172.30.0.0/16\", size = 24 }]",
 			Consent: ConsentGrowth,
 		},
@@ -294,7 +299,7 @@ var schema = []field{
 			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesUp,
 			Brief: `Where connections may go: "all", "none", or names, addresses, ranges, with or without a port.`,
 			Doc: "Where connections of the VM may go, beside the host, which is `host_ports`'s matter. `\"all\"`: everywhere. `\"none\"`: nowhere. A list: only there.\n\n" +
-				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP.\n" +
+				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP, and without a port for `ping`.\n" +
 				"- `\"*.example.org\"`: all names below `example.org`, at any depth, and not `example.org` itself, which is an entry of its own.\n" +
 				"- `\"203.0.113.7\"`, `\"10.20.0.0/16:5432\"`, `\"[2001:db8::]/32:443\"`: addresses and ranges.\n\n" +
 				"With a list or `\"none\"`, the VM's DNS answers only names that the list has; for others it says that they do not exist. " +

@@ -184,7 +184,7 @@ func (s *Store) build(ctx context.Context, r recipe, opts BuildOptions) (Image, 
 	if err != nil {
 		return Image{}, err
 	}
-	m.Name, m.Recipe, m.Stock, m.Forks, m.Mounts, m.Created = r.name, r.digest(), r.stock, !r.stock, true, s.now().UTC().Truncate(time.Second)
+	m.Name, m.Recipe, m.Stock, m.Forks, m.Management, m.Mounts, m.Created = r.name, r.digest(), r.stock, !r.stock, !r.stock, true, s.now().UTC().Truncate(time.Second)
 	m.Arch, m.DiskSize = runtime.GOARCH, rootSize
 	for _, name := range []string{"disk.raw", "cmdline", "engine", "packages"} {
 		if err := os.Remove(out.path(name)); err != nil {

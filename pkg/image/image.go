@@ -73,21 +73,24 @@ type File struct {
 
 // Manifest says what an image is and how it was made.
 type Manifest struct {
-	Name      string            `json:"name"`
-	Digest    string            `json:"digest"`               // hex SHA-256 over the files' and the command line
-	Recipe    string            `json:"recipe,omitempty"`     // RecipeDigest at the build; "" if imported from elsewhere
-	Source    string            `json:"source,omitempty"`     // path or URL that it was imported from
-	Stock     bool              `json:"stock,omitempty"`      // the untrimmed variant
-	Mounts    bool              `json:"mounts,omitempty"`     // a VM of it mounts what its firmware tells it to
-	Forks     bool              `json:"forks,omitempty"`      // a VM of it can be sealed, and others started from its memory
-	CloudInit bool              `json:"cloud_init,omitempty"` // a user's cloud image: set up by Seed, not by credentials
-	Created   time.Time         `json:"created"`
-	Arch      string            `json:"arch"`             // Debian's name: amd64
-	Engine    string            `json:"engine,omitempty"` // version of Docker Engine, "" if unknown
-	Packages  map[string]string `json:"packages,omitempty"`
-	Cmdline   string            `json:"cmdline,omitempty"` // kernel's, for direct boot
-	Files     map[string]File   `json:"files"`             // by role
-	DiskSize  int64             `json:"disk_size"`         // virtual, bytes: no project's disk can be smaller
+	Name   string `json:"name"`
+	Digest string `json:"digest"`           // hex SHA-256 over the files' and the command line
+	Recipe string `json:"recipe,omitempty"` // RecipeDigest at the build; "" if imported from elsewhere
+	Source string `json:"source,omitempty"` // path or URL that it was imported from
+	Stock  bool   `json:"stock,omitempty"`  // the untrimmed variant
+	Mounts bool   `json:"mounts,omitempty"` // a VM of it mounts what its firmware tells it to
+	Forks  bool   `json:"forks,omitempty"`  // a VM of it can be sealed, and others started from its memory
+	// Management says that a VM of it has its sshd and its mounts at usernet.Management, out
+	// of the way of containers' ports.
+	Management bool              `json:"management,omitempty"`
+	CloudInit  bool              `json:"cloud_init,omitempty"` // a user's cloud image: set up by Seed, not by credentials
+	Created    time.Time         `json:"created"`
+	Arch       string            `json:"arch"`             // Debian's name: amd64
+	Engine     string            `json:"engine,omitempty"` // version of Docker Engine, "" if unknown
+	Packages   map[string]string `json:"packages,omitempty"`
+	Cmdline    string            `json:"cmdline,omitempty"` // kernel's, for direct boot
+	Files      map[string]File   `json:"files"`             // by role
+	DiskSize   int64             `json:"disk_size"`         // virtual, bytes: no project's disk can be smaller
 }
 
 // Image is an image in a store.

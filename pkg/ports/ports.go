@@ -45,6 +45,9 @@ type Published struct {
 type VM struct {
 	Addr     netip.Addr // the VM's address: reaches what is published on all addresses
 	Loopback netip.Addr // stands for the VM's 127.0.0.1
+	// SSH is the TCP port that no container can publish, because the VM's own sshd has it;
+	// 0: there is none.
+	SSH uint16
 }
 
 // Line is a published port with its counterpart on the host.

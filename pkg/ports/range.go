@@ -119,7 +119,7 @@ func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 		k, used, err := t.try(r.Protocol, Mapped(port, t.settings.Map))
 		if err != nil {
 			if taken == nil {
-				taken = &TakenError{Key: k, Own: t.o.Own, Err: err}
+				taken = &TakenError{Key: k, Published: port, First: t.first, Own: t.o.Own, Err: err}
 			}
 			end()
 			continue

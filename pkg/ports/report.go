@@ -105,7 +105,7 @@ func (t *Table) port(l Line) Port {
 			b.State = stateOf(f.err)
 			b.Problem = f.err.Error()
 			if b.State == StateTaken || b.State == StateDenied {
-				b.Problem = (&TakenError{Key: k, Owner: f.owner, Err: f.err}).Error()
+				b.Problem = (&TakenError{Key: k, Published: l.Target.Port(), First: t.first, Owner: f.owner, Err: f.err}).Error()
 			}
 		case s == nil: // the table is closed
 			b.State = StateFailed

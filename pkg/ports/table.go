@@ -1,14 +1,18 @@
 package ports
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -71,11 +75,12 @@ const (
 // Table keeps the sockets of one project's published ports. Its methods are safe for
 // concurrent use.
 type Table struct {
-	o   Options
-	log *slog.Logger
-	ctx context.Context // the life of its connections
-	end context.CancelFunc
-	run sync.WaitGroup
+	o     Options
+	log   *slog.Logger
+	first uint16          // port that users may open
+	ctx   context.Context // the life of its connections
+	end   context.CancelFunc
+	run   sync.WaitGroup
 
 	mu        sync.Mutex
 	settings  Settings
@@ -133,7 +138,7 @@ func New(o Options) (*Table, error) {
 		o: o, log: o.Log,
 		counters: map[Line]*counters{}, sockets: map[Key]*socket{}, failures: map[Key]failure{},
 		wake: make(chan struct{}, 1), changed: make(chan struct{}), lookups: make(chan struct{}, 1),
-		settings: Settings{Most: DefaultMost},
+		settings: Settings{Most: DefaultMost}, first: firstPort(),
 	}
 	if o.Exposures != "" {
 		all, err := ReadExposures(o.Exposures)
@@ -506,20 +511,20 @@ func (t *Table) admit(k Key, peer netip.Addr) bool {
 // [*RefusedError]; chosen is how many there will be beside wants.
 func (t *Table) Reserve(ctx context.Context, wants []Want, chosen int, hold time.Duration) (release func(after time.Duration), err error) {
 	until := t.o.Now().Add(hold)
-	held, k, err := t.reserve(wants, chosen, until)
+	held, failed, k, err := t.reserve(wants, chosen, until)
 	for tries := 0; stateOf(err) == StateTaken && tries < takenTries; tries++ {
 		select {
 		case <-time.After(takenPause):
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		held, k, err = t.reserve(wants, chosen, until)
+		held, failed, k, err = t.reserve(wants, chosen, until)
 	}
 	if refused, ok := errors.AsType[*RefusedError](err); ok {
 		return nil, refused
 	}
 	if err != nil {
-		return nil, &TakenError{Key: k, Own: t.o.Own, Owner: t.owner(ctx, k, err), Err: err}
+		return nil, &TakenError{Key: k, Published: failed.HostPort, First: t.first, Own: t.o.Own, Owner: t.owner(ctx, k, err), Err: err}
 	}
 	return func(after time.Duration) {
 		t.mu.Lock()
@@ -565,15 +570,15 @@ func (t *Table) allow(wants []Want, chosen int) error {
 	return nil
 }
 
-// reserve opens sockets and returns those that are held, or the one that failed.
-func (t *Table) reserve(wants []Want, chosen int, until time.Time) (held []Key, failed Key, err error) {
+// reserve opens sockets and returns those that are held, or the one that failed and for what.
+func (t *Table) reserve(wants []Want, chosen int, until time.Time) (held []Key, failed Want, at Key, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
-		return nil, Key{}, nil
+		return nil, Want{}, Key{}, nil
 	}
 	if err := t.allow(wants, chosen); err != nil {
-		return nil, Key{}, err
+		return nil, Want{}, Key{}, err
 	}
 	fresh := map[Key]*socket{}
 	for _, w := range wants {
@@ -600,7 +605,7 @@ func (t *Table) reserve(wants []Want, chosen int, until time.Time) (held []Key, 
 				for _, s := range fresh {
 					s.close()
 				}
-				return nil, k, err
+				return nil, w, k, err
 			default:
 				t.log.Warn("published port stays without an address", "address", k.String(), "error", err)
 			}
@@ -608,7 +613,7 @@ func (t *Table) reserve(wants []Want, chosen int, until time.Time) (held []Key, 
 	}
 	maps.Copy(t.sockets, fresh)
 	t.prod()
-	return held, Key{}, nil
+	return held, Want{}, Key{}, nil
 }
 
 // must tells whether a container may not start without the socket.
@@ -621,10 +626,34 @@ func (t *Table) must(k Key) bool {
 
 // TakenError says that a port cannot be had, and why.
 type TakenError struct {
-	Key   Key
-	Own   netip.Addr // the project's own address
-	Owner string     // in words; "" if nobody knows
-	Err   error      // of bind(2)
+	Key       Key
+	Published uint16     // in the VM; 0: the same
+	First     uint16     // that users may open on this host; 0: DefaultFirst
+	Own       netip.Addr // the project's own address
+	Owner     string     // in words; "" if nobody knows
+	Err       error      // of bind(2)
+}
+
+// DefaultFirst is the first port that users may open, unless a host has another
+// (net.ipv4.ip_unprivileged_port_start in ip(7)).
+const DefaultFirst = 1024
+
+// firstPort is what this host says of that. Where all ports are root's it is the last.
+func firstPort() uint16 {
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+	n, aerr := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || aerr != nil {
+		return DefaultFirst
+	}
+	return uint16(min(max(n, 1), math.MaxUint16))
+}
+
+// elsewhere is a port that users may open, for one that they may not.
+func elsewhere(port, first uint16) uint16 {
+	if n := int(port) + 8000; n >= int(first) && n <= math.MaxUint16 {
+		return uint16(n)
+	}
+	return first + port%(math.MaxUint16-first+1)
 }
 
 // Error says what is wrong and the ways out, on one line.
@@ -640,7 +669,7 @@ func (e *TakenError) Error() string {
 		}
 	case StateDenied:
 		fmt.Fprintf(&b, ": publish another port, or map it ([ports] map = { %d = %d } in devvm.toml, then devvm up), or allow it: sudo sysctl net.ipv4.ip_unprivileged_port_start=%d",
-			port, 8000+port, port)
+			cmp.Or(e.Published, port), elsewhere(port, cmp.Or(e.First, DefaultFirst)), port)
 	default:
 		b.WriteString("; publish another port")
 	}

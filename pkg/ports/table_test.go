@@ -8,13 +8,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -628,6 +631,43 @@ func TestDenied(t *testing.T) {
 	const want = "port 80 is below the first one that users may open: publish another port, or map it ([ports] map = { 80 = 8080 } in devvm.toml, then devvm up), or allow it: sudo sysctl net.ipv4.ip_unprivileged_port_start=80"
 	if err.Error() != want || err.Reason() != "permission denied" {
 		t.Errorf("%s\n%s", err, err.Reason())
+	}
+}
+
+// Whatever port a container publishes, the way that the message names leads to it: the port of
+// this host is one that users may open, and the map is of the port in the VM, which another map
+// may have led here.
+func TestEveryPortHasAWay(t *testing.T) {
+	advice := regexp.MustCompile(`\[ports\] map = \{ (\d+) = (\d+) \}`)
+	for _, first := range []uint16{1, 80, 1024, 60000, 65535} {
+		for n := 1; n < int(first); n += 1 + int(first)/2000*31 {
+			for _, published := range []uint16{uint16(n), 50022} {
+				err := &ports.TakenError{
+					Key:       ports.Key{Protocol: "tcp", Addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), uint16(n))},
+					Published: published, First: first, Err: os.NewSyscallError("bind", syscall.EACCES),
+				}
+				m := advice.FindStringSubmatch(err.Error())
+				if m == nil {
+					t.Fatalf("port %d: %v", n, err)
+				}
+				from, _ := strconv.ParseUint(m[1], 10, 16)
+				to, _ := strconv.ParseUint(m[2], 10, 16)
+				lines := ports.Plan([]ports.Published{{ID: "a", Protocol: "tcp", Port: 80, HostPort: published}}, vm, map[uint16]uint16{uint16(from): uint16(to)})
+				want := netip.AddrPortFrom(vm.Addr, published)
+				if len(lines) != 1 || lines[0].Target != want || lines[0].HostPort < first {
+					t.Fatalf("port %d, users' from %d: %+v by %v", published, first, lines, err)
+				}
+			}
+		}
+	}
+	// What users may open needs no advice.
+	for n := 1; n <= math.MaxUint16; n++ {
+		bindings := map[string][]ports.Binding{"80/tcp": {{HostPort: strconv.Itoa(n)}}}
+		wants, chosen := ports.Wants(bindings, vm)
+		lines := ports.Plan([]ports.Published{{ID: "a", Protocol: "tcp", Port: 80, HostPort: uint16(n)}}, vm, nil)
+		if len(wants) != 1 || wants[0].HostPort != uint16(n) || chosen != 0 || len(lines) != 1 || lines[0].Target != netip.AddrPortFrom(vm.Addr, uint16(n)) {
+			t.Fatalf("port %d: %+v, %d, %+v", n, wants, chosen, lines)
+		}
 	}
 }
 

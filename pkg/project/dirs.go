@@ -156,6 +156,7 @@ func (f paths) credentials() string   { return filepath.Join(f.vm, "credentials"
 func (f paths) begun() string         { return filepath.Join(f.vm, "begun") }
 func (f paths) unused() string        { return filepath.Join(f.vm, "unused") }
 func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
+func (f paths) management() string    { return filepath.Join(f.vm, "management") }
 func (f paths) stopping() string      { return filepath.Join(f.vm, "stopping") }
 func (f paths) vacant() string        { return filepath.Join(f.root, "vacant") }
 func (f paths) removing() string      { return filepath.Join(f.root, "removing") }

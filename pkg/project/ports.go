@@ -25,9 +25,13 @@ func (p Project) Address() netip.Addr {
 // portOptions say what a project's supervisor does with published ports.
 func (s *Service) portOptions(f paths) supervisor.PortOptions {
 	p := Project{Dir: f.readRecord()}
+	at := ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback}
+	if !marked(f.management()) {
+		at.SSH = sshPort
+	}
 	return supervisor.PortOptions{
 		Options: ports.Options{
-			VM:        ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback},
+			VM:        at,
 			Own:       p.Address(),
 			Dial:      usernet.NewDialer(f.dialSocket()).Dial,
 			Project:   s.ProjectOf,

@@ -32,11 +32,13 @@ import (
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"
@@ -66,7 +68,9 @@ type Service struct {
 	Note      func(string)  // shows the user a line; nil: nobody looks
 	// Free is how many bytes can be written into a directory; nil: file.Free.
 	Free func(dir string) (int64, error)
-	Log  *slog.Logger
+	// Routes are the networks that this host reaches; nil: subnet.HostRoutes.
+	Routes func() ([]subnet.Route, error)
+	Log    *slog.Logger
 }
 
 // Patience with a VM whose engine does not answer yet.
@@ -79,8 +83,28 @@ const (
 	patienceForPorts = 5 * time.Second
 )
 
-// guestAddress is where the guest's sshd listens on the VM's network.
-var guestAddress = netip.AddrPortFrom(usernet.Guest, 22).String()
+// sshAddress is where the guest's sshd listens on the VM's network.
+func (f paths) sshAddress() string {
+	at := usernet.Guest
+	if marked(f.management()) {
+		at = usernet.Management
+	}
+	return netip.AddrPortFrom(at, sshPort).String()
+}
+
+// sshPort is the port of the guest's sshd.
+const sshPort = 22
+
+// noteAddress notes where the sshd of VMs of an image listens, which is as the image was made.
+func (f paths) noteAddress(img image.Image) error {
+	if !img.Management {
+		return unmark(f.management())
+	}
+	if marked(f.management()) {
+		return nil
+	}
+	return file.Replace(f.management(), nil, 0o600)
+}
 
 // guestMAC is the address of the guest's network card. It is the same for all:
 // each VM is alone on its network, and a fork keeps its template's.
@@ -249,7 +273,7 @@ func (s *Service) Target(p Project, emulated bool) (guest.Target, error) {
 	}
 	return guest.Target{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			return usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", guestAddress)
+			return usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", f.sshAddress())
 		},
 		User:     "root",
 		Keys:     keys,
@@ -342,7 +366,7 @@ func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.C
 // ProxyCommand.
 func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
 	f := s.Dirs.paths(p.Name)
-	conn, err := usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", guestAddress)
+	conn, err := usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", f.sshAddress())
 	if err == nil {
 		if err := f.markUsed(); err != nil {
 			_ = conn.Close()

@@ -9,6 +9,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
@@ -44,6 +45,9 @@ type Status struct {
 
 	// Unprovisioned says that the VM runs and provisioning failed or has not finished.
 	Unprovisioned bool `json:"unprovisioned,omitempty"`
+
+	// Clashes are the engine's networks that hide what this host reaches.
+	Clashes []subnet.Clash `json:"clashes,omitempty"`
 
 	Supervisor *supervisor.Status `json:"supervisor,omitempty"`
 	Network    *usernet.Status    `json:"network,omitempty"`
@@ -123,6 +127,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
+			st.Clashes = s.clashes(ctx, f)
 			if st.Unprovisioned {
 				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
 			}

@@ -48,7 +48,7 @@ func (b *boot) shape(img image.Image) template.Shape {
 		QEMU:    b.host.QEMU,
 		Libvirt: b.host.Libvirt,
 		URI:     b.host.URI,
-		Daemon:  string(b.daemonJSON(img)),
+		Daemon:  string(b.daemonJSON()),
 		Zone:    b.Zone,
 		MTU:     usernet.DefaultMTU,
 	}
@@ -75,7 +75,7 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	}
 	m := boot{
 		Service: b.Service, hv: b.hv, host: b.host, project: p, cfg: b.cfg,
-		files: b.Dirs.paths(p.Name), progress: b.progress, accel: b.accel, cold: true,
+		files: b.Dirs.paths(p.Name), progress: b.progress, accel: b.accel, cold: true, pools: b.pools,
 	}
 	lock, err := m.files.acquire(ctx, "template", func(who string) {
 		b.progress.Note("waiting for another devvm (%s) that makes the template of this VM", who)

@@ -25,6 +25,7 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
@@ -250,10 +251,11 @@ type boot struct {
 	files    paths
 	progress *steps
 	accel    vm.Accel
-	cold     bool     // boot, do not fork a template
-	forked   bool     // the VM has just been made without any container
-	attends  bool     // the VM ran before
-	backing  []string // what the disk lies on, the uppermost first
+	cold     bool         // boot, do not fork a template
+	forked   bool         // the VM has just been made without any container
+	attends  bool         // the VM ran before
+	backing  []string     // what the disk lies on, the uppermost first
+	pools    subnet.Pools // of the engine's networks; nil: not chosen yet
 }
 
 // attend brings a running VM's helpers back to life and waits for its engine.
@@ -265,6 +267,9 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(ctx, dom)
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
+		if err := b.files.noteAddress(img); err != nil {
+			return err
+		}
 	}
 	var net usernet.Status
 	err := b.outwait(ctx, b.files.netLock(), errBusy, func() (err error) {
@@ -285,7 +290,13 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
 		return err
 	}
-	return b.await(ctx, nil)
+	if err := b.await(ctx, nil); err != nil {
+		return err
+	}
+	for _, c := range b.clashes(ctx, b.files) {
+		b.progress.Note("%s; %s", c, AdviceClash)
+	}
+	return nil
 }
 
 // errBusy says that the VM's network process runs and does not answer.
@@ -352,7 +363,8 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 		}
 	}
 	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
-	if err == nil && !bytes.Equal(daemon, b.cfg.DaemonJSON(usernet.DefaultMTU, true)) {
+	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
+	if err == nil && !bytes.Equal(daemon, b.engineConfig(pools)) {
 		out = append(out, "docker.daemon")
 	}
 	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
@@ -680,6 +692,9 @@ func (b *boot) seed(img image.Image) string {
 // writeCredentials writes what the guest is told at its boot. What is to be kept is written
 // only if it is not there.
 func (b *boot) writeCredentials(img image.Image, keep ...string) error {
+	if err := b.files.noteAddress(img); err != nil {
+		return err
+	}
 	keys, err := guest.LoadKeys(b.files.keys())
 	if err != nil {
 		return fmt.Errorf("load keys: %w", err)
@@ -692,7 +707,7 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 			AuthorizedKeys: keys.AuthorizedKey(),
 			HostKey:        string(keys.HostKeyPEM()),
 			HostKeyPublic:  keys.HostPublicKey(),
-			DaemonJSON:     string(b.daemonJSON(img)),
+			DaemonJSON:     string(b.daemonJSON()),
 		})
 		if err != nil {
 			return err
@@ -713,7 +728,7 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 		credentialHostKey:  keys.HostKeyPEM(),
 		credentialHostname: []byte(b.project.Name),
 		credentialTimezone: []byte(b.Zone),
-		credentialDaemon:   b.daemonJSON(img),
+		credentialDaemon:   b.daemonJSON(),
 	}
 	if img.Mounts {
 		all[credentialShare] = credentialOf(has.Exports)
@@ -734,10 +749,15 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 	return writing.Wait()
 }
 
-// daemonJSON configures the engine. Containers have the link's MTU: under emulation each
-// packet costs, and with Docker's 1500 they send a quarter of what they can.
-func (b *boot) daemonJSON(img image.Image) []byte {
-	return b.cfg.DaemonJSON(usernet.DefaultMTU, !img.CloudInit)
+// daemonJSON configures the engine. Containers on its own bridge have the link's MTU: under
+// emulation each packet costs, and with Docker's 1500 they send a quarter of what they can.
+func (b *boot) daemonJSON() []byte { return b.engineConfig(b.choosePools()) }
+
+func (b *boot) engineConfig(pools subnet.Pools) []byte {
+	if pools == nil {
+		return b.cfg.DaemonJSON(usernet.DefaultMTU, nil)
+	}
+	return b.cfg.DaemonJSON(usernet.DefaultMTU, pools)
 }
 
 // machineID returns the VM's machine id (machine-id(5)), which it keeps for life.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -117,6 +118,9 @@ func (s *supervisor) admitPorts(ctx context.Context, name string, bindings map[s
 	if len(wants)+chosen == 0 {
 		return nil, nil
 	}
+	if ssh := s.Ports.VM.SSH; ssh != 0 && slices.Contains(wants, ports.Want{Protocol: ports.TCP, HostPort: ssh}) {
+		return nil, s.refuseSSH(name, ssh)
+	}
 	release, err := s.ports.Reserve(ctx, wants, chosen, holdCall)
 	if err == nil {
 		return func() { release(hold) }, nil
@@ -130,6 +134,23 @@ func (s *supervisor) admitPorts(ctx context.Context, name string, bindings map[s
 		return nil, err
 	}
 	return nil, s.refusePort(name, taken, taken.Error())
+}
+
+// otherPort is what a container can publish in place of the port of the VM's own sshd.
+const otherPort = 10000
+
+// refuseSSH refuses a container the port of the VM's own sshd, in a VM whose sshd is not apart.
+func (s *supervisor) refuseSSH(name string, port uint16) error {
+	s.Log.Warn("container refused", "container", name, "port", port, "err", "it is that of the VM's sshd")
+	if name != "" {
+		name = " on endpoint " + name
+	}
+	return &dockerproxy.Refusal{
+		Status: http.StatusInternalServerError,
+		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for 0.0.0.0:%d failed: port is already allocated: "+
+			"the sshd of this VM has port %[2]d; publish %[3]d and let it be port %[2]d of this host ([ports] map = { %[3]d = %[2]d } in devvm.toml, then devvm up), "+
+			"or make a VM whose sshd is out of the way, if it is of an older image of devvm's: devvm image build, then devvm nuke", name, port, otherPort+port),
+	}
 }
 
 // refusePort refuses a container as the engine says it (libnetwork's port mapper), and then

@@ -9,8 +9,8 @@ import (
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
-// Dial opens a connection into the VM, to a port of Guest or GuestLoopback; the
-// VM sees the gateway as its peer. The network is "tcp", whose connections have
+// Dial opens a connection into the VM, to a port of Guest, GuestLoopback or
+// Management; the VM sees the gateway as its peer. The network is "tcp", whose connections have
 // CloseWrite, or "udp". While the VM boots Dial waits some seconds for its
 // network. Errors: ErrNoGuest at once if there is no VM, ErrNotGuest,
 // syscall.ECONNREFUSED if nobody listens, or what ctx says.
@@ -27,7 +27,7 @@ func (s *Stack) dialGuest(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotGuest, err)
 	}
-	if to.Addr() != Guest && to.Addr() != GuestLoopback || to.Port() == 0 {
+	if to.Addr() != Guest && to.Addr() != GuestLoopback && to.Addr() != Management || to.Port() == 0 {
 		return nil, ErrNotGuest
 	}
 	if s.ctx.Err() != nil {

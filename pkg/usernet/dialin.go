@@ -20,7 +20,7 @@ import (
 
 // The protocol of the dial socket is HTTP/1.1:
 //
-//	CONNECT 192.0.2.2:22                    a TCP connection into the VM (RFC 9110, 9.3.6)
+//	CONNECT 192.0.2.4:22                    a TCP connection into the VM (RFC 9110, 9.3.6)
 //	GET /.well-known/masque/udp/192.0.2.2/53/  datagrams (RFC 9298): Upgrade: connect-udp
 //	GET /status                             Status as JSON
 //	GET /egress                             Egress as JSON; with ?follow, Attempts, a line each, without end

@@ -42,6 +42,7 @@ const (
 	refuseHostPort    refusal = "not in host_ports of devvm.toml"
 	refuseSource      refusal = "source is not the VM's address"
 	refuseProtocol    refusal = "protocol is not carried"
+	refusePing        refusal = "this host lets users send no pings"
 	refuseLimit       refusal = "too many connections"
 )
 

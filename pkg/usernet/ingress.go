@@ -13,6 +13,7 @@ const (
 	drop    verdict = iota // not ours: multicast chatter, IPv6, what is malformed
 	deliver                // to the stack
 	reject                 // answered with an ICMP error
+	echo                   // an echo request to somebody outside
 )
 
 // inspect judges one frame from the VM before the stack sees it. The stack is
@@ -20,14 +21,14 @@ const (
 // stopped here:
 //   - ARP: it answers for its own two addresses and for other ones on the
 //     network (their connections are refused at once instead of after the
-//     guest's ARP time-out), never for the guest's, or the guest would find its
-//     address taken.
-//   - IPv4: the source is the guest, or nobody yet for DHCP, or the guest's
-//     loopback in its answers to the gateway. Loopback, zero and
+//     guest's ARP time-out), never for the address of who asks, which would find
+//     it taken, nor for the guest's.
+//   - IPv4: the source is the guest, or nobody yet for DHCP, or, towards the
+//     gateway alone, the guest's loopback or its management address. Loopback, zero and
 //     multicast destinations, which the stack drops in silence, are answered
 //     or known to be chatter.
-//   - ICMP: it speaks for the gateway only; the internet is not here to answer
-//     an echo request.
+//   - ICMP: it speaks for the gateway only. An echo request to somebody outside
+//     is for ping.go.
 //
 // frame has at least an Ethernet header.
 func inspect(frame []byte) (verdict, refusal) {
@@ -53,11 +54,11 @@ func inspectARP(b []byte) (verdict, refusal) {
 	sender := netip.AddrFrom4([4]byte(arp.ProtocolAddressSender()))
 	target := netip.AddrFrom4([4]byte(arp.ProtocolAddressTarget()))
 	switch {
-	case sender != Guest:
+	case sender != Guest && sender != Management:
 		return drop, allowed // also the probe for its own address (RFC 5227)
 	case arp.Op() == header.ARPReply:
 		return deliver, allowed
-	case arp.Op() == header.ARPRequest && Network.Contains(target) && target != Guest:
+	case arp.Op() == header.ARPRequest && Network.Contains(target) && target != Guest && target != sender:
 		return deliver, allowed
 	}
 	return drop, allowed
@@ -77,14 +78,14 @@ func inspectIPv4(b []byte) (verdict, refusal) {
 	if dst.IsMulticast() || dst == broadcast4 || dst == lastAddr(Network) {
 		return drop, allowed // mDNS, SSDP and the like; nobody waits for an answer
 	}
-	if src != Guest && (src != GuestLoopback || dst != Gateway) {
+	if src != Guest && (src != GuestLoopback && src != Management || dst != Gateway) {
 		return reject, refuseSource
 	}
 	switch r := staticRefusal(dst); r {
 	case allowed, refuseLinkLocal, refuseMetadata:
 		// The forwarders refuse what must be, as the host's own addresses.
 	case refuseVMNetwork:
-		if dst == Guest || dst == GuestLoopback || dst == Network.Addr() {
+		if dst == Guest || dst == GuestLoopback || dst == Management || dst == Network.Addr() {
 			return reject, r
 		}
 	default:
@@ -96,6 +97,9 @@ func inspectIPv4(b []byte) (verdict, refusal) {
 	case header.ICMPv4ProtocolNumber:
 		if dst == Gateway || dst == HostAlias {
 			return deliver, allowed
+		}
+		if isPing(ip) && !Network.Contains(dst) {
+			return echo, allowed
 		}
 	}
 	return reject, refuseProtocol
@@ -114,7 +118,11 @@ func isDHCP(ip header.IPv4) bool {
 func (s *Stack) ingress(frame []byte) bool {
 	s.notePressure(frame)
 	v, r := inspect(frame)
-	if mac := header.Ethernet(frame).SourceAddress(); v == deliver && s.guestMAC.Load() != mac {
+	if v == echo {
+		s.echo(frame)
+		return false
+	}
+	if mac := header.Ethernet(frame).SourceAddress(); v == deliver && s.guestMAC.Load() != mac && !fromManagement(frame) {
 		s.guestMAC.Store(mac)
 	}
 	if v == reject {
@@ -125,6 +133,39 @@ func (s *Stack) ingress(frame []byte) bool {
 		}
 	}
 	return v == deliver
+}
+
+// echo sends a ping on its way, or answers why it does not go.
+func (s *Stack) echo(frame []byte) {
+	ip := header.IPv4(frame[header.EthernetMinimumSize:])
+	code := header.ICMPv4Code(header.ICMPv4AdminProhibited)
+	if s.pings {
+		err := s.out.ping(ip)
+		if err == nil {
+			return
+		}
+		if isUnreachable(err) {
+			code = header.ICMPv4HostUnreachable
+		}
+	} else {
+		s.policy.count(refusePing, pingNetwork, destination(ip))
+	}
+	if answer := icmpError(frame, code); answer != nil {
+		s.cable.WriteFrame(answer)
+	}
+}
+
+// fromManagement tells whether a frame that is delivered comes from the card of the
+// management address.
+func fromManagement(frame []byte) bool {
+	payload := frame[header.EthernetMinimumSize:]
+	switch header.Ethernet(frame).Type() {
+	case header.ARPProtocolNumber:
+		return netip.AddrFrom4([4]byte(header.ARP(payload).ProtocolAddressSender())) == Management
+	case header.IPv4ProtocolNumber:
+		return netip.AddrFrom4(header.IPv4(payload).SourceAddress().As4()) == Management
+	}
+	return false
 }
 
 // protocolName and destination describe a packet for the log.

@@ -66,7 +66,10 @@ func TestInspect(t *testing.T) {
 		{"DNS", ipFrame(udp, "192.0.2.2", "192.0.2.1", 53), deliver, allowed},
 		{"ping of the gateway", ipFrame(icmp, "192.0.2.2", "192.0.2.1", 0), deliver, allowed},
 		{"ping of the host's alias", ipFrame(icmp, "192.0.2.2", "192.0.2.254", 0), deliver, allowed},
-		{"ping out", ipFrame(icmp, "192.0.2.2", "198.51.100.7", 0), reject, refuseProtocol},
+		{"ping out", ipFrame(icmp, "192.0.2.2", "198.51.100.7", 0), echo, allowed},
+		{"ping of a neighbour", ipFrame(icmp, "192.0.2.2", "192.0.2.77", 0), reject, refuseProtocol},
+		{"ping from elsewhere", ipFrame(icmp, "10.1.2.3", "198.51.100.7", 0), reject, refuseSource},
+		{"ping from the management address", ipFrame(icmp, "192.0.2.4", "198.51.100.7", 0), reject, refuseSource},
 		{"GRE", ipFrame(47, "192.0.2.2", "198.51.100.7", 0), reject, refuseProtocol},
 		{"SCTP", ipFrame(132, "192.0.2.2", "192.0.2.1", 80), reject, refuseProtocol},
 
@@ -82,7 +85,11 @@ func TestInspect(t *testing.T) {
 		{"loopback outbound", ipFrame(tcp, "192.0.2.3", "198.51.100.7", 80), reject, refuseSource},
 		{"to its own loopback", ipFrame(tcp, "192.0.2.2", "192.0.2.3", 80), reject, refuseVMNetwork},
 		{"ARP of the loopback", arpFrame(header.ARPReply, "192.0.2.3", "192.0.2.1"), drop, allowed},
-		{"spoofed neighbour", ipFrame(tcp, "192.0.2.4", "198.51.100.7", 80), reject, refuseSource},
+		{"answer of the management address", ipFrame(tcp, "192.0.2.4", "192.0.2.1", 40000), deliver, allowed},
+		{"management address outbound", ipFrame(tcp, "192.0.2.4", "198.51.100.7", 80), reject, refuseSource},
+		{"management address to the guest", ipFrame(tcp, "192.0.2.4", "192.0.2.2", 80), reject, refuseSource},
+		{"to the management address", ipFrame(tcp, "192.0.2.2", "192.0.2.4", 22), reject, refuseVMNetwork},
+		{"spoofed neighbour", ipFrame(tcp, "192.0.2.5", "198.51.100.7", 80), reject, refuseSource},
 		{"spoofed gateway", ipFrame(tcp, "192.0.2.1", "192.0.2.2", 80), reject, refuseSource},
 		{"spoofed loopback", ipFrame(tcp, "127.0.0.1", "192.0.2.1", 53), reject, refuseSource},
 		{"spoofed broadcast", ipFrame(udp, "255.255.255.255", "192.0.2.1", 53), reject, refuseSource},
@@ -104,6 +111,11 @@ func TestInspect(t *testing.T) {
 		{"ARP for the gateway", arpFrame(header.ARPRequest, "192.0.2.2", "192.0.2.1"), deliver, allowed},
 		{"ARP for a neighbour", arpFrame(header.ARPRequest, "192.0.2.2", "192.0.2.77"), deliver, allowed},
 		{"ARP for itself", arpFrame(header.ARPRequest, "192.0.2.2", "192.0.2.2"), drop, allowed},
+		{"ARP for the management address", arpFrame(header.ARPRequest, "192.0.2.2", "192.0.2.4"), deliver, allowed},
+		{"ARP of the management address for itself", arpFrame(header.ARPRequest, "192.0.2.4", "192.0.2.4"), drop, allowed},
+		{"ARP of the management address for the guest", arpFrame(header.ARPRequest, "192.0.2.4", "192.0.2.2"), drop, allowed},
+		{"ARP of the management address", arpFrame(header.ARPRequest, "192.0.2.4", "192.0.2.1"), deliver, allowed},
+		{"ARP reply of the management address", arpFrame(header.ARPReply, "192.0.2.4", "192.0.2.1"), deliver, allowed},
 		{"ARP probe for its address", arpFrame(header.ARPRequest, "0.0.0.0", "192.0.2.2"), drop, allowed},
 		{"ARP for another network", arpFrame(header.ARPRequest, "192.0.2.2", "10.0.0.1"), drop, allowed},
 		{"ARP of the gateway's address", arpFrame(header.ARPReply, "192.0.2.1", "192.0.2.1"), drop, allowed},
@@ -167,7 +179,7 @@ func TestICMPError(t *testing.T) {
 }
 
 // FuzzInspect: no frame of a guest breaks the process, and none reaches the
-// stack from an address that is not the guest's, DHCP apart.
+// stack from an address that is not the guest's, DHCP and what talks to the gateway apart.
 func FuzzInspect(f *testing.F) {
 	f.Add(ipFrame(header.TCPProtocolNumber, "192.0.2.2", "127.0.0.2", 80))
 	f.Add(ipFrame(header.UDPProtocolNumber, "0.0.0.0", "255.255.255.255", 67))
@@ -189,9 +201,12 @@ func FuzzInspect(f *testing.F) {
 		}
 		if v == deliver && header.Ethernet(frame).Type() == header.IPv4ProtocolNumber {
 			ip := header.IPv4(frame[header.EthernetMinimumSize:])
-			if src := fromNet(ip.SourceAddress()); src != Guest && !(src.IsUnspecified() && isDHCP(ip)) {
-				t.Fatalf("packet from %s was let in", src)
+			src, dst := fromNet(ip.SourceAddress()), fromNet(ip.DestinationAddress())
+			inward := (src == GuestLoopback || src == Management) && dst == Gateway
+			if src != Guest && !inward && !(src.IsUnspecified() && isDHCP(ip)) {
+				t.Fatalf("packet from %s to %s was let in", src, dst)
 			}
+			fromManagement(frame)
 		}
 	})
 }

@@ -50,6 +50,7 @@ type outbound struct {
 	tcpSlots chan struct{}
 	syns     synQuotes
 	udpFlows *udpFlows
+	pings    *udpFlows
 }
 
 func newOutbound(s *Stack) *outbound {
@@ -57,6 +58,7 @@ func newOutbound(s *Stack) *outbound {
 		s: s, dial: s.cfg.DialOut,
 		tcpSlots: make(chan struct{}, s.cfg.MaxFlows),
 		udpFlows: newUDPFlows(min(s.cfg.MaxFlows, manyUDPFlows)),
+		pings:    newUDPFlows(min(s.cfg.MaxFlows, manyPings)),
 	}
 	if o.dial == nil {
 		o.dial = dialOutside

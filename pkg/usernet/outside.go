@@ -96,6 +96,9 @@ const (
 // dialOutside opens a socket that is deaf to this host. If the host answers a TCP
 // connection, the error is errTranslated. Of UDP, only the first answer could tell.
 func dialOutside(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	if network == pingNetwork {
+		return dialPing(to.Addr())
+	}
 	return dialDeaf(ctx, network, to, deafen)
 }
 

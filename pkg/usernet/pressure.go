@@ -64,7 +64,7 @@ func (s *Stack) dialInShare() uint64 { return uint64(max(0, s.dialIns.Load())) *
 
 // relieve ends all connections and flows that the guest has opened.
 func (s *Stack) relieve(held uint64) {
-	ended := s.relays.abort() + s.out.udpFlows.abort()
+	ended := s.relays.abort() + s.out.udpFlows.abort() + s.out.pings.abort()
 	s.log.Warn("the VM's connections hold too much memory and are ended", "bytes", held, "connections", ended)
 }
 

@@ -40,9 +40,12 @@ const (
 	manyTranslated = 256
 )
 
-// udpFlow is one pair of addresses that the guest sends from and to.
+// udpFlow is one pair of addresses that the guest sends from and to, or one of its pings (see
+// ping.go).
 type udpFlow struct {
 	flow
+	network  string // "udp" or "icmp"
+	in       *udpFlows
 	id       stack.TransportEndpointID
 	outside  net.Conn
 	raw      syscall.RawConn // of outside
@@ -177,7 +180,8 @@ func (o *outbound) handleUDP(id stack.TransportEndpointID, p *stack.PacketBuffer
 	}
 	f := o.udpFlows.find(id)
 	if f == nil {
-		if f = o.openUDP(id); f == nil {
+		var err error
+		if f, err = o.openUDP(o.udpFlows, "udp", id); err != nil {
 			return false
 		}
 	}
@@ -185,38 +189,38 @@ func (o *outbound) handleUDP(id stack.TransportEndpointID, p *stack.PacketBuffer
 	return true
 }
 
-// openUDP begins a flow, or returns nil if it must not be.
-func (o *outbound) openUDP(id stack.TransportEndpointID) *udpFlow {
+// openUDP begins a flow, unless it must not be.
+func (o *outbound) openUDP(in *udpFlows, network string, id stack.TransportEndpointID) (*udpFlow, error) {
 	to := destinationOf(id)
-	if o.udpFlows.ledToHost(id, time.Now()) {
-		o.s.policy.count(refuseTranslated, "udp", to)
-		return nil
+	if in.ledToHost(id, time.Now()) {
+		o.s.policy.count(refuseTranslated, network, to)
+		return nil, refusedError(refuseTranslated)
 	}
 	select { // those that make room end at once, unless the guest takes no frames
-	case o.udpFlows.slots <- struct{}{}:
+	case in.slots <- struct{}{}:
 	case <-o.s.ctx.Done():
-		return nil
+		return nil, ErrClosed
 	}
-	f, err := o.makeUDP(id)
+	f, err := o.makeUDP(in, network, id)
 	if err != nil {
-		<-o.udpFlows.slots
-		o.s.log.Debug("outbound flow failed", "to", to.String(), "error", err)
-		return nil
+		<-in.slots
+		o.s.log.Debug("outbound flow failed", "network", network, "to", to.String(), "error", err)
+		return nil, err
 	}
-	o.udpFlows.add(f)
+	in.add(f)
 	o.s.wg.Go(func() {
-		defer func() { <-o.udpFlows.slots }()
+		defer func() { <-in.slots }()
 		o.receiveUDP(f)
 	})
-	return f
+	return f, nil
 }
 
-func (o *outbound) makeUDP(id stack.TransportEndpointID) (*udpFlow, error) {
-	outside, decided, err := o.open(o.s.ctx, "udp", destinationOf(id))
+func (o *outbound) makeUDP(in *udpFlows, network string, id stack.TransportEndpointID) (*udpFlow, error) {
+	outside, decided, err := o.open(o.s.ctx, network, destinationOf(id))
 	if err != nil {
 		return nil, err
 	}
-	f := &udpFlow{id: id, outside: outside, checked: time.Now()}
+	f := &udpFlow{network: network, in: in, id: id, outside: outside, checked: time.Now()}
 	f.last.Store(f.checked.UnixNano())
 	c, ok := outside.(syscall.Conn)
 	if !ok {
@@ -228,7 +232,7 @@ func (o *outbound) makeUDP(id stack.TransportEndpointID) (*udpFlow, error) {
 		return nil, err
 	}
 	f.flow = flow{decided, func() { o.unreachable(f); f.close() }}
-	if r := o.s.policy.enter("udp", &f.flow); r != allowed {
+	if r := o.s.policy.enter(network, &f.flow); r != allowed {
 		f.close()
 		return nil, refusedError(r)
 	}
@@ -238,14 +242,14 @@ func (o *outbound) makeUDP(id stack.TransportEndpointID) (*udpFlow, error) {
 // sendUDP sends a datagram out of the VM.
 func (o *outbound) sendUDP(f *udpFlow, b []byte) {
 	if now := time.Now(); now.Sub(f.checked) >= recheckEvery {
-		if o.recheck(o.s.ctx, "udp", f.to, f.outside) != allowed {
+		if o.recheck(o.s.ctx, f.network, f.to, f.outside) != allowed {
 			o.unreachable(f)
 			f.close()
 			return
 		}
 		f.checked = now
 	}
-	o.udpFlows.touch(f)
+	f.in.touch(f)
 	var err error
 	wait := f.raw.Write(func(fd uintptr) bool {
 		for {
@@ -265,8 +269,8 @@ func (o *outbound) cutTranslated(f *udpFlow) bool {
 	if f.answered.Load() || f.host || o.s.cfg.DialOut != nil || !heardHost(f.raw, false) {
 		return false
 	}
-	o.udpFlows.leadsToHost(f.id, time.Now())
-	o.s.policy.count(refuseTranslated, "udp", f.to)
+	f.in.leadsToHost(f.id, time.Now())
+	o.s.policy.count(refuseTranslated, f.network, f.to)
 	o.unreachable(f)
 	f.close()
 	return true
@@ -275,7 +279,7 @@ func (o *outbound) cutTranslated(f *udpFlow) bool {
 // receiveUDP carries the answers, and closes the flow when it has been idle.
 func (o *outbound) receiveUDP(f *udpFlow) {
 	defer o.s.policy.leave(&f.flow)
-	defer o.udpFlows.remove(f)
+	defer f.in.remove(f)
 	defer context.AfterFunc(o.s.ctx, f.close)()
 	route, nerr := o.s.net.FindRoute(nic, f.id.LocalAddress, f.id.RemoteAddress, ipv4.ProtocolNumber, false)
 	if nerr != nil {
@@ -306,8 +310,12 @@ func (o *outbound) receiveUDP(f *udpFlow) {
 		_ = f.outside.SetReadDeadline(end) // a closed flow shows in the read
 		err := src.next(func(b []byte) error {
 			f.answered.Store(true)
-			o.udpFlows.touch(f)
-			sendDatagram(route, f.id.LocalPort, f.id.RemotePort, b)
+			f.in.touch(f)
+			if f.network == pingNetwork {
+				sendEcho(route, f.id.RemotePort, b)
+			} else {
+				sendDatagram(route, f.id.LocalPort, f.id.RemotePort, b)
+			}
 			return nil // it may be lost
 		})
 		switch {
@@ -354,6 +362,10 @@ func (o *outbound) refusedUDP(f *udpFlow, err error) {
 
 // unreachable tells the guest that a flow leads nowhere.
 func (o *outbound) unreachable(f *udpFlow) {
+	if f.network == pingNetwork {
+		o.s.sendUnreachable(f.id, header.ICMPv4HostUnreachable, quoteEcho(f.id))
+		return
+	}
 	quote := make([]byte, header.IPv4MinimumSize+header.UDPMinimumSize)
 	header.IPv4(quote).Encode(&header.IPv4Fields{
 		TotalLength: uint16(len(quote)), TTL: 64, Protocol: uint8(header.UDPProtocolNumber),

@@ -66,6 +66,11 @@ var (
 	// VM's own rule (/usr/lib/devvm/loopback in its image) leads there what comes for it.
 	// It is on no network card, and nothing that the VM runs can use it.
 	GuestLoopback = netip.MustParseAddr("192.0.2.3")
+	// Management is the VM's second address. It is on a card of its own in a network
+	// namespace of its own (/usr/lib/devvm/setup in the image): sshd listens there and the
+	// kernel mounts from there, so that neither takes a port that a container can publish.
+	// It talks to the gateway alone, and nothing else in the VM reaches it.
+	Management = netip.MustParseAddr("192.0.2.4")
 	// HostAlias is what host.docker.internal resolves to. It refuses all but
 	// the host's ports that the policy opens.
 	HostAlias = netip.MustParseAddr("192.0.2.254")
@@ -110,8 +115,9 @@ type Config struct {
 	// The seams of tests. Each replaces one contact with the host.
 
 	// DialOut opens an outbound connection that policy has allowed; nil: a
-	// socket to that address. Networks are "tcp" and "udp", and the connection
-	// is a socket of package net in any case.
+	// socket to that address. Networks are "tcp", "udp" and "icmp" (echo
+	// requests and their answers, as datagrams), and the connection is a socket of package
+	// net in any case.
 	DialOut func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
 	// ResolvConf and Hosts are paths; empty: /etc/resolv.conf and /etc/hosts.
 	ResolvConf, Hosts string
@@ -137,6 +143,7 @@ type Stack struct {
 
 	gateway  *gateway
 	pressure pressure
+	pings    bool // the host lets this process send some
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -176,7 +183,7 @@ func New(cfg Config) (*Stack, error) {
 	if cfg.MaxFlows == 0 {
 		cfg.MaxFlows = defaultMaxFlows()
 	}
-	s := &Stack{cfg: cfg, log: cfg.Log}
+	s := &Stack{cfg: cfg, log: cfg.Log, pings: cfg.DialOut != nil || pingsAllowed()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.cable = link.New(tcpip.LinkAddress(GatewayMAC), uint32(cfg.MTU), link.QueueBytes)
 	s.policy = newPolicy(s)

@@ -210,6 +210,38 @@ func TestDialInLoopback(t *testing.T) {
 	}
 }
 
+// The sshd of the VM has a card and an address of its own. Port 22 of the VM is a container's,
+// and nothing in the VM reaches the other one.
+func TestDialInManagement(t *testing.T) {
+	s, g := network(t, usernet.Config{})
+	l, err := g.ListenOn(usernet.Guest, 22)
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveTCP(t, l, func(c net.Conn) { io.WriteString(c, "container") })
+	if err := g.AddAddress(usernet.Management, 32); err != nil {
+		t.Fatal(err)
+	}
+	if l, err = g.ListenOn(usernet.Management, 22); err != nil {
+		t.Fatal(err)
+	}
+	serveTCP(t, l, func(c net.Conn) { io.WriteString(c, "sshd") })
+	for at, want := range map[netip.Addr]string{usernet.Guest: "container", usernet.Management: "sshd"} {
+		c, err := s.Dial(testContext(t), "tcp", usernettest.Address(at, 22))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if b, err := io.ReadAll(c); string(b) != want || err != nil {
+			t.Errorf("%s: %q, %v", at, b, err)
+		}
+	}
+	if c, err := g.DialFrom(testContext(t), "tcp", netip.AddrPortFrom(usernet.Management, 0), "198.51.100.7:80"); err == nil {
+		c.Close()
+		t.Error("the management address reaches others than the gateway")
+	}
+}
+
 func TestDialInErrors(t *testing.T) {
 	s := newStack(t, usernet.Config{})
 	ctx := testContext(t)

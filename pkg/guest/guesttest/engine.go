@@ -200,6 +200,13 @@ func (e *Engine) handler() http.Handler {
 		answer(w, http.StatusOK, images(e.State()))
 	})
 	e.handleContainers(mux)
+	mux.HandleFunc("GET /networks", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `[
+			{"Name": "bridge", "IPAM": {"Config": [{"Subnet": "172.17.0.0/16"}]}},
+			{"Name": "app_default", "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}, {"Subnet": "fd00::/64"}]}},
+			{"Name": "none", "IPAM": {"Config": null}}
+		]`)
+	})
 	mux.HandleFunc("GET /volumes", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"Volumes": volumes(e.State(), false), "Warnings": nil})
 	})

@@ -1,0 +1,77 @@
+package project
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/subnet"
+)
+
+// The engine gives its networks addresses when they are made, from pools that it reads when it
+// starts. So they are chosen whenever a VM is forked or booted, and are part of its template's
+// shape: an engine is not restarted for them. What comes up on the host later can only be told.
+
+// routes are the networks that this host reaches now; none, if the kernel does not say.
+func (s *Service) routes() []subnet.Route {
+	look := s.Routes
+	if look == nil {
+		look = subnet.HostRoutes
+	}
+	list, err := look()
+	if err != nil {
+		s.Log.Warn("the engine's networks may hide what this host reaches", "err", err)
+	}
+	return list
+}
+
+// choosePools chooses from what the engine's networks get addresses; nil: devvm.toml says so.
+func (b *boot) choosePools() subnet.Pools {
+	if b.pools != nil || b.cfg.HasPools() {
+		return b.pools
+	}
+	daemon, _ := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon)) // none: a new VM
+	had, _ := subnet.Of(daemon)
+	routes := b.routes()
+	pools, why := subnet.Choose(routes, had)
+	b.pools = pools
+	if _, still := pools.Overlap(routes); still {
+		b.progress.Note("the engine's networks hide %s of this host, and all other addresses that devvm has for them would hide something; choose some: [docker.daemon] default-address-pools in devvm.toml", why)
+	} else if why != (subnet.Route{}) && !slices.Equal(pools, had) {
+		b.progress.Note("the engine's networks get addresses of %s: Docker's own would hide %s of this host", pools[0].Base, why)
+	}
+	return b.pools
+}
+
+// AdviceClash says what to do about a network that hides something of this host.
+const AdviceClash = "devvm down; devvm up lets the engine choose others, for networks when they are made again (docker compose down, docker network rm)"
+
+// patienceClashes bounds the engine's answer.
+const patienceClashes = 5 * time.Second
+
+// clashes finds the networks of a running engine that hide what this host reaches now, perhaps
+// by a VPN that came up later. The engine is asked only if one of its networks could.
+func (s *Service) clashes(ctx context.Context, f paths) []subnet.Clash {
+	routes := s.routes()
+	daemon, err := os.ReadFile(filepath.Join(f.credentials(), credentialDaemon))
+	if err == nil {
+		_, all := subnet.Of(daemon)
+		if _, may := all.Overlap(routes); !may {
+			return nil
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceClashes)
+	defer cancel()
+	networks, err := engine.GetNetworks(ctx, f.dockerSocket())
+	if err != nil {
+		s.Log.Debug("the engine's networks are not known", "err", err)
+	}
+	list := make([]subnet.Network, len(networks))
+	for i, n := range networks {
+		list[i] = subnet.Network(n)
+	}
+	return subnet.Clashes(routes, list)
+}
