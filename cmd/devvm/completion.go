@@ -78,6 +78,18 @@ func projectWords(ctx context.Context, s *project.Service) ([]word, error) {
 	return out, err
 }
 
+// formerWords are the names of the projects whose directory is gone.
+func formerWords(ctx context.Context, s *project.Service) ([]word, error) {
+	all, err := s.List(ctx)
+	var out []word
+	for _, one := range all {
+		if one.DirGone {
+			out = append(out, word{one.Project, one.Dir})
+		}
+	}
+	return out, err
+}
+
 // snapshotWords are the names of the snapshots of the project at hand.
 func (a *app) snapshotWords(ctx context.Context, s *project.Service) ([]word, error) {
 	p, err := a.find(ctx, s)

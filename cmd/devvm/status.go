@@ -59,7 +59,7 @@ func showStatus(w io.Writer, st project.Status) {
 	line("project", "%s", st.Project)
 	gone := ""
 	if st.DirGone {
-		gone = "  (this directory is gone)"
+		gone = "  (this directory is gone; where it is now: devvm move)"
 	}
 	line("dir", "%s%s", st.Dir, gone)
 	state := st.State.String()
