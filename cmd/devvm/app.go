@@ -176,6 +176,7 @@ Docker changes the VM's firewall, never this host's.
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetVersionTemplate("devvm {{.Version}}\n")
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", fmt.Sprintf(".FlagUsagesWrapped %d |", helpColumns)))
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
 	flags.StringVar(&a.project, "project", "", "the project's `directory or name` (default: found from the current directory)")
@@ -191,6 +192,7 @@ Docker changes the VM's firewall, never this host's.
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
 	)
+	fillHelp(root)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
@@ -202,6 +204,17 @@ Docker changes the VM's firewall, never this host's.
 		}
 	}
 	return root
+}
+
+// helpColumns is how wide help is, on whatever it is read.
+const helpColumns = 80
+
+// fillHelp breaks the texts of a command and of those below it into lines.
+func fillHelp(cmd *cobra.Command) {
+	cmd.Long = ui.Fill(cmd.Long, helpColumns)
+	for _, below := range cmd.Commands() {
+		fillHelp(below)
+	}
 }
 
 // log is the logger of a command in the foreground.

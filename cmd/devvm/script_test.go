@@ -102,6 +102,7 @@ func runScripts(t *testing.T, dir, root string) {
 			"foreign-twin": cmdForeignTwin,
 			"listen":       cmdListen,
 			"states":       cmdStates,
+			"narrow":       cmdNarrow,
 			"hint":         of((*hinted).hint),
 			"follow":       of((*hinted).follow),
 			"instead":      of((*hinted).instead),

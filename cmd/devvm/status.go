@@ -39,7 +39,7 @@ func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Proje
 			return err
 		}
 	} else {
-		showStatus(a.Out, st)
+		showStatus(a.Lines(10), st)
 	}
 	switch {
 	case st.State == project.StateAbsent:
