@@ -187,7 +187,7 @@ Docker changes the VM's firewall, never this host's.
 	root.SetErr(a.Err)
 	root.AddCommand(
 		a.newUpCmd(), a.newDownCmd(), a.newRestartCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newMoveCmd(), a.newSnapshotCmd(),
-		a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
+		a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.completes(a.newExposeCmd(), a.portWords), a.newEgressCmd(),
 		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
