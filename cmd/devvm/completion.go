@@ -131,6 +131,9 @@ func (a *app) portWords(ctx context.Context, s *project.Service) ([]word, error)
 	if err != nil {
 		return nil, err
 	}
+	if err := s.Dirs.Secure(p.Name); err != nil {
+		return nil, err
+	}
 	r, err := s.Ports(ctx, p)
 	var out []word
 	for _, one := range r.Ports {
@@ -167,6 +170,9 @@ func (a *app) completeDocker(cmd *cobra.Command, args []string, typed string) ([
 		return out, cobra.ShellCompDirectiveDefault
 	}
 	p, err := a.find(ctx, s)
+	if err == nil {
+		err = s.Dirs.Secure(p.Name)
+	}
 	if err != nil {
 		return out, cobra.ShellCompDirectiveDefault
 	}
@@ -180,9 +186,14 @@ func (a *app) completeDocker(cmd *cobra.Command, args []string, typed string) ([
 	if err != nil || code != 0 {
 		return out, cobra.ShellCompDirectiveDefault
 	}
-	words := out[:0:0]
-	directive := cobra.ShellCompDirectiveDefault
-	for line := range strings.Lines(said.String()) {
+	return wordsOfVM(said.String())
+}
+
+// wordsOfVM takes what a client in the VM proposes: words, and no more of what the shell is to do
+// than to leave files out or a blank.
+func wordsOfVM(said string) (words []cobra.Completion, directive cobra.ShellCompDirective) {
+	directive = cobra.ShellCompDirectiveDefault
+	for line := range strings.Lines(said) {
 		line = strings.TrimSuffix(line, "\n")
 		if number, ok := strings.CutPrefix(line, ":"); ok {
 			if n, err := strconv.Atoi(number); err == nil {
@@ -190,8 +201,13 @@ func (a *app) completeDocker(cmd *cobra.Command, args []string, typed string) ([
 			}
 			continue
 		}
-		if name, note, _ := strings.Cut(line, "\t"); dockerWord.MatchString(name) {
+		name, note, described := strings.Cut(line, "\t")
+		switch {
+		case !dockerWord.MatchString(name):
+		case described:
 			words = append(words, cobra.CompletionWithDesc(name, ui.Escape(note)))
+		default:
+			words = append(words, name)
 		}
 	}
 	return words, directive
