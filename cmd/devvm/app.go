@@ -196,6 +196,7 @@ Docker changes the VM's firewall, never this host's.
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.SetVersionTemplate("devvm {{.Version}}\n")
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", fmt.Sprintf(".FlagUsagesWrapped %d |", helpColumns)))
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
 	flags.StringVar(&a.project, "project", "", "the project's `directory or name` (default: found from the current directory)")
@@ -205,12 +206,13 @@ Docker changes the VM's firewall, never this host's.
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
 	root.AddCommand(
-		a.newUpCmd(), a.newDownCmd(), a.newRestartCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newSnapshotCmd(),
-		a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.newExposeCmd(), a.newEgressCmd(),
+		a.newUpCmd(), a.newDownCmd(), a.newRestartCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newMoveCmd(), a.newSnapshotCmd(),
+		a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.completes(a.newExposeCmd(), a.portWords), a.newEgressCmd(),
 		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
 		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
 		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
 	)
+	fillHelp(root)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
 	for _, cmd := range root.Commands() {
@@ -222,6 +224,17 @@ Docker changes the VM's firewall, never this host's.
 		}
 	}
 	return root
+}
+
+// helpColumns is how wide help is, on whatever it is read.
+const helpColumns = 80
+
+// fillHelp breaks the texts of a command and of those below it into lines.
+func fillHelp(cmd *cobra.Command) {
+	cmd.Long = ui.Fill(cmd.Long, helpColumns)
+	for _, below := range cmd.Commands() {
+		fillHelp(below)
+	}
 }
 
 // log is the logger of a command in the foreground.

@@ -16,7 +16,7 @@ func (a *app) newAuditCmd() *cobra.Command {
 	var save, since string
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Prove that the host is untouched and that nobody else reaches devvm",
+		Short: "Prove that the host is untouched and nobody else reaches devvm",
 		Long: `Compare this host with what it was before devvm's first VM of this boot: firewall
 rules of both backends, links, addresses, routes, rules, sysctls. List every listener
 that belongs to devvm, as the kernel shows it, and check the modes and owners of its
@@ -58,15 +58,16 @@ func (a *app) runAudit(ctx context.Context, s *project.Service, since string) er
 
 // showAudit prints the findings, the listeners and the verdict.
 func (a *app) showAudit(r audit.Report) error {
+	out := a.Lines(30)
 	for _, f := range r.Findings {
-		fmt.Fprintf(a.Out, "%-8s %-20s %s\n", f.Status, f.Name, ui.Escape(f.What))
+		fmt.Fprintf(out, "%-8s %-20s %s\n", f.Status, f.Name, ui.Escape(f.What))
 		if f.Meaning != "" {
-			fmt.Fprintf(a.Out, "%29s %s\n", "", ui.Escape(f.Meaning))
+			fmt.Fprintf(out, "%29s %s\n", "", ui.Escape(f.Meaning))
 		}
 		for _, d := range f.Details {
-			fmt.Fprintf(a.Out, "%29s   %s\n", "", ui.Escape(d))
+			fmt.Fprintf(a.Lines(34), "%29s   %s\n", "", ui.Escape(d))
 		}
-		for line := range strings.Lines(f.Fix) {
+		for line := range strings.Lines(f.Fix) { // a command, which is copied as a whole
 			fmt.Fprintf(a.Out, "%29s   %s\n", "", ui.Escape(strings.TrimSpace(line)))
 		}
 	}
@@ -88,6 +89,6 @@ func (a *app) showAudit(r audit.Report) error {
 	if !r.Pass {
 		verdict = "FAIL"
 	}
-	fmt.Fprintf(a.Out, "\n%s\n", verdict)
+	fmt.Fprintf(a.Lines(2), "\n%s\n", verdict)
 	return nil
 }

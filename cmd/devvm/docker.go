@@ -41,6 +41,7 @@ Docker's first word.`,
 			})(cmd, nil)
 		},
 	}
+	cmd.ValidArgsFunction = a.completeDocker
 	cmd.Flags().SetInterspersed(false) // flags after Docker's command are Docker's
 	cmd.Flags().BoolVarP(&noStdin, "no-stdin", "n", false, "leave standard input alone: the client gets an empty one")
 	return cmd

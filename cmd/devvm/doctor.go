@@ -130,12 +130,12 @@ func (a *app) showInstall(plan doctor.Plan) {
 // showFindings prints a line for each check, and more where something is wrong.
 func (a *app) showFindings(findings []doctor.Finding) {
 	for _, f := range findings {
-		fmt.Fprintf(a.Out, "%-5s %-18s %s\n", f.Status, f.Name, ui.Escape(f.What))
+		fmt.Fprintf(a.Lines(25), "%-5s %-18s %s\n", f.Status, f.Name, ui.Escape(f.What))
 		if f.Status == doctor.OK {
 			continue
 		}
 		if f.Meaning != "" {
-			fmt.Fprintf(a.Out, "      %-18s %s\n", "", ui.Escape(f.Meaning))
+			fmt.Fprintf(a.Lines(25), "      %-18s %s\n", "", ui.Escape(f.Meaning))
 		}
 		for line := range strings.Lines(f.Fix) {
 			fmt.Fprintf(a.Out, "      %-18s   %s\n", "", ui.Escape(strings.TrimSpace(line)))

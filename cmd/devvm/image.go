@@ -157,7 +157,7 @@ func (a *app) newImageImportCmd() *cobra.Command {
 	var o image.ImportOptions
 	cmd := &cobra.Command{
 		Use:   "import PATH|URL",
-		Short: "Import an image that was exported on another host, or a cloud image",
+		Short: "Import an image exported on another host, or a cloud image",
 		Long: `Import an image that devvm image export has written, or a cloud image: a disk (qcow2 or
 raw) of a system with cloud-init and apt or dnf, by path or URL. For a URL the checksum is
 needed. Then name it in devvm.toml: image = "NAME".
@@ -316,7 +316,7 @@ func (a *app) newImagePruneCmd() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
-		Short: "Remove the base images that nothing lies on, but the newest of each name",
+		Short: "Remove base images that nothing lies on, but the newest of a name",
 		Args:  cobra.NoArgs,
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, _ []string) error {
 			used, err := s.ImagesInUse(ctx)

@@ -24,7 +24,7 @@ func (a *app) newLogsCmd() *cobra.Command {
 	var o logsOptions
 	cmd := &cobra.Command{
 		Use:   "logs",
-		Short: "Show the logs of the engine, the guest's console or devvm's own processes",
+		Short: "Show logs of the engine, the guest's console or devvm's processes",
 		Args:  cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
 			if o.tail < -1 {

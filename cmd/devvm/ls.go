@@ -35,7 +35,7 @@ func (a *app) newLsCmd() *cobra.Command {
 			for _, st := range list {
 				dir, memory := st.Dir, ""
 				if st.DirGone {
-					dir += "  (gone; devvm rm --project " + st.Project + ")"
+					dir += "  (gone; devvm move or rm)"
 				}
 				if st.Memory > 0 {
 					memory = ui.Size(st.Memory)

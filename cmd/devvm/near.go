@@ -13,6 +13,7 @@ import (
 // differs by a letter or two is found without them.
 var nearMisses = map[string]string{
 	"apply":         "devvm up",
+	"adopt":         "devvm move",
 	"attach":        "devvm ssh",
 	"bash":          "devvm ssh",
 	"boot":          "devvm up",
@@ -35,6 +36,7 @@ var nearMisses = map[string]string{
 	"load":          "devvm docker load, or for a base image: devvm image import",
 	"log":           "devvm logs",
 	"mount":         "[[mounts]] in devvm.toml (devvm config --example)",
+	"mv":            "devvm move",
 	"network":       "devvm egress, devvm ports",
 	"pause":         "devvm suspend",
 	"poweroff":      "devvm down",
@@ -45,6 +47,7 @@ var nearMisses = map[string]string{
 	"rebuild":       "devvm nuke",
 	"recreate":      "devvm nuke",
 	"remove":        "devvm rm",
+	"rename":        "devvm move, in the directory that was renamed",
 	"reset":         "devvm nuke",
 	"restore":       "devvm snapshot restore NAME, or after a nuke: devvm nuke --undo",
 	"resume":        "devvm up",

@@ -17,7 +17,7 @@ func (a *app) newPortsCmd() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "ports",
-		Short: "Show the ports that containers publish, and where they are on this host",
+		Short: "Show the ports that containers publish, and where on this host",
 		Long: `Show the ports that the project's running containers publish, the addresses of this
 host that they are open on, and why one is not. All are for this host alone, but for
 those marked LAN (see devvm expose). Every port is also open on the project's own
@@ -83,14 +83,14 @@ func (a *app) showPorts(r ports.Report) error {
 	}
 	for _, p := range r.Ports {
 		if p.Problem != "" {
-			fmt.Fprintf(a.Out, "%s %d/%s: %s\n", ui.Escape(p.Container), p.Port, p.Protocol, ui.Escape(p.Problem))
+			fmt.Fprintf(a.Lines(2), "%s %d/%s: %s\n", ui.Escape(p.Container), p.Port, p.Protocol, ui.Escape(p.Problem))
 		}
 	}
 	if r.More > 0 {
-		fmt.Fprintf(a.Out, "%d more published ports are not open: the project may have %d of this host ([ports] most in devvm.toml)\n", r.More, r.Most)
+		fmt.Fprintf(a.Lines(2), "%d more published ports are not open: the project may have %d of this host ([ports] most in devvm.toml)\n", r.More, r.Most)
 	}
 	for _, e := range r.Exposures {
-		fmt.Fprintln(a.Out, exposed(e))
+		fmt.Fprintln(a.Lines(2), exposed(e))
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -72,6 +73,20 @@ func replaceable(dir string) bool {
 // runScripts runs the scripts of dir. Their directories are in root; "": the usual one.
 func runScripts(t *testing.T, dir, root string) {
 	t.Helper()
+	last := map[string]*hinted{} // by the script's directory
+	var mu sync.Mutex
+	of := func(f func(*hinted, *testscript.TestScript, bool, []string)) func(*testscript.TestScript, bool, []string) {
+		return func(ts *testscript.TestScript, neg bool, args []string) {
+			mu.Lock()
+			h := last[ts.Getenv("WORK")]
+			if h == nil {
+				h = new(hinted)
+				last[ts.Getenv("WORK")] = h
+			}
+			mu.Unlock()
+			f(h, ts, neg, args)
+		}
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 dir,
 		WorkdirRoot:         root,
@@ -87,6 +102,10 @@ func runScripts(t *testing.T, dir, root string) {
 			"foreign-twin": cmdForeignTwin,
 			"listen":       cmdListen,
 			"states":       cmdStates,
+			"narrow":       cmdNarrow,
+			"hint":         of((*hinted).hint),
+			"follow":       of((*hinted).follow),
+			"instead":      of((*hinted).instead),
 		},
 	})
 }

@@ -4,16 +4,22 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -71,6 +77,12 @@ func cmdStates(ts *testscript.TestScript, _ bool, args []string) {
 	if state != "no VM" {
 		must("up")
 	}
+	if state == engineDead { // by the settings of its next start
+		must("exec", "true")
+		ts.Check(os.WriteFile(ts.MkAbs("devvm.toml"), []byte("[docker.daemon]\nnonsense = true\n"), 0o600))
+		must("down")
+		_ = devvmCode(ts, "up", "--yes")
+	}
 	enter := func() { // from whatever the command before has left
 		is := devvmCode(ts, "status")
 		switch {
@@ -84,6 +96,10 @@ func cmdStates(ts *testscript.TestScript, _ bool, args []string) {
 			must("suspend")
 		case state == "running" && is != 0:
 			must("up")
+		case state == engineDead && is != 1:
+			if code := devvmCode(ts, "up", "--yes"); code != 1 {
+				ts.Fatalf("up of a VM whose engine does not start ends with %d", code)
+			}
 		}
 	}
 	enter()
@@ -97,13 +113,51 @@ func cmdStates(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Logf("%s: devvm %s ends with %d, want %s", state, strings.Join(row.command, " "), got, row.codes[state])
 			ts.Fatalf("the table of docs/scripting.md is wrong, or devvm")
 		}
-		if cmd, _, err := root.Find(row.command); err == nil && (got == 3 || got == 4) && cmd.Flags().Lookup("json") != nil {
-			checkJSONCode(ts, got, row.command)
+		if got == 3 || got == 4 {
+			if cmd, _, err := root.Find(row.command); err == nil && cmd.Flags().Lookup("json") != nil {
+				checkJSONCode(ts, got, row.command)
+			}
+			if code := onTerminal(ts, row.command); code != got {
+				ts.Fatalf("devvm %q ends with %d on a terminal, else with %d", row.command, code, got)
+			}
 		}
-		if want == 0 && slices.Contains([]string{"up", "restart", "suspend", "down", "nuke", "rm"}, row.command[0]) {
+		if (want == 0 || state == engineDead) && slices.Contains([]string{"up", "restart", "suspend", "down", "nuke", "rm"}, row.command[0]) {
 			enter()
 		}
 	}
+}
+
+// engineDead is the state of a VM that runs and whose Docker Engine does not start.
+const engineDead = "engine dead"
+
+// onTerminal runs devvm on a terminal of its own, where nobody answers, and returns its exit code.
+func onTerminal(ts *testscript.TestScript, args []string) int {
+	control, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	ts.Check(err)
+	defer control.Close()
+	number, err := unix.IoctlGetInt(int(control.Fd()), unix.TIOCGPTN)
+	ts.Check(err)
+	ts.Check(unix.IoctlSetPointerInt(int(control.Fd()), unix.TIOCSPTLCK, 0))
+	terminal, err := os.OpenFile(fmt.Sprintf("/dev/pts/%d", number), os.O_RDWR|unix.O_NOCTTY, 0)
+	ts.Check(err)
+	defer terminal.Close()
+	program, err := exec.LookPath("devvm") // testscript's, which is first in PATH
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, name := range []string{"HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "PATH", "WORK", "TMPDIR", fakeEnv} {
+		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
+	}
+	cmd.Env = append(cmd.Env, "TERM=xterm")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, terminal
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	ts.Check(cmd.Start())
+	_ = terminal.Close()
+	go func() { _, _ = io.Copy(io.Discard, control) }() // ends with the command
+	_ = cmd.Wait()
+	return cmd.ProcessState.ExitCode()
 }
 
 // devvmCode runs devvm and returns its exit code.

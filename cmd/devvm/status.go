@@ -39,7 +39,7 @@ func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Proje
 			return err
 		}
 	} else {
-		showStatus(a.Out, st)
+		showStatus(a.Lines(10), st)
 	}
 	switch {
 	case st.State == project.StateAbsent:
@@ -59,7 +59,7 @@ func showStatus(w io.Writer, st project.Status) {
 	line("project", "%s", st.Project)
 	gone := ""
 	if st.DirGone {
-		gone = "  (this directory is gone)"
+		gone = "  (this directory is gone; where it is now: devvm move)"
 	}
 	line("dir", "%s%s", st.Dir, gone)
 	state := st.State.String()

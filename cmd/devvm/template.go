@@ -152,7 +152,7 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 func (a *app) newTemplateRmCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rm ID",
-		Short: "Remove a template; its disk stays as long as disks of VMs lie on it",
+		Short: "Remove a template; its disk stays while disks of VMs lie on it",
 		Args:  cobra.ExactArgs(1),
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, args []string) error {
 			t, err := s.Templates.Remove(ctx, args[0], s.TemplatesInUse)
@@ -178,7 +178,7 @@ func (a *app) newTemplatePruneCmd() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
-		Short: "Remove the templates that no new VM of this host can be forked from",
+		Short: "Remove templates that no new VM of this host can be forked from",
 		Args:  cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			freed, err := s.Prune(ctx, project.PruneOptions{KeepWarm: true, DryRun: dryRun})

@@ -56,6 +56,11 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 			return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done", Hint: "run devvm up in a project's directory"}
 		}
 	}
+	if !o.yes {
+		if err := a.offerMove(ctx, s, p); err != nil {
+			return err
+		}
+	}
 	if err := a.agree(ctx, s, p, o.yes); err != nil {
 		return err
 	}

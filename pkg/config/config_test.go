@@ -337,6 +337,7 @@ func TestMessages(t *testing.T) {
 		if e.Line > strings.Count(c.text, "\n")+1 {
 			t.Errorf("%s: line %d", c.name, e.Line)
 		}
+		follow(t, c.name, c.text, e)
 		if strings.ContainsAny(msg+e.Hint, "\n\x1b\x00") {
 			t.Errorf("%s: control characters in %q %q", c.name, msg, e.Hint)
 		}

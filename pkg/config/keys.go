@@ -513,7 +513,7 @@ var schema = []field{
 			Name: "provision.script", Type: "string", Default: "empty", Applies: appliesNew,
 			Brief: "Shell script that runs once in a new VM, as root.",
 			Doc: "A shell script that runs once in a new VM, as root, after `packages`. It runs with `sh -eu`, which ends at the first command that fails, or with what its first line says (`#!/bin/bash`). " +
-				"Its output is shown and kept in a log; if it fails, `devvm up` fails and shows the end of the log, and the next `devvm up` runs it again, " +
+				"Its output is shown and kept in a log; if it fails, `devvm up` fails and shows the end of the log, with the line of the script (in bash, the command), and the next `devvm up` runs it again, " +
 				"so write it such that it can. What packages and script have made is kept as a template: the next new VM with the same text (`devvm nuke`) starts from there and does not run them again, until `devvm template rm`, or `devvm prune` when no project has such a VM.",
 			Example: "script = '''\ngit config --system init.defaultBranch main\necho 'set -o vi' >>/root/.bashrc\n'''",
 			Consent: ConsentGrowth,

@@ -38,6 +38,18 @@ func Create(ctx context.Context, project, socket string) error {
 	return nil
 }
 
+// Move gives a project the context of a former one, if there is one.
+func Move(ctx context.Context, former, project, socket string) error {
+	docker, err := exec.LookPath("docker")
+	if err != nil || !has(ctx, docker, Name(former)) {
+		return nil //nolint:nilerr // without a client there is no context
+	}
+	if err := Create(ctx, project, socket); err != nil {
+		return err
+	}
+	return Remove(ctx, former)
+}
+
 // Remove removes the project's context, if there is one.
 func Remove(ctx context.Context, project string) error {
 	docker, err := exec.LookPath("docker")

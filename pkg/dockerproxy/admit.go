@@ -33,6 +33,7 @@ const (
 	Start        Kind = "start"
 	CreateVolume Kind = "create volume"
 	Prune        Kind = "prune"
+	Resize       Kind = "resize" // the terminal of a container
 )
 
 // HostConfig is the part of the API's HostConfig that checks are about
@@ -94,7 +95,7 @@ func (r *Refusal) Error() string { return r.Message }
 const maxCall = 4 << 20
 
 // Requests that are read, with or without the version of the API in front.
-var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart))|((?:containers|images|volumes|networks|build)/prune))$`)
+var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart|resize))|((?:containers|images|volumes|networks|build)/prune))$`)
 
 // callOf says what a request asks for; false: nothing that is checked.
 func callOf(req *http.Request) (Call, bool) {
@@ -112,8 +113,12 @@ func callOf(req *http.Request) (Call, bool) {
 	case m[5] != "":
 		return Call{Kind: Prune}, true
 	}
+	kind := Start
+	if m[4] == "resize" {
+		kind = Resize
+	}
 	name, err := url.PathUnescape(m[3])
-	return Call{Kind: Start, Container: name}, err == nil
+	return Call{Kind: kind, Container: name}, err == nil
 }
 
 // readConfig takes what a call's body says. An error means that the call is not

@@ -143,6 +143,7 @@ func TestAdmit(t *testing.T) {
 		{"create in chunks", chunked("POST", "/v1.45/containers/create", good[:10], good[10:]), []dockerproxy.Call{{Kind: "create", HostConfig: config}}, "", []int{201}},
 		{"start", request("POST", "/v1.45/containers/web/start", ""), []dockerproxy.Call{{Kind: "start", Container: "web"}}, "", []int{204}},
 		{"restart", request("POST", "/containers/a%2Fb/restart?t=1", ""), []dockerproxy.Call{{Kind: "start", Container: "a/b"}}, "", []int{204}},
+		{"size of a terminal", request("POST", "/v1.41/containers/a/resize?h=30&w=100", ""), []dockerproxy.Call{{Kind: "resize", Container: "a"}}, "", []int{200}},
 		{"others", request("GET", "/containers/web/json", "") + request("POST", "/containers/web/stop", "") + request("POST", "/exec/start/start", "{}") + request("GET", "/containers/create", "") + request("POST", "/images/create", ""), nil, "", []int{200, 200, 200, 200, 200}},
 		{"refused", request("POST", "/v1.45/containers/create", bad), []dockerproxy.Call{{Kind: "create", HostConfig: refused}}, request("POST", "/v1.45/containers/create", bad), []int{409}},
 		{"refused start, no status", request("POST", "/containers/bad/start", ""), []dockerproxy.Call{{Kind: "start", Container: "bad"}}, request("POST", "/containers/bad/start", ""), []int{500}},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 )
 
@@ -12,7 +13,7 @@ type Binding struct{ HostIP, HostPort string }
 
 // Wishes are what a container wants of its host when it runs.
 type Wishes struct {
-	Name     string               // of the container
+	ID, Name string               // of the container
 	Bindings map[string][]Binding // by its own ports ("80/tcp")
 	Binds    []string             // "source:target[:options]"
 	Mounts   []Mount
@@ -26,14 +27,14 @@ type Mount struct {
 }
 
 // GetWishes asks what a container wants of its host.
-func GetWishes(ctx context.Context, dial Dial, container string) (Wishes, error) {
+func GetWishes(ctx context.Context, dial Dial, name string) (Wishes, error) {
 	w := Wishes{Bindings: map[string][]Binding{}}
 	err := over(dial, "ask the engine about a container", func(c *client.Client) error {
-		answer, err := c.ContainerInspect(ctx, container, client.ContainerInspectOptions{})
+		answer, err := c.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
 		if err != nil || answer.Container.HostConfig == nil {
 			return err
 		}
-		w.Name = strings.TrimPrefix(answer.Container.Name, "/")
+		w.ID, w.Name = clip(answer.Container.ID, maxName), strings.TrimPrefix(answer.Container.Name, "/")
 		host := answer.Container.HostConfig
 		for port, wishes := range host.PortBindings {
 			for _, wish := range wishes {
@@ -51,4 +52,15 @@ func GetWishes(ctx context.Context, dial Dial, container string) (Wishes, error)
 		return nil
 	})
 	return w, err
+}
+
+// IsCreated asks whether a container has not been started yet.
+func IsCreated(ctx context.Context, dial Dial, name string) (bool, error) {
+	created := false
+	err := over(dial, "ask the engine about a container", func(c *client.Client) error {
+		answer, err := c.ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+		created = err == nil && answer.Container.State != nil && answer.Container.State.Status == container.StateCreated
+		return err
+	})
+	return created, err
 }

@@ -26,7 +26,7 @@ func Quote(words ...string) (string, error) {
 }
 
 // shellLine renders a command as the line that the guest's shell runs: change
-// directory, set the environment, then become the program. The program's
+// directory, choose a terminal, set the environment, then become the program. The program's
 // environment holds mark too, if there is one.
 func (c Command) shellLine(mark string) (string, error) {
 	var b strings.Builder
@@ -40,6 +40,13 @@ func (c Command) shellLine(mark string) (string, error) {
 		}
 		// CDPATH would make cd print, and look elsewhere.
 		fmt.Fprintf(&b, "unset CDPATH; cd -- %s %s\n", dir, d.otherwise)
+	}
+	if c.TTY != nil {
+		term, err := termScript(c.TTY.Term)
+		if err != nil {
+			return "", err
+		}
+		b.WriteString(term)
 	}
 	if c.User != "" {
 		if !IsUser(c.User) {

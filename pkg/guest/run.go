@@ -55,7 +55,8 @@ type Command struct {
 
 // Terminal describes the terminal that a command runs on.
 type Terminal struct {
-	// Term is the value of TERM; empty means "xterm-256color".
+	// Term is the value of TERM; empty means "xterm-256color". Where the guest does not
+	// know such a terminal, the command gets one that is like it.
 	Term string
 	// Size is the initial size.
 	Size Size

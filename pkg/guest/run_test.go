@@ -523,6 +523,43 @@ func TestRunTerminal(t *testing.T) {
 	})
 }
 
+// A terminal that is younger than the guest's list of them gets the name of one like it.
+func TestRunUnknownTerminal(t *testing.T) {
+	for _, name := range []string{"x/xterm-256color", "s/screen-256color", "v/vt220"} {
+		if _, err := os.Stat("/lib/terminfo/" + name); err != nil {
+			t.Skip("this host has no ncurses-base: ", err)
+		}
+	}
+	bothServers(t, func(t *testing.T, h *host) {
+		c := h.connect(t)
+		for term, want := range map[string]string{
+			"vt220":               "vt220",
+			"xterm-256color":      "xterm-256color",
+			"xterm-nosuch":        "xterm-256color",
+			"nosuch":              "xterm-256color",
+			"nosuch-direct":       "xterm-256color",
+			"screen.xterm-nosuch": "screen-256color",
+			"dumb-nosuch":         "dumb",
+			"dumb":                "dumb",
+			"../x/xterm":          "xterm-256color",
+			"a b'$(exit 3)":       "xterm-256color",
+			".":                   "xterm-256color",
+			"":                    "xterm-256color",
+		} {
+			var out strings.Builder
+			code, err := c.Run(t.Context(), guest.Command{Line: `printf %s "$TERM"`, Stdout: &out, TTY: &guest.Terminal{Term: term}})
+			if err != nil || code != 0 || out.String() != want {
+				t.Errorf("TERM=%q became %q (%d, %v), want %q", term, out.String(), code, err, want)
+			}
+		}
+		var out strings.Builder
+		_, err := c.Run(t.Context(), guest.Command{Argv: []string{"sh", "-c", `printf %s "$TERM"`}, Env: []string{"TERM=mine"}, Stdout: &out, TTY: &guest.Terminal{Term: "nosuch"}})
+		if err != nil || out.String() != "mine" {
+			t.Errorf("TERM of one's own became %q (%v)", out.String(), err)
+		}
+	})
+}
+
 func TestServerHooks(t *testing.T) {
 	off := make(chan struct{}, 1)
 	h := testServer(t, func(o *guesttest.Options) {

@@ -2,6 +2,7 @@ package project
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -68,6 +69,12 @@ func (b *boot) provision(ctx context.Context) error {
 	return file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
 }
 
+// provisionProgram runs a script and says where it fails. A guest without perl, which no Debian
+// is, runs the script by itself.
+//
+//go:embed provision.pl
+var provisionProgram string
+
 // provisionSteps are the commands that provision a VM; none for nothing to do.
 func provisionSteps(packages []string, script string) []guest.Command {
 	var steps []guest.Command
@@ -82,15 +89,16 @@ func provisionSteps(packages []string, script string) []guest.Command {
 	if strings.TrimSpace(script) != "" {
 		// A program of its own, so that its "#!" line counts.
 		const file = "/var/lib/devvm/provision"
+		ours := "0"
 		if !strings.HasPrefix(script, "#!") {
-			script = "#!/bin/sh -eu\n" + script
+			script, ours = "#!/bin/sh -eu\n"+script, "1"
 		}
 		steps = append(steps,
 			guest.Command{
 				Argv:  []string{"sh", "-c", "mkdir -p /var/lib/devvm && cat >" + file + " && chmod 700 " + file},
 				Stdin: strings.NewReader(script),
 			},
-			guest.Command{Argv: []string{file}})
+			guest.Command{Argv: []string{"sh", "-c", `command -v perl >/dev/null || exec "$1"; exec perl -e "$3" "$1" "$2"`, "provision", file, ours, provisionProgram}})
 	}
 	return steps
 }

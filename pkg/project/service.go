@@ -122,7 +122,7 @@ func (s *Service) errNoVM(p Project) error {
 	if f := s.Dirs.paths(p.Name); exists(f.disk()) && !f.isBegun() {
 		return &ui.Error{
 			Code: ui.ExitNotRunning,
-			Msg:  "libvirt has forgotten the VM of this project; its disk is there: " + f.disk(),
+			Msg:  "libvirt does not know the VM of this project; its disk is there: " + f.disk(),
 			Hint: "start it with: devvm up",
 			Kind: vm.ErrNotFound,
 		}
@@ -163,12 +163,12 @@ func (s *Service) above(p Project) (Project, bool) {
 
 // former returns the project with a VM that a directory was before it was renamed or moved.
 func (s *Service) former(p Project) (Project, bool) {
-	self := being(p.Dir)
+	self := beingOf(p.Dir)
 	names, _ := s.Dirs.projects() // none: nor a VM
 	for _, name := range names {
 		f := s.Dirs.paths(name)
 		dir, being := f.recorded()
-		if being != "" && being == self && dir != p.Dir && exists(f.disk()) {
+		if being != "" && being == self && dir != p.Dir && exists(f.disk()) && beingOf(dir) != self {
 			return identify(dir), true
 		}
 	}
@@ -177,7 +177,7 @@ func (s *Service) former(p Project) (Project, bool) {
 
 // renamed says what to do about a former project.
 func renamed(former Project) string {
-	return fmt.Sprintf("this directory was %s, and has a VM by that name: rename it back to go on with that, or remove that: devvm rm --project %s", former.Dir, former.Name)
+	return fmt.Sprintf("this directory was %s, and has a VM by that name: to go on with that: devvm move; to be rid of it: devvm rm --project %s", former.Dir, former.Name)
 }
 
 // errNotRunning says that the project's VM is off.

@@ -162,7 +162,7 @@ func (s *Service) forgotten(name, dir string) (Status, bool) {
 	}
 	switch {
 	case exists(f.disk()) && !f.isBegun():
-		st.State, st.Reason = vm.StateStopped, "libvirt has forgotten it; its disk is there, and devvm up starts it"
+		st.State, st.Reason = vm.StateStopped, "libvirt does not know it; its disk is there, and devvm up starts it"
 	case f.isLost(false):
 		st.setLost(f)
 	case !exists(f.undo):

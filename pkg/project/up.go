@@ -72,7 +72,7 @@ func (s *Service) checkConfig(p Project, provision bool) (config.Config, error) 
 	if !exists(p.Dir) {
 		return config.Config{}, &ui.Error{
 			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
-			Hint: "bring it back, if it was renamed or moved, or remove its VM: devvm --project " + p.Name + " rm",
+			Hint: fmt.Sprintf("where it is now, take its VM over (devvm move %s); bring it back; or remove its VM: devvm rm --project %s", p.Name, p.Name),
 		}
 	}
 	cfg, err := s.Config(p.Dir)
@@ -111,6 +111,9 @@ func explainImage(cfg config.Config, err error) error {
 
 // up is Up under the project's lock.
 func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
+	if err := s.finishMove(ctx, hv, p, pr.Progress); err != nil {
+		return err
+	}
 	dom, err := s.find(ctx, hv, p)
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err

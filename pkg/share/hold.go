@@ -21,6 +21,19 @@ type bind struct {
 	k heldKey
 }
 
+func (x bind) release() {
+	if x.e != nil {
+		x.e.release(x.k)
+	}
+}
+
+// advance is what [Server.HoldAhead] holds.
+type advance struct {
+	bind
+	open   bool // more calls of Hold may not know of it than will
+	listed bool // one has
+}
+
 // heldKey is what a handle says of the object.
 type heldKey struct {
 	key
@@ -49,27 +62,76 @@ func (s *Server) Hold(binds []Bind) {
 	for b, x := range s.binds {
 		if !wanted[b] {
 			delete(s.binds, b)
-			if x.e != nil {
-				x.e.release(x.k)
-			}
+			x.release()
+		}
+	}
+	for b, x := range s.ahead {
+		switch {
+		case wanted[b]:
+			x.listed = true
+		case x.listed || !x.open:
+			delete(s.ahead, b)
+			x.release()
 		}
 	}
 	for _, b := range binds {
 		if _, ok := s.binds[b]; ok {
 			continue
 		}
-		if len(s.binds) == manyBinds {
-			s.log.Warn("the VM's containers bind too many paths: files that the host replaces may be lost to some", "limit", manyBinds)
+		if !s.mayHold() {
 			return
 		}
-		x := bind{}
-		if e, rel := s.exportOf(b.Path); e != nil && len(b.Path) < unix.PathMax {
-			if k, ok := e.hold(rel); ok {
-				x = bind{e, k}
-			}
-		}
-		s.binds[b] = x
+		s.binds[b] = s.holdBind(b)
 	}
+}
+
+// HoldAhead is Hold for one that is about to start: the first that Hold hears of it may come
+// after the host has replaced a file. What it holds stays until a Hold that knew of it does not
+// any more or, if none ever has, until the next one after a call of done.
+func (s *Server) HoldAhead(binds []Bind) (done func()) {
+	s.holding.Lock()
+	defer s.holding.Unlock()
+	var mine []*advance
+	for _, b := range binds {
+		if !s.mayHold() {
+			break
+		}
+		x := &advance{bind: s.holdBind(b), open: true}
+		if x.e == nil {
+			continue
+		}
+		if old := s.ahead[b]; old != nil { // of an earlier start
+			old.release()
+		}
+		s.ahead[b] = x
+		mine = append(mine, x)
+	}
+	return func() {
+		s.holding.Lock()
+		defer s.holding.Unlock()
+		for _, x := range mine {
+			x.open = false
+		}
+	}
+}
+
+// mayHold tells whether there is room for one more bind. The caller has locked holding.
+func (s *Server) mayHold() bool {
+	if len(s.binds)+len(s.ahead) < manyBinds {
+		return true
+	}
+	s.log.Warn("the VM's containers bind too many paths: files that the host replaces may be lost to some", "limit", manyBinds)
+	return false
+}
+
+// holdBind holds the file of a bind, if it is one.
+func (s *Server) holdBind(b Bind) bind {
+	if e, rel := s.exportOf(b.Path); e != nil && len(b.Path) < unix.PathMax {
+		if k, ok := e.hold(rel); ok {
+			return bind{e, k}
+		}
+	}
+	return bind{}
 }
 
 // exportOf returns the export that has a path of the VM, and the path below it; nil if none

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"sync"
 
@@ -277,4 +279,27 @@ func (e *export) setOwner(n *node, o owner) {
 	if o.born != 0 || n.key == (key{}) {
 		e.log.add(ownerEntry{e.tag, n.key, o})
 	}
+}
+
+// MoveOwners has what a file of owners says of some directories of the VM count for others,
+// where these directories are from now on. It can be done again.
+func MoveOwners(file string, to map[string]string, log *slog.Logger) error {
+	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	l, all, err := openOwners(file, log)
+	if err != nil {
+		return err
+	}
+	defer l.close()
+	for was, is := range to {
+		before, now := uint32(hash64(path.Clean(was))), uint32(hash64(path.Clean(is)))
+		for _, x := range all {
+			if x.tag == before {
+				x.tag = now
+				l.add(x)
+			}
+		}
+	}
+	return nil
 }

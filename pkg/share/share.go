@@ -102,6 +102,7 @@ type Server struct {
 
 	holding sync.Mutex // guards binds
 	binds   map[Bind]bind
+	ahead   map[Bind]*advance // of what is about to start
 }
 
 // SweepWatches removes from the directory of [Options.Watches] what servers that have ended
@@ -121,6 +122,7 @@ func New(o Options) (*Server, error) {
 		ignore:  o.Ignore,
 		watches: watch.NewBudget(o.Watches, 0),
 		binds:   map[Bind]bind{},
+		ahead:   map[Bind]*advance{},
 	}
 	if err := s.watches.Claim(); err != nil {
 		s.log.Warn("few directories are watched for changes", "err", err)

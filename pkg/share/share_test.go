@@ -342,6 +342,64 @@ func TestHold(t *testing.T) {
 	want(t, "a file that nobody holds", st, nfs3.ERR_STALE)
 }
 
+// A file that the host replaces as soon as a container has started, before a list of what runs
+// has been seen, stays for that container, too.
+func TestHoldAhead(t *testing.T) {
+	dir, s, c := shared(t)
+	file := filepath.Join(dir, "app.conf")
+	replace := func(content string) {
+		put(t, file+".new", content)
+		if err := os.Rename(file+".new", file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held := func(what string, h []byte, want nfs3.Nfsstat3) {
+		t.Helper()
+		if _, st := c.getattr(h); st != want {
+			t.Errorf("%s: %v, want %v", what, st, want)
+		}
+	}
+	of := func(id string) []share.Bind {
+		return []share.Bind{{ID: id, Path: target + "/app.conf"}, {ID: id, Path: target}, {ID: id, Path: "/etc/passwd"}}
+	}
+	put(t, file, "one")
+	one := c.must("app.conf")
+	done := s.share.HoldAhead(of("1"))
+	replace("two")
+	two := c.must("app.conf")
+	s.share.Hold(nil) // a list that is older than the container
+	held("before the list", one, nfs3.OK)
+	done()
+	s.share.Hold(of("1"))
+	replace("three")
+	held("in the list", one, nfs3.OK)
+	held("what was there when the list came", two, nfs3.OK)
+	s.share.Hold(of("1"))
+	held("in the next list", one, nfs3.OK)
+	s.share.Hold(nil)
+	held("after its end", one, nfs3.ERR_STALE)
+	held("after its end", two, nfs3.ERR_STALE)
+
+	// One that does not come to run is forgotten.
+	three := c.must("app.conf")
+	done = s.share.HoldAhead(of("2"))
+	replace("four")
+	done()
+	held("until the next list", three, nfs3.OK)
+	s.share.Hold(nil)
+	held("that has never run", three, nfs3.ERR_STALE)
+
+	// A second start of the same holds what is there then.
+	s.share.HoldAhead(of("3"))()
+	four := c.must("app.conf")
+	done = s.share.HoldAhead(of("3"))
+	replace("five")
+	held("of the second start", four, nfs3.OK)
+	done()
+	s.share.Hold(nil)
+	held("of the second start, which failed", four, nfs3.ERR_STALE)
+}
+
 // files compares what a handle's file has.
 func (s *server) files(c *client, h []byte, want string) {
 	s.t.Helper()

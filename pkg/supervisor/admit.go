@@ -10,13 +10,18 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/share"
 )
 
 // admit refuses to create and start containers that cannot have what they want of the
 // host: files or ports. What it cannot find out, the engine is to judge.
 func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v dockerproxy.Verdict, err error) {
-	if call.Kind == dockerproxy.Prune {
+	switch call.Kind {
+	case dockerproxy.Prune:
 		s.admitRoom(ctx, lookFresh)
+	case dockerproxy.Resize:
+		s.awaitStart(ctx, call.Container)
+		return v, nil
 	}
 	v.Edits = s.redirect(&call)
 	w, hold := wishes{name: call.Container, bindings: map[string][]ports.Binding{}}, time.Duration(0)
@@ -46,8 +51,56 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 		return v, err
 	}
 	v.Edits = append(v.Edits, narrowed...)
-	v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold)
+	if v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold); err == nil && call.Kind == dockerproxy.Start {
+		v.Done = s.holdFiles(w.id, w.binds, v.Done)
+	}
 	return v, err
+}
+
+// holdFiles keeps the files that a container is to have by themselves, from before its start
+// until the engine's list shows it, or does not.
+func (s *supervisor) holdFiles(id string, binds []guard.Bind, done func()) func() {
+	if s.files == nil || id == "" || len(binds) == 0 {
+		return done
+	}
+	ahead := make([]share.Bind, len(binds))
+	for i, b := range binds {
+		ahead[i] = share.Bind{ID: id, Path: b.Path}
+	}
+	release := s.files.HoldAhead(ahead)
+	return func() {
+		time.AfterFunc(holdListed, release)
+		if done != nil {
+			done()
+		}
+	}
+}
+
+// A terminal's first size may come before its container runs, on a connection of its own, and
+// the engine refuses it then: clients try again for 50 ms, which is short for a VM. (A size for
+// what runs by exec, the engine keeps itself.)
+const (
+	patienceStart = 3 * time.Second
+	askStart      = 50 * time.Millisecond
+)
+
+// awaitStart waits for the start of a container that has been made and not started, for a while.
+func (s *supervisor) awaitStart(ctx context.Context, container string) {
+	ctx, cancel := context.WithTimeout(ctx, patienceStart)
+	defer cancel()
+	tick := time.NewTicker(askStart)
+	defer tick.Stop()
+	for {
+		created, err := engine.IsCreated(ctx, s.dialEngine, container)
+		if err != nil || !created {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // redirect leads binds of docker.sock to where the VM has the engine's socket. Clients take
@@ -101,7 +154,7 @@ func isEngineSocket(path string) bool { return path == engineSocket || path == "
 
 // wishes are what a container wants of the host.
 type wishes struct {
-	name     string // of the container, "" if it has none yet
+	id, name string // of the container, "" if it has none yet
 	binds    []guard.Bind
 	bindings map[string][]ports.Binding
 }
@@ -123,7 +176,7 @@ func (w *wishes) ask(host dockerproxy.HostConfig) {
 
 // know takes what the engine knows.
 func (w *wishes) know(known engine.Wishes) {
-	w.name = known.Name
+	w.id, w.name = known.ID, known.Name
 	for port, list := range known.Bindings {
 		for _, b := range list {
 			w.bindings[port] = append(w.bindings[port], ports.Binding(b))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
@@ -283,5 +284,78 @@ func TestGuardOff(t *testing.T) {
 	}
 	if code, text := f.bind(t, "some", host); code != http.StatusBadRequest {
 		t.Error(code, text)
+	}
+}
+
+// The file of a single-file bind is held before the engine hears of the start: the host may
+// replace it as soon as the client has its answer.
+func TestStartHoldsFiles(t *testing.T) {
+	f, shared, _ := guarded(t)
+	file := filepath.Join(shared, "app.conf")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	held := func() bool {
+		fds, _ := filepath.Glob("/proc/self/fd/*")
+		for _, fd := range fds {
+			if to, _ := os.Readlink(fd); to == file {
+				return true
+			}
+		}
+		return false
+	}
+	atStart := make(chan bool, 1)
+	f.engine.OnPublish(func(_ guesttest.Container, running bool) {
+		if running {
+			atStart <- held()
+		}
+	})
+	if code, text := f.bind(t, "one", map[string]any{"Binds": []string{file + ":/app.conf:ro"}}); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+	if held() {
+		t.Error("held already by a container that does not run")
+	}
+	if code, text := f.ask(t, http.MethodPost, "/containers/one/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	if !<-atStart {
+		t.Error("not held when the container started")
+	}
+}
+
+// A terminal's size that comes before its container runs waits for that.
+func TestResizeBeforeStart(t *testing.T) {
+	f, _, _ := guarded(t)
+	if code, text := f.bind(t, "one", map[string]any{}); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
+	before := f.engine.Requests()
+	sized := make(chan int, 1)
+	go func() {
+		code, _ := f.ask(t, http.MethodPost, "/containers/one/resize?h=30&w=100", "")
+		sized <- code
+	}()
+	for deadline := time.Now().Add(10 * time.Second); f.engine.Requests() <= before && time.Now().Before(deadline); {
+		select { // until it has been asked whether the container runs
+		case code := <-sized:
+			t.Fatal("answered before the start: ", code)
+		default:
+		}
+	}
+	if code, text := f.ask(t, http.MethodPost, "/containers/one/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	if code := <-sized; code != http.StatusOK {
+		t.Error(code)
+	}
+	// One that has ended gets the engine's own answer, and so does one that is not there.
+	if code, text := f.ask(t, http.MethodPost, "/containers/one/stop", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	for name, want := range map[string]int{"one": http.StatusConflict, "two": http.StatusNotFound} {
+		if code, text := f.ask(t, http.MethodPost, "/containers/"+name+"/resize?h=30&w=100", ""); code != want {
+			t.Error(name, code, text)
+		}
 	}
 }

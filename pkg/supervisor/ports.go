@@ -28,9 +28,10 @@ type PortOptions struct {
 
 // Times that concern published ports.
 const (
-	holdCall    = 2 * time.Minute // a port, for as long as the engine takes to answer
-	holdCreated = 5 * time.Second // then, for a container that is to be started
-	holdStarted = 2 * time.Second // then, until the list shows that the container runs
+	holdCall    = 2 * time.Minute  // a port, for as long as the engine takes to answer
+	holdCreated = 5 * time.Second  // then, for a container that is to be started
+	holdStarted = 2 * time.Second  // then, until the list shows that the container runs
+	holdListed  = 30 * time.Second // a file, until then: it costs less, and its loss is for good
 	firstRelist = 100 * time.Millisecond
 	lastRelist  = 5 * time.Second
 )

@@ -31,6 +31,9 @@ type Streams struct {
 	OutTerminal bool
 	ErrTerminal bool
 
+	// Columns is how wide the terminal of Out is; 0: Out is none, or one without a size.
+	Columns int
+
 	Color   bool // Err understands colours and the user wants them
 	Unicode bool // Err shows UTF-8
 	Dumb    bool // Err cannot move its cursor: no animation
@@ -52,6 +55,9 @@ func System(getenv func(string) string) *Streams {
 		OutTerminal: term.IsTerminal(int(os.Stdout.Fd())),
 		ErrTerminal: term.IsTerminal(int(os.Stderr.Fd())),
 		errFile:     os.Stderr,
+	}
+	if w, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && s.OutTerminal {
+		s.Columns = w
 	}
 	s.environment(getenv)
 	return s

@@ -54,6 +54,9 @@ type daemon struct {
 	log    *slog.Logger
 }
 
+// logOutputs is libvirt's variable for where its programs log (https://libvirt.org/logging.html).
+const logOutputs = "LIBVIRT_LOG_OUTPUTS"
+
 // socketNames are the sockets of the modular and of the monolithic daemon.
 var socketNames = []string{"virtqemud-sock", "libvirt-sock"}
 
@@ -92,6 +95,11 @@ func findDaemon(uri, runtimeDir string, s surroundings, log *slog.Logger) (daemo
 	}
 	if cache != "" {
 		d.dirs = append(d.dirs, filepath.Join(cache, "libvirt"))
+		// A daemon logs to a file there, and takes the file's name for several words if there
+		// is a space in it: it then ends at once. In the background, this is no log.
+		if strings.ContainsAny(cache, " \t") && s.getenv(logOutputs) == "" {
+			d.env = append(d.env, logOutputs+"=3:stderr")
+		}
 	}
 	if len(d.dirs) == 0 {
 		return daemon{}, fmt.Errorf("%w: neither XDG_RUNTIME_DIR nor HOME is set", ErrNoLibvirt)

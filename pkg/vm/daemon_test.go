@@ -81,6 +81,22 @@ func TestFindDaemon(t *testing.T) {
 	}
 }
 
+// A home directory with a space in its name is where libvirtd cannot keep its log.
+func TestFindDaemonSpace(t *testing.T) {
+	for cache, c := range map[string]struct{ set, want string }{
+		"/home/me/.cache":     {"", ""},
+		"/home/me too/.cache": {"", "LIBVIRT_LOG_OUTPUTS=3:stderr"},
+		"/home/me\ttoo":       {"", "LIBVIRT_LOG_OUTPUTS=3:stderr"},
+		"/home/other me":      {"1:syslog:libvirtd", ""},
+	} {
+		s := place(t, 1000, map[string]string{"XDG_CACHE_HOME": cache, "LIBVIRT_LOG_OUTPUTS": c.set})
+		d, err := findDaemon(uriSession, "", s, quiet)
+		if err != nil || strings.Join(d.env, " ") != c.want {
+			t.Errorf("%s: %q, %v; want %q", cache, d.env, err, c.want)
+		}
+	}
+}
+
 // session returns a user's daemon whose runtime directory is made.
 func sessionDaemon(t *testing.T) (daemon, string) {
 	t.Helper()

@@ -17,6 +17,7 @@ type Container struct {
 	Name     string
 	Size     int64
 	Running  bool
+	Started  bool                 // it has run
 	Bindings map[string][]Binding // HostConfig.PortBindings
 	Binds    []string             // HostConfig.Binds
 	Mounts   json.RawMessage      // HostConfig.Mounts
@@ -108,8 +109,15 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 			noContainer(w, r)
 			return
 		}
+		status := "created"
+		switch {
+		case c.Running:
+			status = "running"
+		case c.Started:
+			status = "exited"
+		}
 		answer(w, http.StatusOK, map[string]any{
-			"Id": c.ID, "Name": "/" + c.Name, "State": map[string]any{"Running": c.Running},
+			"Id": c.ID, "Name": "/" + c.Name, "State": map[string]any{"Running": c.Running, "Status": status},
 			"HostConfig": map[string]any{"PortBindings": c.Bindings, "Binds": c.Binds, "Mounts": c.Mounts},
 		})
 	})
@@ -123,6 +131,15 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 			w.WriteHeader(http.StatusNoContent)
 		})
 	}
+	mux.HandleFunc("POST /containers/{name}/resize", func(w http.ResponseWriter, r *http.Request) {
+		c, found := e.State().container(r.PathValue("name"))
+		switch {
+		case !found:
+			noContainer(w, r)
+		case !c.Running:
+			answer(w, http.StatusConflict, map[string]string{"message": "Container " + c.ID + " is not running"})
+		}
+	})
 	mux.HandleFunc("POST /containers/{name}/rename", func(w http.ResponseWriter, r *http.Request) {
 		c, found := e.State().container(r.PathValue("name"))
 		if !found {
@@ -162,14 +179,14 @@ func (e *Engine) run(w http.ResponseWriter, r *http.Request, on bool) bool {
 	if c.Running == on {
 		return true
 	}
-	c.Running = on
+	c.Running, c.Started = on, true
 	if on {
 		e.published(c)
 	}
 	_ = e.change(func(s *State) {
 		for i := range s.Containers {
 			if s.Containers[i].ID == c.ID {
-				s.Containers[i].Running = on
+				s.Containers[i].Running, s.Containers[i].Started = on, true
 			}
 		}
 	})

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/devvm/devvm/pkg/dockercontext"
+	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+func (a *app) newMoveCmd() *cobra.Command {
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "move [FROM]",
+		Short: "Take over the VM of this directory's former path",
+		Long: `Take over the VM that this directory had before it was renamed or moved, with all
+that is in it. FROM names the former project, or its path, where devvm does not know
+it: a directory that was copied and then removed. A directory that is still there
+keeps its VM.
+
+The VM is stopped, and has the directory at its new path when devvm up starts it.
+Memory of a suspended VM and snapshots do not come along; if there are any, this asks.`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+				return a.runMove(ctx, s, p, strings.Join(args, ""), yes)
+			})(cmd, nil)
+		},
+	}
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask")
+	cmd.Flags().Bool("json", false, "print progress as JSON lines")
+	return a.completes(cmd, formerWords)
+}
+
+func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project, from string, yes bool) error {
+	if strings.ContainsRune(from, filepath.Separator) && !filepath.IsAbs(from) {
+		dir, err := a.projectDir()
+		if err != nil {
+			return err
+		}
+		if from, err = filepath.Abs(filepath.Join(dir, from)); err != nil {
+			return err
+		}
+	}
+	former, found, err := s.Moves(ctx, p, from)
+	if err != nil {
+		return err
+	}
+	if !found || former.Dir == p.Dir {
+		if err := s.MustExist(ctx, p); err != nil && !s.HasVM(p) {
+			return err
+		}
+		fmt.Fprintf(a.Err, "note: the VM of %s is this directory's already\n", ui.Escape(p.Dir))
+		return nil
+	}
+	if lost := lostByMove(former); lost != "" && !yes {
+		if err := a.confirmLoss(ctx, fmt.Sprintf("The VM of %s becomes that of %s, without %s. Go ahead?", former.Dir, p.Dir, lost)); err != nil {
+			return err
+		}
+	}
+	if err := a.move(ctx, s, p, former); err != nil {
+		return err
+	}
+	if a.json {
+		return a.JSONLine(struct {
+			Type    string `json:"type"`
+			Project string `json:"project"`
+			Dir     string `json:"dir"`
+			From    string `json:"from"`
+		}{"result", p.Name, p.Dir, former.Name})
+	}
+	fmt.Fprintf(a.Err, "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
+	return nil
+}
+
+// move takes over a VM, and says what is not as before.
+func (a *app) move(ctx context.Context, s *project.Service, p project.Project, from project.Former) error {
+	if err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Move(ctx, p, from, pr) }); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.Err, "note: containers that bind files below %s have to be made again (docker compose up --force-recreate)\n", ui.Escape(from.Dir))
+	return dockercontext.Move(ctx, from.Name, p.Name, s.Socket(p))
+}
+
+// lostByMove is what of a VM does not come along.
+func lostByMove(from project.Former) string {
+	var lost []string
+	if from.State == vm.StateSaved {
+		lost = append(lost, "its memory (it is suspended), as after a power cut")
+	}
+	if from.Snapshots > 0 {
+		lost = append(lost, "its "+count(from.Snapshots, "snapshot"))
+	}
+	return strings.Join(lost, " and ")
+}
+
+// offerMove asks whether a directory that was renamed is to have the VM of its former path, where
+// up would make a new one.
+func (a *app) offerMove(ctx context.Context, s *project.Service, p project.Project) error {
+	if !a.Interactive() || s.HasVM(p) {
+		return nil
+	}
+	former, found, err := s.Moves(ctx, p, "")
+	if err != nil || !found {
+		return err
+	}
+	without := lostByMove(former)
+	if without != "" {
+		without = ", without " + without
+	}
+	yes, err := a.Confirm(ctx, fmt.Sprintf("This directory was %s, which has a VM. Go on with that%s? (If not, there will be a new one.)", former.Dir, without))
+	if err != nil || !yes {
+		return err
+	}
+	return a.move(ctx, s, p, former)
+}

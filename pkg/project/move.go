@@ -1,0 +1,298 @@
+package project
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// A project is its directory's path, so a directory that was renamed is another project, and its
+// VM is that of a path that is gone. Move gives the VM, its undo and what was agreed to, to the
+// new path. It is off meanwhile: what runs in it knows the old path, and so do its memory and
+// its snapshots, which do not come along.
+//
+// The new project's record says where the VM comes from until all of it is there, so that the
+// next up or move completes what was interrupted. The disk comes last: where it is, the VM is.
+
+// Former is a directory that another one was before it was renamed or moved, with its VM.
+type Former struct {
+	Project
+	Same      bool // it is known to be the same directory
+	State     vm.State
+	Snapshots int
+}
+
+// Moves returns the project whose VM a directory could take over: from names it by its path or
+// name; "" finds the one that this directory was. False: there is none.
+func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bool, error) {
+	var former Project
+	switch {
+	case from == "":
+		f, ok := s.former(p)
+		if !ok {
+			return Former{}, false, nil
+		}
+		former = f
+	case filepath.IsAbs(from):
+		former = identify(canonicalGone(from))
+	default:
+		f, err := s.Lookup(ctx, from)
+		if err != nil {
+			return Former{}, false, err
+		}
+		former = f
+	}
+	out := Former{Project: former}
+	_, being := s.Dirs.paths(former.Name).recorded()
+	out.Same = isSure(being) && being == beingOf(p.Dir)
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return out, false, err
+	}
+	defer hv.Close()
+	dom, err := hv.Get(ctx, former.Name)
+	switch {
+	case err == nil:
+		all, err := hv.Snapshots(ctx, former.Name)
+		if err != nil {
+			return out, false, err
+		}
+		out.State, out.Snapshots = dom.State, len(all)
+	case !errors.Is(err, vm.ErrNotFound):
+		return out, false, err
+	}
+	return out, true, nil
+}
+
+// canonicalGone is a path without symbolic links above its last name, which need not be there.
+func canonicalGone(path string) string {
+	return filepath.Join(canonical(filepath.Dir(filepath.Clean(path))), filepath.Base(path))
+}
+
+// checkMove finds what is against a move.
+func (s *Service) checkMove(p Project, from Former) error {
+	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(from.Name)
+	switch {
+	case from.Dir == p.Dir:
+		return nil
+	case s.isTemplate(from.Dir):
+		return s.errNoVM(from.Project)
+	case old.keepsDir(from):
+		return &ui.Error{
+			Msg:  fmt.Sprintf("%s is still the directory of its VM: a VM has one directory", from.Dir),
+			Hint: "make a VM for this one: devvm up",
+		}
+	case f.adopts() == from.Name: // it is under way
+		return nil
+	case !exists(old.disk()):
+		return s.errNoVM(from.Project)
+	case f.isUsed() || exists(f.undo):
+		return &ui.Error{
+			Msg:  fmt.Sprintf("%s has a VM of its own", p.Dir),
+			Hint: fmt.Sprintf("remove it, with all that is in it, and move the other one here: devvm rm && devvm move %s", from.Name),
+		}
+	}
+	return nil
+}
+
+// keepsDir tells whether a project's directory is still where it was. If the one that the project
+// knows is known to be elsewhere, what is in its place is another.
+func (f paths) keepsDir(p Former) bool {
+	_, being := f.recorded()
+	return exists(p.Dir) && !(p.Same && beingOf(p.Dir) != being)
+}
+
+// Move gives a directory the VM of another one that is gone. What was agreed to comes along if
+// the directory is known to be the same.
+func (s *Service) Move(ctx context.Context, p Project, from Former, pr *ui.Progress) (err error) {
+	if err := s.checkMove(p, from); err != nil || from.Dir == p.Dir {
+		return err
+	}
+	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(from.Name)
+	for _, name := range []string{from.Name, p.Name} {
+		lock, err := s.Dirs.paths(name).acquire(ctx, "move", nil)
+		if err != nil {
+			return err
+		}
+		defer lock.Close()
+	}
+	defer func() {
+		if left, rerr := os.ReadDir(f.root); rerr == nil && len(left) == 1 && left[0].Name() == filepath.Base(f.lock) { // it has come to nothing
+			err = errors.Join(err, removeAll(f.root))
+		}
+	}()
+	hv, err := s.Open(ctx)
+	if err != nil {
+		return err
+	}
+	defer hv.Close()
+	if err := s.checkMove(p, from); err != nil { // somebody else may have been faster
+		return err
+	}
+	phase := pr.Start("move", "take over the VM of "+from.Dir)
+	if err := s.clearFor(ctx, hv, p, from); err != nil {
+		return err
+	}
+	if err := s.release(ctx, hv, from.Project, pr); err != nil {
+		return err
+	}
+	if err := f.writeAdopts(p.Dir, from); err != nil {
+		return err
+	}
+	if err := s.takeOver(p, from.Project, from.Same); err != nil {
+		return err
+	}
+	phase.Done()
+	return old.remove()
+}
+
+// clearFor removes what there is of the project's own VM, which nobody has used.
+func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p Project, from Former) error {
+	f := s.Dirs.paths(p.Name)
+	if f.adopts() == from.Name {
+		return nil
+	}
+	_, err := s.find(ctx, hv, p)
+	switch {
+	case err == nil:
+		if err := hv.Destroy(ctx, p.Name); err != nil {
+			return err
+		}
+		if err := forget(ctx, hv, p); err != nil {
+			return err
+		}
+	case !errors.Is(err, vm.ErrNotFound):
+		return err
+	}
+	if err := s.stopHelpers(ctx, p); err != nil {
+		return err
+	}
+	for _, path := range []string{f.vm, f.agreed(), f.egress(), f.owners(), f.shares()} {
+		if err := removeAll(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// release stops the VM of a former project and has libvirt forget it. What libvirt alone knows
+// goes: saved memory and snapshots.
+func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former Project, pr *ui.Progress) error {
+	dom, err := s.find(ctx, hv, former)
+	if errors.Is(err, vm.ErrNotFound) {
+		return s.stopHelpers(ctx, former)
+	}
+	if err != nil {
+		return err
+	}
+	if dom, err = s.outlast(ctx, hv, former, dom, pr); err != nil {
+		return err
+	}
+	if dom.State == vm.StateSaved {
+		if err := hv.DropSaved(ctx, former.Name); err != nil {
+			return err
+		}
+		if err := s.stopHelpers(ctx, former); err != nil {
+			return err
+		}
+	} else if err := s.down(ctx, hv, former, dom, pr); err != nil {
+		return err
+	}
+	all, err := hv.Snapshots(ctx, former.Name)
+	if err != nil {
+		return err
+	}
+	for _, one := range all { // or they would take room that nobody could give back
+		if err := hv.DeleteSnapshot(ctx, former.Name, one.Name); err != nil {
+			return err
+		}
+	}
+	return forget(ctx, hv, former)
+}
+
+// takeOver moves the files, the disk last, and ends the move.
+func (s *Service) takeOver(p, former Project, same bool) error {
+	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(former.Name)
+	if exists(old.disk()) {
+		if err := s.moveOwners(p, former); err != nil {
+			return err
+		}
+	}
+	files := []struct{ from, to string }{{old.owners(), f.owners()}, {old.egress(), f.egress()}, {old.logs, f.logs}, {old.undo, f.undo}, {old.vm, f.vm}}
+	if same {
+		files = slices.Insert(files, 0, struct{ from, to string }{old.agreed(), f.agreed()})
+	}
+	if !same { // whoever made the new directory was agreed to nothing
+		if err := removeAll(old.egress()); err != nil {
+			return err
+		}
+	}
+	for _, file := range files {
+		if !exists(file.from) {
+			continue
+		}
+		if err := removeAll(file.to); err != nil {
+			return err
+		}
+		if err := os.Rename(file.from, file.to); err != nil {
+			return fmt.Errorf("move the VM: %w", err)
+		}
+	}
+	if err := unmark(f.vacant()); err != nil {
+		return err
+	}
+	return f.writeRecord(p.Dir)
+}
+
+// moveOwners has whose files are in the VM hold by the new path.
+func (s *Service) moveOwners(p, former Project) error {
+	old := s.Dirs.paths(former.Name)
+	has, err := old.readShares()
+	if err != nil {
+		return nil //nolint:nilerr // it is written again
+	}
+	to := map[string]string{}
+	for _, e := range has.Exports {
+		if rel, err := filepath.Rel(former.Dir, e.Target); err == nil && within(former.Dir, e.Target) {
+			to[e.Target] = filepath.Join(p.Dir, rel)
+		}
+	}
+	if err := share.MoveOwners(old.owners(), to, s.Log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// finishMove completes a move that was interrupted, under the project's lock.
+func (s *Service) finishMove(ctx context.Context, hv vm.Hypervisor, p Project, pr *ui.Progress) error {
+	f := s.Dirs.paths(p.Name)
+	r, err := f.read()
+	if err != nil || r.Adopts == "" {
+		return nil //nolint:nilerr // none is under way
+	}
+	old := s.Dirs.paths(r.Adopts)
+	if !exists(old.root) {
+		return f.writeRecord(p.Dir)
+	}
+	former := identify(string(r.From))
+	lock, err := old.acquire(ctx, "move", nil)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := s.release(ctx, hv, former, pr); err != nil {
+		return err
+	}
+	if err := s.takeOver(p, former, r.Same); err != nil {
+		return err
+	}
+	return old.remove()
+}

@@ -1,0 +1,81 @@
+package ui
+
+import (
+	"io"
+	"strings"
+
+	"github.com/mattn/go-runewidth"
+)
+
+// wrap breaks a line between words so that no part of it is wider than width, if no word of it
+// is; the parts after the first are indented by hang. Its own indentation stays. A width of 0
+// leaves it as it is.
+func wrap(line string, width, hang int) string {
+	if width <= 0 || runewidth.StringWidth(line) <= width {
+		return line
+	}
+	text := strings.TrimLeft(line, " ")
+	at := len(line) - len(text)
+	var b strings.Builder
+	b.WriteString(line[:at])
+	for first := true; text != ""; first = false {
+		words := strings.TrimLeft(text, " ")
+		blanks := len(text) - len(words)
+		word, _, _ := strings.Cut(words, " ")
+		n := runewidth.StringWidth(word)
+		if !first && at+blanks+n > width && at+blanks > hang { // else it would begin no earlier
+			b.WriteString("\n")
+			at, blanks = 0, hang
+		}
+		b.WriteString(strings.Repeat(" ", blanks) + word)
+		at, text = at+blanks+n, words[len(word):]
+	}
+	return b.String()
+}
+
+// Lines is a way to Out for whole lines of text. On a terminal those that are wider than it are
+// broken between words, and go on indented by hang.
+func (s *Streams) Lines(hang int) io.Writer { return lines{s, hang} }
+
+type lines struct {
+	s    *Streams
+	hang int
+}
+
+// Write implements io.Writer.
+func (l lines) Write(p []byte) (int, error) {
+	var b strings.Builder
+	for line := range strings.Lines(string(p)) {
+		text, end := strings.CutSuffix(line, "\n")
+		b.WriteString(wrap(text, l.s.Columns, l.hang))
+		if end {
+			b.WriteString("\n")
+		}
+	}
+	if _, err := io.WriteString(l.s.Out, b.String()); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Fill has the lines of each paragraph of a text be as long as fits into the columns. Lines that
+// are indented stay as they are.
+func Fill(text string, columns int) string {
+	var out, paragraph []string
+	flush := func() {
+		if len(paragraph) > 0 {
+			out = append(out, wrap(strings.Join(paragraph, " "), columns, 0))
+		}
+		paragraph = nil
+	}
+	for line := range strings.SplitSeq(text, "\n") {
+		if line == "" || strings.HasPrefix(line, " ") {
+			flush()
+			out = append(out, line)
+			continue
+		}
+		paragraph = append(paragraph, line)
+	}
+	flush()
+	return strings.Join(out, "\n")
+}
