@@ -13,7 +13,7 @@ LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help build install lint check test vmtest kills attack fuzz hostile bench demo clean
+.PHONY: help build install lint check test vmtest kills clients attack fuzz hostile bench demo clean
 
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
@@ -21,6 +21,7 @@ help:
 	@echo 'make check     lint, unit and script tests: no VM, some minutes'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make kills     a real VM whose processes are killed and stopped, DEVVM_TEST_ROUNDS (200) times'
+	@echo 'make clients   Docker clients as they are, on docker.sock and on the engine'"'"'s own socket; CLIENTS_RUN=REGEXP picks some'
 	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
 	@echo 'make fuzz      every fuzz target for FUZZTIME (20s); FUZZ_RUN=REGEXP picks some'
 	@echo 'make hostile   the host'"'"'s processes under a hostile guest for DEVVM_TEST_TIME (10m)'
@@ -66,6 +67,9 @@ kills: export DEVVM_TEST_TIMEOUT ?= 24h
 kills: export VMTEST_RUN ?= ^TestVMKills$$
 kills:
 	.ci/vmtest
+
+clients:
+	.ci/clients
 
 attack:
 	.ci/attack
