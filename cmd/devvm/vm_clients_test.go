@@ -163,7 +163,7 @@ func hasTool(ts *testscript.TestScript, tools, name string) bool {
 	return false
 }
 
-// runCase runs a case and shows what it said if it did not pass.
+// runCase runs a case. It shows what that said if it did not pass, else its notes alone.
 func runCase(ts *testscript.TestScript, name, script, dir string, env []string) outcome {
 	ctx, cancel := context.WithTimeout(context.Background(), patienceCase)
 	defer cancel()
@@ -182,8 +182,10 @@ func runCase(ts *testscript.TestScript, name, script, dir string, env []string) 
 	} else if err != nil {
 		o.code = -1
 	}
-	if o.code != 0 || strings.Contains(script, "restart") {
-		fmt.Fprintf(os.Stderr, "%s", out.Bytes())
+	for line := range strings.Lines(out.String()) {
+		if o.code != 0 || strings.HasPrefix(line, "note: ") {
+			fmt.Fprint(os.Stderr, line)
+		}
 	}
 	return o
 }

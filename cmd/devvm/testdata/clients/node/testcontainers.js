@@ -23,7 +23,7 @@ async function main(how) {
 		for (let i = 0; i < 3; i++) {
 			const start = Date.now();
 			await container.restart();
-			console.log(`restart ${i}: ${Date.now() - start} ms`);
+			console.log(`note: restart ${i}: ${Date.now() - start} ms`);
 			assert.strictEqual(await page(container), "hello\n");
 		}
 	}
