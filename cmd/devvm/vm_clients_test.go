@@ -192,7 +192,7 @@ func runCase(ts *testscript.TestScript, name, script, dir string, env []string) 
 
 // fetchFunction asks a published port. One that OpenSSH's engine has just published is open
 // when devvm has heard of it.
-const fetchFunction = `fetch() { curl -sS --noproxy '*' --retry 60 --retry-delay 1 --retry-all-errors "http://$1/"; }
+const fetchFunction = `fetch() { curl -sS --noproxy '*' --retry 20 --retry-delay 1 --retry-all-errors "http://$1/"; }
 `
 
 // shortDir is a directory with a path that is short enough for sockets.
