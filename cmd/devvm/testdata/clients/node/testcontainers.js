@@ -10,11 +10,17 @@ async function page(container) {
 }
 
 async function main(how) {
+	const ready = [Wait.forListeningPorts(), Wait.forHttp("/index.html", 8080)];
+	if (how !== "restart") {
+		// After a restart the library asks for the log since the engine's StartedAt. A line that came
+		// before the engine wrote that down is never seen, and it waits for a minute, on any engine.
+		ready.push(Wait.forLogMessage("serving"));
+	}
 	const container = await new GenericContainer("box")
 		.withCommand(["sh", "-c", "echo serving; exec httpd -f -p 8080 -h /www"])
 		.withCopyContentToContainer([{ content: "hello\n", target: "/www/index.html" }])
 		.withExposedPorts(8080)
-		.withWaitStrategy(Wait.forAll([Wait.forListeningPorts(), Wait.forLogMessage("serving"), Wait.forHttp("/index.html", 8080)]))
+		.withWaitStrategy(Wait.forAll(ready))
 		.start();
 	assert.strictEqual(await page(container), "hello\n");
 	const { output, exitCode } = await container.exec(["sh", "-c", "cat /www/index.html; exit 3"]);
