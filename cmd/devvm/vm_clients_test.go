@@ -248,8 +248,26 @@ CMD ["sh"]
 	ts.Check(ts.Exec("docker", "build", "-q", "-t", "box", dir))
 	ts.Check(os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM box\nENTRYPOINT [\"ryuk\"]\n"), 0o644))
 	ts.Check(ts.Exec("docker", "build", "-q", "-t", "testcontainers/ryuk:0.14.0", dir))
+	buildkitImage(ts)
 	ts.Check(ts.Exec("docker", "version", "--format", "{{json .}}"))
 	var version struct{ Client, Server struct{ Version string } }
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile("stdout")), &version))
 	fmt.Fprintf(os.Stderr, "docker: client %s, engine %s\n", version.Client.Version, version.Server.Version)
+}
+
+// buildkitImage makes the image of buildx's container driver of BuildKit and the VM's runc.
+func buildkitImage(ts *testscript.TestScript) {
+	dir := ts.MkAbs("buildkit")
+	ts.Check(os.MkdirAll(dir, 0o755))
+	for _, name := range []string{"buildkitd", "buildctl"} {
+		ts.Check(ts.Exec("cp", filepath.Join(os.Getenv("DEVVM_TEST_CLIENTS"), "bin", name), dir))
+	}
+	// The VM has the project's directory.
+	ts.Check(ts.Exec("devvm", "exec", "--", "sh", "-c", `tar -c -h -f "$1/runc.tar" /usr/sbin/runc $(ldd /usr/sbin/runc | grep -o '/[^ ]*')`, "sh", dir))
+	ts.Check(os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(`FROM box
+ADD runc.tar /
+COPY buildkitd buildctl /usr/bin/
+ENTRYPOINT ["buildkitd"]
+`), 0o644))
+	ts.Check(ts.Exec("docker", "build", "-q", "-t", "moby/buildkit:buildx-stable-1", dir))
 }
