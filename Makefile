@@ -13,7 +13,7 @@ LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help build install lint check test vmtest kills fills attack fuzz hostile bench demo clean
+.PHONY: help build install lint check test vmtest kills fills clients attack fuzz hostile bench demo clean
 
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
@@ -22,6 +22,7 @@ help:
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make kills     a real VM whose processes are killed and stopped, DEVVM_TEST_ROUNDS (200) times'
 	@echo 'make fills     a real VM on a disk of the host that fills at every verb; as root'
+	@echo 'make clients   Docker clients as they are, on docker.sock and on the engine'"'"'s own socket; CLIENTS_RUN=REGEXP picks some'
 	@echo 'make attack    what a neighbour, another user and a container can try, with its control'
 	@echo 'make fuzz      every fuzz target for FUZZTIME (20s); FUZZ_RUN=REGEXP picks some'
 	@echo 'make hostile   the host'"'"'s processes under a hostile guest for DEVVM_TEST_TIME (10m)'
@@ -74,6 +75,9 @@ fills: export DEVVM_TEST_TIMEOUT ?= 24h
 fills: export VMTEST_RUN ?= ^TestVMFills$$
 fills:
 	.ci/vmtest
+
+clients:
+	.ci/clients
 
 attack:
 	.ci/attack

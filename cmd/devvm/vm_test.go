@@ -154,6 +154,7 @@ func runVMScripts(t *testing.T, scripts ...string) {
 			"eventually":  cmdEventually,
 			"slay":        cmdSlayVM,
 			"client":      cmdClient,
+			"clients":     cmdClients,
 			"context":     cmdContext,
 			"serve":       cmdServe,
 			"fingerprint": cmdFingerprint,
