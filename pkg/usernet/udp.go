@@ -197,17 +197,23 @@ func (o *outbound) openUDP(id stack.TransportEndpointID) *udpFlow {
 	case <-o.s.ctx.Done():
 		return nil
 	}
+	if !o.s.begin() {
+		<-o.udpFlows.slots
+		return nil
+	}
 	f, err := o.makeUDP(id)
 	if err != nil {
+		o.s.wg.Done()
 		<-o.udpFlows.slots
 		o.s.log.Debug("outbound flow failed", "to", to.String(), "error", err)
 		return nil
 	}
 	o.udpFlows.add(f)
-	o.s.wg.Go(func() {
+	go func() {
+		defer o.s.wg.Done()
 		defer func() { <-o.udpFlows.slots }()
 		o.receiveUDP(f)
-	})
+	}()
 	return f
 }
 
