@@ -102,10 +102,15 @@ func (r *resolver) serveDatagram(id stack.TransportEndpointID, b []byte) {
 	}
 	select {
 	case r.queue <- struct{}{}:
-		r.s.wg.Go(func() {
+		if !r.s.begin() {
+			<-r.queue
+			return
+		}
+		go func() {
+			defer r.s.wg.Done()
 			defer func() { <-r.queue }()
 			answer()
-		})
+		}()
 	default: // the guest is told at once
 		refused = pack(new(dns.Msg).SetRcode(query, dns.RcodeServerFailure), dns.MinMsgSize)
 		query = nil

@@ -91,6 +91,42 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
+// What a VM begins while its network ends is waited for, or does not begin: the race detector
+// tells if it does both.
+func TestCloseWhileFramesCome(t *testing.T) {
+	var stream []byte
+	for port := range uint16(64) {
+		from := netip.AddrPortFrom(usernet.Guest, 40000+port)
+		for _, frame := range [][]byte{
+			tcpFrame(from, netip.MustParseAddrPort("198.51.100.7:80"), 1, 0, header.TCPFlagSyn, 65535, nil),
+			udpFrame(from, netip.MustParseAddrPort("198.51.100.7:53"), []byte("x")),
+		} {
+			stream = append(binary.BigEndian.AppendUint32(stream, uint32(len(frame))), frame...)
+		}
+	}
+	for range 50 {
+		s, err := usernet.New(usernet.Config{DialOut: func(context.Context, string, netip.AddrPort) (net.Conn, error) {
+			return nil, syscall.ECONNREFUSED
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		qemu, theirs := net.Pipe()
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(t.Context(), theirs) }()
+		go io.Copy(io.Discard, qemu)
+		if _, err := qemu.Write(stream[:len(stream)/2]); err != nil {
+			t.Fatal(err)
+		}
+		go qemu.Write(stream[len(stream)/2:])
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		<-served
+		qemu.Close()
+	}
+}
+
 // halfPair is a socket whose other end has gone.
 func halfPair(network string) (net.Conn, error) {
 	kind := syscall.SOCK_STREAM

@@ -20,9 +20,12 @@ import (
 func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 	id := r.ID()
 	to := destinationOf(id)
+	if !o.s.begin() {
+		r.Complete(true)
+		return
+	}
+	defer o.s.wg.Done()
 	if v := o.s.gateway.stream(to); v != nil {
-		o.s.wg.Add(1)
-		defer o.s.wg.Done()
 		o.handleService(r, v)
 		return
 	}
@@ -35,8 +38,6 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		r.Complete(true)
 		return
 	}
-	o.s.wg.Add(1)
-	defer o.s.wg.Done()
 
 	ctx, cancel := context.WithTimeout(o.s.ctx, dialTimeout)
 	outside, decided, err := o.open(ctx, "tcp", to)

@@ -201,17 +201,23 @@ func (o *outbound) openUDP(in *udpFlows, network string, id stack.TransportEndpo
 	case <-o.s.ctx.Done():
 		return nil, ErrClosed
 	}
+	if !o.s.begin() {
+		<-in.slots
+		return nil, ErrClosed
+	}
 	f, err := o.makeUDP(in, network, id)
 	if err != nil {
+		o.s.wg.Done()
 		<-in.slots
 		o.s.log.Debug("outbound flow failed", "network", network, "to", to.String(), "error", err)
 		return nil, err
 	}
 	in.add(f)
-	o.s.wg.Go(func() {
+	go func() {
+		defer o.s.wg.Done()
 		defer func() { <-in.slots }()
 		o.receiveUDP(f)
-	})
+	}()
 	return f, nil
 }
 

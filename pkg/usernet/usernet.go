@@ -320,10 +320,24 @@ func (s *Stack) setSince(t time.Time) {
 	s.mu.Unlock()
 }
 
+// begin has Close wait until s.wg.Done. It is false if the Stack is closed: what would begin
+// must not.
+func (s *Stack) begin() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return false
+	}
+	s.wg.Add(1)
+	return true
+}
+
 // Close ends all connections and waits for the goroutines of the Stack.
 func (s *Stack) Close() error {
 	s.closing.Do(func() {
+		s.mu.Lock()
 		s.cancel()
+		s.mu.Unlock()
 		s.net.Close() // ends handshakes that would wait for the guest
 		s.wg.Wait()
 		s.net.Wait()
