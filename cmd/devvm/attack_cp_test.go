@@ -95,7 +95,10 @@ func (s *scene) attackCopy(t *testing.T, l lan, a victim) {
 mkdir -p /var/lib/app/.ssh /var/lib/app/sub
 echo "the VM's key" >/var/lib/app/.ssh/authorized_keys
 for f in id one two; do echo "the VM's" >/var/lib/app/sub/$f; done
-for n in 1 2 3 4 5 6; do head -c 4M /dev/urandom >/var/lib/app/$n; done # some of them come after sub
+# tar takes them in the file system's order: whichever that is, something comes after sub has
+# been seen, and most of it into sub.
+for n in 1 2 3 4 5 6; do head -c 4M /dev/urandom >/var/lib/app/sub/big$n; done
+for n in $(seq 40); do echo "the VM's" >/var/lib/app/sub/small$n; done
 ln -s "$1/.bash_aliases" report.txt
 ln -s "$1" data`, home.dir)
 

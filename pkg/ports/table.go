@@ -54,12 +54,12 @@ const (
 	refreshEvery = 10 * time.Second // of the host's addresses, while something is exposed
 	dialTimeout  = 10 * time.Second
 	lookupTime   = 3 * time.Second // to find who has a port
+	lookEvery    = 10 * time.Second
 
 	// A port that is being given up is not taken. A child that is about to run another
 	// program holds what its parent has closed, too.
 	takenTries = 5
 	takenPause = 50 * time.Millisecond
-	lookEvery  = 10 * time.Second
 )
 
 // States of a port and of its addresses.

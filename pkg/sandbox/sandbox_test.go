@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -147,6 +148,17 @@ func (a act) do() error {
 				return fmt.Errorf("%s is free", path)
 			}
 		}
+	case "more threads": // of the C library's making, in a build with cgo
+		var all, ready sync.WaitGroup
+		ready.Add(32)
+		for range 32 {
+			all.Go(func() {
+				runtime.LockOSThread() // and ends with the goroutine
+				ready.Done()
+				ready.Wait()
+			})
+		}
+		all.Wait()
 	default:
 		return fmt.Errorf("unknown act %q", a.Verb)
 	}
@@ -225,6 +237,7 @@ func TestSandbox(t *testing.T) {
 		{act{Verb: "ring"}, "", "EPERM"},
 		{act{Verb: "signal"}, "ok", "EPERM"},
 		{act{Verb: "threads"}, "", "ok"},
+		{act{Verb: "more threads"}, "ok", "ok"},
 	} {
 		t.Run(tt.act.Verb+" "+tt.act.Path, func(t *testing.T) {
 			for _, within := range []bool{false, true} {

@@ -264,12 +264,16 @@ func TestTerminalCancel(t *testing.T) {
 	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH") })
 	_, _ = v.tty.WriteString("^C") // as the terminal shows the key
 	cancel()
-	waitFor(t, func() bool { return strings.Contains(v.screen(), "✗ connect over SSH") })
-	v.sync()
-	if !v.atLineStart() || strings.Count(v.screen(), "\n") != 1 || !strings.HasPrefix(v.screen(), "✗") {
-		t.Errorf("not clean before Close:\n%s", v.screen())
+	// The display ends by itself, before Close. Nothing may write to the terminal until it has.
+	clean := func() bool {
+		return strings.HasPrefix(v.screen(), "✗ connect over SSH") && strings.Count(v.screen(), "\n") == 1 && v.atLineStart()
 	}
+	waitFor(t, clean)
 	p.Close()
+	v.sync()
+	if !clean() {
+		t.Errorf("not clean after Close:\n%s", v.screen())
+	}
 }
 
 // A killed process leaves its last frame, with the cursor below it.
