@@ -88,8 +88,10 @@ func TestNarrow(t *testing.T) {
 		Project: "shop-1a2b3c4d", Dir: "/home/somebody/src/customers/a-long-name-of-a-customer/projects/shop", State: vm.StateRunning, Healthy: true, Engine: "26.1.5", Latency: 3,
 		CPUs: 2, Memory: 4 << 30, Accel: vm.AccelTCG, DiskUsed: 3 << 30, UndoUsed: 1 << 30, Socket: "/run/user/1000/devvm/shop-1a2b3c4d/docker.sock",
 		Problem: "its provisioning has failed, or is not done yet (devvm logs --provision): there is no /home/somebody/.local/share/devvm/projects/shop-1a2b3c4d/vm/provisioned", Next: "devvm up",
-		Supervisor: &supervisor.Status{Ports: 4, PortsPublished: 4, PortsNotOpen: 1, Alone: true, Room: &supervisor.Room{Room: guest.Room{Memory: 4 << 30, MemoryFree: 1 << 30, Disk: 60 << 30, DiskFree: 7 << 30, Inodes: 4 << 20, InodesFree: 3 << 20}},
-			Files: []supervisor.Files{{Path: "/home/somebody/src/customers/shop", Writable: true, Road: "nfs", Why: "the host offers no virtiofs here, which would be faster for many small files"}}},
+		Supervisor: &supervisor.Status{
+			Ports: 4, PortsPublished: 4, PortsNotOpen: 1, Alone: true, Room: &supervisor.Room{Room: guest.Room{Memory: 4 << 30, MemoryFree: 1 << 30, Disk: 60 << 30, DiskFree: 7 << 30, Inodes: 4 << 20, InodesFree: 3 << 20}},
+			Files: []supervisor.Files{{Path: "/home/somebody/src/customers/shop", Writable: true, Road: "nfs", Why: "the host offers no virtiofs here, which would be faster for many small files"}},
+		},
 	}
 	verdict := audit.Report{User: "somebody", Findings: []audit.Finding{
 		{Name: "listening sockets", Status: audit.OK, What: "12 sockets of devvm's listen, all on this host's loopback or on a unix socket of the user's"},

@@ -276,7 +276,7 @@ func (s *Service) finishMove(ctx context.Context, hv vm.Hypervisor, p Project, p
 	f := s.Dirs.paths(p.Name)
 	r, err := f.read()
 	if err != nil || r.Adopts == "" {
-		return nil //nolint:nilerr // none is under way
+		return nil // none is under way
 	}
 	old := s.Dirs.paths(r.Adopts)
 	if !exists(old.root) {

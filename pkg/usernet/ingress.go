@@ -138,7 +138,7 @@ func (s *Stack) ingress(frame []byte) bool {
 // echo sends a ping on its way, or answers why it does not go.
 func (s *Stack) echo(frame []byte) {
 	ip := header.IPv4(frame[header.EthernetMinimumSize:])
-	code := header.ICMPv4Code(header.ICMPv4AdminProhibited)
+	code := header.ICMPv4AdminProhibited
 	if s.pings {
 		err := s.out.ping(ip)
 		if err == nil {

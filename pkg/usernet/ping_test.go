@@ -174,7 +174,7 @@ func (r *root) pong(ident uint16, wait time.Duration) string {
 				return "echo"
 			}
 		case header.ICMPv4DstUnreachable:
-			if quoted := header.ICMPv4(icmp[header.ICMPv4MinimumSize+header.IPv4MinimumSize:]); quoted.Ident() == ident {
+			if quoted := icmp[header.ICMPv4MinimumSize+header.IPv4MinimumSize:]; quoted.Ident() == ident {
 				return fmt.Sprint("unreachable ", icmp.Code())
 			}
 		}
