@@ -208,6 +208,10 @@ func TestWishes(t *testing.T) {
 		Binds:    []string{"/a:/b:ro"},
 		Mounts:   []engine.Mount{{Type: "bind", Source: "/c", ReadOnly: true}},
 	}
+	if len(got.ID) != 64 {
+		t.Errorf("its number is %q", got.ID)
+	}
+	want.ID = got.ID
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Error(diff, err)
 	}

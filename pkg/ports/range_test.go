@@ -2,6 +2,7 @@ package ports_test
 
 import (
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,8 +62,9 @@ func freeRange(t *testing.T, n uint16) uint16 {
 // TestNarrow: what is left of a range has no port that somebody else has, and of several parts
 // it is the one with the most room.
 func TestNarrow(t *testing.T) {
-	now := time.Now()
-	table := newTable(t, ports.Options{Dial: newGuest().dial, Now: func() time.Time { return now }})
+	var hours atomic.Int64
+	began := time.Now()
+	table := newTable(t, ports.Options{Dial: newGuest().dial, Now: func() time.Time { return began.Add(time.Duration(hours.Load()) * time.Hour) }})
 	first := freeRange(t, 6)
 	all := ports.Range{Protocol: "tcp", First: first, Last: first + 5}
 	check := func(when string, want ports.Range, taken uint16) {
@@ -87,28 +89,28 @@ func TestNarrow(t *testing.T) {
 	check("free again", all, 0)
 
 	// With one in the middle taken, containers that are to be made spread over what is left.
-	now = now.Add(time.Hour)
+	hours.Add(1)
 	occupy(t, at("127.0.0.1", first+3))
 	check("one in the middle", part(0, 2), first+3) // 3 and 2 are left
 	check("a second container", part(0, 2), first+3)
 	check("a third", part(4, 5), first+3)
 	check("a fourth", part(0, 2), first+3)
 	check("a fifth", part(4, 5), first+3)
-	now = now.Add(time.Hour)
+	hours.Add(1)
 	check("they never started", part(0, 2), first+3)
-	now = now.Add(time.Hour)
+	hours.Add(1)
 
 	// Ports that the project has are no obstacle, and no room.
 	table.Set([]ports.Published{published(first, "tcp"), published(first+1, "tcp")}, 0)
 	check("two in use", part(4, 5), first+3)
-	now = now.Add(time.Hour)
+	hours.Add(1)
 	if _, err := table.Reserve(t.Context(), []ports.Want{{Protocol: "tcp", HostPort: first + 4}, {Protocol: "tcp", HostPort: first + 5}}, 0, 24*time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	check("two reserved", part(0, 2), first+3)
 
 	table.Configure(ports.Settings{Deny: []uint16{first + 1, first + 2}, Map: map[uint16]uint16{first + 5: first + 3}})
-	now = now.Add(time.Hour)
+	hours.Add(1)
 	table.Set(nil, 0)
 	check("denied and mapped to one that is taken", part(0, 0), first+1)
 	if got, err := table.Narrow(part(1, 3)); err == nil || got != (ports.Range{}) {
