@@ -39,7 +39,7 @@ Memory of a suspended VM and snapshots do not come along; if there are any, this
 }
 
 func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project, from string, yes bool) error {
-	if strings.ContainsRune(from, filepath.Separator) && !filepath.IsAbs(from) {
+	if isPath := strings.ContainsRune(from, filepath.Separator) || from == "." || from == ".."; isPath && !filepath.IsAbs(from) {
 		dir, err := a.projectDir()
 		if err != nil {
 			return err
@@ -57,7 +57,7 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project
 			return err
 		}
 		fmt.Fprintf(a.Err, "note: the VM of %s is this directory's already\n", ui.Escape(p.Dir))
-		return nil
+		return a.moved(p, p)
 	}
 	if lost := lostByMove(former); lost != "" && !yes {
 		if err := a.confirmLoss(ctx, fmt.Sprintf("The VM of %s becomes that of %s, without %s. Go ahead?", former.Dir, p.Dir, lost)); err != nil {
@@ -67,16 +67,23 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project
 	if err := a.move(ctx, s, p, former); err != nil {
 		return err
 	}
-	if a.json {
-		return a.JSONLine(struct {
-			Type    string `json:"type"`
-			Project string `json:"project"`
-			Dir     string `json:"dir"`
-			From    string `json:"from"`
-		}{"result", p.Name, p.Dir, former.Name})
+	if !a.json {
+		fmt.Fprintf(a.Err, "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
 	}
-	fmt.Fprintf(a.Err, "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
-	return nil
+	return a.moved(p, former.Project)
+}
+
+// moved prints the result for scripts.
+func (a *app) moved(p, former project.Project) error {
+	if !a.json {
+		return nil
+	}
+	return a.JSONLine(struct {
+		Type    string `json:"type"`
+		Project string `json:"project"`
+		Dir     string `json:"dir"`
+		From    string `json:"from"`
+	}{"result", p.Name, p.Dir, former.Name})
 }
 
 // move takes over a VM, and says what is not as before.
@@ -85,6 +92,7 @@ func (a *app) move(ctx context.Context, s *project.Service, p project.Project, f
 		return err
 	}
 	fmt.Fprintf(a.Err, "note: containers that bind files below %s have to be made again (docker compose up --force-recreate)\n", ui.Escape(from.Dir))
+	fmt.Fprintf(a.Err, "note: its docker.sock, its own address and its name for ssh are new: run eval \"$(devvm env)\" and devvm ssh --config again\n")
 	return dockercontext.Move(ctx, from.Name, p.Name, s.Socket(p))
 }
 
@@ -103,8 +111,11 @@ func lostByMove(from project.Former) string {
 // offerMove asks whether a directory that was renamed is to have the VM of its former path, where
 // up would make a new one.
 func (a *app) offerMove(ctx context.Context, s *project.Service, p project.Project) error {
-	if !a.Interactive() || s.HasVM(p) {
+	if !a.Interactive() {
 		return nil
+	}
+	if s.HasVM(p) {
+		return a.offerKeep(ctx, s, p)
 	}
 	former, found, err := s.Moves(ctx, p, "")
 	if err != nil || !found {
@@ -119,4 +130,23 @@ func (a *app) offerMove(ctx context.Context, s *project.Service, p project.Proje
 		return err
 	}
 	return a.move(ctx, s, p, former)
+}
+
+// offerKeep asks whether a directory is to have the VM of another one, which was at its path.
+func (a *app) offerKeep(ctx context.Context, s *project.Service, p project.Project) error {
+	if !s.Replaced(p) {
+		return nil
+	}
+	yes, err := a.Confirm(ctx, fmt.Sprintf("The VM of %s was made for another directory, which was renamed or removed. Is it this one's from now on?", p.Dir))
+	if err != nil {
+		return err
+	}
+	if !yes {
+		return &ui.Error{
+			Code: ui.ExitCancelled,
+			Msg:  "nothing was done",
+			Hint: "in the directory that was renamed, take the VM over: devvm move; for a new one here, remove it: devvm rm; devvm up",
+		}
+	}
+	return s.Keep(ctx, p)
 }

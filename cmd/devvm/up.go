@@ -56,8 +56,13 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, 
 			return &ui.Error{Code: ui.ExitCancelled, Msg: "nothing was done", Hint: "run devvm up in a project's directory"}
 		}
 	}
-	if !o.yes {
+	switch {
+	case !o.yes:
 		if err := a.offerMove(ctx, s, p); err != nil {
+			return err
+		}
+	case s.Replaced(p):
+		if err := s.Keep(ctx, p); err != nil {
 			return err
 		}
 	}

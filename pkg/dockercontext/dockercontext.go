@@ -1,5 +1,6 @@
 // Package dockercontext keeps named contexts of projects in the configuration of this
-// host's Docker client, by that client itself. The current context is never switched.
+// host's Docker client, by that client itself. The current context is switched only
+// from a project's to that of the directory that takes over its VM.
 //
 // It imports no other package of devvm, and fails with [ErrNoClient] or as the client does.
 package dockercontext
@@ -8,7 +9,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"slices"
 	"strings"
 )
 
@@ -46,6 +49,16 @@ func Move(ctx context.Context, former, project, socket string) error {
 	}
 	if err := Create(ctx, project, socket); err != nil {
 		return err
+	}
+	show := exec.CommandContext(ctx, docker, "context", "show")
+	show.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { // these hide which one is
+		return strings.HasPrefix(s, "DOCKER_HOST=") || strings.HasPrefix(s, "DOCKER_CONTEXT=")
+	})
+	current, err := show.Output()
+	if err == nil && strings.TrimSpace(string(current)) == Name(former) {
+		if out, err := exec.CommandContext(ctx, docker, "context", "use", Name(project)).CombinedOutput(); err != nil {
+			return fmt.Errorf("docker context use %s: %w: %s", Name(project), err, strings.TrimSpace(string(out)))
+		}
 	}
 	return Remove(ctx, former)
 }

@@ -38,6 +38,18 @@ func TestContext(t *testing.T) {
 		t.Errorf("the current context was switched to %s", current)
 	}
 	docker("context", "use", dockercontext.Name("app"))
+	// With its VM goes that it is the current one, or docker would go on with this host's engine.
+	t.Setenv("DOCKER_HOST", "unix:///run/c.sock")
+	if err := dockercontext.Move(t.Context(), "app", "app2", "/run/d.sock"); err != nil {
+		t.Error(err)
+	}
+	t.Setenv("DOCKER_HOST", "")
+	if current := docker("context", "show"); current != dockercontext.Name("app2") {
+		t.Errorf("the current context is %s", current)
+	}
+	if err := dockercontext.Move(t.Context(), "app2", "app", "/run/d.sock"); err != nil {
+		t.Error(err)
+	}
 	if err := dockercontext.Remove(t.Context(), "app"); err != nil {
 		t.Error(err)
 	}

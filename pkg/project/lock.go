@@ -72,6 +72,10 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 			_ = l.Close()
 			continue
 		}
+		if err := f.checkMoved(verb); err != nil {
+			_ = l.Close()
+			return nil, err
+		}
 		b, _ := json.Marshal(holder{os.Getpid(), verb})
 		_ = os.WriteFile(f.lock, b, 0o600) // words for others: a full disk is no reason not to remove a VM
 		return l, nil
@@ -121,9 +125,10 @@ type record struct {
 
 // beingOf is what a directory keeps when it is renamed, and a copy of it does not have: its
 // number, and when it was made, where the file system knows (statx(2)). It is "" if there is none.
+// A link to a directory is not the directory.
 func beingOf(dir string) string {
 	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
 		return ""
 	}
 	return fmt.Sprintf("%d %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
@@ -135,6 +140,22 @@ func isSure(being string) bool { return being != "" && !strings.HasSuffix(being,
 // writeRecord notes the directory beside the project's files.
 func (f paths) writeRecord(dir string) error {
 	return f.write(record{Dir: []byte(dir), Being: beingOf(dir)})
+}
+
+// noteDir is writeRecord, unless the VM was made for another directory, which has gone from this
+// path: that one may come for its VM.
+func (f paths) noteDir(dir string) error {
+	if f.isReplaced(dir) {
+		return nil
+	}
+	return f.writeRecord(dir)
+}
+
+// isReplaced tells whether a directory is known not to be the one that the VM was made for.
+func (f paths) isReplaced(dir string) bool {
+	_, being := f.recorded()
+	now := beingOf(dir)
+	return f.isUsed() && isSure(being) && now != "" && now != being
 }
 
 // writeAdopts notes that the project is taking over another one's VM.

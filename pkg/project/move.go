@@ -36,7 +36,10 @@ func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bo
 	var former Project
 	switch {
 	case from == "":
-		f, ok := s.former(p)
+		f, ok := s.adopted(p)
+		if !ok {
+			f, ok = s.former(p)
+		}
 		if !ok {
 			return Former{}, false, nil
 		}
@@ -72,6 +75,74 @@ func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bo
 	return out, true, nil
 }
 
+// adopted returns the project whose VM this one has begun to take over.
+func (s *Service) adopted(p Project) (Project, bool) {
+	r, err := s.Dirs.paths(p.Name).read()
+	if err != nil || r.Adopts == "" {
+		return Project{}, false
+	}
+	return identify(string(r.From)), true
+}
+
+// adopter returns the directory of the project that has begun to take over this one's VM.
+func (f paths) adopter() (dir string, ok bool) {
+	all, _ := filepath.Glob(filepath.Join(filepath.Dir(f.root), "*", filepath.Base(f.record)))
+	for _, path := range all {
+		r, err := paths{record: path}.read()
+		if err == nil && r.Adopts == filepath.Base(f.root) && path != f.record {
+			return string(r.Dir), true
+		}
+	}
+	return "", false
+}
+
+// checkMoved keeps other verbs away from a project of which a part is elsewhere, because a move
+// was interrupted. What rm leaves is whole.
+func (f paths) checkMoved(verb string) error {
+	if verb == "move" || verb == "rm" {
+		return nil
+	}
+	if verb != "up" && f.adopts() != "" { // up completes it
+		return errAdopts()
+	}
+	if dir, ok := f.adopter(); ok {
+		return errLeaves(dir)
+	}
+	return nil
+}
+
+// errAdopts says that a project has taken over a part of another one's VM.
+func errAdopts() error {
+	return &ui.Error{
+		Msg:  "this directory has begun to take over the VM of another one, and was interrupted",
+		Hint: "complete that with: devvm move",
+	}
+}
+
+// errLeaves says that a part of a project's VM is with that of another directory.
+func errLeaves(dir string) error {
+	to := identify(dir).Name
+	return &ui.Error{
+		Msg:  fmt.Sprintf("%s has begun to take over the VM of this project, and was interrupted", dir),
+		Hint: fmt.Sprintf("complete that with: devvm move --project %s (or, if that directory is gone: devvm rm --project %s)", to, to),
+	}
+}
+
+// Replaced tells whether the project's VM was made for another directory, which was at this path
+// and is gone.
+func (s *Service) Replaced(p Project) bool { return s.Dirs.paths(p.Name).isReplaced(p.Dir) }
+
+// Keep gives the VM of a directory that is gone to the one that is in its place.
+func (s *Service) Keep(ctx context.Context, p Project) error {
+	f := s.Dirs.paths(p.Name)
+	lock, err := f.acquire(ctx, "up", nil)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	return f.writeRecord(p.Dir)
+}
+
 // canonicalGone is a path without symbolic links above its last name, which need not be there.
 func canonicalGone(path string) string {
 	return filepath.Join(canonical(filepath.Dir(filepath.Clean(path))), filepath.Base(path))
@@ -80,6 +151,9 @@ func canonicalGone(path string) string {
 // checkMove finds what is against a move.
 func (s *Service) checkMove(p Project, from Former) error {
 	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(from.Name)
+	if dir, ok := old.adopter(); ok && dir != p.Dir {
+		return errLeaves(dir)
+	}
 	switch {
 	case from.Dir == p.Dir:
 		return nil
@@ -92,8 +166,14 @@ func (s *Service) checkMove(p Project, from Former) error {
 		}
 	case f.adopts() == from.Name: // it is under way
 		return nil
+	case f.adopts() != "":
+		return errAdopts()
 	case !exists(old.disk()):
-		return s.errNoVM(from.Project)
+		return &ui.Error{
+			Code: ui.ExitNoVM,
+			Msg:  "no VM is known of " + from.Dir,
+			Hint: "list the projects with: devvm ls",
+		}
 	case f.isUsed() || exists(f.undo):
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s has a VM of its own", p.Dir),
@@ -175,6 +255,12 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p Project, fro
 	if err := s.stopHelpers(ctx, p); err != nil {
 		return err
 	}
+	if f.isUsed() {
+		return &ui.Error{
+			Msg:  fmt.Sprintf("the VM of %s has come into use meanwhile, so nothing was moved; it is stopped", p.Dir),
+			Hint: "go on with it: devvm up, or run devvm move again",
+		}
+	}
 	for _, path := range []string{f.vm, f.agreed(), f.egress(), f.owners(), f.shares()} {
 		if err := removeAll(path); err != nil {
 			return err
@@ -238,6 +324,9 @@ func (s *Service) takeOver(p, former Project, same bool) error {
 	for _, file := range files {
 		if !exists(file.from) {
 			continue
+		}
+		if exists(file.to) && (file.to == f.vm || file.to == f.undo) { // no verb that makes one goes before this
+			return fmt.Errorf("move the VM: %s is in the way", file.to)
 		}
 		if err := removeAll(file.to); err != nil {
 			return err

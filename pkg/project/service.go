@@ -117,7 +117,7 @@ func (s *Service) errNoVM(p Project) error {
 		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, shell.Quote(above.Dir))
 	}
 	if former, ok := s.former(p); ok {
-		hint += "; " + renamed(former)
+		hint = takeOverHint(former)
 	}
 	if f := s.Dirs.paths(p.Name); exists(f.disk()) && !f.isBegun() {
 		return &ui.Error{
@@ -175,9 +175,9 @@ func (s *Service) former(p Project) (Project, bool) {
 	return Project{}, false
 }
 
-// renamed says what to do about a former project.
-func renamed(former Project) string {
-	return fmt.Sprintf("this directory was %s, and has a VM by that name: to go on with that: devvm move; to be rid of it: devvm rm --project %s", former.Dir, former.Name)
+// takeOverHint says what to do about a former project.
+func takeOverHint(former Project) string {
+	return fmt.Sprintf("take over the VM of %s, which this directory was: devvm move (to be rid of that VM: devvm rm --project %s)", former.Dir, former.Name)
 }
 
 // errNotRunning says that the project's VM is off.

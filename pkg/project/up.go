@@ -126,8 +126,11 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	}
 	if err != nil {
 		if former, ok := s.former(p); ok {
-			pr.Note("%s gets a new VM; %s", p.Dir, renamed(former))
+			pr.Note("%s gets a new VM; to %s", p.Dir, takeOverHint(former))
 		}
+	}
+	if s.Replaced(p) {
+		pr.Note("%s is not the directory that this VM was made for, which was renamed or removed: to give the VM to that one, run devvm move there", p.Dir)
 	}
 	return s.upFrom(ctx, hv, p, dom, pr)
 }
@@ -178,7 +181,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		}
 		dom = vm.Domain{}
 	}
-	if err := f.writeRecord(p.Dir); err != nil {
+	if err := f.noteDir(p.Dir); err != nil {
 		return err
 	}
 	if err := b.mendShares(); err != nil {
@@ -433,7 +436,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	if err := unmark(b.files.stopping()); err != nil {
 		return err
 	}
-	if err := b.files.writeRecord(b.project.Dir); err != nil {
+	if err := b.files.noteDir(b.project.Dir); err != nil {
 		return err
 	}
 	settle := b.settleShares
