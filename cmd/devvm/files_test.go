@@ -91,6 +91,7 @@ func TestStateFiles(t *testing.T) {
 	h := newHost(t, true)
 	h.unprivileged()
 	golden := h.golden()
+	t.Parallel() // no sooner: a child of another test would hold the program while it is copied
 	n := 0
 	for _, pattern := range sorted(stateFiles) {
 		if !strings.Contains(kept, "`"+pattern+"`") {
