@@ -106,16 +106,19 @@ func (l *locator) walk(these []int, depth int) error {
 }
 
 // into are those of some edits whose paths go on with a name. Engines read names of fields
-// in any case, as encoding/json does.
+// in any case, as encoding/json does, but not keys of maps, such as 80/tcp.
 func (l *locator) into(these []int, depth int, name string) []int {
 	var on []int
 	for _, i := range these {
-		if path := l.edits[i].Path; len(path) > depth && strings.EqualFold(path[depth], name) {
+		if path := l.edits[i].Path; len(path) > depth && (path[depth] == name || isField(path[depth]) && strings.EqualFold(path[depth], name)) {
 			on = append(on, i)
 		}
 	}
 	return on
 }
+
+// isField tells whether an element of a path is the name of a field, which are all capitalized.
+func isField(name string) bool { return name != "" && 'A' <= name[0] && name[0] <= 'Z' }
 
 var contentLength = regexp.MustCompile(`(?im)^content-length:.*(?:\n[ \t].*)*`)
 

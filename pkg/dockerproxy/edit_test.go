@@ -65,6 +65,7 @@ func TestEdit(t *testing.T) {
 	const lower = `{"hostconfig":{"binds":["/from:/b"]}}`
 	const merged = `{"HostConfig":{"Binds":["/a:/b"]},"HOSTCONFIG":{"Memory":1,"Binds":["/b:/b","/from:/c"]}}`
 	const volume = `{"Driver":"local","DriverOpts":{"o":"bind","device":"/from"}}`
+	const keys = `{"DriverOpts":{"device":"/from","Device":"/other"}}`
 	for _, c := range []struct {
 		name, to, send, want string
 	}{
@@ -81,6 +82,7 @@ func TestEdit(t *testing.T) {
 			fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(edited("/to")), edited("/to"))},
 		{"two objects", "/frum", length(merged), length(strings.Replace(merged, "/from", "/frum", 1))},
 		{"a volume", "/frum", request("POST", "/volumes/create", volume), request("POST", "/volumes/create", strings.Replace(volume, "/from", "/frum", 1))},
+		{"keys that differ in case", "/frum", request("POST", "/volumes/create", keys), request("POST", "/volumes/create", strings.Replace(keys, "/from", "/frum", 1))},
 		{"nothing to change", "/to", length(`{"HostConfig":{"Binds":["/a:/b"]}}`), length(`{"HostConfig":{"Binds":["/a:/b"]}}`)},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -86,7 +86,8 @@ func parseRange(s string) (first, last uint16, ok bool) {
 // promiseTime is how long a part of a range counts as given to a container that is yet to start.
 const promiseTime = time.Minute
 
-// promise is a part of a range that a container was given, of which it will have one port.
+// promise is a part of a range that a container was given, of which it will have one port. It
+// ends when the container has it.
 type promise struct {
 	Range
 	until time.Time
@@ -94,7 +95,7 @@ type promise struct {
 
 // Narrow finds the part of a range whose ports the project can have on this host. Of several
 // parts it is the one with the most room. It is the whole range if all can be had, and the zero
-// Range if none can. taken is the first port that cannot, without its owner: see FindOwner. Of a
+// Range if none can. A container that is made with a part gets it by [Table.Promise]. taken is the first port that cannot, without its owner: see FindOwner. Of a
 // long range it is enough to find as many ports as the project may have; MaxMost are tried.
 func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 	t.mu.Lock()
@@ -102,17 +103,17 @@ func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 	now := t.o.Now()
 	t.promises = slices.DeleteFunc(t.promises, func(p promise) bool { return !now.Before(p.until) })
 	var run Range
-	var room, most int
+	var unused, room, mostUnused, most int // room is what is unused and not promised
 	end := func() {
 		for _, p := range t.promises {
 			if run.Protocol == p.Protocol && run.has(p.First) {
 				room--
 			}
 		}
-		if run != (Range{}) && (best == Range{} || room > most) {
-			best, most = run, room
+		if run != (Range{}) && (best == Range{} || min(unused, 1) > min(mostUnused, 1) || min(unused, 1) == min(mostUnused, 1) && room > most) {
+			best, most, mostUnused = run, room, unused
 		}
-		run, room = Range{}, 0
+		run, unused, room = Range{}, 0, 0
 	}
 	for n := int(r.First); n <= min(int(r.Last), int(r.First)+MaxMost-1); n++ {
 		port := uint16(n)
@@ -129,6 +130,7 @@ func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 		}
 		run.Last = port
 		if !used {
+			unused++
 			room++
 		}
 		if room > t.settings.Most {
@@ -136,10 +138,32 @@ func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 		}
 	}
 	end()
-	if best != (Range{}) && best != r {
-		t.promises = append(t.promises, promise{best, now.Add(promiseTime)})
-	}
 	return best, taken
+}
+
+// Promise gives a container that is about to be made a part of a range.
+func (t *Table) Promise(r Range) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.promises = append(t.promises, promise{r, t.o.Now().Add(promiseTime)})
+}
+
+// redeem ends the promises of containers that now have a port. The caller holds the lock.
+func (t *Table) redeem(now []Published) {
+	known := map[number]bool{} // a port can be there for IPv4 and for IPv6
+	for _, p := range t.published {
+		known[number{p.Protocol, p.HostPort}] = true
+	}
+	for _, p := range now {
+		if known[number{p.Protocol, p.HostPort}] {
+			continue
+		}
+		known[number{p.Protocol, p.HostPort}] = true
+		i := slices.IndexFunc(t.promises, func(r promise) bool { return r.Protocol == p.Protocol && r.has(p.HostPort) })
+		if i >= 0 {
+			t.promises = slices.Delete(t.promises, i, i+1)
+		}
+	}
 }
 
 // FindOwner looks for who has the port.

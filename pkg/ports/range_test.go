@@ -1,7 +1,9 @@
 package ports_test
 
 import (
+	"fmt"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -78,6 +80,9 @@ func TestNarrow(t *testing.T) {
 		case err == nil || err.Key.Addr.Port() != taken:
 			t.Errorf("%s: %+v, want port %d", when, err, taken)
 		}
+		if part != all {
+			table.Promise(part)
+		}
 	}
 	part := func(from, to uint16) ports.Range {
 		return ports.Range{Protocol: "tcp", First: first + from, Last: first + to}
@@ -98,6 +103,23 @@ func TestNarrow(t *testing.T) {
 	check("a fifth", part(4, 5), first+3)
 	hours.Add(1)
 	check("they never started", part(0, 2), first+3)
+	hours.Add(1)
+
+	// Containers that start have one each, and every port is had before one is refused.
+	var has []ports.Published
+	for i, next := range []struct {
+		part ports.Range
+		port uint16
+	}{{part(0, 2), 0}, {part(0, 2), 1}, {part(4, 5), 4}, {part(0, 2), 2}, {part(4, 5), 5}} {
+		check(fmt.Sprint("after ", i, " have started"), next.part, first+3)
+		p := published(first+next.port, "tcp")
+		p.IP = netip.IPv4Unspecified()
+		six := p
+		six.IP = netip.IPv6Unspecified()
+		has = append(has, p, six)
+		table.Set(has, 0)
+	}
+	table.Set(nil, 0)
 	hours.Add(1)
 
 	// Ports that the project has are no obstacle, and no room.

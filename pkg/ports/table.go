@@ -182,6 +182,7 @@ func (t *Table) Configure(s Settings) {
 func (t *Table) Set(published []Published, more int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.redeem(published)
 	t.published, t.unlisted = slices.Clone(published), more
 	t.reconcile()
 }

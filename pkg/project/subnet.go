@@ -53,15 +53,12 @@ const AdviceClash = "devvm down; devvm up lets the engine choose others, for net
 const patienceClashes = 5 * time.Second
 
 // clashes finds the networks of a running engine that hide what this host reaches now, perhaps
-// by a VPN that came up later. The engine is asked only if one of its networks could.
+// by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
+// made with.
 func (s *Service) clashes(ctx context.Context, f paths) []subnet.Clash {
 	routes := s.routes()
-	daemon, err := os.ReadFile(filepath.Join(f.credentials(), credentialDaemon))
-	if err == nil {
-		_, all := subnet.Of(daemon)
-		if _, may := all.Overlap(routes); !may {
-			return nil
-		}
+	if len(routes) == 0 {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patienceClashes)
 	defer cancel()
@@ -74,4 +71,11 @@ func (s *Service) clashes(ctx context.Context, f paths) []subnet.Clash {
 		list[i] = subnet.Network(n)
 	}
 	return subnet.Clashes(routes, list)
+}
+
+// tellClashes notes the networks that hide something.
+func (b *boot) tellClashes(ctx context.Context) {
+	for _, c := range b.clashes(ctx, b.files) {
+		b.progress.Note("%s; %s", c, AdviceClash)
+	}
 }

@@ -299,9 +299,7 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	if err := b.await(ctx, nil); err != nil {
 		return err
 	}
-	for _, c := range b.clashes(ctx, b.files) {
-		b.progress.Note("%s; %s", c, AdviceClash)
-	}
+	b.tellClashes(ctx)
 	return nil
 }
 
@@ -734,7 +732,9 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 		credentialHostKey:  keys.HostKeyPEM(),
 		credentialHostname: []byte(b.project.Name),
 		credentialTimezone: []byte(b.Zone),
-		credentialDaemon:   b.daemonJSON(),
+	}
+	if path := filepath.Join(b.files.credentials(), credentialDaemon); !slices.Contains(keep, credentialDaemon) || !exists(path) {
+		all[credentialDaemon] = b.daemonJSON()
 	}
 	if img.Mounts {
 		all[credentialShare] = credentialOf(has.Exports)
@@ -875,7 +875,11 @@ func (b *boot) resume(ctx context.Context, img image.Image) error {
 	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
 		return err
 	}
-	return b.await(ctx, nil)
+	if err := b.await(ctx, nil); err != nil {
+		return err
+	}
+	b.tellClashes(ctx)
+	return nil
 }
 
 // errKept explains why a suspended VM stays so.

@@ -30,8 +30,7 @@ func (x bind) release() {
 // advance is what [Server.HoldAhead] holds.
 type advance struct {
 	bind
-	open   bool // more calls of Hold may not know of it than will
-	listed bool // one has
+	open bool // calls of Hold may not know of it, or of a run of the container before this one
 }
 
 // heldKey is what a handle says of the object.
@@ -66,10 +65,7 @@ func (s *Server) Hold(binds []Bind) {
 		}
 	}
 	for b, x := range s.ahead {
-		switch {
-		case wanted[b]:
-			x.listed = true
-		case x.listed || !x.open:
+		if !wanted[b] && !x.open {
 			delete(s.ahead, b)
 			x.release()
 		}
@@ -86,8 +82,8 @@ func (s *Server) Hold(binds []Bind) {
 }
 
 // HoldAhead is Hold for one that is about to start: the first that Hold hears of it may come
-// after the host has replaced a file. What it holds stays until a Hold that knew of it does not
-// any more or, if none ever has, until the next one after a call of done.
+// after the host has replaced a file. What it holds stays until a Hold after the call of done does
+// not know of it.
 func (s *Server) HoldAhead(binds []Bind) (done func()) {
 	s.holding.Lock()
 	defer s.holding.Unlock()

@@ -389,6 +389,20 @@ func TestHoldAhead(t *testing.T) {
 	s.share.Hold(nil)
 	held("that has never run", three, nfs3.ERR_STALE)
 
+	// A restart: the list that is on its way still has the run before this one.
+	replace("restarted")
+	restarted := c.must("app.conf")
+	done = s.share.HoldAhead(of("4"))
+	s.share.Hold(of("4"))
+	s.share.Hold(nil)
+	replace("four")
+	held("of a restart", restarted, nfs3.OK)
+	s.share.Hold(of("4"))
+	done()
+	held("of a restart that is done", restarted, nfs3.OK)
+	s.share.Hold(nil)
+	held("of a restart, after its end", restarted, nfs3.ERR_STALE)
+
 	// A second start of the same holds what is there then.
 	s.share.HoldAhead(of("3"))()
 	four := c.must("app.conf")

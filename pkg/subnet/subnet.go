@@ -9,6 +9,7 @@ package subnet
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -168,9 +169,15 @@ func HostRoutes() ([]Route, error) {
 		return nil, fmt.Errorf("open a netlink socket: %w", err)
 	}
 	defer kernel.Close()
-	all, err := kernel.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST},
-		netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
-	if err != nil {
+	var all []netlink.Route
+	for range 5 { // they may change meanwhile, as when a VPN comes up; then some are better than none
+		all, err = kernel.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC, Type: unix.RTN_UNICAST},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list the host's routes: %w", err)
 	}
 	names := map[int]string{}

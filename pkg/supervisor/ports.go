@@ -191,6 +191,7 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 			s.ports.FindOwner(ctx, taken)
 			return nil, s.refusePort(w.name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
 		case kind == dockerproxy.Create:
+			s.ports.Promise(part)
 			w.bindings[b.Port][b.Index].HostPort = part.String()
 			edits = append(edits, dockerproxy.Edit{
 				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(),
