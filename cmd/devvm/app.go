@@ -226,6 +226,27 @@ Docker changes the VM's firewall, never this host's.
 	return root
 }
 
+// on is the value of a flag for what a command does anyway.
+type on struct{}
+
+func (on) String() string { return "true" }
+
+func (on) Type() string { return "bool" }
+
+func (on) Set(text string) error {
+	yes, err := strconv.ParseBool(text)
+	if err == nil && !yes {
+		err = errors.New("it is always on")
+	}
+	return err
+}
+
+// alwaysOn gives a command a flag for what it does anyway, which other tools have a flag for. It
+// cannot be turned off.
+func alwaysOn(cmd *cobra.Command, name, shorthand, usage string) {
+	cmd.Flags().VarPF(on{}, name, shorthand, usage).NoOptDefVal = "true"
+}
+
 // helpColumns is how wide help is, on whatever it is read.
 const helpColumns = 80
 

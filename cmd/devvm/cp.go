@@ -62,10 +62,10 @@ unpacked in a directory, or goes to standard output.`,
 	}
 	cmd.Flags().BoolVarP(&o.follow, "follow-link", "L", false, "copy what the source points to, if it is a symbolic link")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
-	cmd.Flags().BoolP("recursive", "r", true, "directories are always copied with all that is in them")
-	cmd.Flags().BoolP("Recursive", "R", true, "the same")
-	cmd.Flags().BoolP("archive", "a", true, "modes, times and links are always kept")
-	cmd.Flags().BoolP("preserve", "p", true, "the same")
+	alwaysOn(cmd, "recursive", "r", "directories are always copied with all that is in them")
+	alwaysOn(cmd, "Recursive", "R", "the same")
+	alwaysOn(cmd, "archive", "a", "modes, times and links are always kept")
+	alwaysOn(cmd, "preserve", "p", "the same")
 	for _, name := range []string{"recursive", "Recursive", "archive", "preserve"} {
 		_ = cmd.Flags().MarkHidden(name) // for fingers that are used to it
 	}
