@@ -65,7 +65,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	root.SetArgs(dockerFlags(root, args))
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.started {
-		err = misused(cmd, err)
+		err = a.misused(ctx, cmd, err)
 	}
 	if err == nil {
 		err = a.Unanswered()
@@ -141,7 +141,7 @@ var cobraSays = []struct {
 var unknownWord = regexp.MustCompile(`^unknown command ("(?:[^"\\]|\\.)*") for `)
 
 // misused explains what is wrong with a command's flags or arguments.
-func misused(cmd *cobra.Command, err error) error {
+func (a *app) misused(ctx context.Context, cmd *cobra.Command, err error) error {
 	e := &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: " + cmd.CommandPath() + " --help"}
 	for _, known := range cobraSays {
 		if say := fmt.Sprintf(known.say, cmd.CommandPath()); known.text.MatchString(e.Msg) {
@@ -154,12 +154,12 @@ func misused(cmd *cobra.Command, err error) error {
 		}
 	}
 	words := cmd.Flags().Args()
-	// cobra calls a word that is too many an unknown command. It is a project's name, as
+	// cobra calls a word that is too many an unknown command. It may be a project's name, as
 	// other tools take it.
 	if none := cobra.NoArgs(cmd, words); none != nil && none.Error() == err.Error() && cmd.HasParent() && !cmd.HasSubCommands() {
 		e.Msg = fmt.Sprintf("%s takes no arguments, but got %q", cmd.CommandPath(), words[0])
-		if !cmd.Parent().HasParent() {
-			e.Hint = "a project is named with: " + cmd.CommandPath() + " --project NAME"
+		if !cmd.Parent().HasParent() && a.isProject(ctx, words[0]) {
+			e.Hint = "a project is named with: " + cmd.CommandPath() + " --project " + shell.Quote(words[0])
 		}
 		if cmd.Flags().Lookup("shell") != nil && shell.Known(words[0]) {
 			e.Hint = "a shell is named with: " + cmd.CommandPath() + " --shell " + words[0]
@@ -224,6 +224,27 @@ Docker changes the VM's firewall, never this host's.
 		}
 	}
 	return root
+}
+
+// on is the value of a flag for what a command does anyway.
+type on struct{}
+
+func (on) String() string { return "true" }
+
+func (on) Type() string { return "bool" }
+
+func (on) Set(text string) error {
+	yes, err := strconv.ParseBool(text)
+	if err == nil && !yes {
+		err = errors.New("it is always on")
+	}
+	return err
+}
+
+// alwaysOn gives a command a flag for what it does anyway, which other tools have a flag for. It
+// cannot be turned off.
+func alwaysOn(cmd *cobra.Command, name, shorthand, usage string) {
+	cmd.Flags().VarPF(on{}, name, shorthand, usage).NoOptDefVal = "true"
 }
 
 // helpColumns is how wide help is, on whatever it is read.
@@ -342,19 +363,43 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		}
 		return p, nil
 	}
-	path := a.project
+	return named(ctx, s, dir, a.project)
+}
+
+// named returns the project that a word names in a directory: a path or a project's name.
+func named(ctx context.Context, s *project.Service, dir, word string) (project.Project, error) {
+	path := word
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, path)
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
 		return project.New(path)
-	} else if strings.ContainsRune(a.project, filepath.Separator) {
+	} else if strings.ContainsRune(word, filepath.Separator) {
 		if err == nil {
 			err = fs.ErrInvalid
 		}
-		return project.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + a.project + " is not a directory", Err: err}
+		return project.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + word + " is not a directory", Err: err}
 	}
-	return s.Lookup(ctx, a.project)
+	return s.Lookup(ctx, word)
+}
+
+// patienceHint is how long an error may take to find the right hint, if libvirt does not answer.
+const patienceHint = 3 * time.Second
+
+// isProject tells whether a word names a project, as --project takes it.
+func (a *app) isProject(ctx context.Context, word string) bool {
+	s, err := a.service()
+	if err != nil {
+		return false
+	}
+	dir, err := a.projectDir()
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceHint)
+	defer cancel()
+	_, err = named(ctx, s, dir, word)
+	return err == nil
 }
 
 // format is how progress is shown.

@@ -62,10 +62,10 @@ unpacked in a directory, or goes to standard output.`,
 	}
 	cmd.Flags().BoolVarP(&o.follow, "follow-link", "L", false, "copy what the source points to, if it is a symbolic link")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
-	cmd.Flags().BoolP("recursive", "r", true, "directories are always copied with all that is in them")
-	cmd.Flags().BoolP("Recursive", "R", true, "the same")
-	cmd.Flags().BoolP("archive", "a", true, "modes, times and links are always kept")
-	cmd.Flags().BoolP("preserve", "p", true, "the same")
+	alwaysOn(cmd, "recursive", "r", "directories are always copied with all that is in them")
+	alwaysOn(cmd, "Recursive", "R", "the same")
+	alwaysOn(cmd, "archive", "a", "modes, times and links are always kept")
+	alwaysOn(cmd, "preserve", "p", "the same")
 	for _, name := range []string{"recursive", "Recursive", "archive", "preserve"} {
 		_ = cmd.Flags().MarkHidden(name) // for fingers that are used to it
 	}
@@ -121,13 +121,23 @@ func guestPath(arg string) (string, bool) {
 }
 
 // runCopies copies in one direction. As cp does, it goes on after a source that cannot be
-// copied; the last error is the command's.
+// copied; the last error is the command's. A target that several cannot go into is one error.
 func (a *app) runCopies(ctx context.Context, s *project.Service, p project.Project, all []guest.Copy, toVM, quiet bool) error {
 	client, err := s.Connect(ctx, p)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
+	if first := all[0]; first.Into {
+		if toVM {
+			err = client.CheckRemote(ctx, first)
+		} else {
+			err = first.CheckLocal()
+		}
+		if err != nil {
+			return copyError(err, toVM)
+		}
+	}
 	for i, o := range all {
 		if oneErr := a.runCopy(ctx, client, o, toVM, quiet); oneErr != nil {
 			if ctx.Err() != nil || i == len(all)-1 {
@@ -168,7 +178,11 @@ func (a *app) runCopy(ctx context.Context, client *guest.Client, o guest.Copy, t
 	if o.Local == "-" && a.OutTerminal {
 		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("an archive is not for a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
 	}
-	err := a.withProgress(ctx, copying)
+	return copyError(a.withProgress(ctx, copying), toVM)
+}
+
+// copyError says in cp's words what went wrong.
+func copyError(err error, toVM bool) error {
 	if link, ok := errors.AsType[*tree.LinkError](err); ok {
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s is a symbolic link to %s, and a VM can write %s: cp follows no link there", ui.Escape(link.Path), ui.Escape(link.Target), ui.Escape(link.Dir)),

@@ -55,25 +55,37 @@ func dockerFlags(root *cobra.Command, args []string) []string {
 		return args
 	}
 	_ = cmd.InheritedFlags() // makes Flags have those of the root command
-	at := slices.Index(args, "docker") + 1
-	for i := at; i < len(args); i++ {
+	at := 0
+	for at < len(args) && args[at] != "docker" { // before it are flags of the root command, and their values
+		_, words := flagWords(root, args[at])
+		at += words
+	}
+	for i := at + 1; i < len(args); {
 		word := args[i]
 		if word == "--" || word == "-" || !strings.HasPrefix(word, "-") || word == "--help" || word == "-h" {
 			return args
 		}
-		name, _, given := strings.Cut(word, "=")
-		flag := cmd.Flags().Lookup(strings.TrimPrefix(name, "--"))
-		if !strings.HasPrefix(name, "--") {
-			flag, given = cmd.Flags().ShorthandLookup(word[1:2]), len(word) > 2
-		}
-		if flag == nil || word == "-v" && i == len(args)-1 {
+		known, words := flagWords(cmd, word)
+		if !known || word == "-v" && i == len(args)-1 {
 			return slices.Insert(slices.Clone(args), i, "--")
 		}
-		if flag.NoOptDefVal == "" && !given {
-			i++ // its value
-		}
+		i += words
 	}
 	return args
+}
+
+// flagWords tells whether a word is a flag of cmd, and how many words it and its value are. As
+// cobra does, it takes an unknown flag to have a value.
+func flagWords(cmd *cobra.Command, word string) (known bool, words int) {
+	name, _, given := strings.Cut(word, "=")
+	flag := cmd.Flags().Lookup(strings.TrimPrefix(name, "--"))
+	if short := len(word) > 1 && word[0] == '-' && word[1] != '-'; short {
+		flag, given = cmd.Flags().ShorthandLookup(word[1:2]), len(word) > 2
+	}
+	if given || flag != nil && flag.NoOptDefVal != "" {
+		return flag != nil, 1
+	}
+	return flag != nil, 2
 }
 
 // namesHere tells whether Docker's arguments look like they mean the current directory:

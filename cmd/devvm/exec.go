@@ -50,7 +50,7 @@ has left in the background when it ends itself goes on.`,
 	}
 	cmd.Flags().SetInterspersed(false)
 	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "run it on a terminal")
-	cmd.Flags().BoolP("interactive", "i", true, "pass on standard input, as it always is without -n")
+	alwaysOn(cmd, "interactive", "i", "pass on standard input, as it always is without -n")
 	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "leave standard input alone: the command gets an empty one")
 	cmd.Flags().StringVarP(&o.user, "user", "u", "", "run it as this `USER[:GROUP]` of the VM, by name or number (default root)")
 	cmd.Flags().StringVarP(&o.dir, "workdir", "w", "", "the command's `directory` in the VM, from where it starts")

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +35,7 @@ It is optional: a directory without one is a project with the defaults.`,
 			if err != nil {
 				return fmt.Errorf("write %s: %w", config.FileName, err)
 			}
-			_, err = f.WriteString(config.Template())
+			_, err = f.WriteString(config.Template(runtime.NumCPU()))
 			if cerr := f.Close(); err == nil {
 				err = cerr
 			}

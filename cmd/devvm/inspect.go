@@ -19,7 +19,7 @@ func (a *app) newInspectCmd() *cobra.Command {
 			return a.runStatus(ctx, s, p)
 		}),
 	}
-	cmd.Flags().Bool("json", true, "print JSON, as it always does")
+	alwaysOn(cmd, "json", "", "print JSON, as it always does")
 	_ = cmd.Flags().MarkHidden("json")
 	return cmd
 }

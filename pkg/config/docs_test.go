@@ -116,14 +116,13 @@ func TestExample(t *testing.T) {
 }
 
 func TestTemplate(t *testing.T) {
-	small := bigHost // what init offers works on a small host, too
-	small.CPUs = 2
-	if _, err := apply(Default(small), "template", uncomment(Template()), small, false); err != nil {
-		t.Error(err)
-	}
-	for _, text := range []string{Template(), uncomment(Template())} {
-		if _, err := apply(Default(bigHost), "template", text, bigHost, false); err != nil {
-			t.Errorf("%v in\n%s", err, text)
+	for _, cpus := range []int{1, 2, bigHost.CPUs} { // what init offers works on a small host, too
+		host := bigHost
+		host.CPUs = cpus
+		for _, text := range []string{Template(cpus), uncomment(Template(cpus))} {
+			if _, err := apply(Default(host), "template", text, host, false); err != nil {
+				t.Errorf("%d CPUs: %v in\n%s", cpus, err, text)
+			}
 		}
 	}
 }

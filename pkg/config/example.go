@@ -37,15 +37,15 @@ func Example() string {
 	return b.String()
 }
 
-// Template returns the short devvm.toml that `devvm init` writes.
-func Template() string {
-	return `# The VM of this project, for devvm. Every key is optional: devvm config --example
+// Template returns the short devvm.toml that `devvm init` writes on a host with so many CPUs.
+func Template(cpus int) string {
+	return fmt.Sprintf(`# The VM of this project, for devvm. Every key is optional: devvm config --example
 
-#cpus = 2
+#cpus = %d
 #memory = "4GiB"
 #disk = "40GiB"
 
 #[provision]
 #packages = ["git", "make"]
-`
+`, max(1, min(2, cpus)))
 }

@@ -191,6 +191,28 @@ func (o *Copy) source() (at *tree.Place, kind string, err error) {
 	return at, kind, nil
 }
 
+// CheckRemote returns an error if Remote is no directory.
+func (c *Client) CheckRemote(ctx context.Context, o Copy) error {
+	code, err := c.Run(ctx, Command{Argv: []string{"test", "-d", remote(o.Remote)}})
+	if code == 1 && err == nil {
+		return &missing{"vm:" + o.Remote + ": no such directory"}
+	}
+	return failure(code, err, "", o.Remote)
+}
+
+// CheckLocal returns an error if Local is no directory.
+func (o Copy) CheckLocal() error {
+	at, err := o.Untrusted.Find(o.Local, true)
+	if err != nil {
+		return err
+	}
+	defer at.Close()
+	if at.Dir == nil {
+		return &missing{o.Local + ": no such directory"}
+	}
+	return nil
+}
+
 // Unpack unpacks a tar archive into a directory of the guest, owners included.
 func (c *Client) Unpack(ctx context.Context, dir string, r io.Reader) error {
 	return c.unpack(ctx, dir, "", kindStream, false, func(w io.Writer) error {

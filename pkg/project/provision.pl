@@ -14,8 +14,10 @@ my ($name) = $shell =~ m{([^/]+)$} or plain();
 my $failed = "$script.failed";
 unlink $failed;
 
-# bash tells its last command to a trap. A trap of the script's takes its place.
+# bash tells its last command to a trap. A trap of the script's takes its place. Where bash is to
+# tell all that it does, it would tell of this, too.
 if ($name eq "bash") {
+	plain() if ($option // "") =~ /[xv]/;
 	my $env = "$script.env";
 	open my $w, ">", $env or plain();
 	print $w "unset BASH_ENV\ntrap '[ \$? = 0 ] || printf %s \"\$BASH_COMMAND\" >$failed' EXIT\n";
