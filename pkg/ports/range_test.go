@@ -18,11 +18,15 @@ func TestRanges(t *testing.T) {
 		"80/tcp":  {{HostPort: "80"}, {HostPort: "8180-8183"}, {HostIP: "127.0.0.1", HostPort: "1-1"}},
 		"53/udp":  {{HostIP: "::", HostPort: "5000-5001"}},
 		"9":       {{HostIP: "0.0.0.0", HostPort: "1-65535"}},
-		"1/tcp":   {{HostPort: ""}, {HostPort: "0-5"}, {HostPort: "9-8"}, {HostPort: "1-99999"}, {HostPort: "-"}, {HostPort: "1-2-3"}},
+		"1/tcp":   {{HostPort: "0-5"}, {HostPort: "9-8"}, {HostPort: "1-99999"}, {HostPort: "-"}, {HostPort: "1-2-3"}},
 		"2/tcp":   {{HostIP: "127.0.0.9", HostPort: "1-2"}, {HostIP: "localhost", HostPort: "1-2"}, {HostIP: "::1", HostPort: "1-2"}},
-		"80/sctp": {{HostPort: "1-2"}},
-	}, vm)
+		"80/sctp": {{HostPort: "1-2"}, {}},
+		"3/tcp":   {{}, {HostIP: "127.0.0.1", HostPort: "0"}, {HostIP: "127.0.0.9"}, {HostPort: "00"}},
+	}, vm, netip.MustParseAddr("127.83.14.201"))
+	free := ports.Range{Protocol: "tcp", First: 54528, Last: 54783}
 	want := []ports.RangeBinding{
+		{Port: "3/tcp", Range: free, Free: true},
+		{Port: "3/tcp", Index: 1, Range: free, Free: true},
 		{Port: "53/udp", Range: ports.Range{Protocol: "udp", First: 5000, Last: 5001}},
 		{Port: "80/tcp", Index: 1, Range: ports.Range{Protocol: "tcp", First: 8180, Last: 8183}},
 		{Port: "80/tcp", Index: 2, Range: ports.Range{Protocol: "tcp", First: 1, Last: 1}},
@@ -35,6 +39,22 @@ func TestRanges(t *testing.T) {
 		if r.String() != want {
 			t.Error(r.String())
 		}
+	}
+}
+
+// TestRangesOfProjects: projects choose from parts of their own, as far as there are some.
+func TestRangesOfProjects(t *testing.T) {
+	parts := map[uint16]bool{}
+	for n := range 1000 {
+		own := ports.OwnAddress([]byte{byte(n), byte(n >> 8), byte(n * 7)})
+		list := ports.Ranges(map[string][]ports.Binding{"80/tcp": {{}}}, vm, own)
+		if len(list) != 1 || list[0].First < 32768 || list[0].Last > 60999 || list[0].Len() != 256 {
+			t.Fatalf("%s: %+v", own, list)
+		}
+		parts[list[0].First] = true
+	}
+	if len(parts) != 110 {
+		t.Errorf("%d parts", len(parts))
 	}
 }
 
@@ -71,14 +91,14 @@ func TestNarrow(t *testing.T) {
 	all := ports.Range{Protocol: "tcp", First: first, Last: first + 5}
 	check := func(when string, want ports.Range, taken uint16) {
 		t.Helper()
-		part, err := table.Narrow(all)
+		part, others := table.Narrow(all)
 		if diff := cmp.Diff(want, part); diff != "" {
 			t.Errorf("%s: %s", when, diff)
 		}
 		switch {
-		case err == nil && taken == 0:
-		case err == nil || err.Key.Addr.Port() != taken:
-			t.Errorf("%s: %+v, want port %d", when, err, taken)
+		case len(others) == 0 && taken == 0:
+		case len(others) == 0 || others[0].Key.Addr.Port() != taken:
+			t.Errorf("%s: %+v, want port %d", when, others, taken)
 		}
 		if part != all {
 			table.Promise(part)
@@ -135,8 +155,8 @@ func TestNarrow(t *testing.T) {
 	hours.Add(1)
 	table.Set(nil, 0)
 	check("denied and mapped to one that is taken", part(0, 0), first+1)
-	if got, err := table.Narrow(part(1, 3)); err == nil || got != (ports.Range{}) {
-		t.Errorf("all are denied or taken: %v, %v", got, err)
+	if got, others := table.Narrow(part(1, 3)); len(others) != 3 || got != (ports.Range{}) {
+		t.Errorf("all are denied or taken: %v, %v", got, others)
 	}
 	long := ports.Range{Protocol: "udp", First: 10000, Last: 60000}
 	if got, _ := table.Narrow(long); got.Len() > 2*ports.DefaultMost || got.First < long.First {

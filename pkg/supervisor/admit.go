@@ -46,15 +46,32 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 	if err := s.admitBinds(ctx, w.name, w.binds); err != nil {
 		return v, err
 	}
-	narrowed, err := s.admitRanges(ctx, call.Kind, w)
+	narrowed, done, err := s.admitRanges(ctx, call.Kind, w)
 	if err != nil {
 		return v, err
 	}
 	v.Edits = append(v.Edits, narrowed...)
-	if v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold); err == nil && call.Kind == dockerproxy.Start {
+	reserved, err := s.admitPorts(ctx, w.name, w.bindings, hold)
+	if err != nil {
+		both(done, nil)()
+		return v, err
+	}
+	v.Done = both(done, reserved)
+	if call.Kind == dockerproxy.Start {
 		v.Done = s.holdFiles(w.id, w.binds, v.Done)
 	}
-	return v, err
+	return v, nil
+}
+
+// both is a function that calls two, nil: none.
+func both(a, b func()) func() {
+	return func() {
+		for _, f := range []func(){a, b} {
+			if f != nil {
+				f()
+			}
+		}
+	}
 }
 
 // holdFiles keeps the files that a container is to have by themselves, from before its start
