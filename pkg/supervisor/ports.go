@@ -149,8 +149,8 @@ func (s *supervisor) refuseSSH(name string, port uint16) error {
 	return &dockerproxy.Refusal{
 		Status: http.StatusInternalServerError,
 		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for 0.0.0.0:%d failed: port is already allocated: "+
-			"the sshd of this VM has port %[2]d; publish %[3]d and let it be port %[2]d of this host ([ports] map = { %[3]d = %[2]d } in devvm.toml, then devvm up), "+
-			"or make a VM whose sshd is out of the way, if it is of an older image of devvm's: devvm image build, then devvm nuke", name, port, otherPort+port),
+			"the sshd of this VM has port %[2]d; publish another one, such as %[3]d, "+
+			"or, if the VM is of an older image of devvm's, make one whose sshd is out of the way: devvm image build, then devvm nuke", name, port, otherPort+port),
 	}
 }
 
