@@ -131,9 +131,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	}
 	if err != nil {
 		s.Log.Info("power off over SSH", "err", err)
-		if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
-			s.Log.Info("power off by ACPI", "err", err)
-		}
+		s.pressPower(ctx, hv, p)
 	}
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -159,11 +157,19 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
 }
 
+// pressPower asks the guest to power off by ACPI.
+func (s *Service) pressPower(ctx context.Context, hv vm.Hypervisor, p Project) {
+	if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+		s.Log.Info("power off by ACPI", "err", err)
+	}
+}
+
 // offPoll is how often a VM is looked at that is halted while it powers off.
 const offPoll = 500 * time.Millisecond
 
 // awaitOff waits until a VM that powers off is off, or suspended. One that is halted meanwhile
-// goes on as soon as it can: what it has not written yet is lost if its plug is pulled.
+// goes on as soon as it can: what it has not written yet is lost if its plug is pulled. It is
+// asked again, for it may not have heard what was asked of it.
 func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Domain, error) {
 	tick := time.NewTicker(offPoll)
 	defer tick.Stop()
@@ -172,19 +178,22 @@ func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p Project) (vm
 		if err != nil || dom.State != vm.StatePaused {
 			return dom, err
 		}
+		goesOn := false
 		switch dom.Halt {
 		case vm.HaltSignal:
-			err = hv.Proceed(ctx, p.Name, dom.Halt)
+			goesOn = true
 		case vm.HaltIO:
-			if s.errFull(s.Dirs.paths(p.Name)) == nil {
-				err = hv.Proceed(ctx, p.Name, dom.Halt)
-			}
+			goesOn = s.errFull(s.Dirs.paths(p.Name)) == nil
 		case vm.HaltPassing:
 		default:
 			return dom, nil
 		}
-		if err != nil {
-			s.Log.Info("let the VM go on, which is to power off", "err", err)
+		if goesOn {
+			if err := hv.Proceed(ctx, p.Name, dom.Halt); err != nil {
+				s.Log.Info("let the VM go on, which is to power off", "err", err)
+			} else {
+				s.pressPower(ctx, hv, p)
+			}
 		}
 		select {
 		case <-tick.C:
