@@ -189,6 +189,9 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 			}
 		}
 		show.Done()
+		if snapshot.Memory {
+			b.tellClashes(ctx)
+		}
 		return nil
 	})
 }
