@@ -25,6 +25,7 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
@@ -500,12 +501,12 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 	}
 	untried := b.accel == vm.AccelKVM && !verdict.Proven
 	err = b.launch(ctx, img)
-	if errors.Is(err, errNoKernel) && !untried {
+	if errors.Is(err, machine.ErrNoKernel) && !untried {
 		b.progress.Fail(err)
 		b.progress.Warn("%v: starting the VM again", err)
 		err = b.relaunch(ctx, img)
 	}
-	if hung := errors.Is(err, errNoKernel); b.accel == vm.AccelKVM && (hung || errors.Is(err, vm.ErrAccel)) {
+	if hung := errors.Is(err, machine.ErrNoKernel); b.accel == vm.AccelKVM && (hung || errors.Is(err, vm.ErrAccel)) {
 		why := err.Error()
 		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
 			why = words
@@ -1020,199 +1021,140 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			patience = patienceTCG
 		}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errPatience)
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, machine.ErrPatience)
 	defer cancel()
-
-	states := make(chan supervisor.Status)
-	watched := make(chan error, 1)
 	var owned sync.WaitGroup
 	defer owned.Wait()
 	defer cancel()
-	owned.Go(func() {
-		watched <- b.supervisor(b.project).Watch(ctx, func(st supervisor.Status) bool {
-			select {
-			case states <- st:
-				return true
-			case <-ctx.Done():
-				return false
-			}
-		})
-	})
 
-	silent := make(chan error, 1)
+	events := make(chan machine.Event)
+	send := func(e machine.Event) bool {
+		select {
+		case events <- e:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	owned.Go(func() {
+		err := b.supervisor(b.project).Watch(ctx, func(st supervisor.Status) bool { return send(machine.SupervisorStatus{Status: st}) })
+		send(machine.WatchEnded{Err: err})
+	})
 	owned.Go(func() {
 		if err := b.probeHelpers(ctx); err != nil {
-			silent <- err
+			send(machine.HelperLost{Err: err})
 		}
 	})
-
-	look := time.NewTicker(50 * time.Millisecond)
-	defer look.Stop()
-	check := time.NewTicker(500 * time.Millisecond)
-	defer check.Stop()
-
-	kernelUp := con == nil
-	patienceKernel := cmp.Or(b.Kernel, patienceKernel)
-	kernel := time.NewTimer(patienceKernel)
+	var look <-chan time.Time
+	if con != nil {
+		ticker := time.NewTicker(50 * time.Millisecond)
+		defer ticker.Stop()
+		look = ticker.C
+	}
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	kernel := time.NewTimer(cmp.Or(b.Kernel, patienceKernel))
 	defer kernel.Stop()
-	phase := "kernel"
-	if kernelUp {
-		phase = "ssh"
-	}
-	b.progress.Start(phase, phaseText[phase])
-	var last supervisor.Status
-	noted := false // that the VM is slow
-	fresh := false // the first status is what the supervisor knew before
-	// Ready is what the supervisor knows, and a VM that has just crashed looks ready for
-	// some seconds: the engine itself has the last word.
-	answers := make(chan error, 1)
-	asking, answered := false, false
-	var patiencePorts <-chan time.Time
-	// libvirt may take its time, too, and has nothing to do with the rest.
-	type looked struct {
-		vm.Domain
-		err error
-	}
-	looks := make(chan looked, 1)
-	looking := false
-	ask := func() {
-		if asking || answered || last.State != supervisor.StateReady {
-			return
-		}
-		asking = true
-		owned.Go(func() { answers <- engine.Ping(ctx, b.files.dockerSocket()) })
-	}
+	var ports <-chan time.Time
+
+	wait, do := machine.NewWait(machine.Options{KernelUp: con == nil, Fresh: b.forked, Version: b.Version})
 	for {
-		select {
-		case err := <-answers:
-			asking = false
-			if err != nil {
-				break
-			}
-			if b.forked || last.PortsKnown || last.Version != b.Version { // another version may not tell
-				return nil
-			}
-			answered, patiencePorts = true, time.After(patienceForPorts)
-		case <-patiencePorts: // they come by themselves
-			return nil
-		case last = <-states:
-			if last.State != supervisor.StateReady {
-				answered, patiencePorts = false, nil
-			}
-			if answered && last.PortsKnown {
-				return nil
-			}
-			if full := problemFull(last); full != "" && last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
-				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: AdviceFull}
-			}
-			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
-				return &ui.Error{
-					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
-					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
-				}
-			}
-			fresh = true
-			if !noted && !last.SlowSince.IsZero() {
-				noted = true
-				b.progress.Note("the VM is slow: it has said nothing for %s; still waiting", time.Since(last.SlowSince).Round(time.Second))
-			}
-			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
-			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
-				if next == "ssh" { // back again
-					b.progress.Fail(errors.New(cmp.Or(last.Error, "the link broke")))
-				}
-				phase = next
-				b.progress.Start(phase, phaseText[phase])
-			}
-			ask()
-			if last.State == supervisor.StateStopped { // by what it knows, which may be old
-				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
-				if errors.Is(err, usernet.ErrNoNetwork) {
-					return err
-				}
-			}
-		case <-look.C:
-			if !kernelUp && con.shows() {
-				kernelUp = true
-				phase = "ssh"
-				b.progress.Start(phase, phaseText[phase])
-			}
-		case <-check.C:
-			ask()
-			if looking {
-				break
-			}
-			looking = true
+		if do.Failed != nil {
+			b.progress.Fail(do.Failed)
+		}
+		if do.Phase != "" {
+			b.progress.Start(string(do.Phase), do.Phase.Text())
+		}
+		if do.Note != "" {
+			b.progress.Note("%s", do.Note)
+		}
+		if do.Done {
+			return b.explainWait(do.Err, patience)
+		}
+		if do.PingEngine {
+			owned.Go(func() { send(machine.EngineAnswer{Err: engine.Ping(ctx, b.files.dockerSocket())}) })
+		}
+		if do.GetDomain { // libvirt may take its time, and has nothing to do with the rest
 			owned.Go(func() {
 				dom, err := b.hv.Get(ctx, b.project.Name)
-				looks <- looked{dom, err}
+				send(machine.Domain{Domain: dom, Err: err})
 			})
-		case l := <-looks:
-			looking = false
-			switch {
-			case errors.Is(l.err, vm.ErrNoLibvirt):
-				return l.err
-			case l.err == nil && l.State != vm.StateRunning:
-				return b.died(l.Domain, kernelUp)
-			}
-		case <-kernel.C:
-			if !kernelUp {
-				return fmt.Errorf("%w within %s", errNoKernel, patienceKernel)
-			}
-		case err := <-silent:
-			return err
-		case err := <-watched:
-			if ctx.Err() == nil {
-				return &ui.Error{
-					Msg:  "the supervisor ended while the VM was starting",
-					Hint: "run devvm up again" + see(b.files.supervisorLog(), "its log: devvm logs --supervisor"),
-					Err:  err,
-				}
-			}
+		}
+		if do.AskNetwork {
+			owned.Go(func() {
+				_, err := b.askNet(ctx)
+				send(machine.NetworkAnswer{Err: err})
+			})
+		}
+		if do.AwaitPorts {
+			ports = time.After(patienceForPorts)
+		}
+		var e machine.Event
+		select {
 		case <-ctx.Done():
-			if !errors.Is(context.Cause(ctx), errPatience) {
+			if !errors.Is(context.Cause(ctx), machine.ErrPatience) {
 				return ctx.Err()
 			}
-			if !last.SlowSince.IsZero() {
-				return &ui.Error{
-					Msg:  fmt.Sprintf("the VM is slow: it runs, and has said nothing for %s (short of memory, or this host is busy)", time.Since(last.SlowSince).Round(time.Second)),
-					Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, b.files.seeConsole()),
-					Err:  errPatience,
-				}
+			e = machine.Deadline{}
+		case e = <-events:
+			if ctx.Err() != nil { // it comes of the end, and says nothing
+				e = nil
 			}
-			return &ui.Error{
-				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),
-				Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, b.files.seeConsole()),
-				Err:  errPatience,
+		case <-look:
+			if con.shows() {
+				e, look = machine.ConsoleReady{}, nil
 			}
+		case <-tick.C:
+			e = machine.Tick{}
+		case <-kernel.C:
+			e = machine.KernelDeadline{}
+		case <-ports:
+			e = machine.PortsDeadline{}
+		}
+		do = wait.On(e, time.Now())
+	}
+}
+
+// explainWait says in words that users see why a wait has ended.
+func (b *boot) explainWait(err error, patience time.Duration) error {
+	if stopped, ok := errors.AsType[*machine.StoppedError](err); ok {
+		return b.died(stopped.Domain, stopped.KernelUp)
+	}
+	if failed, ok := errors.AsType[*machine.EngineError](err); ok {
+		why := ui.Escape(failed.Status.EngineFailed)
+		if full := problemFull(failed.Status); full != "" {
+			return &ui.Error{Msg: full + "; Docker Engine does not start: " + why, Hint: AdviceFull}
+		}
+		return &ui.Error{
+			Msg:  "Docker Engine does not start in the VM: " + why,
+			Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
 		}
 	}
-}
-
-// errNoKernel says that the guest's kernel does not get on. Under emulation a boot now
-// and then comes to rest for ever, with both CPUs halted and no timer that would wake
-// them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
-// Under a KVM that has never run a VM here, nested in another hypervisor, none may.
-var errNoKernel = errors.New("the guest's kernel did not come up")
-
-var errPatience = errors.New("the engine did not answer in time")
-
-// phaseText says to people what a boot waits for.
-var phaseText = map[string]string{
-	"kernel": "boot the kernel",
-	"ssh":    "wait for SSH",
-	"engine": "wait for Docker Engine",
-}
-
-// phaseOf maps what the supervisor waits for to the phase that is shown.
-func phaseOf(s supervisor.State) string {
-	switch s {
-	case supervisor.StateConnecting, supervisor.StateLost, supervisor.StateStopped:
-		return "ssh"
-	case supervisor.StateSSH, supervisor.StateReady:
-		return "engine"
+	if late, ok := errors.AsType[*machine.PatienceError](err); ok {
+		if late.Silent > 0 {
+			return &ui.Error{
+				Msg:  fmt.Sprintf("the VM is slow: it runs, and has said nothing for %s (short of memory, or this host is busy)", late.Silent.Round(time.Second)),
+				Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, b.files.seeConsole()),
+				Err:  err,
+			}
+		}
+		return &ui.Error{
+			Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, late.Phase, because(late.Why)),
+			Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, b.files.seeConsole()),
+			Err:  err,
+		}
 	}
-	return ""
+	if errors.Is(err, machine.ErrWatch) {
+		return &ui.Error{
+			Msg:  machine.ErrWatch.Error(),
+			Hint: "run devvm up again" + see(b.files.supervisorLog(), "its log: devvm logs --supervisor"),
+			Err:  err,
+		}
+	}
+	if errors.Is(err, machine.ErrNoKernel) {
+		return fmt.Errorf("%w within %s", err, cmp.Or(b.Kernel, patienceKernel))
+	}
+	return err
 }
 
 // because puts a reason in brackets, if there is one.
