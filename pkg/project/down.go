@@ -122,7 +122,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	} else {
 		patience = patienceStuck
 	}
-	if err := f.markStopping(dom); err != nil { // the disk may be full
+	if err := f.markStopping(dom.PID); err != nil { // the disk may be full
 		s.Log.Warn("note that the VM powers off", "err", err)
 	}
 	err := unreachable

@@ -2,43 +2,15 @@ package project
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
-
-// The policy that a VM's network process enforces is kept in egress.json, from where the
-// process takes it when it starts. It is one that the user has agreed to, see agreed.go.
-
-// readPolicy returns the policy that the network process has, or starts with; fs.ErrNotExist
-// if there never was any. A file that cannot be understood allows nothing.
-func (f paths) readPolicy() (egress.Policy, error) {
-	b, err := os.ReadFile(f.egress())
-	if err != nil {
-		return egress.Policy{}, err
-	}
-	var p egress.Policy
-	if json.Unmarshal(b, &p) != nil {
-		p = egress.Policy{}
-	}
-	return p, nil
-}
-
-func (f paths) writePolicy(p egress.Policy) error {
-	b, err := json.MarshalIndent(p, "", "  ")
-	if err != nil {
-		return fmt.Errorf("write %s: %w", f.egress(), err)
-	}
-	return file.Replace(f.egress(), append(b, '\n'), 0o600)
-}
 
 // enforce gives a network process that runs the policy of devvm.toml, unless it
 // has it.

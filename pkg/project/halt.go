@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
 	"time"
 
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -87,20 +84,9 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom 
 // errHalt says that outlast has waited in vain.
 var errHalt = errors.New("the VM stays in a state that should pass")
 
-// markStopping says that the guest is about to be asked to power off: until its QEMU has ended,
-// the VM is not one that runs.
-func (f paths) markStopping(dom vm.Domain) error {
-	return file.Replace(f.stopping(), []byte(strconv.Itoa(dom.PID)+"\n"), 0o600)
-}
-
-// isStopping tells whether the QEMU that runs has been asked to end. A mark of another one is
-// of a VM that has ended.
-func (f paths) isStopping(dom vm.Domain) bool {
-	if dom.State != vm.StateRunning {
-		return false
-	}
-	b, err := os.ReadFile(f.stopping())
-	return err == nil && string(b) == strconv.Itoa(dom.PID)+"\n"
+// isStopping tells whether a VM runs only until it has powered off.
+func isStopping(f paths, dom vm.Domain) bool {
+	return dom.State == vm.StateRunning && f.isStopping(dom.PID)
 }
 
 // finishDown brings to its end what an interrupted down has begun.

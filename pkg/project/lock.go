@@ -7,13 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/gofrs/flock"
-	"golang.org/x/sys/unix"
 
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/lock"
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -109,97 +106,4 @@ func sameFile(l *flock.Flock, path string) bool {
 	}
 	now, err := os.Stat(path)
 	return err == nil && os.SameFile(locked, now)
-}
-
-// record is the content of project.json: which directory the files belong to
-// when no domain says it. Dir is bytes, since a path need not be UTF-8.
-type record struct {
-	Dir   []byte `json:"dir"`
-	Being string `json:"being,omitempty"` // see beingOf
-	// Adopts is the name of the project whose VM this one is taking over, see Move; From is its
-	// directory, and Same says that this is the same directory.
-	Adopts string `json:"adopts,omitempty"`
-	From   []byte `json:"from,omitempty"`
-	Same   bool   `json:"same,omitempty"`
-}
-
-// beingOf is what a directory keeps when it is renamed, and a copy of it does not have: its
-// number, and when it was made, where the file system knows (statx(2)). It is "" if there is none.
-// A link to a directory is not the directory.
-func beingOf(dir string) string {
-	var st unix.Statx_t
-	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
-		return ""
-	}
-	return fmt.Sprintf("%d %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
-}
-
-// isSure tells whether what beingOf has returned is of one directory alone: numbers are given again.
-func isSure(being string) bool { return being != "" && !strings.HasSuffix(being, " 0.000000000") }
-
-// writeRecord notes the directory beside the project's files.
-func (f paths) writeRecord(dir string) error {
-	return f.write(record{Dir: []byte(dir), Being: beingOf(dir)})
-}
-
-// noteDir is writeRecord, unless the VM was made for another directory, which has gone from this
-// path: that one may come for its VM.
-func (f paths) noteDir(dir string) error {
-	if f.isReplaced(dir) {
-		return nil
-	}
-	return f.writeRecord(dir)
-}
-
-// isReplaced tells whether a directory is known not to be the one that the VM was made for.
-func (f paths) isReplaced(dir string) bool {
-	_, being := f.recorded()
-	now := beingOf(dir)
-	return f.isUsed() && isSure(being) && now != "" && now != being
-}
-
-// writeAdopts notes that the project is taking over another one's VM.
-func (f paths) writeAdopts(dir string, from Former) error {
-	return f.write(record{Dir: []byte(dir), Being: beingOf(dir), Adopts: from.Name, From: []byte(from.Dir), Same: from.Same})
-}
-
-func (f paths) write(r record) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", f.record, err)
-	}
-	return file.Replace(f.record, b, 0o600)
-}
-
-// adopts is the name of the project whose VM this one is taking over; "": none.
-func (f paths) adopts() string {
-	r, err := f.read()
-	if err != nil {
-		return ""
-	}
-	return r.Adopts
-}
-
-// readRecord returns the directory noted, or "".
-func (f paths) readRecord() string {
-	dir, _ := f.recorded()
-	return dir
-}
-
-// recorded returns the directory noted, and its being then.
-func (f paths) recorded() (dir, being string) {
-	r, err := f.read()
-	if err != nil {
-		return "", ""
-	}
-	return string(r.Dir), r.Being
-}
-
-func (f paths) read() (record, error) {
-	var r record
-	b, err := os.ReadFile(f.record)
-	if err == nil {
-		err = json.Unmarshal(b, &r)
-	}
-	return r, err
 }

@@ -84,50 +84,6 @@ func (s *Service) adopted(p Project) (Project, bool) {
 	return identify(string(r.From)), true
 }
 
-// adopter returns the directory of the project that has begun to take over this one's VM.
-func (f paths) adopter() (dir string, ok bool) {
-	all, _ := filepath.Glob(filepath.Join(filepath.Dir(f.root), "*", filepath.Base(f.record)))
-	for _, path := range all {
-		r, err := paths{record: path}.read()
-		if err == nil && r.Adopts == filepath.Base(f.root) && path != f.record {
-			return string(r.Dir), true
-		}
-	}
-	return "", false
-}
-
-// checkMoved keeps other verbs away from a project of which a part is elsewhere, because a move
-// was interrupted. What rm leaves is whole.
-func (f paths) checkMoved(verb string) error {
-	if verb == "move" || verb == "rm" {
-		return nil
-	}
-	if verb != "up" && f.adopts() != "" { // up completes it
-		return errAdopts()
-	}
-	if dir, ok := f.adopter(); ok {
-		return errLeaves(dir)
-	}
-	return nil
-}
-
-// errAdopts says that a project has taken over a part of another one's VM.
-func errAdopts() error {
-	return &ui.Error{
-		Msg:  "this directory has begun to take over the VM of another one, and was interrupted",
-		Hint: "complete that with: devvm move",
-	}
-}
-
-// errLeaves says that a part of a project's VM is with that of another directory.
-func errLeaves(dir string) error {
-	to := identify(dir).Name
-	return &ui.Error{
-		Msg:  fmt.Sprintf("%s has begun to take over the VM of this project, and was interrupted", dir),
-		Hint: fmt.Sprintf("complete that with: devvm move --project %s (or, if that directory is gone: devvm rm --project %s)", to, to),
-	}
-}
-
 // Replaced tells whether the project's VM was made for another directory, which was at this path
 // and is gone.
 func (s *Service) Replaced(p Project) bool { return s.Dirs.paths(p.Name).isReplaced(p.Dir) }
@@ -159,7 +115,7 @@ func (s *Service) checkMove(p Project, from Former) error {
 		return nil
 	case s.isTemplate(from.Dir):
 		return s.errNoVM(from.Project)
-	case old.keepsDir(from):
+	case old.keepsDir(from.Dir, from.Same):
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s is still the directory of its VM: a VM has one directory", from.Dir),
 			Hint: "make a VM for this one: devvm up",
@@ -181,13 +137,6 @@ func (s *Service) checkMove(p Project, from Former) error {
 		}
 	}
 	return nil
-}
-
-// keepsDir tells whether a project's directory is still where it was. If the one that the project
-// knows is known to be elsewhere, what is in its place is another.
-func (f paths) keepsDir(p Former) bool {
-	_, being := f.recorded()
-	return exists(p.Dir) && !(p.Same && beingOf(p.Dir) != being)
 }
 
 // Move gives a directory the VM of another one that is gone. What was agreed to comes along if
@@ -224,7 +173,7 @@ func (s *Service) Move(ctx context.Context, p Project, from Former, pr *ui.Progr
 	if err := s.release(ctx, hv, from.Project, pr); err != nil {
 		return err
 	}
-	if err := f.writeAdopts(p.Dir, from); err != nil {
+	if err := f.writeAdopts(p.Dir, from.Project, from.Same); err != nil {
 		return err
 	}
 	if err := s.takeOver(p, from.Project, from.Same); err != nil {

@@ -79,16 +79,6 @@ func (f paths) reaches() (dir string, writable []string, err error) {
 	return dir, writable, nil
 }
 
-// formerly is what counts as agreed to for a project of a devvm before agreed.json: the
-// network that its VM has. Its size is not known, and counts as none.
-func (f paths) formerly(dir string) grant.Grant {
-	g := grant.Nothing(dir)
-	if policy, err := f.readPolicy(); err == nil {
-		g = g.WithPolicy(policy)
-	}
-	return g
-}
-
 // lineage are the states of a directory and of those above it.
 func lineage(dir string) []fs.FileInfo {
 	var all []fs.FileInfo

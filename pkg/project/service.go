@@ -617,12 +617,6 @@ func (s *Service) killSupervisor(ctx context.Context, p Project) error {
 	return nil
 }
 
-// exists tells whether there is a file at the path.
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return !errors.Is(err, fs.ErrNotExist)
-}
-
 // Host asks libvirt about this host, starting its daemon if need be.
 func (s *Service) Host(ctx context.Context) (vm.Host, error) {
 	hv, err := s.Open(ctx)

@@ -37,7 +37,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		if err != nil {
 			return err
 		}
-		if s.Dirs.paths(p.Name).isStopping(dom) {
+		if isStopping(s.Dirs.paths(p.Name), dom) {
 			return errStopping(p)
 		}
 		if dom.State != vm.StateRunning && dom.State != vm.StateStopped {

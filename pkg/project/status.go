@@ -88,7 +88,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		}
 		return st, nil
 	}
-	if f.isStopping(dom) {
+	if isStopping(f, dom) {
 		st.Problem, st.Next = "it is powering off: devvm down has asked it to", "devvm up"
 		return st, nil
 	}

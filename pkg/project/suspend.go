@@ -21,7 +21,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		case vm.StateSaved:
 			return nil
 		case vm.StateRunning:
-			if s.Dirs.paths(p.Name).isStopping(dom) {
+			if isStopping(s.Dirs.paths(p.Name), dom) {
 				return errStopping(p)
 			}
 		default:

@@ -156,7 +156,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	if dom, err = s.outlast(ctx, hv, p, dom, pr.Progress); err != nil {
 		return err
 	}
-	if f.isStopping(dom) {
+	if isStopping(f, dom) {
 		if dom, err = s.finishDown(ctx, hv, p, dom, pr.Progress); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 
 	"github.com/devvm/devvm/pkg/file"
 )
@@ -68,6 +69,12 @@ func marked(mark string) bool {
 	return err == nil
 }
 
+// exists tells whether there is a file at the path.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}
+
 // isUsed tells whether there is a VM that may hold something of the user's.
 func (f paths) isUsed() bool { return exists(f.disk()) && !marked(f.unused()) }
 
@@ -94,4 +101,17 @@ func (f paths) removeWhole(dir string) error {
 		return fmt.Errorf("remove: %w", err)
 	}
 	return removeAll(f.removing())
+}
+
+// markStopping says that the guest is about to be asked to power off: until its QEMU has ended,
+// the VM is not one that runs.
+func (f paths) markStopping(pid int) error {
+	return file.Replace(f.stopping(), []byte(strconv.Itoa(pid)+"\n"), 0o600)
+}
+
+// isStopping tells whether the QEMU that runs has been asked to end. A mark of another one is
+// of a VM that has ended.
+func (f paths) isStopping(pid int) bool {
+	b, err := os.ReadFile(f.stopping())
+	return err == nil && string(b) == strconv.Itoa(pid)+"\n"
 }
