@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -73,7 +75,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
 	}
-	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
+	if dirs, derr := state.NewDirs(a.environment()); derr == nil {
 		err = dirs.Explain(err)
 	}
 	if hint := shortage(err); hint != "" && ui.Hint(err) == "" && a.Unanswered() == nil {
@@ -271,18 +273,18 @@ func (a *app) log() *slog.Logger {
 }
 
 // environment is what decides devvm's directories.
-func (a *app) environment() project.Environment {
+func (a *app) environment() state.Environment {
 	home, err := os.UserHomeDir()
 	if err != nil {
 		home = ""
 	}
-	return project.Environment{Getenv: a.getenv, UID: os.Getuid(), Home: home}
+	return state.Environment{Getenv: a.getenv, UID: os.Getuid(), Home: home}
 }
 
 // service makes the service that carries out the verbs.
 func (a *app) service() (*project.Service, error) {
 	env := a.environment()
-	dirs, err := project.NewDirs(env)
+	dirs, err := state.NewDirs(env)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +309,7 @@ func (a *app) service() (*project.Service, error) {
 				return nil, err
 			}
 			return a.open(ctx, vm.Options{
-				URI: cfg.URI, RuntimeDir: project.RuntimeHome(env),
+				URI: cfg.URI, RuntimeDir: state.RuntimeHome(env),
 				Sandbox: vm.Sandbox{Program: exe, Dir: filepath.Join(dirs.Data, "sandbox")},
 			}, log)
 		},
@@ -344,10 +346,10 @@ func (a *app) projectDir() (string, error) {
 }
 
 // find returns the project that the flags and the current directory name.
-func (a *app) find(ctx context.Context, s *project.Service) (project.Project, error) {
+func (a *app) find(ctx context.Context, s *project.Service) (state.Project, error) {
 	dir, err := a.projectDir()
 	if err != nil && (a.project == "" || strings.HasPrefix(a.project, ".")) { // else it need not be known
-		return project.Project{}, err
+		return state.Project{}, err
 	}
 	if a.project == "" {
 		p, err := s.Find(dir)
@@ -357,7 +359,7 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		if err != nil {
 			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: "go to a project's directory, or name one with -C or --project"}
 		}
-		if here, err := project.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
+		if here, err := state.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
 			a.noted = true
 			fmt.Fprintf(a.Err, "note: this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s\n", p.Name, ui.Escape(p.Dir), here.Name)
 		}
@@ -367,18 +369,18 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 }
 
 // named returns the project that a word names in a directory: a path or a project's name.
-func named(ctx context.Context, s *project.Service, dir, word string) (project.Project, error) {
+func named(ctx context.Context, s *project.Service, dir, word string) (state.Project, error) {
 	path := word
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, path)
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return project.New(path)
+		return state.New(path)
 	} else if strings.ContainsRune(word, filepath.Separator) {
 		if err == nil {
 			err = fs.ErrInvalid
 		}
-		return project.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + word + " is not a directory", Err: err}
+		return state.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + word + " is not a directory", Err: err}
 	}
 	return s.Lookup(ctx, word)
 }
@@ -432,7 +434,7 @@ func (a *app) withProjects(f func(ctx context.Context, s *project.Service, args 
 }
 
 // withProject runs f for the project at hand.
-func (a *app) withProject(f func(ctx context.Context, s *project.Service, p project.Project) error) func(*cobra.Command, []string) error {
+func (a *app) withProject(f func(ctx context.Context, s *project.Service, p state.Project) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		s, err := a.service()
 		if err != nil {

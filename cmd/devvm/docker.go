@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/guest"
@@ -23,7 +25,7 @@ there, a build context comes through a pipe. devvm's own flags come before
 Docker's first word.`,
 		Example: "  devvm docker ps\n  tar c . | devvm docker build -t app -",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				if a.guestDir(s, p) == "" && namesHere(args) {
 					fmt.Fprintln(a.Err, "note: the VM does not have this directory: the client's relative paths are below /root there")
 				}

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -25,7 +27,7 @@ names that it may not look up; allowed or refused. The last column is what devvm
 would have to say below [network] to allow what was refused, from the next devvm up
 on, or in brackets why that cannot be.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if follow {
 				return a.followEgress(ctx, s, p)
 			}
@@ -37,7 +39,7 @@ on, or in brackets why that cannot be.`,
 	return cmd
 }
 
-func (a *app) showEgress(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) showEgress(ctx context.Context, s *project.Service, p state.Project) error {
 	e, err := s.Egress(ctx, p)
 	if err != nil {
 		return err
@@ -58,7 +60,7 @@ func (a *app) showEgress(ctx context.Context, s *project.Service, p project.Proj
 	return nil
 }
 
-func (a *app) followEgress(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) followEgress(ctx context.Context, s *project.Service, p state.Project) error {
 	err := s.FollowEgress(ctx, p, func(at usernet.Attempt) error {
 		if a.json {
 			return a.JSONLine(at)

@@ -16,10 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
 )
@@ -339,7 +340,7 @@ func cmdListen(ts *testscript.TestScript, _ bool, args []string) {
 // foreign-twin makes a domain that has the name of the current directory's
 // project and is not devvm's.
 func cmdForeignTwin(ts *testscript.TestScript, _ bool, _ []string) {
-	p, err := project.New(ts.Getenv("WORK") + "/app")
+	p, err := state.New(ts.Getenv("WORK") + "/app")
 	ts.Check(err)
 	ts.Check(vmtest.NewFake(ts.Getenv(fakeEnv), vmtest.Options{}).AddForeign(context.Background(), vm.DomainPrefix+p.Name))
 }

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -19,7 +21,7 @@ func (a *app) newStatusCmd() *cobra.Command {
 		Use:   "status",
 		Short: "Show the project's VM, asking the engine through docker.sock",
 		Args:  cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runStatus(ctx, s, p)
 		}),
 	}
@@ -29,7 +31,7 @@ func (a *app) newStatusCmd() *cobra.Command {
 
 // runStatus prints the state. The exit code tells it, too: 0 the engine
 // answers, 1 the VM runs and it does not, or is not provisioned, 3 and 4 as everywhere.
-func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) runStatus(ctx context.Context, s *project.Service, p state.Project) error {
 	st, err := s.Status(ctx, p)
 	if err != nil {
 		return err

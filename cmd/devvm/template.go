@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -32,7 +34,7 @@ func (a *app) newTemplateBuildCmd() *cobra.Command {
 		Use:   "build",
 		Short: "Make the template of the project's shape ahead of its first up",
 		Args:  cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			var id string
 			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
 				id, err = s.BuildTemplate(ctx, p, pr)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/ui"
@@ -19,13 +21,13 @@ func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
 	if now == nil { // it is of a devvm that knew no other
 		now = &egress.Policy{All: true, Offline: net.Offline}
 	}
-	if err := b.files.writePolicy(next); err != nil {
+	if err := b.files.WritePolicy(next); err != nil {
 		return err
 	}
 	if now.Equal(next) {
 		return nil
 	}
-	cut, err := usernet.NewDialer(b.files.dialSocket()).SetPolicy(ctx, next)
+	cut, err := usernet.NewDialer(b.files.DialSocket()).SetPolicy(ctx, next)
 	if err != nil {
 		return &ui.Error{
 			Msg:  "the running VM's network does not take the policy of " + config.FileName,
@@ -46,7 +48,7 @@ func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
 
 // Egress returns what the project's VM has asked for on the network since its
 // network process started.
-func (s *Service) Egress(ctx context.Context, p Project) (usernet.Egress, error) {
+func (s *Service) Egress(ctx context.Context, p state.Project) (usernet.Egress, error) {
 	d, err := s.network(ctx, p)
 	if err != nil {
 		return usernet.Egress{}, err
@@ -57,7 +59,7 @@ func (s *Service) Egress(ctx context.Context, p Project) (usernet.Egress, error)
 
 // FollowEgress calls use with each attempt so far and each to come, until ctx or
 // the VM ends.
-func (s *Service) FollowEgress(ctx context.Context, p Project, use func(usernet.Attempt) error) error {
+func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(usernet.Attempt) error) error {
 	d, err := s.network(ctx, p)
 	if err != nil {
 		return err
@@ -66,7 +68,7 @@ func (s *Service) FollowEgress(ctx context.Context, p Project, use func(usernet.
 }
 
 // network is the way to the network process of a VM that runs.
-func (s *Service) network(ctx context.Context, p Project) (*usernet.Dialer, error) {
+func (s *Service) network(ctx context.Context, p state.Project) (*usernet.Dialer, error) {
 	dom, err := s.get(ctx, p)
 	if err != nil {
 		return nil, err
@@ -74,7 +76,7 @@ func (s *Service) network(ctx context.Context, p Project) (*usernet.Dialer, erro
 	if dom.State != vm.StateRunning {
 		return nil, errNotRunning(p, dom.State)
 	}
-	return usernet.NewDialer(s.Dirs.paths(p.Name).dialSocket()), nil
+	return usernet.NewDialer(s.Dirs.Files(p.Name).DialSocket()), nil
 }
 
 func explainNetwork(err error) error {

@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -16,10 +18,10 @@ import (
 // upwards with a devvm.toml, else the directory itself. It does not look beyond the user's
 // home directory or the mount that the directory is on. A devvm.toml that somebody else can
 // have written, or put there, is a [*trust.Error].
-func (s *Service) Find(dir string) (Project, error) {
-	start, err := New(dir)
+func (s *Service) Find(dir string) (state.Project, error) {
+	start, err := state.New(dir)
 	if err != nil {
-		return Project{}, err
+		return state.Project{}, err
 	}
 	home := canonical(s.Home)
 	var passed []trust.Object // the directories from the first one upwards
@@ -27,7 +29,7 @@ func (s *Service) Find(dir string) (Project, error) {
 	for d := start.Dir; ; d = filepath.Dir(d) {
 		here, err := look(d)
 		if err != nil {
-			return Project{}, fmt.Errorf("look for %s: %w", config.FileName, err)
+			return state.Project{}, fmt.Errorf("look for %s: %w", config.FileName, err)
 		}
 		if len(passed) > 0 && here.mount != border {
 			return start, nil
@@ -37,10 +39,10 @@ func (s *Service) Find(dir string) (Project, error) {
 		if here.file != nil {
 			for _, o := range append(passed, *here.file) {
 				if err := s.Trust.Check(d, o); err != nil {
-					return Project{}, err
+					return state.Project{}, err
 				}
 			}
-			return identify(d), nil
+			return state.Identify(d), nil
 		}
 		if d == filepath.Dir(d) || d == home && d != "/" {
 			return start, nil
@@ -103,7 +105,7 @@ func canonical(dir string) string {
 // Unusual says why a directory makes an odd project, or "" if it does not: a
 // VM for the whole home directory or the root is nearly always a slip, and what is in a
 // directory that others can write in is not the user's alone.
-func (s *Service) Unusual(p Project) string {
+func (s *Service) Unusual(p state.Project) string {
 	switch p.Dir {
 	case canonical(s.Home):
 		return "your home directory"

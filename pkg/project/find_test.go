@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -150,24 +152,24 @@ func TestFindTrust(t *testing.T) {
 func TestUnusual(t *testing.T) {
 	home := t.TempDir()
 	s := judged(t, home)
-	p, err := New(home)
+	p, err := state.New(home)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Unusual(p) == "" || s.Unusual(identify("/")) == "" {
+	if s.Unusual(p) == "" || s.Unusual(state.Identify("/")) == "" {
 		t.Error("the home directory or / passes as a usual project")
 	}
 	x := filepath.Join(p.Dir, "x")
 	if err := os.Mkdir(x, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if why := s.Unusual(identify(x)); why != "" {
+	if why := s.Unusual(state.Identify(x)); why != "" {
 		t.Errorf("a directory in the home directory is unusual: %s", why)
 	}
 	if err := unix.Chmod(x, 0o1777); err != nil {
 		t.Fatal(err)
 	}
-	if why := s.Unusual(identify(x)); !strings.Contains(why, "not yours alone") {
+	if why := s.Unusual(state.Identify(x)); !strings.Contains(why, "not yours alone") {
 		t.Errorf("a directory like /tmp: %q", why)
 	}
 }

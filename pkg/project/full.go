@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -24,7 +26,7 @@ func problemFull(st supervisor.Status) string {
 
 // ShortOfRoom says that the VM's disk is full or nearly so, and what to do; "" if it is not, or
 // if that is not known.
-func (s *Service) ShortOfRoom(ctx context.Context, p Project) string {
+func (s *Service) ShortOfRoom(ctx context.Context, p state.Project) string {
 	st, err := s.supervisor(p).Look(ctx)
 	if err != nil || st.Room == nil {
 		return ""

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -30,7 +32,7 @@ var errWentOff = errors.New("the VM has gone off meanwhile")
 
 // outlast waits until the VM is in a state that stays: what libvirt is at has ended, and a QEMU
 // that a signal has stopped goes on. It returns the VM as it is then.
-func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
+func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
 	var phase *ui.Phase
 	patience := s.Halt
 	if patience == 0 {
@@ -85,12 +87,12 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom 
 var errHalt = errors.New("the VM stays in a state that should pass")
 
 // isStopping tells whether a VM runs only until it has powered off.
-func isStopping(f paths, dom vm.Domain) bool {
-	return dom.State == vm.StateRunning && f.isStopping(dom.PID)
+func isStopping(f state.Files, dom vm.Domain) bool {
+	return dom.State == vm.StateRunning && f.IsStopping(dom.PID)
 }
 
 // finishDown brings to its end what an interrupted down has begun.
-func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
+func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
 	pr.Note("the VM is powering off, because of a devvm down that was interrupted: waiting until it is off")
 	if err := s.down(ctx, hv, p, dom, pr); err != nil {
 		return dom, err
@@ -99,7 +101,7 @@ func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p Project, d
 }
 
 // errStopping says that nothing can be done with a VM that is powering off.
-func errStopping(p Project) error {
+func errStopping(p state.Project) error {
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
 		Msg:  fmt.Sprintf("the VM of project %s is powering off, because of a devvm down that was interrupted", p.Name),

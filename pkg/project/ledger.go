@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
@@ -46,7 +48,7 @@ const patienceRoom = time.Second
 func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
 	ctx, cancel := context.WithTimeout(ctx, patienceRoom)
 	defer cancel()
-	st, err := s.supervisor(Project{Name: name}).Status(ctx)
+	st, err := s.supervisor(state.Project{Name: name}).Status(ctx)
 	if err != nil {
 		return nil
 	}
@@ -216,25 +218,25 @@ func (s *Service) without(gone map[string]bool) func(use) bool {
 
 // clearBuilders removes the VMs of templates whose making was killed.
 func (s *Service) clearBuilders(ctx context.Context) error {
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		dir := s.Dirs.paths(name).readRecord()
+		dir := s.Dirs.Files(name).RecordedDir()
 		if !s.isTemplate(dir) {
 			continue
 		}
-		if err := s.clearBuilder(ctx, identify(dir)); err != nil {
+		if err := s.clearBuilder(ctx, state.Identify(dir)); err != nil {
 			return fmt.Errorf("clear up an interrupted template: %w", err)
 		}
 	}
 	return nil
 }
 
-func (s *Service) clearBuilder(ctx context.Context, p Project) error {
-	b := boot{Service: s, project: p, files: s.Dirs.paths(p.Name)}
-	lock, err := b.files.acquire(ctx, "prune", nil)
+func (s *Service) clearBuilder(ctx context.Context, p state.Project) error {
+	b := boot{Service: s, project: p, files: s.Dirs.Files(p.Name)}
+	lock, err := b.files.Acquire(ctx, "prune", nil)
 	if ui.ExitCode(err) == ui.ExitBusy {
 		return nil // it is being made
 	}
@@ -249,7 +251,7 @@ func (s *Service) clearBuilder(ctx context.Context, p Project) error {
 	if err := b.discard(ctx); err != nil {
 		return err
 	}
-	return b.files.remove()
+	return b.files.Remove()
 }
 
 // Forkable returns what tells whether a VM of this host could still be forked from a
@@ -276,7 +278,7 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 
 // BuildTemplate makes the template that the project's next new VM is forked from,
 // unless there is one. It returns the ID.
-func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress) (string, error) {
+func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Progress) (string, error) {
 	cfg, err := s.checkConfig(p, true)
 	if err == nil {
 		err = s.checkImage(ctx, cfg)
@@ -287,8 +289,8 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	if err != nil {
 		return "", err
 	}
-	f := s.Dirs.paths(p.Name)
-	lock, err := f.acquire(ctx, "template", nil)
+	f := s.Dirs.Files(p.Name)
+	lock, err := f.Acquire(ctx, "template", nil)
 	if err != nil {
 		return "", err
 	}
@@ -308,8 +310,8 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	show := &steps{Progress: pr}
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
 	id, err := b.buildTemplate(ctx)
-	if !exists(f.disk()) && !exists(f.undo) && err == nil { // there is no VM: leave nothing of one
-		err = f.remove()
+	if !state.Exists(f.Disk()) && !state.Exists(f.Undo) && err == nil { // there is no VM: leave nothing of one
+		err = f.Remove()
 	}
 	show.Done()
 	return id, err

@@ -6,51 +6,53 @@ import (
 	"io/fs"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
 // afresh is how to go on without the VM's disk.
-func (f paths) afresh() string {
+func afresh(f state.Files) string {
 	way := "begin with a new VM: devvm nuke"
-	if exists(filepath.Join(f.undo, diskName)) {
+	if state.Exists(filepath.Join(f.Undo, diskName)) {
 		way = "go back to the VM before it: devvm nuke --undo, or " + way
 	}
 	return way
 }
 
 // errLost says that the VM's disk is gone; see isLost.
-func (f paths) errLost(running bool) error {
+func errLost(f state.Files, running bool) error {
 	e := &ui.Error{
-		Msg:  "the disk of this project's VM is gone: " + f.disk(),
-		Hint: "put it back there, or " + f.afresh(),
+		Msg:  "the disk of this project's VM is gone: " + f.Disk(),
+		Hint: "put it back there, or " + afresh(f),
 	}
 	if running {
-		e.Msg = "the VM runs, but its disk has been removed, and is lost when it stops: " + f.disk()
-		e.Hint = "copy out of the VM what you need (devvm cp, devvm exec), then " + f.afresh()
+		e.Msg = "the VM runs, but its disk has been removed, and is lost when it stops: " + f.Disk()
+		e.Hint = "copy out of the VM what you need (devvm cp, devvm exec), then " + afresh(f)
 	}
 	return e
 }
 
 // errDisk explains why the VM's disk cannot be used.
-func (f paths) errDisk(err error) error {
+func errDisk(f state.Files, err error) error {
 	switch {
 	case errors.Is(err, disk.ErrDamaged):
 		return &ui.Error{
-			Msg:  "the VM cannot start from its disk, " + f.disk(),
-			Hint: "put a whole copy in its place, or " + f.afresh(),
+			Msg:  "the VM cannot start from its disk, " + f.Disk(),
+			Hint: "put a whole copy in its place, or " + afresh(f),
 			Err:  err,
 		}
 	case errors.Is(err, fs.ErrPermission):
 		return &ui.Error{
 			Msg:  "the VM's disk cannot be read",
-			Hint: fmt.Sprintf("give yourself access to %s and what it lies on, and run the command again", f.disk()),
+			Hint: fmt.Sprintf("give yourself access to %s and what it lies on, and run the command again", f.Disk()),
 			Err:  err,
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		return &ui.Error{
 			Msg:  "what the VM's disk lies on is gone",
-			Hint: "bring it back, or " + f.afresh(),
+			Hint: "bring it back, or " + afresh(f),
 			Err:  err,
 		}
 	}

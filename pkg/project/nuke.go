@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/ui"
@@ -24,20 +26,20 @@ type Loss struct {
 }
 
 // Loss asks the engine what the project's VM holds.
-func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
-	f := s.Dirs.paths(p.Name)
-	if !exists(f.vm) && !exists(f.undo) {
+func (s *Service) Loss(ctx context.Context, p state.Project) (Loss, error) {
+	f := s.Dirs.Files(p.Name)
+	if !state.Exists(f.VM) && !state.Exists(f.Undo) {
 		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
 			return Loss{}, err
 		}
 	}
-	loss := Loss{VM: f.isUsed(), Disk: file.Used(f.vm), Undo: file.Used(f.undo)}
+	loss := Loss{VM: f.IsUsed(), Disk: file.Used(f.VM), Undo: file.Used(f.Undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
 		loss.Snapshots = len(all)
 	}
 	ctx, cancel := context.WithTimeout(ctx, patienceSSH)
 	defer cancel()
-	usage, err := engine.GetUsage(ctx, f.dockerSocket())
+	usage, err := engine.GetUsage(ctx, f.DockerSocket())
 	if err != nil {
 		s.Log.Info("ask the engine what it holds", "err", err)
 		loss.TooMuch = errors.Is(err, engine.ErrTooMuch)
@@ -58,20 +60,20 @@ type NukeOptions struct {
 
 // Nuke destroys the project's VM and brings up a pristine one. The former disk
 // is kept as the undo; the undo before it is removed.
-func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
-	if !exists(f.root) {
+func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
+	if !state.Exists(f.Root) {
 		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
 			return err
 		}
 	}
-	if o.Undo && !exists(f.undo) {
+	if o.Undo && !state.Exists(f.Undo) {
 		return &ui.Error{
 			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
 			Hint: "see the project's state with: devvm status",
 		}
 	}
-	lock, err := f.acquire(ctx, "nuke", nil)
+	lock, err := f.Acquire(ctx, "nuke", nil)
 	if err != nil {
 		return err
 	}
@@ -132,15 +134,15 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		return err
 	}
 	switch {
-	case o.Unused && f.isUsed():
+	case o.Unused && f.IsUsed():
 		err = &ui.Error{
 			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
 			Hint: "go on with it: devvm up, or run devvm nuke again",
 		}
 	case o.Undo:
-		err = f.swap()
+		err = f.Swap()
 	default:
-		err = f.setAside()
+		err = f.SetAside()
 	}
 	if err != nil {
 		return err
@@ -151,20 +153,20 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 		return nil
 	case overtakes:
 		err = s.upFrom(ctx, hv, p, vm.Domain{}, show)
-		if err != nil && !exists(f.disk()) { // it has not come to the new VM
+		if err != nil && !state.Exists(f.Disk()) { // it has not come to the new VM
 			err = errors.Join(err, forget(context.WithoutCancel(ctx), hv, p))
 		}
 	default:
 		err = s.up(ctx, hv, p, show)
 	}
-	if err != nil && !o.Undo && exists(f.undo) {
+	if err != nil && !o.Undo && state.Exists(f.Undo) {
 		show.Note("the former VM is kept; to have it back: devvm nuke --undo")
 	}
 	return err
 }
 
 // forget makes libvirt forget the VM, if it knows it.
-func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
+func forget(ctx context.Context, hv vm.Hypervisor, p state.Project) error {
 	if err := hv.Undefine(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err
 	}
@@ -173,19 +175,19 @@ func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
 
 // Rm removes the project's VM, its undo and all other traces of it. It is done
 // even where parts are missing already; that nothing was there is errNoVM.
-func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
+func (s *Service) Rm(ctx context.Context, p state.Project, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer hv.Close()
-	if !exists(f.root) { // the domain may be all that is left
+	if !state.Exists(f.Root) { // the domain may be all that is left
 		if _, err := s.find(ctx, hv, p); err != nil {
 			return err
 		}
 	}
-	lock, err := f.acquire(ctx, "rm", nil)
+	lock, err := f.Acquire(ctx, "rm", nil)
 	if err != nil {
 		return err
 	}
@@ -206,7 +208,7 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 	if err := s.stopHelpers(ctx, p); err != nil {
 		return err
 	}
-	if err := f.remove(); err != nil {
+	if err := f.Remove(); err != nil {
 		return err
 	}
 	phase.Done()

@@ -21,7 +21,7 @@ import (
 // any. A failure is reported and tried again by the next up.
 func (b *boot) provision(ctx context.Context) error {
 	steps := provisionSteps(b.cfg.Packages, b.cfg.Script)
-	done, err := os.ReadFile(b.files.provisioned())
+	done, err := os.ReadFile(b.files.Provisioned())
 	switch {
 	case err == nil && string(done) != b.cfg.ProvisionHash():
 		b.progress.Note("[provision] has changed; it applies to a new VM: devvm nuke")
@@ -31,7 +31,7 @@ func (b *boot) provision(ctx context.Context) error {
 	case !errors.Is(err, fs.ErrNotExist): // it may be done
 		return fmt.Errorf("look whether the VM is provisioned: %w", err)
 	case len(steps) == 0:
-		return file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+		return file.Replace(b.files.Provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
 	}
 	b.progress.Start("provision", "provision the new VM")
 	client, err := b.dial(ctx, b.project, b.accel)
@@ -39,7 +39,7 @@ func (b *boot) provision(ctx context.Context) error {
 		return fmt.Errorf("provision: %w", err)
 	}
 	defer client.Close()
-	log, err := os.OpenFile(b.files.provisionLog(), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_RDWR, 0o600)
+	log, err := os.OpenFile(b.files.ProvisionLog(), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("open provisioning log: %w", err)
 	}
@@ -62,11 +62,11 @@ func (b *boot) provision(ctx context.Context) error {
 			return &ui.Error{
 				Msg: fmt.Sprintf("provisioning failed with exit code %d; %s", code, last.words()),
 				Hint: which + "mend [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
-					see(b.files.provisionLog(), "all of it: devvm logs --provision"),
+					see(b.files.ProvisionLog(), "all of it: devvm logs --provision"),
 			}
 		}
 	}
-	return file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+	return file.Replace(b.files.Provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
 }
 
 // provisionProgram runs a script and says where it fails. A guest without perl, which no Debian

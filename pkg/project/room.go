@@ -3,6 +3,8 @@ package project
 import (
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
@@ -20,10 +22,10 @@ func (s *Service) checkRoomForVM() error { return s.checkRoom(s.Dirs.Data, roomN
 
 // checkRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
 // what an earlier nuke has kept goes.
-func (s *Service) checkRoomToNuke(f paths) error {
-	goes := f.undo
-	if f.leavesUndo() {
-		goes = f.vm
+func (s *Service) checkRoomToNuke(f state.Files) error {
+	goes := f.Undo
+	if f.LeavesUndo() {
+		goes = f.VM
 	}
 	err := s.checkRoom(s.Dirs.Data, roomNeeded-file.Used(goes), "a new VM beside the one that is kept for devvm nuke --undo")
 	if err == nil {
@@ -49,19 +51,19 @@ func (s *Service) free(dir string) (int64, error) {
 const roomToRun = 32 << 20
 
 // checkRoomToRun refuses to start a VM that its first write would stop.
-func (s *Service) checkRoomToRun(f paths) error {
-	return s.checkRoom(f.root, roomToRun, "a running VM")
+func (s *Service) checkRoomToRun(f state.Files) error {
+	return s.checkRoom(f.Root, roomToRun, "a running VM")
 }
 
 // errFull says that a VM cannot run because there is no room for what it writes; nil if there is.
-func (s *Service) errFull(f paths) error {
-	free, err := s.free(f.vm)
+func (s *Service) errFull(f state.Files) error {
+	free, err := s.free(f.VM)
 	if err != nil || free >= roomToRun {
 		return nil //nolint:nilerr // then the disk is not known to be full
 	}
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
-		Msg:  fmt.Sprintf("the VM is paused: the host's disk is full (%s are free in %s)", ui.Size(free), f.vm),
+		Msg:  fmt.Sprintf("the VM is paused: the host's disk is full (%s are free in %s)", ui.Size(free), f.VM),
 		Hint: "make room, and it goes on by itself: devvm df shows what devvm takes, devvm prune gives back what nothing uses",
 		Kind: unix.ENOSPC,
 	}

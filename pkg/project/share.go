@@ -12,6 +12,8 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/share"
@@ -35,7 +37,7 @@ type shared struct {
 
 // shares works out what devvm.toml asks for, and a note if the project's directory is
 // not to be had.
-func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
+func (s *Service) shares(p state.Project, cfg config.Config) (shared, string, error) {
 	all := shared{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
 	note := ""
 	if s.isTemplate(p.Dir) {
@@ -87,7 +89,7 @@ func credentialOf(exports []share.Export) []byte {
 }
 
 // export resolves one mount.
-func (s *Service) export(p Project, m config.Mount) (share.Export, error) {
+func (s *Service) export(p state.Project, m config.Mount) (share.Export, error) {
 	e := share.Export{Source: m.Source, Target: m.Target, Writable: m.Writable}
 	switch {
 	case m.Source == "~", strings.HasPrefix(m.Source, "~/"):
@@ -170,12 +172,12 @@ func within(dir, path string) bool {
 // checkShares finds directories that a suspended VM has mounted and that are gone: without
 // them nobody could serve the others.
 func (b *boot) checkShares() error {
-	has, err := b.files.readShares()
+	has, err := readShares(b.files)
 	if err != nil {
 		return err
 	}
 	for _, e := range has.Exports {
-		if !exists(e.Source) {
+		if !state.Exists(e.Source) {
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the suspended VM has %s of this host, and that is gone", e.Source),
 				Hint: "make the directory again and run devvm up, or begin afresh: devvm nuke",
@@ -195,19 +197,19 @@ func (b *boot) settleShares() error {
 		b.progress.Note("%s", note)
 	}
 	b.noteGit(all.Exports)
-	before, err := b.files.readShares()
+	before, err := readShares(b.files)
 	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
 	text, err := json.Marshal(all)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", b.files.shares(), err)
+		return fmt.Errorf("write %s: %w", b.files.Shares(), err)
 	}
-	return file.Replace(b.files.shares(), text, 0o600)
+	return file.Replace(b.files.Shares(), text, 0o600)
 }
 
 // readShares returns what settleShares has written last.
-func (f paths) readShares() (shared, error) {
+func readShares(f state.Files) (shared, error) {
 	var all shared
-	b, err := os.ReadFile(f.shares())
+	b, err := os.ReadFile(f.Shares())
 	if errors.Is(err, fs.ErrNotExist) { // a VM of an older devvm
 		return all, nil
 	}
@@ -216,7 +218,7 @@ func (f paths) readShares() (shared, error) {
 	}
 	if err := json.Unmarshal(b, &all); err != nil {
 		return shared{}, &ui.Error{
-			Msg:  "what the VM has of the host is not known: " + f.shares() + " is damaged",
+			Msg:  "what the VM has of the host is not known: " + f.Shares() + " is damaged",
 			Hint: "settle it again by devvm.toml: devvm up",
 			Err:  err,
 		}
@@ -227,7 +229,7 @@ func (f paths) readShares() (shared, error) {
 // mendShares settles what a VM that runs or is suspended has of the host, if the file that
 // says so is damaged: by devvm.toml, as when the VM started.
 func (b *boot) mendShares() error {
-	_, err := b.files.readShares()
+	_, err := readShares(b.files)
 	if err == nil {
 		return nil
 	}

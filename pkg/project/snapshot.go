@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -21,7 +23,7 @@ var snapshotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // CreateSnapshot keeps the state of the project's VM under the name; "" makes one
 // from the time. It returns the name.
-func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr *ui.Progress) (string, error) {
+func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name string, pr *ui.Progress) (string, error) {
 	if name == "" {
 		name = time.Now().Format("2006-01-02.150405")
 	}
@@ -37,7 +39,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		if err != nil {
 			return err
 		}
-		if isStopping(s.Dirs.paths(p.Name), dom) {
+		if isStopping(s.Dirs.Files(p.Name), dom) {
 			return errStopping(p)
 		}
 		if dom.State != vm.StateRunning && dom.State != vm.StateStopped {
@@ -70,7 +72,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 			}
 			defer s.takeUp(ctx, p)
 		}
-		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+		if err := s.Dirs.Files(p.Name).MarkUsed(); err != nil {
 			return err
 		}
 		phase := pr.Start("snapshot", what)
@@ -98,7 +100,7 @@ func explainSnapshot(name string, dom vm.Domain, err error) error {
 // takeUp has the supervisor of a running VM take up its work again, and waits until
 // docker.sock and published ports are as they were. It does not wait for long, nor for
 // Ctrl-C: they come by themselves.
-func (s *Service) takeUp(ctx context.Context, p Project) {
+func (s *Service) takeUp(ctx context.Context, p state.Project) {
 	sup := s.supervisor(p)
 	err := sup.Resume(context.WithoutCancel(ctx))
 	if err == nil {
@@ -114,7 +116,7 @@ func (s *Service) takeUp(ctx context.Context, p Project) {
 }
 
 // Snapshots lists the snapshots of the project's VM, the oldest first.
-func (s *Service) Snapshots(ctx context.Context, p Project) ([]vm.Snapshot, error) {
+func (s *Service) Snapshots(ctx context.Context, p state.Project) ([]vm.Snapshot, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
@@ -128,7 +130,7 @@ func (s *Service) Snapshots(ctx context.Context, p Project) ([]vm.Snapshot, erro
 
 // RestoreSnapshot puts the project's VM back into the state that a snapshot has kept
 // and, if it ran then, waits for its engine. What the VM is now is lost.
-func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, pr *ui.Progress) error {
+func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name string, pr *ui.Progress) error {
 	return s.locked(ctx, p, "restore", func(hv vm.Hypervisor, dom vm.Domain) error {
 		all, err := hv.Snapshots(ctx, p.Name)
 		if err != nil {
@@ -142,7 +144,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if err != nil {
 			return err
 		}
-		if err := s.checkRoomToRun(s.Dirs.paths(p.Name)); err != nil {
+		if err := s.checkRoomToRun(s.Dirs.Files(p.Name)); err != nil {
 			return err
 		}
 		host, err := hv.Host(ctx)
@@ -152,10 +154,10 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		show := &steps{Progress: pr}
 		b := boot{
 			Service: s, hv: hv, host: host, project: p, cfg: cfg,
-			files: s.Dirs.paths(p.Name), progress: show, accel: dom.Accel,
+			files: s.Dirs.Files(p.Name), progress: show, accel: dom.Accel,
 		}
 		show.Start("stop", "stop the VM")
-		if err := unmark(b.files.stopping()); err != nil {
+		if err := state.Unmark(b.files.Stopping()); err != nil {
 			return err
 		}
 		if err := hv.Destroy(ctx, p.Name); err != nil {
@@ -197,7 +199,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 }
 
 // HasSnapshot is no error if the project's VM has a snapshot of the name.
-func (s *Service) HasSnapshot(ctx context.Context, p Project, name string) error {
+func (s *Service) HasSnapshot(ctx context.Context, p state.Project, name string) error {
 	all, err := s.Snapshots(ctx, p)
 	if err != nil {
 		return err
@@ -216,7 +218,7 @@ func named(all []vm.Snapshot, name string) (vm.Snapshot, error) {
 }
 
 // DeleteSnapshot removes a snapshot of the project's VM.
-func (s *Service) DeleteSnapshot(ctx context.Context, p Project, name string) error {
+func (s *Service) DeleteSnapshot(ctx context.Context, p state.Project, name string) error {
 	return s.locked(ctx, p, "snapshot", func(hv vm.Hypervisor, _ vm.Domain) error {
 		err := hv.DeleteSnapshot(ctx, p.Name, name)
 		if errors.Is(err, vm.ErrNoSnapshot) {

@@ -7,6 +7,8 @@ import (
 	"sort"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/subnet"
@@ -64,8 +66,8 @@ const patienceSlow = 2 * time.Minute
 
 // Status looks at the project end to end: it asks the engine through the same
 // socket that users use.
-func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
-	f := s.Dirs.paths(p.Name)
+func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
+	f := s.Dirs.Files(p.Name)
 	dom, err := s.get(ctx, p)
 	if errors.Is(err, vm.ErrNotFound) {
 		if st, ok := s.forgotten(p.Name, p.Dir); ok {
@@ -77,7 +79,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		return Status{}, err
 	}
 	st := s.summary(dom)
-	st.Socket = f.dockerSocket()
+	st.Socket = f.DockerSocket()
 	if dom.State != vm.StateRunning {
 		s.examine(ctx, &st)
 		if dom.Halt == vm.HaltIO {
@@ -95,7 +97,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, probePatience)
 	defer cancel()
-	switch net, err := usernet.NewDialer(f.dialSocket()).Status(ctx); {
+	switch net, err := usernet.NewDialer(f.DialSocket()).Status(ctx); {
 	case err == nil:
 		st.Network = &net
 	case errors.Is(err, usernet.ErrNoNetwork):
@@ -129,7 +131,7 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
 			st.Clashes = s.clashes(ctx, f)
 			if st.Unprovisioned {
-				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
+				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.Provisioned(), "devvm up"
 			}
 			if full := problemFull(*st.Supervisor); full != "" {
 				st.Problem, st.Next = full, AdviceFull
@@ -155,60 +157,60 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 // forgotten is what the files say of a project that libvirt does not know: false if they
 // say nothing.
 func (s *Service) forgotten(name, dir string) (Status, bool) {
-	f := s.Dirs.paths(name)
+	f := s.Dirs.Files(name)
 	st := Status{
-		Project: name, Dir: dir, DirGone: !exists(dir), State: StateAbsent,
-		DiskUsed: file.Used(f.vm), UndoUsed: file.Used(f.undo), Next: "devvm up",
+		Project: name, Dir: dir, DirGone: !state.Exists(dir), State: StateAbsent,
+		DiskUsed: file.Used(f.VM), UndoUsed: file.Used(f.Undo), Next: "devvm up",
 	}
 	switch {
-	case exists(f.disk()) && !f.isBegun():
+	case state.Exists(f.Disk()) && !f.IsBegun():
 		st.State, st.Reason = vm.StateStopped, "libvirt does not know it; its disk is there, and devvm up starts it"
-	case f.isLost(false):
+	case f.IsLost(false):
 		st.setLost(f)
-	case !exists(f.undo):
+	case !state.Exists(f.Undo):
 		return st, false
 	}
 	return st, true
 }
 
 // setLost notes that the VM's disk is gone.
-func (st *Status) setLost(f paths) {
-	st.Problem, st.Next = "the VM's disk is gone: "+f.disk(), f.afresh()
+func (st *Status) setLost(f state.Files) {
+	st.Problem, st.Next = "the VM's disk is gone: "+f.Disk(), afresh(f)
 }
 
 // examine looks whether the disk of a VM that is off is good.
 func (s *Service) examine(ctx context.Context, st *Status) {
-	f := s.Dirs.paths(st.Project)
+	f := s.Dirs.Files(st.Project)
 	if st.Next == "" {
 		st.Next = "devvm up"
 	}
-	if !exists(f.disk()) {
+	if !state.Exists(f.Disk()) {
 		return
 	}
-	if _, err := below(ctx, f.disk()); err != nil {
-		st.Problem, st.Next = err.Error(), f.afresh()
+	if _, err := below(ctx, f.Disk()); err != nil {
+		st.Problem, st.Next = err.Error(), afresh(f)
 	}
 }
 
 // summary is what libvirt and the files say about a project.
 func (s *Service) summary(dom vm.Domain) Status {
-	f := s.Dirs.paths(dom.Name)
+	f := s.Dirs.Files(dom.Name)
 	st := Status{
 		Project:   dom.Name,
 		Dir:       dom.Project,
-		DirGone:   !exists(dom.Project),
+		DirGone:   !state.Exists(dom.Project),
 		State:     dom.State,
 		Reason:    dom.Reason,
 		CPUs:      dom.CPUs,
 		Memory:    dom.Memory,
 		Accel:     dom.Accel,
 		Image:     dom.Image,
-		DiskUsed:  file.Used(f.vm),
-		UndoUsed:  file.Used(f.undo),
+		DiskUsed:  file.Used(f.VM),
+		UndoUsed:  file.Used(f.Undo),
 		SavedUsed: dom.Saved,
 	}
-	st.Unprovisioned = dom.State == vm.StateRunning && exists(f.disk()) && !f.isBegun() && !exists(f.provisioned())
-	if f.isLost(true) {
+	st.Unprovisioned = dom.State == vm.StateRunning && state.Exists(f.Disk()) && !f.IsBegun() && !state.Exists(f.Provisioned())
+	if f.IsLost(true) {
 		st.setLost(f)
 	}
 	return st
@@ -235,20 +237,20 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 		}
 		out = append(out, s.summary(dom))
 	}
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range names {
-		f := s.Dirs.paths(name)
+		f := s.Dirs.Files(name)
 		if known[name] {
 			continue
 		}
-		dir := f.readRecord()
+		dir := f.RecordedDir()
 		if s.isTemplate(dir) {
 			continue
 		}
-		if st, ok := s.forgotten(name, dir); ok || exists(f.record) {
+		if st, ok := s.forgotten(name, dir); ok || state.Exists(f.Record) {
 			out = append(out, st)
 		}
 	}

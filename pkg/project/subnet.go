@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/subnet"
 )
@@ -33,7 +35,7 @@ func (b *boot) choosePools() subnet.Pools {
 	if b.pools != nil || b.cfg.HasPools() {
 		return b.pools
 	}
-	daemon, _ := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon)) // none: a new VM
+	daemon, _ := os.ReadFile(filepath.Join(b.files.Credentials(), credentialDaemon)) // none: a new VM
 	had, _ := subnet.Of(daemon)
 	routes := b.routes()
 	pools, why := subnet.Choose(routes, had)
@@ -55,14 +57,14 @@ const patienceClashes = 5 * time.Second
 // clashes finds the networks of a running engine that hide what this host reaches now, perhaps
 // by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
 // made with.
-func (s *Service) clashes(ctx context.Context, f paths) []subnet.Clash {
+func (s *Service) clashes(ctx context.Context, f state.Files) []subnet.Clash {
 	routes := s.routes()
 	if len(routes) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, patienceClashes)
 	defer cancel()
-	networks, err := engine.GetNetworks(ctx, f.dockerSocket())
+	networks, err := engine.GetNetworks(ctx, f.DockerSocket())
 	if err != nil {
 		s.Log.Debug("the engine's networks are not known", "err", err)
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -11,7 +13,7 @@ import (
 // Suspend saves the memory of the project's running VM and stops it; the next up
 // lets it go on where it stood. The supervisor stays, to tell clients so. A VM that
 // is suspended already is no error.
-func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error {
+func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress) error {
 	return s.locked(ctx, p, "suspend", func(hv vm.Hypervisor, dom vm.Domain) error {
 		dom, err := s.outlast(ctx, hv, p, dom, pr)
 		if err != nil {
@@ -21,7 +23,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		case vm.StateSaved:
 			return nil
 		case vm.StateRunning:
-			if isStopping(s.Dirs.paths(p.Name), dom) {
+			if isStopping(s.Dirs.Files(p.Name), dom) {
 				return errStopping(p)
 			}
 		default:

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sync/errgroup"
 
 	"github.com/devvm/devvm/pkg/disk"
@@ -69,15 +71,15 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	if !errors.Is(err, template.ErrNotFound) {
 		return t, err
 	}
-	p := identify(filepath.Join(b.Templates.Dir(), shape.Key()))
+	p := state.Identify(filepath.Join(b.Templates.Dir(), shape.Key()))
 	if err := b.Dirs.Secure(p.Name); err != nil {
 		return t, err
 	}
 	m := boot{
 		Service: b.Service, hv: b.hv, host: b.host, project: p, cfg: b.cfg,
-		files: b.Dirs.paths(p.Name), progress: b.progress, accel: b.accel, cold: true, pools: b.pools,
+		files: b.Dirs.Files(p.Name), progress: b.progress, accel: b.accel, cold: true, pools: b.pools,
 	}
-	lock, err := m.files.acquire(ctx, "template", func(who string) {
+	lock, err := m.files.Acquire(ctx, "template", func(who string) {
 		b.progress.Note("waiting for another devvm (%s) that makes the template of this VM", who)
 	})
 	if err != nil {
@@ -86,7 +88,7 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	defer lock.Close()
 	t, err = b.Templates.Find(shape)
 	if !errors.Is(err, template.ErrNotFound) {
-		return t, errors.Join(err, removeAll(m.files.root))
+		return t, errors.Join(err, state.RemoveAll(m.files.Root))
 	}
 	if err := m.discard(ctx); err != nil { // what a killed run left
 		return t, err
@@ -94,7 +96,7 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	if err := b.makeDirs(m.files); err != nil {
 		return t, err
 	}
-	t, err = m.make(ctx, img, shape, b.files.logs)
+	t, err = m.make(ctx, img, shape, b.files.Logs)
 	b.accel = m.accel // KVM may have shown not to work
 	// Also after Ctrl-C: nobody sees this VM in a list.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), patienceOff)
@@ -102,7 +104,7 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 	if derr := m.discard(after); err == nil {
 		err = derr
 	}
-	return t, errors.Join(err, m.files.remove())
+	return t, errors.Join(err, m.files.Remove())
 }
 
 // make boots or forks the template's VM, does to it what the shape says, and saves
@@ -129,18 +131,18 @@ func (b *boot) make(ctx context.Context, img image.Image, shape template.Shape, 
 			return none, fmt.Errorf("%w: %w", errNoTemplate, err)
 		}
 		files := b.files
-		b.files.logs = logs
+		b.files.Logs = logs
 		err = b.provision(ctx)
 		b.files = files
 		if err != nil {
 			return none, err
 		}
 	}
-	memory := filepath.Join(b.files.vm, "memory")
+	memory := filepath.Join(b.files.VM, "memory")
 	if err := b.freeze(ctx, memory); err != nil {
 		return none, fmt.Errorf("%w: %w", errNoTemplate, err)
 	}
-	t, err := b.Templates.Add(ctx, shape, parent, b.files.disk(), memory)
+	t, err := b.Templates.Add(ctx, shape, parent, b.files.Disk(), memory)
 	if err != nil {
 		return none, fmt.Errorf("%w: %w", errNoTemplate, err)
 	}
@@ -150,7 +152,7 @@ func (b *boot) make(ctx context.Context, img image.Image, shape template.Shape, 
 // freeze seals the running VM and saves its memory.
 func (b *boot) freeze(ctx context.Context, memory string) error {
 	b.progress.Start("seal", "save the template")
-	console, err := follow(b.files.console(), sealedMarker)
+	console, err := follow(b.files.Console(), sealedMarker)
 	if err != nil {
 		return err
 	}
@@ -192,18 +194,18 @@ func (b *boot) fork(ctx context.Context, img image.Image) error {
 // forkFrom makes the project's VM from a template and waits for its engine.
 func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Template) error {
 	b.progress.Start("fork", "fork the template "+t.ID)
-	if err := b.files.markNew(); err != nil {
+	if err := b.files.MarkNew(); err != nil {
 		return err
 	}
 	b.forked = t.Provision == "" // which may have started containers
 	b.backing = append([]string{t.Disk()}, b.parents(t, img)...)
-	if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
+	if _, err := guest.GenerateKeys(b.files.Keys()); err != nil {
 		return fmt.Errorf("make keys: %w", err)
 	}
 	if err := b.writeCredentials(img); err != nil {
 		return err
 	}
-	scratch := filepath.Join(b.files.vm, "memory")
+	scratch := filepath.Join(b.files.VM, "memory")
 	if err := b.Templates.Lend(t, scratch); err != nil {
 		return err
 	}
@@ -212,7 +214,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	err := b.hv.Fork(ctx, b.spec(img), t.Memory(), scratch, func(prepare context.Context) error {
 		group, prepare := errgroup.WithContext(prepare)
 		group.Go(func() error {
-			return b.Templates.Use(prepare, t, func() error { return disk.CreateOverlay(prepare, b.files.disk(), t.Disk(), 0) })
+			return b.Templates.Use(prepare, t, func() error { return disk.CreateOverlay(prepare, b.files.Disk(), t.Disk(), 0) })
 		})
 		group.Go(func() error {
 			if err := b.startNet(prepare, b.project, b.cfg.Policy(), b.host); err != nil {
@@ -243,7 +245,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 		b.Log.Warn("template", "err", err)
 	}
 	if t.Provision != "" {
-		if err := file.Replace(b.files.provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {
+		if err := file.Replace(b.files.Provisioned(), []byte(b.cfg.ProvisionHash()), 0o600); err != nil {
 			return err
 		}
 	}
@@ -291,7 +293,7 @@ func (b *boot) discard(ctx context.Context) error {
 	if err := b.stopHelpers(ctx, b.project); err != nil {
 		return err
 	}
-	return b.files.removeVM()
+	return b.files.RemoveVM()
 }
 
 // isTemplate tells whether a directory is not a project's but a template's.

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sync/errgroup"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -38,10 +40,10 @@ const kernelMarker = "devvm: kernel up"
 
 // Up gives the project a running VM whose engine answers on docker.sock. What
 // is there already is kept; what an earlier run left half done is completed.
-func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
-	cfg, err := s.checkConfig(p, !exists(f.provisioned())) // before anything is made
-	if err == nil && (!exists(f.disk()) || f.isBegun()) {
+func (s *Service) Up(ctx context.Context, p state.Project, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
+	cfg, err := s.checkConfig(p, !state.Exists(f.Provisioned())) // before anything is made
+	if err == nil && (!state.Exists(f.Disk()) || f.IsBegun()) {
 		err = s.checkImage(ctx, cfg)
 	}
 	if err == nil {
@@ -52,7 +54,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	}
 	s.rememberHost(ctx)
 	s.sweep(ctx)
-	lock, err := f.acquire(ctx, "up", func(who string) {
+	lock, err := f.Acquire(ctx, "up", func(who string) {
 		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
 	})
 	if err != nil {
@@ -69,8 +71,8 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 
 // checkConfig reads the project's configuration and finds what is wrong with it, for a VM
 // that is yet to be provisioned or for any.
-func (s *Service) checkConfig(p Project, provision bool) (config.Config, error) {
-	if !exists(p.Dir) {
+func (s *Service) checkConfig(p state.Project, provision bool) (config.Config, error) {
+	if !state.Exists(p.Dir) {
 		return config.Config{}, &ui.Error{
 			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
 			Hint: fmt.Sprintf("where it is now, take its VM over (devvm move %s); bring it back; or remove its VM: devvm rm --project %s", p.Name, p.Name),
@@ -111,7 +113,7 @@ func explainImage(cfg config.Config, err error) error {
 }
 
 // up is Up under the project's lock.
-func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
+func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *steps) error {
 	if err := s.finishMove(ctx, hv, p, pr.Progress); err != nil {
 		return err
 	}
@@ -119,8 +121,8 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err
 	}
-	if f := s.Dirs.paths(p.Name); f.isLost(err == nil) {
-		return f.errLost(dom.State == vm.StateRunning)
+	if f := s.Dirs.Files(p.Name); f.IsLost(err == nil) {
+		return errLost(f, dom.State == vm.StateRunning)
 	}
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
@@ -137,12 +139,12 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 }
 
 // upFrom is up for a VM as it was found; the zero Domain if there is none.
-func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *steps) error {
+func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *steps) error {
 	cfg, err := s.granted(p)
 	if err != nil {
 		return err
 	}
-	f := s.Dirs.paths(p.Name)
+	f := s.Dirs.Files(p.Name)
 	if err := s.settle(p, cfg); err != nil {
 		return err
 	}
@@ -164,14 +166,14 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
 	// A VM whose engine has never answered goes on only if it runs, and as it should.
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
-	if f.isBegun() && !(runs && dom.Config == cfg.StartHash()) {
+	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
 		// Its supervisor is who may find just now that its engine answers.
 		if err := s.stopSupervisor(ctx, p); err != nil {
 			return err
 		}
 	}
-	if f.isBegun() && !(runs && dom.Config == cfg.StartHash()) {
-		if exists(f.disk()) {
+	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
+		if state.Exists(f.Disk()) {
 			pr.Note("the engine of the VM that is there has never answered: making it anew")
 		}
 		if err := b.discard(ctx); err != nil {
@@ -182,7 +184,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 		}
 		dom = vm.Domain{}
 	}
-	if err := f.noteDir(p.Dir); err != nil {
+	if err := f.NoteDir(p.Dir); err != nil {
 		return err
 	}
 	if err := b.mendShares(); err != nil {
@@ -225,18 +227,18 @@ func (b *boot) run(ctx context.Context, dom vm.Domain) error {
 }
 
 // makeDirs makes the project's directories.
-func (s *Service) makeDirs(f paths) error {
+func (s *Service) makeDirs(f state.Files) error {
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
 	}{
-		{s.Dirs.Data, s.Dirs.passable()},
-		{filepath.Dir(f.root), s.Dirs.passable()},
-		{f.root, s.Dirs.passable()},
-		{f.vm, s.Dirs.passable()},
-		{f.credentials(), s.Dirs.passable()},
-		{f.keys(), 0o700},
-		{f.logs, 0o700},
+		{s.Dirs.Data, s.Dirs.Passable()},
+		{filepath.Dir(f.Root), s.Dirs.Passable()},
+		{f.Root, s.Dirs.Passable()},
+		{f.VM, s.Dirs.Passable()},
+		{f.Credentials(), s.Dirs.Passable()},
+		{f.Keys(), 0o700},
+		{f.Logs, 0o700},
 	} {
 		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
 			return fmt.Errorf("make directory: %w", err)
@@ -245,7 +247,7 @@ func (s *Service) makeDirs(f paths) error {
 			return fmt.Errorf("make directory: %w", err)
 		}
 	}
-	return s.Dirs.makeRuntime(f)
+	return s.Dirs.MakeRuntime(f)
 }
 
 // boot is one run of up.
@@ -253,9 +255,9 @@ type boot struct {
 	*Service
 	hv       vm.Hypervisor
 	host     vm.Host
-	project  Project
+	project  state.Project
 	cfg      config.Config
-	files    paths
+	files    state.Files
 	progress *steps
 	accel    vm.Accel
 	cold     bool         // boot, do not fork a template
@@ -274,12 +276,12 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	b.noteChanges(ctx, dom)
 	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
 		b.noteImage(img)
-		if err := b.files.noteAddress(img); err != nil {
+		if err := noteAddress(b.files, img); err != nil {
 			return err
 		}
 	}
 	var net usernet.Status
-	err := b.outwait(ctx, b.files.netLock(), errBusy, func() (err error) {
+	err := b.outwait(ctx, b.files.NetLock(), errBusy, func() (err error) {
 		net, err = b.askNet(ctx)
 		return err
 	})
@@ -310,7 +312,7 @@ var errBusy = errors.New("the VM's network process is busy")
 // askNet asks the VM's network process how it is: errBusy, or usernet.ErrNoNetwork if nobody
 // listens.
 func (b *boot) askNet(ctx context.Context) (usernet.Status, error) {
-	status, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
+	status, err := usernet.NewDialer(b.files.DialSocket()).Status(ctx)
 	if err != nil && !errors.Is(err, usernet.ErrNoNetwork) {
 		err = fmt.Errorf("%w: %w", errBusy, err)
 	}
@@ -359,7 +361,7 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 	if dom.Memory != b.cfg.Memory {
 		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
 	}
-	if info, err := disk.Stat(ctx, b.files.disk()); err == nil {
+	if info, err := disk.Stat(ctx, b.files.Disk()); err == nil {
 		switch has := info.VirtualSize; {
 		case has > b.cfg.Disk:
 			b.noteDisk(has)
@@ -367,7 +369,7 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 			out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(has), ui.Size(b.cfg.Disk)))
 		}
 	}
-	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
+	daemon, err := os.ReadFile(filepath.Join(b.files.Credentials(), credentialDaemon))
 	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
 	if err == nil && !bytes.Equal(daemon, b.engineConfig(pools)) {
 		out = append(out, "docker.daemon")
@@ -375,7 +377,7 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
 		out = append(out, "perhaps docker.daemon")
 	}
-	has, err := b.files.readShares()
+	has, err := readShares(b.files)
 	next, _, nerr := b.shares(b.project, b.cfg)
 	if err == nil && nerr == nil {
 		if !slices.Equal(has.Exports, next.Exports) {
@@ -412,7 +414,7 @@ func (b *boot) rewire(ctx context.Context) error {
 	}
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
-	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
+	if _, err := usernet.NewDialer(b.files.DialSocket()).Status(ctx); err != nil {
 		if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 			return err
 		}
@@ -427,15 +429,15 @@ func (b *boot) rewire(ctx context.Context) error {
 // one that is there.
 func (b *boot) start(ctx context.Context, saved bool) error {
 	b.attends = false
-	if exists(b.files.disk()) {
+	if state.Exists(b.files.Disk()) {
 		if err := b.checkRoomToRun(b.files); err != nil {
 			return err
 		}
 	}
-	if err := unmark(b.files.stopping()); err != nil {
+	if err := state.Unmark(b.files.Stopping()); err != nil {
 		return err
 	}
-	if err := b.files.noteDir(b.project.Dir); err != nil {
+	if err := b.files.NoteDir(b.project.Dir); err != nil {
 		return err
 	}
 	settle := b.settleShares
@@ -466,7 +468,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 			return err
 		}
 	}
-	if !exists(b.files.disk()) {
+	if !state.Exists(b.files.Disk()) {
 		if err := b.checkRoomForVM(); err != nil {
 			return err
 		}
@@ -476,12 +478,12 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		b.progress.Note("%s", verdict.Note)
 	}
 	b.accel = verdict.Accel
-	if !exists(b.files.disk()) && !b.cold && img.Forks {
+	if !state.Exists(b.files.Disk()) && !b.cold && img.Forks {
 		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
 			return err
 		}
 		err := b.fork(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || exists(b.files.disk()) && !b.files.isBegun() {
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || state.Exists(b.files.Disk()) && !b.files.IsBegun() {
 			return err
 		}
 		b.progress.Fail(err)
@@ -491,7 +493,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 			return err
 		}
 	}
-	if !exists(b.files.disk()) { // what libvirt still knows is of a VM that is gone
+	if !state.Exists(b.files.Disk()) { // what libvirt still knows is of a VM that is gone
 		if err := forget(ctx, b.hv, b.project); err != nil {
 			return err
 		}
@@ -547,15 +549,15 @@ func (b *boot) detach(ctx context.Context, saved bool) error {
 // prepare makes sure that the VM's files are there: disk, keys, credentials.
 func (b *boot) prepare(ctx context.Context, img image.Image) error {
 	size := b.cfg.Disk
-	if exists(b.files.disk()) {
-		info, err := disk.Stat(ctx, b.files.disk())
+	if state.Exists(b.files.Disk()) {
+		info, err := disk.Stat(ctx, b.files.Disk())
 		if err != nil {
 			return err
 		}
 		switch {
 		case size > info.VirtualSize:
 			b.progress.Note("growing the disk from %s to %s", ui.Size(info.VirtualSize), ui.Size(size))
-			if err := disk.Grow(ctx, b.files.disk(), size); err != nil {
+			if err := disk.Grow(ctx, b.files.Disk(), size); err != nil {
 				return err
 			}
 		case size < info.VirtualSize:
@@ -565,17 +567,17 @@ func (b *boot) prepare(ctx context.Context, img image.Image) error {
 		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
 			return err
 		}
-		if err := b.files.markNew(); err != nil {
+		if err := b.files.MarkNew(); err != nil {
 			return err
 		}
 		b.progress.Start("disk", "making a disk of "+ui.Size(size))
 		b.backing = []string{img.Disk()}
-		if err := disk.CreateOverlay(ctx, b.files.disk(), img.Disk(), size); err != nil {
+		if err := disk.CreateOverlay(ctx, b.files.Disk(), img.Disk(), size); err != nil {
 			return err
 		}
 	}
-	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
-		if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
+	if _, err := guest.LoadKeys(b.files.Keys()); err != nil {
+		if _, err := guest.GenerateKeys(b.files.Keys()); err != nil {
 			return fmt.Errorf("make keys: %w", err)
 		}
 	}
@@ -585,10 +587,10 @@ func (b *boot) prepare(ctx context.Context, img image.Image) error {
 // image finds the image of the VM: the one that its disk was made from, else
 // the one of the configuration, which is built when it is not there yet.
 func (b *boot) image(ctx context.Context) (image.Image, error) {
-	if exists(b.files.disk()) {
-		backing, err := below(ctx, b.files.disk())
+	if state.Exists(b.files.Disk()) {
+		backing, err := below(ctx, b.files.Disk())
 		if err != nil {
-			return image.Image{}, b.files.errDisk(err)
+			return image.Image{}, errDisk(b.files, err)
 		}
 		if err := b.checkBacking(backing); err != nil {
 			return image.Image{}, err
@@ -637,7 +639,7 @@ func (b *boot) newImage(ctx context.Context) (image.Image, error) {
 		return img, explainImage(b.cfg, err)
 	}
 	b.progress.Start("image", "building the base image "+b.cfg.Image+" (once)")
-	log, err := os.OpenFile(filepath.Join(b.files.logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(filepath.Join(b.files.Logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return img, fmt.Errorf("open log: %w", err)
 	}
@@ -691,16 +693,16 @@ func (b *boot) seed(img image.Image) string {
 	if !img.CloudInit {
 		return ""
 	}
-	return filepath.Join(b.files.credentials(), "seed.iso")
+	return filepath.Join(b.files.Credentials(), "seed.iso")
 }
 
 // writeCredentials writes what the guest is told at its boot. What is to be kept is written
 // only if it is not there.
 func (b *boot) writeCredentials(img image.Image, keep ...string) error {
-	if err := b.files.noteAddress(img); err != nil {
+	if err := noteAddress(b.files, img); err != nil {
 		return err
 	}
-	keys, err := guest.LoadKeys(b.files.keys())
+	keys, err := guest.LoadKeys(b.files.Keys())
 	if err != nil {
 		return fmt.Errorf("load keys: %w", err)
 	}
@@ -723,7 +725,7 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 	if err != nil {
 		return err
 	}
-	has, err := b.files.readShares()
+	has, err := readShares(b.files)
 	if err != nil {
 		return err
 	}
@@ -734,7 +736,7 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 		credentialHostname: []byte(b.project.Name),
 		credentialTimezone: []byte(b.Zone),
 	}
-	if path := filepath.Join(b.files.credentials(), credentialDaemon); !slices.Contains(keep, credentialDaemon) || !exists(path) {
+	if path := filepath.Join(b.files.Credentials(), credentialDaemon); !slices.Contains(keep, credentialDaemon) || !state.Exists(path) {
 		all[credentialDaemon] = b.daemonJSON()
 	}
 	if img.Mounts {
@@ -742,8 +744,8 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 	}
 	var writing errgroup.Group // each waits for the disk
 	for name, content := range all {
-		path := filepath.Join(b.files.credentials(), name)
-		if slices.Contains(keep, name) && exists(path) {
+		path := filepath.Join(b.files.Credentials(), name)
+		if slices.Contains(keep, name) && state.Exists(path) {
 			continue
 		}
 		writing.Go(func() error {
@@ -769,7 +771,7 @@ func (b *boot) engineConfig(pools subnet.Pools) []byte {
 
 // machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
 func (b *boot) machineID() ([]byte, error) {
-	id, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialMachine))
+	id, err := os.ReadFile(filepath.Join(b.files.Credentials(), credentialMachine))
 	if err == nil {
 		return id, nil
 	}
@@ -786,10 +788,10 @@ func (b *boot) spec(img image.Image) vm.Spec {
 	credentials := map[string]string{}
 	if !img.CloudInit {
 		for _, name := range []string{credentialMachine, credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
-			credentials[name] = filepath.Join(b.files.credentials(), name)
+			credentials[name] = filepath.Join(b.files.Credentials(), name)
 		}
 		if img.Mounts {
-			credentials[credentialShare] = filepath.Join(b.files.credentials(), credentialShare)
+			credentials[credentialShare] = filepath.Join(b.files.Credentials(), credentialShare)
 		}
 	}
 	return vm.Spec{
@@ -801,16 +803,16 @@ func (b *boot) spec(img image.Image) vm.Spec {
 		CPUs:        b.cfg.CPUs,
 		Memory:      b.cfg.Memory,
 		Accel:       b.accel,
-		Disk:        b.files.disk(),
+		Disk:        b.files.Disk(),
 		Backing:     b.backing,
 		Seed:        b.seed(img),
 		Kernel:      img.Kernel(),
 		Initrd:      img.Initrd(),
 		Cmdline:     img.Cmdline,
-		NetSocket:   b.files.netSocket(),
+		NetSocket:   b.files.NetSocket(),
 		MAC:         guestMAC,
 		MTU:         usernet.DefaultMTU,
-		Console:     b.files.console(),
+		Console:     b.files.Console(),
 		Credentials: credentials,
 	}
 }
@@ -826,7 +828,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
-	console, err := follow(b.files.console(), kernelMarker)
+	console, err := follow(b.files.Console(), kernelMarker)
 	if err != nil {
 		return err
 	}
@@ -906,9 +908,9 @@ func errKept(err error) error {
 // checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
 // boot. Afresh are the commands that boot it.
 func (b *boot) checkKeys(afresh string) error {
-	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
+	if _, err := guest.LoadKeys(b.files.Keys()); err != nil {
 		return &ui.Error{
-			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + b.files.keys(),
+			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + b.files.Keys(),
 			Hint: "put them back, or boot it with new ones: " + afresh,
 			Err:  err,
 		}
@@ -992,7 +994,7 @@ func (b *boot) probeHelpers(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(serr, supervisor.ErrHung) {
-			if hung = cmp.Or(hung, asked); b.lost(b.files.supervisorLock(), hung) {
+			if hung = cmp.Or(hung, asked); b.lost(b.files.SupervisorLock(), hung) {
 				return serr
 			}
 		} else {
@@ -1001,7 +1003,7 @@ func (b *boot) probeHelpers(ctx context.Context) error {
 		if nerr != nil {
 			silent = cmp.Or(silent, asked)
 			nobody := errors.Is(nerr, usernet.ErrNoNetwork)
-			if nobody && gone || !nobody && b.lost(b.files.netLock(), silent) { // once may be one that is being started
+			if nobody && gone || !nobody && b.lost(b.files.NetLock(), silent) { // once may be one that is being started
 				return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
 			}
 			gone = nobody
@@ -1072,7 +1074,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 			return b.explainWait(do.Err, patience)
 		}
 		if do.PingEngine {
-			owned.Go(func() { send(machine.EngineAnswer{Err: engine.Ping(ctx, b.files.dockerSocket())}) })
+			owned.Go(func() { send(machine.EngineAnswer{Err: engine.Ping(ctx, b.files.DockerSocket())}) })
 		}
 		if do.GetDomain { // libvirt may take its time, and has nothing to do with the rest
 			owned.Go(func() {
@@ -1134,20 +1136,20 @@ func (b *boot) explainWait(err error, patience time.Duration) error {
 		if late.Silent > 0 {
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the VM is slow: it runs, and has said nothing for %s (short of memory, or this host is busy)", late.Silent.Round(time.Second)),
-				Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, b.files.seeConsole()),
+				Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, seeConsole(b.files)),
 				Err:  err,
 			}
 		}
 		return &ui.Error{
 			Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, late.Phase, because(late.Why)),
-			Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, b.files.seeConsole()),
+			Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, seeConsole(b.files)),
 			Err:  err,
 		}
 	}
 	if errors.Is(err, machine.ErrWatch) {
 		return &ui.Error{
 			Msg:  machine.ErrWatch.Error(),
-			Hint: "run devvm up again" + see(b.files.supervisorLog(), "its log: devvm logs --supervisor"),
+			Hint: "run devvm up again" + see(b.files.SupervisorLog(), "its log: devvm logs --supervisor"),
 			Err:  err,
 		}
 	}
@@ -1178,7 +1180,7 @@ func (b *boot) died(dom vm.Domain, kernelUp bool) error {
 	if b.accel == vm.AccelKVM && !kernelUp && dom.Halt == "" {
 		return fmt.Errorf("%w: the guest died before its kernel ran (%s)", vm.ErrAccel, dom.Reason)
 	}
-	hint := "start it again with: devvm up" + b.files.seeConsole()
+	hint := "start it again with: devvm up" + seeConsole(b.files)
 	if dom.Halt == vm.HaltSignal {
 		hint = "let it go on with: devvm up"
 	}

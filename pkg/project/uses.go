@@ -11,6 +11,8 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/disk"
@@ -47,7 +49,7 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +61,7 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 			return nil, err
 		}
 		for i := range all {
-			if all[i].path == s.Dirs.paths(name).disk() {
+			if all[i].path == s.Dirs.Files(name).Disk() {
 				all[i].known = domains[name]
 				delete(domains, name)
 			}
@@ -78,19 +80,19 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, error) {
 	const attempts = 10
 	for range attempts {
-		before, unread := s.Dirs.paths(name).disks()
+		before, unread := disks(s.Dirs.Files(name))
 		out := []use{}
 		for _, path := range slices.Sorted(maps.Keys(before)) {
 			backing, err := c.below(ctx, path)
 			out = append(out, use{project: name, path: path, below: backing, err: err})
 		}
 		if unread != nil {
-			out = append(out, use{project: name, path: s.Dirs.paths(name).root, err: unread})
+			out = append(out, use{project: name, path: s.Dirs.Files(name).Root, err: unread})
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if after, _ := s.Dirs.paths(name).disks(); maps.Equal(before, after) {
+		if after, _ := disks(s.Dirs.Files(name)); maps.Equal(before, after) {
 			return out, nil
 		}
 	}
@@ -103,9 +105,9 @@ func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, err
 
 // disks finds the project's disks, each with the number by which the file system knows it. An
 // error says that there may be more.
-func (f paths) disks() (map[string]uint64, error) {
+func disks(f state.Files) (map[string]uint64, error) {
 	out := map[string]uint64{}
-	entries, err := os.ReadDir(f.root)
+	entries, err := os.ReadDir(f.Root)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return out, nil
@@ -114,10 +116,10 @@ func (f paths) disks() (map[string]uint64, error) {
 	}
 	var unread error
 	for _, e := range entries {
-		if e.Name() == filepath.Base(f.removing()) {
+		if e.Name() == filepath.Base(f.Removing()) {
 			continue
 		}
-		path := filepath.Join(f.root, e.Name(), diskName)
+		path := filepath.Join(f.Root, e.Name(), diskName)
 		info, err := os.Lstat(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):

@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"context"
@@ -25,15 +25,15 @@ type holder struct {
 // lockPoll is how often a waiting command looks whether the lock is free.
 const lockPoll = 100 * time.Millisecond
 
-// acquire makes this process the only one that changes the project. If another
+// Acquire makes this process the only one that changes the project. If another
 // one is at work it calls waiting once and waits, or, without waiting, fails
 // with exit code 6.
-func (f paths) acquire(ctx context.Context, verb string, waiting func(who string)) (*flock.Flock, error) {
+func (f Files) Acquire(ctx context.Context, verb string, waiting func(who string)) (*flock.Flock, error) {
 	for {
-		if err := os.MkdirAll(f.root, 0o711); err != nil {
+		if err := os.MkdirAll(f.Root, 0o711); err != nil {
 			return nil, fmt.Errorf("make project directory: %w", err)
 		}
-		l := flock.New(f.lock, flock.SetPermissions(0o600))
+		l := flock.New(f.Lock, flock.SetPermissions(0o600))
 		got, err := l.TryLock()
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // an rm has just removed the directory
@@ -44,8 +44,8 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 		if !got {
 			who := f.holder()
 			if waiting == nil {
-				if pid := lock.Stopped(f.lock); pid != 0 {
-					return nil, errStopped(who, &lock.StoppedError{PID: pid, Path: f.lock})
+				if pid := lock.Stopped(f.Lock); pid != 0 {
+					return nil, errStopped(who, &lock.StoppedError{PID: pid, Path: f.Lock})
 				}
 				return nil, &ui.Error{
 					Code: ui.ExitBusy,
@@ -65,7 +65,7 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 				return nil, fmt.Errorf("wait for %s: %w", who, err)
 			}
 		}
-		if !sameFile(l, f.lock) { // rm removed the file while we waited: lock the new one
+		if !sameFile(l, f.Lock) { // rm removed the file while we waited: lock the new one
 			_ = l.Close()
 			continue
 		}
@@ -74,7 +74,7 @@ func (f paths) acquire(ctx context.Context, verb string, waiting func(who string
 			return nil, err
 		}
 		b, _ := json.Marshal(holder{os.Getpid(), verb})
-		_ = os.WriteFile(f.lock, b, 0o600) // words for others: a full disk is no reason not to remove a VM
+		_ = os.WriteFile(f.Lock, b, 0o600) // words for others: a full disk is no reason not to remove a VM
 		return l, nil
 	}
 }
@@ -89,9 +89,9 @@ func errStopped(who string, err *lock.StoppedError) error {
 }
 
 // holder describes who holds the lock.
-func (f paths) holder() string {
+func (f Files) holder() string {
 	var h holder
-	b, err := os.ReadFile(f.lock)
+	b, err := os.ReadFile(f.Lock)
 	if err != nil || json.Unmarshal(b, &h) != nil {
 		return "of unknown pid"
 	}

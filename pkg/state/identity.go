@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"crypto/sha256"
@@ -35,14 +35,14 @@ func New(dir string) (Project, error) {
 	if !info.IsDir() {
 		return Project{}, fmt.Errorf("project directory: %s is not a directory", resolved)
 	}
-	return identify(resolved), nil
+	return Identify(resolved), nil
 }
 
-// identify derives name and UUID from a canonical path. It is pure.
-func identify(dir string) Project {
+// Identify derives name and UUID from a canonical path. It is pure.
+func Identify(dir string) Project {
 	sum := sha256.Sum256([]byte(dir))
 	return Project{
-		Name: slug(filepath.Base(dir)) + "-" + hex.EncodeToString(sum[:4]),
+		Name: Slug(filepath.Base(dir)) + "-" + hex.EncodeToString(sum[:4]),
 		UUID: uuid(sum),
 		Dir:  dir,
 	}
@@ -59,9 +59,9 @@ func uuid(sum [sha256.Size]byte) string {
 // longestSlug keeps names short enough for sockets and to read.
 const longestSlug = 24
 
-// slug reduces a directory's name to what host names, libvirt and file systems
+// Slug reduces a directory's name to what host names, libvirt and file systems
 // all take: a-z, 0-9 and single hyphens.
-func slug(base string) string {
+func Slug(base string) string {
 	var b strings.Builder
 	for _, r := range strings.ToLower(base) {
 		switch {

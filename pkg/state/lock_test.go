@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"os"
@@ -9,18 +9,18 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-func testPaths(t *testing.T) paths {
+func testPaths(t *testing.T) Files {
 	t.Helper()
-	return Dirs{Data: t.TempDir(), Runtime: t.TempDir()}.paths("app-12345678")
+	return Dirs{Data: t.TempDir(), Runtime: t.TempDir()}.Files("app-12345678")
 }
 
 func TestLock(t *testing.T) {
 	f := testPaths(t)
-	first, err := f.acquire(t.Context(), "up", nil)
+	first, err := f.Acquire(t.Context(), "up", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = f.acquire(t.Context(), "down", nil)
+	_, err = f.Acquire(t.Context(), "down", nil)
 	if ui.ExitCode(err) != ui.ExitBusy || !strings.Contains(err.Error(), "up, pid") {
 		t.Fatalf("got %v", err)
 	}
@@ -29,17 +29,17 @@ func TestLock(t *testing.T) {
 	waiting := make(chan struct{})
 	got := make(chan error, 1)
 	go func() {
-		second, err := f.acquire(t.Context(), "up", func(string) { close(waiting) })
+		second, err := f.Acquire(t.Context(), "up", func(string) { close(waiting) })
 		if err == nil {
 			defer second.Close()
-			if !sameFile(second, f.lock) {
+			if !sameFile(second, f.Lock) {
 				t.Error("locked a file that is not there any more")
 			}
 		}
 		got <- err
 	}()
 	<-waiting
-	if err := os.RemoveAll(f.root); err != nil {
+	if err := os.RemoveAll(f.Root); err != nil {
 		t.Fatal(err)
 	}
 	if err := first.Close(); err != nil {
@@ -52,17 +52,17 @@ func TestLock(t *testing.T) {
 
 func TestRecord(t *testing.T) {
 	f := testPaths(t)
-	if err := os.MkdirAll(f.root, 0o700); err != nil {
+	if err := os.MkdirAll(f.Root, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	const dir = "/home/u/caf\xe9 \n" // need not be UTF-8
-	if err := f.writeRecord(dir); err != nil {
+	if err := f.WriteRecord(dir); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.readRecord(); got != dir {
+	if got := f.RecordedDir(); got != dir {
 		t.Errorf("got %q", got)
 	}
-	left, _ := filepath.Glob(filepath.Join(f.root, ".*"))
+	left, _ := filepath.Glob(filepath.Join(f.Root, ".*"))
 	if len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
@@ -82,40 +82,40 @@ func TestSetAsideAndSwap(t *testing.T) {
 	}
 	check := func(vm, undo string) {
 		t.Helper()
-		for dir, want := range map[string]string{f.vm: vm, f.undo: undo} {
+		for dir, want := range map[string]string{f.VM: vm, f.Undo: undo} {
 			got, _ := os.ReadFile(filepath.Join(dir, "disk.qcow2"))
 			if string(got) != want {
 				t.Errorf("%s holds %q, want %q", filepath.Base(dir), got, want)
 			}
 		}
 	}
-	put(f.vm, "one")
-	if err := f.setAside(); err != nil {
+	put(f.VM, "one")
+	if err := f.SetAside(); err != nil {
 		t.Fatal(err)
 	}
 	check("", "one")
 	// Cut off here and run again: the new vm directory holds no disk yet.
-	if err := os.MkdirAll(f.vm, 0o700); err != nil {
+	if err := os.MkdirAll(f.VM, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.setAside(); err != nil {
+	if err := f.SetAside(); err != nil {
 		t.Fatal(err)
 	}
 	check("", "one")
-	put(f.vm, "two")
-	if err := f.swap(); err != nil {
+	put(f.VM, "two")
+	if err := f.Swap(); err != nil {
 		t.Fatal(err)
 	}
 	check("one", "two")
-	if err := f.swap(); err != nil {
+	if err := f.Swap(); err != nil {
 		t.Fatal(err)
 	}
 	check("two", "one")
-	if err := f.setAside(); err != nil {
+	if err := f.SetAside(); err != nil {
 		t.Fatal(err)
 	}
 	check("", "two")
-	if err := f.swap(); err != nil {
+	if err := f.Swap(); err != nil {
 		t.Fatal(err)
 	}
 	check("two", "")

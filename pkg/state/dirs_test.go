@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"os"
@@ -55,36 +55,36 @@ func TestRuntimeHome(t *testing.T) {
 
 func TestMakeRuntime(t *testing.T) {
 	d := Dirs{Data: t.TempDir(), Runtime: filepath.Join(t.TempDir(), "devvm")}
-	f := d.paths("app-12345678")
+	f := d.Files("app-12345678")
 	for range 2 {
-		if err := d.makeRuntime(f); err != nil {
+		if err := d.MakeRuntime(f); err != nil {
 			t.Fatal(err)
 		}
 	}
-	info, err := os.Stat(f.run)
+	info, err := os.Stat(f.Run)
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("mode %v, %v", info.Mode(), err)
 	}
 	// What others may only look at is mended.
-	if err := os.Chmod(f.run, 0o755); err != nil {
+	if err := os.Chmod(f.Run, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.makeRuntime(f); err != nil {
+	if err := d.MakeRuntime(f); err != nil {
 		t.Error(err)
 	}
 	// What others could write to may hold anything.
-	if err := os.Chmod(f.run, 0o777); err != nil {
+	if err := os.Chmod(f.Run, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.makeRuntime(f); err == nil {
+	if err := d.MakeRuntime(f); err == nil {
 		t.Error("a directory that others could write to passes")
 	}
 	// A link that leads elsewhere is refused.
-	g := d.paths("evil-12345678")
-	if err := os.Symlink(t.TempDir(), g.run); err != nil {
+	g := d.Files("evil-12345678")
+	if err := os.Symlink(t.TempDir(), g.Run); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.makeRuntime(g); err == nil {
+	if err := d.MakeRuntime(g); err == nil {
 		t.Error("a symbolic link passes as a runtime directory")
 	}
 }

@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"encoding/binary"
@@ -180,19 +180,19 @@ func TestShort(t *testing.T) {
 		}
 	}
 	d.Short = made[0]
-	f := d.paths("app-12345678")
-	for _, path := range []string{f.dockerSocket(), f.controlSocket(), f.dialSocket(), f.netSocket()} {
-		if len(path) > sunPath || !strings.HasPrefix(path, d.Short+"/") {
+	f := d.Files("app-12345678")
+	for _, path := range []string{f.DockerSocket(), f.ControlSocket(), f.DialSocket(), f.NetSocket()} {
+		if len(path) > LongestSocketPath || !strings.HasPrefix(path, d.Short+"/") {
 			t.Errorf("%s: %d bytes", path, len(path))
 		}
 	}
-	if other := d.paths("web-12345679"); other.run == f.run {
+	if other := d.Files("web-12345679"); other.Run == f.Run {
 		t.Error("two projects share a runtime directory")
 	}
-	if usual := (Dirs{Runtime: "/run/user/1000/devvm", Short: "/tmp/devvm-1"}).paths("app-12345678"); usual.run != "/run/user/1000/devvm/app-12345678" {
-		t.Errorf("run = %s", usual.run)
+	if usual := (Dirs{Runtime: "/run/user/1000/devvm", Short: "/tmp/devvm-1"}).Files("app-12345678"); usual.Run != "/run/user/1000/devvm/app-12345678" {
+		t.Errorf("run = %s", usual.Run)
 	}
-	if err := d.makeRuntime(f); err != nil {
+	if err := d.MakeRuntime(f); err != nil {
 		t.Error(err)
 	}
 	if err := d.Secure("app-12345678"); err != nil {

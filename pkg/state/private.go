@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"errors"
@@ -29,7 +29,7 @@ func (d *Dirs) Secure(name string) error {
 	if err := d.makeShort(name); err != nil {
 		return err
 	}
-	return thisUser().private(d.paths(name).run)
+	return thisUser().private(d.Files(name).Run)
 }
 
 // SecureAll is Secure for who uses the sockets of several projects.
@@ -69,7 +69,7 @@ func (d Dirs) readShort() string {
 
 // shortIn returns the directory that the open record names, if it can be trusted.
 func (d Dirs) shortIn(record *os.File) string {
-	text, err := io.ReadAll(io.LimitReader(record, sunPath))
+	text, err := io.ReadAll(io.LimitReader(record, LongestSocketPath))
 	if err != nil {
 		return ""
 	}
@@ -83,7 +83,7 @@ func (d Dirs) shortIn(record *os.File) string {
 // ownShort tells whether a short directory is still the one that makeShort has made.
 func (d Dirs) ownShort(dir string) bool {
 	info, err := os.Lstat(dir)
-	return err == nil && info.IsDir() && owner(info) == os.Getuid() && info.Mode().Perm() == d.passable()
+	return err == nil && info.IsDir() && owner(info) == os.Getuid() && info.Mode().Perm() == d.Passable()
 }
 
 // makeShort makes the short directory, if the project needs it and there is none.
@@ -96,7 +96,7 @@ func (d *Dirs) makeShort(name string) (err error) {
 			err = fmt.Errorf("make a directory for sockets, whose path in %s would be too long: %w", d.Runtime, err)
 		}
 	}()
-	if err := os.MkdirAll(d.Data, d.passable()); err != nil {
+	if err := os.MkdirAll(d.Data, d.Passable()); err != nil {
 		return err
 	}
 	record, err := os.OpenFile(d.shortRecord(), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
@@ -115,7 +115,7 @@ func (d *Dirs) makeShort(name string) (err error) {
 	if err != nil {
 		return err
 	}
-	err = os.Chmod(dir, d.passable())
+	err = os.Chmod(dir, d.Passable())
 	if err == nil {
 		err = record.Truncate(0)
 	}

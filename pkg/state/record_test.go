@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"os"
@@ -13,21 +13,21 @@ func TestBeing(t *testing.T) {
 	if err := os.Mkdir(a, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	being := beingOf(a)
+	being := BeingOf(a)
 	if err := os.Rename(a, b); err != nil {
 		t.Fatal(err)
 	}
-	if being == "" || beingOf(b) != being || beingOf(a) != "" {
-		t.Errorf("%q before, %q after, %q in its place", being, beingOf(b), beingOf(a))
+	if being == "" || BeingOf(b) != being || BeingOf(a) != "" {
+		t.Errorf("%q before, %q after, %q in its place", being, BeingOf(b), BeingOf(a))
 	}
 	if err := os.CopyFS(a, os.DirFS(b)); err != nil {
 		t.Fatal(err)
 	}
-	if beingOf(a) == being {
+	if BeingOf(a) == being {
 		t.Error("a copy is the same directory")
 	}
 	for being, sure := range map[string]bool{"": false, "12 0.000000000": false, "12 1.000000000": true, "12 0.000000001": true} {
-		if isSure(being) != sure {
+		if IsSure(being) != sure {
 			t.Errorf("%q is sure: %v", being, !sure)
 		}
 	}

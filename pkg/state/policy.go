@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"encoding/json"
@@ -12,10 +12,10 @@ import (
 // The policy that a VM's network process enforces is kept in egress.json, from where the
 // process takes it when it starts. It is one that the user has agreed to.
 
-// readPolicy returns the policy that the network process has, or starts with; fs.ErrNotExist
+// ReadPolicy returns the policy that the network process has, or starts with; fs.ErrNotExist
 // if there never was any. A file that cannot be understood allows nothing.
-func (f paths) readPolicy() (egress.Policy, error) {
-	b, err := os.ReadFile(f.egress())
+func (f Files) ReadPolicy() (egress.Policy, error) {
+	b, err := os.ReadFile(f.Egress())
 	if err != nil {
 		return egress.Policy{}, err
 	}
@@ -26,10 +26,11 @@ func (f paths) readPolicy() (egress.Policy, error) {
 	return p, nil
 }
 
-func (f paths) writePolicy(p egress.Policy) error {
+// WritePolicy keeps the policy that the network process is to have.
+func (f Files) WritePolicy(p egress.Policy) error {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", f.egress(), err)
+		return fmt.Errorf("write %s: %w", f.Egress(), err)
 	}
-	return file.Replace(f.egress(), append(b, '\n'), 0o600)
+	return file.Replace(f.Egress(), append(b, '\n'), 0o600)
 }

@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"regexp"
@@ -17,7 +17,7 @@ func TestIdentify(t *testing.T) {
 		{"/home/u/-.-", "project-"},
 		{"/", "project-"},
 	} {
-		p := identify(tt.dir)
+		p := Identify(tt.dir)
 		if !strings.HasPrefix(p.Name, tt.name) {
 			t.Errorf("identify(%q).Name = %q, want %q…", tt.dir, p.Name, tt.name)
 		}
@@ -28,11 +28,11 @@ func TestIdentify(t *testing.T) {
 		if !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-8[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`).MatchString(p.UUID) {
 			t.Errorf("identify(%q).UUID = %q", tt.dir, p.UUID)
 		}
-		if again := identify(tt.dir); again != p {
+		if again := Identify(tt.dir); again != p {
 			t.Errorf("identify(%q) is not stable: %v, %v", tt.dir, p, again)
 		}
 	}
-	if identify("/a/app").Name == identify("/b/app").Name {
+	if Identify("/a/app").Name == Identify("/b/app").Name {
 		t.Error("two directories of the same name are one project")
 	}
 }

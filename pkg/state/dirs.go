@@ -1,4 +1,9 @@
-package project
+// Package state is what devvm keeps of a project on this host: who it is ([Project]), where its
+// files are ([Dirs], [Files]), who may change them (Acquire), and the small ones among them,
+// marks and records, each of which is replaced whole.
+//
+// It starts nothing and asks no VM. docs/files.md describes each file.
+package state
 
 import (
 	"errors"
@@ -12,7 +17,6 @@ import (
 	"syscall"
 
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // Dirs are devvm's directories on this host, by the XDG Base Directory
@@ -101,89 +105,27 @@ func RuntimeHome(env Environment) string {
 	return ""
 }
 
-// watches is where the user's supervisors share what the kernel lets the user watch.
-func (d Dirs) watches() string { return filepath.Join(d.Runtime, "watches") }
+// Watches is where the user's supervisors share what the kernel lets the user watch.
+func (d Dirs) Watches() string { return filepath.Join(d.Runtime, "watches") }
 
-// sunPath is the longest path of a unix socket, without the closing NUL
+// LongestSocketPath is the longest path of a unix socket, without the closing NUL
 // (sun_path in unix(7)).
-const sunPath = 107
+const LongestSocketPath = 107
 
 // longestSocket is the longest file name below a project's runtime directory.
 const longestSocket = len("/control.sock.new")
 
-// paths are the files of one project. docs/files.md describes each.
-type paths struct {
-	root   string // projects/NAME: all that is kept
-	lock   string
-	record string
-	vm     string // replaced as a whole by nuke
-	undo   string // the former vm
-	logs   string
-
-	run string // runtime/NAME: sockets
-	net string // runtime/net: the socket that QEMU connects to; QEMU may run as another user
-}
-
-// paths derives where a project's files are.
-func (d Dirs) paths(name string) paths {
-	root := filepath.Join(d.Data, "projects", name)
-	p := paths{
-		root:   root,
-		lock:   filepath.Join(root, "lock"),
-		record: filepath.Join(root, "project.json"),
-		vm:     filepath.Join(root, "vm"),
-		undo:   filepath.Join(root, "undo"),
-		logs:   filepath.Join(root, "log"),
-		run:    filepath.Join(d.Runtime, name),
-		net:    filepath.Join(d.Runtime, "net"),
-	}
-	if d.Short != "" && d.tooLong(name) {
-		p.run = filepath.Join(d.Short, name[max(0, len(name)-8):])
-		p.net = filepath.Join(d.Short, "net")
-	}
-	return p
-}
-
 // tooLong tells whether the kernel can bind no socket of the project in Runtime.
 func (d Dirs) tooLong(name string) bool {
-	return len(filepath.Join(d.Runtime, name))+longestSocket > sunPath
+	return len(filepath.Join(d.Runtime, name))+longestSocket > LongestSocketPath
 }
-
-func (f paths) disk() string          { return filepath.Join(f.vm, "disk.qcow2") }
-func (f paths) console() string       { return filepath.Join(f.vm, "console.log") }
-func (f paths) keys() string          { return filepath.Join(f.vm, "keys") }
-func (f paths) credentials() string   { return filepath.Join(f.vm, "credentials") }
-func (f paths) begun() string         { return filepath.Join(f.vm, "begun") }
-func (f paths) unused() string        { return filepath.Join(f.vm, "unused") }
-func (f paths) provisioned() string   { return filepath.Join(f.vm, "provisioned") }
-func (f paths) management() string    { return filepath.Join(f.vm, "management") }
-func (f paths) stopping() string      { return filepath.Join(f.vm, "stopping") }
-func (f paths) vacant() string        { return filepath.Join(f.root, "vacant") }
-func (f paths) removing() string      { return filepath.Join(f.root, "removing") }
-func (f paths) shares() string        { return filepath.Join(f.root, "shares.json") }
-func (f paths) agreed() string        { return filepath.Join(f.root, "agreed.json") }
-func (f paths) owners() string        { return filepath.Join(f.root, "owners") }
-func (f paths) shareSocket() string   { return filepath.Join(f.run, "share.sock") }
-func (f paths) egress() string        { return filepath.Join(f.root, "egress.json") }
-func (f paths) netLock() string       { return filepath.Join(f.run, "net.lock") }
-func (f paths) dialSocket() string    { return filepath.Join(f.run, "dial.sock") }
-func (f paths) controlSocket() string { return filepath.Join(f.run, "control.sock") }
-func (f paths) dockerSocket() string  { return filepath.Join(f.run, "docker.sock") }
-func (f paths) netSocket() string     { return filepath.Join(f.net, filepath.Base(f.run)+".sock") }
-func (f paths) supervisorLock() string {
-	return filepath.Join(f.run, "supervisor.lock")
-}
-func (f paths) exposures() string     { return filepath.Join(f.root, "exposures.json") }
-func (f paths) netLog() string        { return filepath.Join(f.logs, "net.log") }
-func (f paths) supervisorLog() string { return filepath.Join(f.logs, "supervisor.log") }
-func (f paths) provisionLog() string  { return filepath.Join(f.logs, "provision.log") }
 
 // Trusted is the file of the directories whose devvm.toml counts whoever it belongs to.
 func (d Dirs) Trusted() string { return filepath.Join(d.Data, "trusted.json") }
 
-// projects returns the names of the projects that have files here, templates in the
+// Projects returns the names of the projects that have files here, templates in the
 // making among them.
-func (d Dirs) projects() ([]string, error) {
+func (d Dirs) Projects() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(d.Data, "projects"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list the projects: %w", err)
@@ -195,44 +137,27 @@ func (d Dirs) projects() ([]string, error) {
 	return names, nil
 }
 
-// remove removes all that there is of the project on this host, the directory by which
-// it is found last.
-func (f paths) remove() error {
-	// Each as a whole: what a killed run leaves must not look like a VM without its disk.
-	for _, path := range []string{f.vm, f.undo} {
-		if err := f.removeWhole(path); err != nil {
-			return err
-		}
-	}
-	for _, path := range []string{f.netSocket(), f.netSocket() + usernet.Unfinished, f.run, f.root} {
-		if err := removeAll(path); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// passable is the mode of a directory that QEMU must be able to pass.
-func (d Dirs) passable() fs.FileMode {
+// Passable is the mode of a directory that QEMU must be able to pass.
+func (d Dirs) Passable() fs.FileMode {
 	if d.Shared {
 		return 0o711
 	}
 	return 0o700
 }
 
-// makeRuntime makes the project's runtime directories and refuses those that
+// MakeRuntime makes the project's runtime directories and refuses those that
 // somebody else could write to.
-func (d *Dirs) makeRuntime(p paths) error {
-	if err := os.MkdirAll(filepath.Dir(filepath.Dir(p.run)), 0o755); err != nil {
+func (d *Dirs) MakeRuntime(p Files) error {
+	if err := os.MkdirAll(filepath.Dir(filepath.Dir(p.Run)), 0o755); err != nil {
 		return fmt.Errorf("make runtime directory: %w", err)
 	}
 	for _, dir := range []struct {
 		path string
 		mode fs.FileMode
 	}{
-		{filepath.Dir(p.run), d.passable()},
-		{p.run, 0o700},
-		{p.net, d.passable()},
+		{filepath.Dir(p.Run), d.Passable()},
+		{p.Run, 0o700},
+		{p.net, d.Passable()},
 	} {
 		err := os.Mkdir(dir.path, dir.mode)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
@@ -251,7 +176,7 @@ func (d *Dirs) makeRuntime(p paths) error {
 			}
 		}
 	}
-	return thisUser().private(p.run)
+	return thisUser().private(p.Run)
 }
 
 // owner returns the uid that owns the file.

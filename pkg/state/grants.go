@@ -1,4 +1,4 @@
-package project
+package state
 
 import (
 	"encoding/json"
@@ -14,41 +14,41 @@ import (
 	"github.com/devvm/devvm/pkg/grant"
 )
 
-// readAgreed returns what the user has agreed to; fs.ErrNotExist if there is no file. With
+// ReadAgreed returns what the user has agreed to; fs.ErrNotExist if there is no file. With
 // any other error it is grant.Nothing.
-func (f paths) readAgreed(dir string) (grant.Grant, error) {
-	b, err := os.ReadFile(f.agreed())
+func (f Files) ReadAgreed(dir string) (grant.Grant, error) {
+	b, err := os.ReadFile(f.Agreed())
 	if err != nil {
 		return grant.Nothing(dir), err
 	}
 	return grant.Parse(dir, b)
 }
 
-// writeAgreed keeps what the user has agreed to, also over a power cut.
-func (f paths) writeAgreed(g grant.Grant) error {
+// WriteAgreed keeps what the user has agreed to, also over a power cut.
+func (f Files) WriteAgreed(g grant.Grant) error {
 	b, err := g.Text()
 	if err != nil {
 		return err
 	}
-	if was, err := os.ReadFile(f.agreed()); err == nil && string(was) == string(b) {
+	if was, err := os.ReadFile(f.Agreed()); err == nil && string(was) == string(b) {
 		return nil
 	}
-	if err := file.Replace(f.agreed(), b, 0o600); err != nil {
+	if err := file.Replace(f.Agreed(), b, 0o600); err != nil {
 		return err
 	}
 	if err := os.Remove(f.formerMounts()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("note what was agreed to: %w", err)
 	}
-	return file.Sync(f.root)
+	return file.Sync(f.Root)
 }
 
 // formerMounts is where a devvm before agreed.json has kept directories that were agreed to.
-func (f paths) formerMounts() string { return filepath.Join(f.root, "mounts.json") }
+func (f Files) formerMounts() string { return filepath.Join(f.Root, "mounts.json") }
 
-// readFormerly returns what was agreed to with a devvm before agreed.json: a policy of the
+// ReadFormerly returns what was agreed to with a devvm before agreed.json: a policy of the
 // network, which is the one that the VM has, and directories.
-func (f paths) readFormerly(own, wanted grant.Grant) (grant.Grant, bool) {
-	policy, err := f.readPolicy()
+func (f Files) ReadFormerly(own, wanted grant.Grant) (grant.Grant, bool) {
+	policy, err := f.ReadPolicy()
 	if errors.Is(err, fs.ErrNotExist) {
 		return grant.Grant{}, false
 	}
@@ -69,11 +69,11 @@ func (f paths) readFormerly(own, wanted grant.Grant) (grant.Grant, bool) {
 	return g, true
 }
 
-// formerly is what counts as agreed to for a project of a devvm before agreed.json: the
+// Formerly is what counts as agreed to for a project of a devvm before agreed.json: the
 // network that its VM has. Its size is not known, and counts as none.
-func (f paths) formerly(dir string) grant.Grant {
+func (f Files) Formerly(dir string) grant.Grant {
 	g := grant.Nothing(dir)
-	if policy, err := f.readPolicy(); err == nil {
+	if policy, err := f.ReadPolicy(); err == nil {
 		g = g.WithPolicy(policy)
 	}
 	return g
