@@ -117,6 +117,7 @@ var mayImport = map[string][]string{
 	"pkg/audit":         nil,
 	"pkg/background":    {"pkg/lock"},
 	"pkg/config":        {"pkg/egress", "pkg/shell", "pkg/trust"},
+	"pkg/daemon":        {"pkg/background", "pkg/egress", "pkg/lock", "pkg/ports", "pkg/share", "pkg/state", "pkg/supervisor", "pkg/usernet", "pkg/vm"},
 	"pkg/disk":          nil,
 	"pkg/dockercontext": nil,
 	"pkg/dockerproxy":   {"pkg/relay"},
@@ -134,7 +135,7 @@ var mayImport = map[string][]string{
 	"pkg/ports":         {"pkg/file", "pkg/relay"},
 	"pkg/project": {
 		"pkg/aide", "pkg/file",
-		"pkg/audit", "pkg/background", "pkg/config", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guard", "pkg/guest", "pkg/image", "pkg/lock",
+		"pkg/audit", "pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guard", "pkg/guest", "pkg/image", "pkg/lock",
 		"pkg/machine", "pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/state", "pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
 	},
 	"pkg/relay":      nil,

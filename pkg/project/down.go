@@ -9,7 +9,6 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/guest"
-	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -36,7 +35,7 @@ func (s *Service) Down(ctx context.Context, p state.Project, discard bool, pr *u
 			if err := hv.DropSaved(ctx, p.Name); err != nil {
 				return err
 			}
-			if err := s.stopHelpers(ctx, p); err != nil {
+			if err := s.daemons(p).Stop(ctx); err != nil {
 				return err
 			}
 			phase.Done()
@@ -90,7 +89,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p state.Project, d
 	} else if err := hv.Destroy(ctx, p.Name); err != nil { // paused or crashed: nothing left to ask
 		return err
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
+	if err := s.daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	phase.Done()
@@ -112,7 +111,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	patience := patienceOff
 	// The guest unmounts what it has of the host, which takes a server.
 	if has, err := readShares(f); err == nil && len(has.Exports) > 0 {
-		if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
+		if err := s.daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
 			patience = patienceStuck
 		}
@@ -218,7 +217,7 @@ func (s *Service) beginSync(ctx context.Context, p state.Project) <-chan error {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, patienceSync)
 		defer cancel()
-		err := s.supervisor(p).Sync(ctx)
+		err := s.daemons(p).Supervisor().Sync(ctx)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -256,14 +255,6 @@ func (s *Service) inGuest(ctx context.Context, p state.Project, dom vm.Domain, p
 	return nil
 }
 
-// stopHelpers ends the supervisor and the network process of a stopped VM, and what was
-// exposed of it.
-func (s *Service) stopHelpers(ctx context.Context, p state.Project) error {
-	err := s.stopSupervisor(ctx, p)
-	_, ferr := ports.Forget(s.Dirs.Files(p.Name).Exposures(), 0)
-	return errors.Join(err, ferr, s.stopNet(ctx, p))
-}
-
 // unplug stops the VM at once, but waits until the guest has written its caches, see
 // beginSync: its disk may be wanted again.
 func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, synced <-chan error) error {
@@ -275,5 +266,5 @@ func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p state.Project,
 	if err := hv.Destroy(ctx, p.Name); err != nil {
 		return err
 	}
-	return s.stopHelpers(ctx, p)
+	return s.daemons(p).Stop(ctx)
 }

@@ -27,7 +27,7 @@ func problemFull(st supervisor.Status) string {
 // ShortOfRoom says that the VM's disk is full or nearly so, and what to do; "" if it is not, or
 // if that is not known.
 func (s *Service) ShortOfRoom(ctx context.Context, p state.Project) string {
-	st, err := s.supervisor(p).Look(ctx)
+	st, err := s.daemons(p).Supervisor().Look(ctx)
 	if err != nil || st.Room == nil {
 		return ""
 	}

@@ -48,7 +48,7 @@ const patienceRoom = time.Second
 func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
 	ctx, cancel := context.WithTimeout(ctx, patienceRoom)
 	defer cancel()
-	st, err := s.supervisor(state.Project{Name: name}).Status(ctx)
+	st, err := s.daemons(state.Project{Name: name}).Supervisor().Status(ctx)
 	if err != nil {
 		return nil
 	}

@@ -203,7 +203,7 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
+	if err := s.daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	if f.IsUsed() {
@@ -225,7 +225,7 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Project, pr *ui.Progress) error {
 	dom, err := s.find(ctx, hv, former)
 	if errors.Is(err, vm.ErrNotFound) {
-		return s.stopHelpers(ctx, former)
+		return s.daemons(former).Stop(ctx)
 	}
 	if err != nil {
 		return err
@@ -237,7 +237,7 @@ func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Pr
 		if err := hv.DropSaved(ctx, former.Name); err != nil {
 			return err
 		}
-		if err := s.stopHelpers(ctx, former); err != nil {
+		if err := s.daemons(former).Stop(ctx); err != nil {
 			return err
 		}
 	} else if err := s.down(ctx, hv, former, dom, pr); err != nil {

@@ -205,7 +205,7 @@ func (s *Service) Rm(ctx context.Context, p state.Project, pr *ui.Progress) erro
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
+	if err := s.daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	if err := f.Remove(); err != nil {

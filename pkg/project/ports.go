@@ -72,7 +72,7 @@ func (s *Service) ProjectOf(ctx context.Context, pid int) string {
 
 // Ports returns the published ports of the project's running VM.
 func (s *Service) Ports(ctx context.Context, p state.Project) (ports.Report, error) {
-	r, err := s.supervisor(p).Ports(ctx)
+	r, err := s.daemons(p).Supervisor().Ports(ctx)
 	return r, s.attended(ctx, p, err)
 }
 
@@ -80,7 +80,7 @@ func (s *Service) Ports(ctx context.Context, p state.Project) (ports.Report, err
 // the supervisor ends.
 func (s *Service) WatchPorts(ctx context.Context, p state.Project, f func(ports.Report)) error {
 	seen := false
-	err := s.supervisor(p).WatchPorts(ctx, func(r ports.Report) bool {
+	err := s.daemons(p).Supervisor().WatchPorts(ctx, func(r ports.Report) bool {
 		seen = true
 		f(r)
 		return true
@@ -98,7 +98,7 @@ func (s *Service) Expose(ctx context.Context, p state.Project, port uint16, to n
 	if err := e.Check(time.Now()); err != nil {
 		return ports.Report{}, &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
 	}
-	if err := s.attended(ctx, p, s.supervisor(p).Expose(ctx, e)); err != nil {
+	if err := s.attended(ctx, p, s.daemons(p).Supervisor().Expose(ctx, e)); err != nil {
 		return ports.Report{}, err
 	}
 	return s.Ports(ctx, p)
@@ -107,7 +107,7 @@ func (s *Service) Expose(ctx context.Context, p state.Project, port uint16, to n
 // Conceal ends the exposure of a port, 0: all of the project's, whether its VM runs or
 // not. It says how many there were.
 func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (int, error) {
-	n, err := s.supervisor(p).Conceal(ctx, port)
+	n, err := s.daemons(p).Supervisor().Conceal(ctx, port)
 	if !errors.Is(err, supervisor.ErrNone) {
 		return n, err
 	}
@@ -124,7 +124,7 @@ func (s *Service) Serves(ctx context.Context, p state.Project) error {
 	if err != nil || len(has.Exports) == 0 {
 		return err
 	}
-	_, err = s.supervisor(p).Status(ctx)
+	_, err = s.daemons(p).Supervisor().Status(ctx)
 	if errors.Is(err, supervisor.ErrNone) || errors.Is(err, supervisor.ErrHung) {
 		return &ui.Error{
 			Msg:  "the supervisor does not answer, and what uses this host's files in the VM would wait for it",

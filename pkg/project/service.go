@@ -26,22 +26,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/devvm/devvm/pkg/daemon"
 	"github.com/devvm/devvm/pkg/state"
 
-	"github.com/gofrs/flock"
-	"golang.org/x/sys/unix"
-
-	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
-	"github.com/devvm/devvm/pkg/lock"
-	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/subnet"
-	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
@@ -303,7 +296,7 @@ func (s *Service) Connect(ctx context.Context, p state.Project) (*guest.Client, 
 func (s *Service) settleFiles(ctx context.Context, p state.Project) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := s.supervisor(p).Settle(ctx); err != nil {
+	if err := s.daemons(p).Supervisor().Settle(ctx); err != nil {
 		s.Log.Debug("files are not settled", "err", err)
 	}
 }
@@ -435,188 +428,11 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (
 	return dom, nil
 }
 
-// startNet starts the project's network process, unless it runs. The user has
-// agreed to the policy, or to that of the project whose template it is.
-func (s *Service) startNet(ctx context.Context, p state.Project, policy egress.Policy, host vm.Host) error {
-	f := s.Dirs.Files(p.Name)
-	if err := f.WritePolicy(policy); err != nil {
-		return err
+// daemons are the processes that serve the project's VM.
+func (s *Service) daemons(p state.Project) daemon.Set {
+	return daemon.Set{
+		Project: p.Name, Files: s.Dirs.Files(p.Name), Watches: s.Dirs.Watches(), Exe: s.Exe, Version: s.Version, Log: s.Log,
 	}
-	args := []string{"net", "--project-name", p.Name}
-	if host.QEMUUser >= 0 {
-		args = append(args, fmt.Sprintf("--qemu-user=%d:%d", host.QEMUUser, host.QEMUGroup))
-	}
-	err := background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.NetLog()})
-	if err != nil {
-		return fmt.Errorf("start the network process: %w", err)
-	}
-	return nil
-}
-
-// stopNet ends the network process, if there is one; by force, if need be.
-func (s *Service) stopNet(ctx context.Context, p state.Project) error {
-	socket := s.Dirs.Files(p.Name).DialSocket()
-	err := usernet.NewDialer(socket).Stop(ctx)
-	if errors.Is(err, usernet.ErrHung) {
-		s.Log.Warn("killing a network process that does not end", "project", p.Name)
-		err = background.Kill(ctx, socket)
-	}
-	if err == nil {
-		err = s.evict(ctx, s.Dirs.Files(p.Name).NetLock())
-	}
-	if err != nil {
-		return fmt.Errorf("stop the network process: %w", err)
-	}
-	return nil
-}
-
-// patienceLock is how long a process of ours that cannot be asked any more may hold its lock:
-// one that ends lets go of it sooner.
-const patienceLock = 3 * time.Second
-
-// evict ends who holds a lock though nobody can talk to it, because its socket was removed.
-func (s *Service) evict(ctx context.Context, path string) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for start := time.Now(); state.Exists(path); {
-		l := flock.New(path, flock.SetPermissions(0o600))
-		free, err := l.TryLock()
-		_ = l.Close()
-		if free || err != nil {
-			return err
-		}
-		if time.Since(start) > patienceLock {
-			s.Log.Warn("killing a process whose socket has been removed", "lock", path)
-			return background.KillHolder(ctx, path)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// supervisor is a client of the project's supervisor.
-func (s *Service) supervisor(p state.Project) *supervisor.Client {
-	return supervisor.NewClient(s.Dirs.Files(p.Name).ControlSocket())
-}
-
-// startSupervisor starts the project's supervisor, unless it runs. More arguments
-// are for the new one.
-func (s *Service) startSupervisor(ctx context.Context, p state.Project, emulated bool, more ...string) error {
-	f := s.Dirs.Files(p.Name)
-	client := s.supervisor(p)
-	var status supervisor.Status
-	err := s.outwait(ctx, f.SupervisorLock(), supervisor.ErrHung, func() (err error) {
-		status, err = client.Status(ctx)
-		return err
-	})
-	if err == nil && state.Exists(f.DockerSocket()) && (status.Version == s.Version && !status.Alone || status.Connections > 0) {
-		if err := client.Resume(ctx); err != nil && status.Version == s.Version {
-			return err
-		}
-		return nil
-	}
-	switch {
-	case err == nil: // of another version or alone, and nobody uses it; or nobody can: docker.sock was removed
-		err = s.stopSupervisor(ctx, p)
-	case errors.Is(err, supervisor.ErrHung):
-		err = s.killSupervisor(ctx, p)
-	default:
-		err = s.evict(ctx, f.SupervisorLock())
-	}
-	if err != nil {
-		return err
-	}
-	args := []string{"supervisor", "--project-name", p.Name}
-	if emulated {
-		args = append(args, "--emulated")
-	}
-	args = append(args, more...)
-	err = background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.SupervisorLog()})
-	if err != nil {
-		return fmt.Errorf("start the supervisor: %w", err)
-	}
-	return nil
-}
-
-// patienceBusy is for a process of ours to answer that runs: on a busy host it needs its time, and
-// another in its place would cut whoever uses it.
-const patienceBusy = 30 * time.Second
-
-// outwait asks a process of ours again for as long as it fails with busy and is not lost.
-func (s *Service) outwait(ctx context.Context, path string, busy error, ask func() error) error {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for start := time.Now(); ; {
-		err := ask()
-		if !errors.Is(err, busy) || s.lost(path, start) {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// lost tells whether a process of ours that has not answered since then never will: it has no
-// lock any more, a signal has stopped it, or it has had patienceBusy.
-func (s *Service) lost(path string, since time.Time) bool {
-	if time.Since(since) >= patienceBusy || lock.Stopped(path) != 0 {
-		return true
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY, 0)
-	if err != nil { // an earlier version had none, or somebody has removed it
-		return true
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
-}
-
-// stopSupervisor ends the supervisor, if there is one; by force, if need be.
-func (s *Service) stopSupervisor(ctx context.Context, p state.Project) error {
-	defer func() {
-		if err := share.SweepWatches(s.Dirs.Watches()); err != nil {
-			s.Log.Debug("watches are not swept", "err", err)
-		}
-	}()
-	err := s.supervisor(p).Stop(ctx)
-	if errors.Is(err, supervisor.ErrHung) {
-		return s.killSupervisor(ctx, p)
-	}
-	if errors.Is(err, supervisor.ErrNone) {
-		err = s.evict(ctx, s.Dirs.Files(p.Name).SupervisorLock())
-	}
-	if err != nil {
-		return fmt.Errorf("stop the supervisor: %w", err)
-	}
-	return nil
-}
-
-// rest has the supervisor, if there is one, close its link to the guest until it is told to
-// go on. One that does not answer is ended, and with it its link.
-func (s *Service) rest(ctx context.Context, p state.Project) error {
-	err := s.supervisor(p).Suspend(ctx)
-	switch {
-	case errors.Is(err, supervisor.ErrNone):
-		return nil
-	case errors.Is(err, supervisor.ErrHung):
-		return s.killSupervisor(ctx, p)
-	}
-	return err
-}
-
-// killSupervisor ends a supervisor that does not answer.
-func (s *Service) killSupervisor(ctx context.Context, p state.Project) error {
-	s.Log.Warn("killing a supervisor that does not answer", "project", p.Name)
-	if err := background.Kill(ctx, s.Dirs.Files(p.Name).ControlSocket()); err != nil {
-		return fmt.Errorf("kill the supervisor: %w", err)
-	}
-	return nil
 }
 
 // Host asks libvirt about this host, starting its daemon if need be.

@@ -67,7 +67,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name stri
 			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
-			if err := s.rest(ctx, p); err != nil {
+			if err := s.daemons(p).Rest(ctx); err != nil {
 				return err
 			}
 			defer s.takeUp(ctx, p)
@@ -101,7 +101,7 @@ func explainSnapshot(name string, dom vm.Domain, err error) error {
 // docker.sock and published ports are as they were. It does not wait for long, nor for
 // Ctrl-C: they come by themselves.
 func (s *Service) takeUp(ctx context.Context, p state.Project) {
-	sup := s.supervisor(p)
+	sup := s.daemons(p).Supervisor()
 	err := sup.Resume(context.WithoutCancel(ctx))
 	if err == nil {
 		patient, cancel := context.WithTimeout(ctx, 2*patienceForPorts)
@@ -166,7 +166,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name str
 		if err := hv.DropSaved(ctx, p.Name); err != nil { // it would be resumed onto another disk
 			return err
 		}
-		if err := s.stopHelpers(ctx, p); err != nil {
+		if err := s.daemons(p).Stop(ctx); err != nil {
 			return err
 		}
 		if err := s.makeDirs(b.files); err != nil {
@@ -174,16 +174,16 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name str
 		}
 		show.Start("restore", "go back to snapshot "+name)
 		if snapshot.Memory {
-			if err := s.startNet(ctx, p, b.cfg.Policy(), host); err != nil {
+			if err := s.daemons(p).StartNetwork(ctx, b.cfg.Policy(), host); err != nil {
 				return err
 			}
 		}
 		if err := hv.Revert(ctx, p.Name, name); err != nil {
-			_ = s.stopNet(context.WithoutCancel(ctx), p)
+			_ = s.daemons(p).StopNetwork(context.WithoutCancel(ctx))
 			return err
 		}
 		if snapshot.Memory {
-			if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
+			if err := s.daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 				return err
 			}
 			if err := b.await(ctx, nil); err != nil {

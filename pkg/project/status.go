@@ -105,7 +105,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 	default:
 		st.Problem = "the VM's network process does not answer"
 	}
-	switch sup, err := s.supervisor(p).Look(ctx); {
+	switch sup, err := s.daemons(p).Supervisor().Look(ctx); {
 	case err == nil:
 		st.Supervisor = &sup
 	case errors.Is(err, supervisor.ErrNone):

@@ -158,7 +158,7 @@ func (b *boot) freeze(ctx context.Context, memory string) error {
 	}
 	defer console.Close()
 	// Nothing may hold a connection when the memory is saved.
-	if err := b.stopSupervisor(ctx, b.project); err != nil {
+	if err := b.daemons(b.project).StopSupervisor(ctx); err != nil {
 		return err
 	}
 	dom := vm.Domain{Name: b.project.Name, Accel: b.accel}
@@ -217,11 +217,11 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 			return b.Templates.Use(prepare, t, func() error { return disk.CreateOverlay(prepare, b.files.Disk(), t.Disk(), 0) })
 		})
 		group.Go(func() error {
-			if err := b.startNet(prepare, b.project, b.cfg.Policy(), b.host); err != nil {
+			if err := b.daemons(b.project).StartNetwork(prepare, b.cfg.Policy(), b.host); err != nil {
 				return err
 			}
 			// The VM can start without.
-			beside.Go(func() error { return b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG, "--forked") })
+			beside.Go(func() error { return b.daemons(b.project).StartSupervisor(ctx, b.accel == vm.AccelTCG, "--forked") })
 			return nil
 		})
 		unprepared = group.Wait()
@@ -233,7 +233,7 @@ func (b *boot) forkFrom(ctx context.Context, img image.Image, t template.Templat
 	}
 	if err != nil {
 		_ = os.Remove(scratch)
-		if serr := b.stopHelpers(context.WithoutCancel(ctx), b.project); serr != nil {
+		if serr := b.daemons(b.project).Stop(context.WithoutCancel(ctx)); serr != nil {
 			b.Log.Warn("stop the helpers of a fork that failed", "err", serr)
 		}
 		if unprepared != nil {
@@ -290,7 +290,7 @@ func (b *boot) discard(ctx context.Context) error {
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := b.stopHelpers(ctx, b.project); err != nil {
+	if err := b.daemons(b.project).Stop(ctx); err != nil {
 		return err
 	}
 	return b.files.RemoveVM()

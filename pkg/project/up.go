@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/devvm/devvm/pkg/daemon"
 	"github.com/devvm/devvm/pkg/state"
 
 	"golang.org/x/sync/errgroup"
@@ -168,7 +169,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
 	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
 		// Its supervisor is who may find just now that its engine answers.
-		if err := s.stopSupervisor(ctx, p); err != nil {
+		if err := s.daemons(p).StopSupervisor(ctx); err != nil {
 			return err
 		}
 	}
@@ -281,7 +282,7 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 		}
 	}
 	var net usernet.Status
-	err := b.outwait(ctx, b.files.NetLock(), errBusy, func() (err error) {
+	err := daemon.Outwait(ctx, b.files.NetLock(), errBusy, func() (err error) {
 		net, err = b.askNet(ctx)
 		return err
 	})
@@ -296,7 +297,7 @@ func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
 	if err != nil {
 		return err
 	}
-	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
+	if err := b.daemons(b.project).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 		return err
 	}
 	if err := b.await(ctx, nil); err != nil {
@@ -325,7 +326,7 @@ func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
 	if dom.Halt == vm.HaltIO {
 		if err := b.errFull(b.files); err != nil {
 			// Who lets it go on must be there.
-			if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
+			if err := b.daemons(b.project).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 				b.Log.Warn("start the supervisor of a paused VM", "err", err)
 			}
 			return err
@@ -399,10 +400,10 @@ func (b *boot) noteDisk(has int64) {
 // back to the socket by itself; an older one must be saved and restored.
 func (b *boot) rewire(ctx context.Context) error {
 	b.progress.Start("network", "the VM's network process does not answer: starting another")
-	if err := b.stopNet(ctx, b.project); err != nil {
+	if err := b.daemons(b.project).StopNetwork(ctx); err != nil {
 		return err
 	}
-	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
+	if err := b.daemons(b.project).StartNetwork(ctx, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if vm.Reconnects(b.host) {
@@ -415,7 +416,7 @@ func (b *boot) rewire(ctx context.Context) error {
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
 	if _, err := usernet.NewDialer(b.files.DialSocket()).Status(ctx); err != nil {
-		if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
+		if err := b.daemons(b.project).StartNetwork(ctx, b.cfg.Policy(), b.host); err != nil {
 			return err
 		}
 	}
@@ -464,7 +465,7 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
 			return err
 		}
-		if err := errors.Join(b.stopHelpers(ctx, b.project), b.settleShares()); err != nil {
+		if err := errors.Join(b.daemons(b.project).Stop(ctx), b.settleShares()); err != nil {
 			return err
 		}
 	}
@@ -538,12 +539,12 @@ func (b *boot) start(ctx context.Context, saved bool) error {
 // a suspended VM stays, to tell clients so.
 func (b *boot) detach(ctx context.Context, saved bool) error {
 	if !saved {
-		return b.stopHelpers(ctx, b.project)
+		return b.daemons(b.project).Stop(ctx)
 	}
-	if err := b.rest(ctx, b.project); err != nil {
+	if err := b.daemons(b.project).Rest(ctx); err != nil {
 		return err
 	}
-	return b.stopNet(ctx, b.project)
+	return b.daemons(b.project).StopNetwork(ctx)
 }
 
 // prepare makes sure that the VM's files are there: disk, keys, credentials.
@@ -825,7 +826,7 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 		return err
 	}
 	b.progress.Start("start", "start the VM")
-	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
+	if err := b.daemons(b.project).StartNetwork(ctx, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	console, err := follow(b.files.Console(), kernelMarker)
@@ -834,10 +835,10 @@ func (b *boot) launch(ctx context.Context, img image.Image) error {
 	}
 	defer console.Close()
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
+		_ = b.daemons(b.project).StopNetwork(context.WithoutCancel(ctx))
 		return err
 	}
-	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
+	if err := b.daemons(b.project).StartSupervisor(ctx, b.accel == vm.AccelTCG); err != nil {
 		return err
 	}
 	return b.await(ctx, console)
@@ -848,7 +849,7 @@ func (b *boot) relaunch(ctx context.Context, img image.Image) error {
 	if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
 		return err
 	}
-	if err := b.stopHelpers(ctx, b.project); err != nil {
+	if err := b.daemons(b.project).Stop(ctx); err != nil {
 		return err
 	}
 	return b.launch(ctx, img)
@@ -865,17 +866,17 @@ func (b *boot) resume(ctx context.Context, img image.Image) error {
 	if err := b.writeCredentials(img, credentialDaemon); err != nil {
 		return err
 	}
-	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
+	if err := b.daemons(b.project).StartNetwork(ctx, b.cfg.Policy(), b.host); err != nil {
 		return err
 	}
 	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
+		_ = b.daemons(b.project).StopNetwork(context.WithoutCancel(ctx))
 		if errors.Is(err, vm.ErrMemory) {
 			return fmt.Errorf("%w: %w", errNoResume, err)
 		}
 		return errKept(err)
 	}
-	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
+	if err := b.daemons(b.project).StartSupervisor(ctx, b.accel == vm.AccelTCG); err != nil {
 		return err
 	}
 	if err := b.await(ctx, nil); err != nil {
@@ -961,7 +962,7 @@ func (b *boot) await(ctx context.Context, con *console) error {
 	err := b.watch(ctx, con)
 	if errors.Is(err, supervisor.ErrHung) {
 		b.progress.Fail(err)
-		if err = b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err == nil {
+		if err = b.daemons(b.project).StartSupervisor(ctx, b.accel == vm.AccelTCG); err == nil {
 			err = b.watch(ctx, con)
 		}
 	}
@@ -988,13 +989,13 @@ func (b *boot) probeHelpers(ctx context.Context) error {
 			return nil
 		}
 		asked := time.Now()
-		_, serr := b.supervisor(b.project).Status(ctx)
+		_, serr := b.daemons(b.project).Supervisor().Status(ctx)
 		_, nerr := b.askNet(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
 		if errors.Is(serr, supervisor.ErrHung) {
-			if hung = cmp.Or(hung, asked); b.lost(b.files.SupervisorLock(), hung) {
+			if hung = cmp.Or(hung, asked); daemon.Lost(b.files.SupervisorLock(), hung) {
 				return serr
 			}
 		} else {
@@ -1003,7 +1004,7 @@ func (b *boot) probeHelpers(ctx context.Context) error {
 		if nerr != nil {
 			silent = cmp.Or(silent, asked)
 			nobody := errors.Is(nerr, usernet.ErrNoNetwork)
-			if nobody && gone || !nobody && b.lost(b.files.NetLock(), silent) { // once may be one that is being started
+			if nobody && gone || !nobody && daemon.Lost(b.files.NetLock(), silent) { // once may be one that is being started
 				return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
 			}
 			gone = nobody
@@ -1039,7 +1040,7 @@ func (b *boot) watch(ctx context.Context, con *console) error {
 		}
 	}
 	owned.Go(func() {
-		err := b.supervisor(b.project).Watch(ctx, func(st supervisor.Status) bool { return send(machine.SupervisorStatus{Status: st}) })
+		err := b.daemons(b.project).Supervisor().Watch(ctx, func(st supervisor.Status) bool { return send(machine.SupervisorStatus{Status: st}) })
 		send(machine.WatchEnded{Err: err})
 	})
 	owned.Go(func() {
