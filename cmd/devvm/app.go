@@ -300,9 +300,21 @@ func (a *app) service() (*project.Service, error) {
 		return config.Load(dir, host)
 	}
 	return &project.Service{
-		Dirs:      dirs,
-		Images:    image.NewStore(filepath.Join(dirs.Data, "images"), log),
-		Templates: template.NewStore(filepath.Join(dirs.Data, "templates"), log),
+		Env: project.Env{
+			Dirs:      dirs,
+			Images:    image.NewStore(filepath.Join(dirs.Data, "images"), log),
+			Templates: template.NewStore(filepath.Join(dirs.Data, "templates"), log),
+			Accel:     vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
+			Exe:       exe,
+			Version:   version(),
+			Zone:      project.TimeZone(a.getenv, "/etc/localtime"),
+			Kernel:    a.kernel,
+			Slow:      a.slow,
+			Note:      func(text string) { fmt.Fprintln(a.Err, "note:", text) },
+			Free:      a.free,
+			Routes:    a.routes,
+			Log:       log,
+		},
 		Open: func(ctx context.Context) (vm.Hypervisor, error) {
 			cfg, err := loadConfig("") // which libvirt: no project has a say in it
 			if err != nil {
@@ -313,20 +325,10 @@ func (a *app) service() (*project.Service, error) {
 				Sandbox: vm.Sandbox{Program: exe, Dir: filepath.Join(dirs.Data, "sandbox")},
 			}, log)
 		},
-		Config:  loadConfig,
-		Trust:   rule,
-		Accel:   vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
-		Exe:     exe,
-		Version: version(),
-		Home:    env.Home,
-		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
-		Kernel:  a.kernel,
-		Halt:    a.halt,
-		Slow:    a.slow,
-		Note:    func(text string) { fmt.Fprintln(a.Err, "note:", text) },
-		Free:    a.free,
-		Routes:  a.routes,
-		Log:     log,
+		Config: loadConfig,
+		Trust:  rule,
+		Home:   env.Home,
+		Halt:   a.halt,
 	}, nil
 }
 

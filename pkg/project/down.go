@@ -8,7 +8,6 @@ import (
 
 	"github.com/devvm/devvm/pkg/state"
 
-	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -234,25 +233,6 @@ func (s *Service) finishSync(ctx context.Context, p state.Project, dom vm.Domain
 		return err
 	}
 	return s.inGuest(ctx, p, dom, patienceSync, "sync")
-}
-
-// inGuest runs a command in the guest within the time given.
-func (s *Service) inGuest(ctx context.Context, p state.Project, dom vm.Domain, patience time.Duration, argv ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	client, err := s.dial(ctx, p, dom.Accel)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	code, err := client.Run(ctx, guest.Command{Argv: argv})
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return fmt.Errorf("%v: exit code %d", argv, code)
-	}
-	return nil
 }
 
 // unplug stops the VM at once, but waits until the guest has written its caches, see

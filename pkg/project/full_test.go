@@ -35,7 +35,7 @@ func TestShortOfRoom(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.RemoveAll(run)
-			s := &Service{Dirs: state.Dirs{Data: t.TempDir(), Runtime: run}}
+			s := &Service{Env: Env{Dirs: state.Dirs{Data: t.TempDir(), Runtime: run}}}
 			p := state.Project{Name: "app-12345678"}
 			socket := s.Dirs.Files(p.Name).ControlSocket()
 			if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {

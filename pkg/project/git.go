@@ -1,6 +1,7 @@
 package project
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/tree"
 )
 
@@ -20,29 +22,28 @@ import (
 // longestGit is the most that is read of a file of git's, in bytes.
 const longestGit = 64 << 10
 
-// noteGit says how the VM gets a history that is outside of what it has.
-func (b *boot) noteGit(exports []share.Export) {
+// gitNotes say how the VM gets a history that is outside of what it has.
+func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 	has := func(path string) bool {
 		return slices.ContainsFunc(exports, func(e share.Export) bool { return within(e.Target, path) })
 	}
-	if !has(b.project.Dir) {
-		return
+	if !has(p.Dir) {
+		return nil
 	}
-	dir := gitElsewhere(b.Writable(b.project), b.project.Dir)
+	dir := gitElsewhere(s.Writable(p), p.Dir)
 	if dir == "" || has(dir) {
-		return
+		return nil
 	}
-	toml := filepath.Join(b.project.Dir, config.FileName)
-	const what = "git does not work in the VM: this working tree has its history in %s, which the VM does not have"
-	if why := b.unfit(share.Export{Source: dir, Target: dir}); why != "" {
-		b.progress.Note(what+" and cannot have: %s", dir, why)
-		return
+	what := fmt.Sprintf("git does not work in the VM: this working tree has its history in %s, which the VM does not have", dir)
+	if why := s.unfit(share.Export{Source: dir, Target: dir}); why != "" {
+		return []string{what + " and cannot have: " + why}
 	}
-	b.progress.Note(what+". To share it, add this at the end of %s and run devvm down && devvm up:", dir, toml)
+	toml := filepath.Join(p.Dir, config.FileName)
+	notes := []string{what + ". To share it, add this at the end of " + toml + " and run devvm down && devvm up:"}
 	for line := range strings.Lines(guard.Lines(dir, dir, true)) {
-		b.progress.Note("%s", strings.TrimSuffix(line, "\n"))
+		notes = append(notes, strings.TrimSuffix(line, "\n"))
 	}
-	b.progress.Note("To commit in the VM, add writable = true as well. Then git on this host runs hooks that the VM writes there.")
+	return append(notes, "To commit in the VM, add writable = true as well. Then git on this host runs hooks that the VM writes there.")
 }
 
 // gitElsewhere is the directory that a working tree has its history in, if that is a worktree

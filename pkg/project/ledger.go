@@ -235,7 +235,7 @@ func (s *Service) clearBuilders(ctx context.Context) error {
 }
 
 func (s *Service) clearBuilder(ctx context.Context, p state.Project) error {
-	b := boot{Service: s, project: p, files: s.Dirs.Files(p.Name)}
+	b := boot{Env: &s.Env, project: p, files: s.Dirs.Files(p.Name)}
 	lock, err := b.files.Acquire(ctx, "prune", nil)
 	if ui.ExitCode(err) == ui.ExitBusy {
 		return nil // it is being made
@@ -308,7 +308,7 @@ func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Pro
 		return "", err
 	}
 	show := &steps{Progress: pr}
-	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
+	b := boot{Env: &s.Env, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
 	id, err := b.buildTemplate(ctx)
 	if !state.Exists(f.Disk()) && !state.Exists(f.Undo) && err == nil { // there is no VM: leave nothing of one
 		err = f.Remove()

@@ -18,16 +18,16 @@ import (
 const roomNeeded = 2 << 30
 
 // checkRoom refuses to make a VM where the next write could fail.
-func (s *Service) checkRoomForVM() error { return s.checkRoom(s.Dirs.Data, roomNeeded, "a new VM") }
+func (e *Env) checkRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
 
 // checkRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
 // what an earlier nuke has kept goes.
-func (s *Service) checkRoomToNuke(f state.Files) error {
+func (e *Env) checkRoomToNuke(f state.Files) error {
 	goes := f.Undo
 	if f.LeavesUndo() {
 		goes = f.VM
 	}
-	err := s.checkRoom(s.Dirs.Data, roomNeeded-file.Used(goes), "a new VM beside the one that is kept for devvm nuke --undo")
+	err := e.checkRoom(e.Dirs.Data, roomNeeded-file.Used(goes), "a new VM beside the one that is kept for devvm nuke --undo")
 	if err == nil {
 		return nil
 	}
@@ -39,9 +39,9 @@ func (s *Service) checkRoomToNuke(f state.Files) error {
 }
 
 // free is how many bytes can be written into a directory.
-func (s *Service) free(dir string) (int64, error) {
-	if s.Free != nil {
-		return s.Free(dir)
+func (e *Env) free(dir string) (int64, error) {
+	if e.Free != nil {
+		return e.Free(dir)
 	}
 	return file.Free(dir)
 }
@@ -51,13 +51,13 @@ func (s *Service) free(dir string) (int64, error) {
 const roomToRun = 32 << 20
 
 // checkRoomToRun refuses to start a VM that its first write would stop.
-func (s *Service) checkRoomToRun(f state.Files) error {
-	return s.checkRoom(f.Root, roomToRun, "a running VM")
+func (e *Env) checkRoomToRun(f state.Files) error {
+	return e.checkRoom(f.Root, roomToRun, "a running VM")
 }
 
 // errFull says that a VM cannot run because there is no room for what it writes; nil if there is.
-func (s *Service) errFull(f state.Files) error {
-	free, err := s.free(f.VM)
+func (e *Env) errFull(f state.Files) error {
+	free, err := e.free(f.VM)
 	if err != nil || free >= roomToRun {
 		return nil //nolint:nilerr // then the disk is not known to be full
 	}
@@ -72,20 +72,20 @@ func (s *Service) errFull(f state.Files) error {
 // checkRoomForMemory refuses to write a running VM's memory into dir if it may not
 // find room there, and leave some: what a snapshot has written when it fails, QEMU keeps for
 // the next one.
-func (s *Service) checkRoomForMemory(dir string, dom vm.Domain) error {
+func (e *Env) checkRoomForMemory(dir string, dom vm.Domain) error {
 	need := dom.Memory
 	if p, err := procfs.NewProc(dom.PID); err == nil { // pages that the guest never used are not written
 		if stat, err := p.Stat(); err == nil {
 			need = min(need, int64(stat.ResidentMemory()))
 		}
 	}
-	return s.checkRoom(dir, need+roomToRun, "the VM's memory")
+	return e.checkRoom(dir, need+roomToRun, "the VM's memory")
 }
 
 // checkRoom refuses to write where less than need bytes are free. A dir that does not
 // exist yet will be made where its parent is.
-func (s *Service) checkRoom(dir string, need int64, what string) error {
-	free, err := s.free(dir)
+func (e *Env) checkRoom(dir string, need int64, what string) error {
+	free, err := e.free(dir)
 	if err != nil || free >= need {
 		return nil //nolint:nilerr // what fails next says why
 	}

@@ -60,9 +60,9 @@ func TestPolicyChild(t *testing.T) {
 // policyHost is a host with two projects and a home of their user.
 func policyHost(t *testing.T, home string) (*Service, []string) {
 	t.Helper()
-	s := &Service{Dirs: state.Dirs{
+	s := &Service{Env: Env{Dirs: state.Dirs{
 		Data: filepath.Join(home, "data"), Runtime: filepath.Join(home, "run"), Config: filepath.Join(home, "config"),
-	}}
+	}}}
 	var paths []string
 	for _, name := range []string{
 		".ssh/id_test", "config/config.toml", "data/projects/one/egress.json", "data/projects/two/egress.json",

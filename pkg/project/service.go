@@ -12,30 +12,21 @@
 package project
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/devvm/devvm/pkg/daemon"
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
-	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/shell"
-	"github.com/devvm/devvm/pkg/subnet"
-	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
@@ -44,66 +35,14 @@ import (
 
 // Service carries out the verbs.
 type Service struct {
-	Dirs      state.Dirs
-	Images    *image.Store
-	Templates *template.Store
-	Cold      bool                                             // boot new VMs, do not fork them from templates
-	Open      func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
-	Config    func(dir string) (config.Config, error)
-	Trust     trust.Rule // whose devvm.toml counts
-	Accel     *vm.AccelStore
-	Exe       string        // this program, for its background processes
-	Version   string        // of this program
-	Home      string        // the user's
-	Zone      string        // time zone for the guests, e.g. "Europe/Berlin"
-	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
-	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
-	Halt      time.Duration // for what libvirt is at to end; 0: patienceHalt
-	Slow      time.Duration // without a word of the VM's, before a command that waits for it says so; 0: aliveEvery
-	Note      func(string)  // shows the user a line; nil: nobody looks
-	// Free is how many bytes can be written into a directory; nil: file.Free.
-	Free func(dir string) (int64, error)
-	// Routes are the networks that this host reaches; nil: subnet.HostRoutes.
-	Routes func() ([]subnet.Route, error)
-	Log    *slog.Logger
+	Env
+	Cold   bool                                             // boot new VMs, do not fork them from templates
+	Open   func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
+	Config func(dir string) (config.Config, error)
+	Trust  trust.Rule    // whose devvm.toml counts
+	Home   string        // the user's
+	Halt   time.Duration // for what libvirt is at to end; 0: patienceHalt
 }
-
-// Patience with a VM whose engine does not answer yet.
-const (
-	patienceKVM = 2 * time.Minute
-	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM.
-	patienceKernel = 90 * time.Second
-	// patienceForPorts is for those of containers to be open, when the engine answers.
-	patienceForPorts = 5 * time.Second
-)
-
-// sshAddress is where the guest's sshd listens on the VM's network.
-func sshAddress(f state.Files) string {
-	at := usernet.Guest
-	if state.Marked(f.Management()) {
-		at = usernet.Management
-	}
-	return netip.AddrPortFrom(at, sshPort).String()
-}
-
-// sshPort is the port of the guest's sshd.
-const sshPort = 22
-
-// noteAddress notes where the sshd of VMs of an image listens, which is as the image was made.
-func noteAddress(f state.Files, img image.Image) error {
-	if !img.Management {
-		return state.Unmark(f.Management())
-	}
-	if state.Marked(f.Management()) {
-		return nil
-	}
-	return file.Replace(f.Management(), nil, 0o600)
-}
-
-// guestMAC is the address of the guest's network card. It is the same for all:
-// each VM is alone on its network, and a fork keeps its template's.
-const guestMAC = "52:54:00:64:76:6d"
 
 // errNoVM says that the project has no VM.
 func (s *Service) errNoVM(p state.Project) error {
@@ -259,23 +198,6 @@ func (s *Service) Lookup(ctx context.Context, name string) (state.Project, error
 	}
 }
 
-// Target is how SSH reaches the project's guest.
-func (s *Service) Target(p state.Project, emulated bool) (guest.Target, error) {
-	f := s.Dirs.Files(p.Name)
-	keys, err := guest.LoadKeys(f.Keys())
-	if err != nil {
-		return guest.Target{}, fmt.Errorf("load keys of project %s: %w", p.Name, err)
-	}
-	return guest.Target{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			return usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", sshAddress(f))
-		},
-		User:     "root",
-		Keys:     keys,
-		Emulated: emulated,
-	}, nil
-}
-
 // Connect opens an SSH connection to the project's running guest. From then on the VM is
 // in use.
 func (s *Service) Connect(ctx context.Context, p state.Project) (*guest.Client, error) {
@@ -318,42 +240,6 @@ func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, err
 			Err:  err,
 		}
 	}
-	return client, nil
-}
-
-// aliveEvery is how often a connection that serves one command looks whether the VM is there:
-// one that freezes for good must not hang it (guest.SilenceLimit).
-const aliveEvery = 10 * time.Second
-
-// dial opens an SSH connection that ends when the guest is silent for minutes. Whoever waits
-// for one that is silent is told, once.
-func (s *Service) dial(ctx context.Context, p state.Project, accel vm.Accel) (*guest.Client, error) {
-	target, err := s.Target(p, accel == vm.AccelTCG)
-	if err != nil {
-		return nil, err
-	}
-	slow := cmp.Or(s.Slow, aliveEvery)
-	note := sync.OnceFunc(func() {
-		if s.Note != nil {
-			s.Note("the VM does not answer yet (slow host?); still waiting, Ctrl-C to stop")
-		}
-	})
-	connecting, cancel := context.WithTimeout(ctx, guest.SilenceLimit)
-	defer cancel()
-	timer := time.AfterFunc(slow, note)
-	client, err := guest.Connect(connecting, target)
-	timer.Stop()
-	if err != nil {
-		return nil, err
-	}
-	go func() { // ends with the connection
-		err := client.Keepalive(context.WithoutCancel(ctx), guest.Silence{Every: slow / 2, Slow: slow, Changed: func(since time.Time) {
-			if !since.IsZero() {
-				note()
-			}
-		}})
-		s.Log.Debug("SSH connection ended", "err", err)
-	}()
 	return client, nil
 }
 
@@ -411,28 +297,28 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (
 	switch {
 	case errors.Is(err, vm.ErrNotFound):
 		return dom, s.errNoVM(p)
-	case errors.Is(err, vm.ErrForeign):
-		return dom, &ui.Error{
+	case err != nil && !errors.Is(err, vm.ErrForeign):
+		return dom, fmt.Errorf("look for the VM: %w", err)
+	}
+	return dom, errOthers(p, dom, err)
+}
+
+// errOthers refuses a domain that is somebody else's, or that libvirt says so of.
+func errOthers(p state.Project, dom vm.Domain, err error) error {
+	switch {
+	case err != nil:
+		return &ui.Error{
 			Msg:  fmt.Sprintf("a libvirt domain named %s%s exists that devvm did not make; it stays as it is", vm.DomainPrefix, p.Name),
 			Hint: "rename it (virsh domrename) or remove it, then run devvm again",
 			Err:  err,
 		}
-	case err != nil:
-		return dom, fmt.Errorf("look for the VM: %w", err)
 	case dom.Project != p.Dir:
-		return dom, &ui.Error{
+		return &ui.Error{
 			Msg:  fmt.Sprintf("the VM %s belongs to another directory: %s", p.Name, dom.Project),
 			Hint: "rename one of the two directories",
 		}
 	}
-	return dom, nil
-}
-
-// daemons are the processes that serve the project's VM.
-func (s *Service) daemons(p state.Project) daemon.Set {
-	return daemon.Set{
-		Project: p.Name, Files: s.Dirs.Files(p.Name), Watches: s.Dirs.Watches(), Exe: s.Exe, Version: s.Version, Log: s.Log,
-	}
+	return nil
 }
 
 // Host asks libvirt about this host, starting its daemon if need be.

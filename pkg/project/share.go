@@ -187,16 +187,58 @@ func (b *boot) checkShares() error {
 	return nil
 }
 
-// settleShares writes down what the VM has from now on.
-func (b *boot) settleShares() error {
-	all, note, err := b.grantedShares(b.project, b.cfg)
+// sharing says what of the host a VM is to have.
+type sharing interface {
+	// wanted is what the configuration asks for.
+	wanted() (shared, error)
+	// granted is wanted, if the user has agreed to all of it, with notes for the user.
+	granted() (shared, []string, error)
+}
+
+// wantedShares is what the configuration asks for.
+func (b *boot) wantedShares() (shared, error) {
+	if b.sharing == nil {
+		return shared{Exports: []share.Export{}}, nil
+	}
+	return b.sharing.wanted()
+}
+
+// projectSharing is the sharing of a project's VM.
+type projectSharing struct {
+	*Service
+	project state.Project
+	cfg     config.Config
+}
+
+func (s projectSharing) wanted() (shared, error) {
+	all, _, err := s.shares(s.project, s.cfg)
+	return all, err
+}
+
+func (s projectSharing) granted() (all shared, notes []string, err error) {
+	all, note, err := s.grantedShares(s.project, s.cfg)
 	if err != nil {
-		return err
+		return all, nil, err
 	}
 	if note != "" {
-		b.progress.Note("%s", note)
+		notes = append(notes, note)
 	}
-	b.noteGit(all.Exports)
+	return all, append(notes, s.gitNotes(s.project, all.Exports)...), nil
+}
+
+// settleShares writes down what the VM has from now on.
+func (b *boot) settleShares() error {
+	all := shared{Exports: []share.Export{}}
+	if b.sharing != nil {
+		var notes []string
+		var err error
+		if all, notes, err = b.sharing.granted(); err != nil {
+			return err
+		}
+		for _, note := range notes {
+			b.progress.Note("%s", note)
+		}
+	}
 	before, err := readShares(b.files)
 	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
 	text, err := json.Marshal(all)

@@ -153,7 +153,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name str
 		}
 		show := &steps{Progress: pr}
 		b := boot{
-			Service: s, hv: hv, host: host, project: p, cfg: cfg,
+			Env: &s.Env, hv: hv, host: host, project: p, cfg: cfg,
 			files: s.Dirs.Files(p.Name), progress: show, accel: dom.Accel,
 		}
 		show.Start("stop", "stop the VM")

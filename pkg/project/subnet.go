@@ -18,14 +18,14 @@ import (
 // shape: an engine is not restarted for them. What comes up on the host later can only be told.
 
 // routes are the networks that this host reaches now; none, if the kernel does not say.
-func (s *Service) routes() []subnet.Route {
-	look := s.Routes
+func (e *Env) routes() []subnet.Route {
+	look := e.Routes
 	if look == nil {
 		look = subnet.HostRoutes
 	}
 	list, err := look()
 	if err != nil {
-		s.Log.Warn("the engine's networks may hide what this host reaches", "err", err)
+		e.Log.Warn("the engine's networks may hide what this host reaches", "err", err)
 	}
 	return list
 }
@@ -57,8 +57,8 @@ const patienceClashes = 5 * time.Second
 // clashes finds the networks of a running engine that hide what this host reaches now, perhaps
 // by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
 // made with.
-func (s *Service) clashes(ctx context.Context, f state.Files) []subnet.Clash {
-	routes := s.routes()
+func (e *Env) clashes(ctx context.Context, f state.Files) []subnet.Clash {
+	routes := e.routes()
 	if len(routes) == 0 {
 		return nil
 	}
@@ -66,7 +66,7 @@ func (s *Service) clashes(ctx context.Context, f state.Files) []subnet.Clash {
 	defer cancel()
 	networks, err := engine.GetNetworks(ctx, f.DockerSocket())
 	if err != nil {
-		s.Log.Debug("the engine's networks are not known", "err", err)
+		e.Log.Debug("the engine's networks are not known", "err", err)
 	}
 	list := make([]subnet.Network, len(networks))
 	for i, n := range networks {

@@ -76,7 +76,7 @@ func (b *boot) template(ctx context.Context, img image.Image) (template.Template
 		return t, err
 	}
 	m := boot{
-		Service: b.Service, hv: b.hv, host: b.host, project: p, cfg: b.cfg,
+		Env: b.Env, hv: b.hv, host: b.host, project: p, cfg: b.cfg,
 		files: b.Dirs.Files(p.Name), progress: b.progress, accel: b.accel, cold: true, pools: b.pools,
 	}
 	lock, err := m.files.Acquire(ctx, "template", func(who string) {
@@ -278,7 +278,10 @@ func (b *boot) parents(t template.Template, img image.Image) []string {
 // discard removes the VM of a fork or template that did not come to be, for another
 // try.
 func (b *boot) discard(ctx context.Context) error {
-	_, err := b.find(ctx, b.hv, b.project)
+	dom, err := b.hv.Get(ctx, b.project.Name)
+	if err == nil || errors.Is(err, vm.ErrForeign) {
+		err = errOthers(b.project, dom, err)
+	}
 	switch {
 	case err == nil:
 		if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
@@ -297,16 +300,16 @@ func (b *boot) discard(ctx context.Context) error {
 }
 
 // isTemplate tells whether a directory is not a project's but a template's.
-func (s *Service) isTemplate(dir string) bool {
-	return strings.HasPrefix(dir, s.Templates.Dir()+string(filepath.Separator))
+func (e *Env) isTemplate(dir string) bool {
+	return strings.HasPrefix(dir, e.Templates.Dir()+string(filepath.Separator))
 }
 
 // checkBacking refuses a disk that lies on what is no image and no template. It says
 // itself what it lies on, a QEMU that its guest has taken over can write that, and the
 // next one may read it.
-func (s *Service) checkBacking(backing []string) error {
+func (e *Env) checkBacking(backing []string) error {
 	for _, path := range backing {
-		if dir := filepath.Dir(filepath.Dir(path)); dir != s.Images.Dir() && dir != s.Templates.Dir() {
+		if dir := filepath.Dir(filepath.Dir(path)); dir != e.Images.Dir() && dir != e.Templates.Dir() {
 			return &ui.Error{
 				Msg:  fmt.Sprintf("the VM's disk says that it lies on %s, which is no image or template of devvm's: somebody has changed it", ui.Escape(path)),
 				Hint: "keep a copy of it if you want to know more, and start afresh with: devvm nuke",

@@ -164,7 +164,10 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 			return err
 		}
 	}
-	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
+	b := boot{
+		Env: &s.Env, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel,
+		sharing: projectSharing{s, p, cfg}, cold: s.Cold,
+	}
 	// A VM whose engine has never answered goes on only if it runs, and as it should.
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
 	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
@@ -227,33 +230,9 @@ func (b *boot) run(ctx context.Context, dom vm.Domain) error {
 	return b.start(ctx, false)
 }
 
-// makeDirs makes the project's directories.
-func (s *Service) makeDirs(f state.Files) error {
-	for _, dir := range []struct {
-		path string
-		mode os.FileMode
-	}{
-		{s.Dirs.Data, s.Dirs.Passable()},
-		{filepath.Dir(f.Root), s.Dirs.Passable()},
-		{f.Root, s.Dirs.Passable()},
-		{f.VM, s.Dirs.Passable()},
-		{f.Credentials(), s.Dirs.Passable()},
-		{f.Keys(), 0o700},
-		{f.Logs, 0o700},
-	} {
-		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
-			return fmt.Errorf("make directory: %w", err)
-		}
-		if err := os.Chmod(dir.path, dir.mode); err != nil { // MkdirAll is subject to umask
-			return fmt.Errorf("make directory: %w", err)
-		}
-	}
-	return s.Dirs.MakeRuntime(f)
-}
-
 // boot is one run of up.
 type boot struct {
-	*Service
+	*Env
 	hv       vm.Hypervisor
 	host     vm.Host
 	project  state.Project
@@ -261,6 +240,7 @@ type boot struct {
 	files    state.Files
 	progress *steps
 	accel    vm.Accel
+	sharing  sharing      // nil: the VM has nothing of the host's
 	cold     bool         // boot, do not fork a template
 	forked   bool         // the VM has just been made without any container
 	attends  bool         // the VM ran before
@@ -379,7 +359,7 @@ func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
 		out = append(out, "perhaps docker.daemon")
 	}
 	has, err := readShares(b.files)
-	next, _, nerr := b.shares(b.project, b.cfg)
+	next, nerr := b.wantedShares()
 	if err == nil && nerr == nil {
 		if !slices.Equal(has.Exports, next.Exports) {
 			out = append(out, "mounts")

@@ -27,10 +27,10 @@ func TestWritable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := &Service{
+	s := &Service{Env: Env{
 		Dirs: state.Dirs{Data: filepath.Join(top, "data"), Runtime: filepath.Join(top, "run")},
 		Log:  slog.New(slog.DiscardHandler),
-	}
+	}}
 	s.Templates = template.NewStore(filepath.Join(top, "templates"), s.Log)
 	note := func(name, dir string, shares any) state.Files {
 		f := s.Dirs.Files(name)
