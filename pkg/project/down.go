@@ -15,9 +15,7 @@ import (
 
 // Patience of the verbs that stop a VM.
 const (
-	patienceOff   = 90 * time.Second // for the guest to stop its containers and power off
 	patienceStuck = 30 * time.Second // the same, if it waits for files of the host in vain
-	patienceSSH   = 15 * time.Second // for an SSH connection to a guest that may be ill
 	patienceSync  = 20 * time.Second // for the guest to write its caches to the disk
 )
 

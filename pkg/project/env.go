@@ -19,6 +19,7 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/template"
+	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -49,6 +50,8 @@ const (
 	patienceTCG = 6 * time.Minute
 	// patienceKernel is many times what a kernel needs on a busy host without KVM.
 	patienceKernel = 90 * time.Second
+	patienceOff    = 90 * time.Second // for the guest to stop its containers and power off
+	patienceSSH    = 15 * time.Second // for an SSH connection to a guest that may be ill
 	// patienceForPorts is for those of containers to be open, when the engine answers.
 	patienceForPorts = 5 * time.Second
 )
@@ -179,6 +182,24 @@ func (e *Env) inGuest(ctx context.Context, p state.Project, dom vm.Domain, patie
 	}
 	if code != 0 {
 		return fmt.Errorf("%v: exit code %d", argv, code)
+	}
+	return nil
+}
+
+// errOthers refuses a domain that is somebody else's, or that libvirt says so of.
+func errOthers(p state.Project, dom vm.Domain, err error) error {
+	switch {
+	case err != nil:
+		return &ui.Error{
+			Msg:  fmt.Sprintf("a libvirt domain named %s%s exists that devvm did not make; it stays as it is", vm.DomainPrefix, p.Name),
+			Hint: "rename it (virsh domrename) or remove it, then run devvm again",
+			Err:  err,
+		}
+	case dom.Project != p.Dir:
+		return &ui.Error{
+			Msg:  fmt.Sprintf("the VM %s belongs to another directory: %s", p.Name, dom.Project),
+			Hint: "rename one of the two directories",
+		}
 	}
 	return nil
 }

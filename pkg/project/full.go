@@ -1,13 +1,7 @@
 package project
 
 import (
-	"context"
-	"fmt"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/supervisor"
-	"github.com/devvm/devvm/pkg/ui"
 )
 
 // AdviceFull is how to get out when the VM's own disk is full.
@@ -22,23 +16,4 @@ func problemFull(st supervisor.Status) string {
 		return "the VM's disk can hold no more files"
 	}
 	return "the VM's disk is full"
-}
-
-// ShortOfRoom says that the VM's disk is full or nearly so, and what to do; "" if it is not, or
-// if that is not known.
-func (s *Service) ShortOfRoom(ctx context.Context, p state.Project) string {
-	st, err := s.daemons(p).Supervisor().Look(ctx)
-	if err != nil || st.Room == nil {
-		return ""
-	}
-	r := st.Room
-	switch problem := problemFull(st); {
-	case problem != "":
-		return problem + ": " + AdviceFull
-	case r.DiskFree < r.Disk/20:
-		return fmt.Sprintf("the VM's disk has only %s left: %s", ui.Size(r.DiskFree), AdviceFull)
-	case r.InodesFree < r.Inodes/20:
-		return fmt.Sprintf("the VM's disk can hold only %d more files: %s", r.InodesFree, AdviceFull)
-	}
-	return ""
 }

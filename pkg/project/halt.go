@@ -27,9 +27,6 @@ const patienceJob = 30 * time.Second
 // haltPoll is how often a VM is looked at that will soon be in another state.
 const haltPoll = 100 * time.Millisecond
 
-// errWentOff says that a VM that ran has ended in good order while up looked after it.
-var errWentOff = errors.New("the VM has gone off meanwhile")
-
 // outlast waits until the VM is in a state that stays: what libvirt is at has ended, and a QEMU
 // that a signal has stopped goes on. It returns the VM as it is then.
 func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {

@@ -2,7 +2,6 @@ package project
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -17,10 +16,8 @@ import (
 
 // Kinds of an [Entry].
 const (
-	KindImage    = "image"
-	KindTemplate = "template"
-	KindProject  = "project"
-	KindUndo     = "undo"
+	KindProject = "project"
+	KindUndo    = "undo"
 )
 
 // Entry is a line of the disk ledger: something that takes room on this host.
@@ -315,22 +312,4 @@ func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Pro
 	}
 	show.Done()
 	return id, err
-}
-
-func (b *boot) buildTemplate(ctx context.Context) (string, error) {
-	img, err := b.newImage(ctx)
-	if err != nil {
-		return "", err
-	}
-	if err := errors.Join(b.checkRoomForVM(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
-		return "", err
-	}
-	if !img.Forks {
-		return "", &ui.Error{
-			Msg:  fmt.Sprintf("VMs of image %s cannot be forked", img.Name),
-			Hint: "build the image anew if it is an old one of devvm's: devvm image build",
-		}
-	}
-	t, err := b.template(ctx, img)
-	return t.ID, err
 }

@@ -165,14 +165,6 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	return err
 }
 
-// forget makes libvirt forget the VM, if it knows it.
-func forget(ctx context.Context, hv vm.Hypervisor, p state.Project) error {
-	if err := hv.Undefine(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
-		return err
-	}
-	return nil
-}
-
 // Rm removes the project's VM, its undo and all other traces of it. It is done
 // even where parts are missing already; that nothing was there is errNoVM.
 func (s *Service) Rm(ctx context.Context, p state.Project, pr *ui.Progress) error {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"time"
 
 	"github.com/devvm/devvm/pkg/state"
@@ -77,7 +76,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Watches: s.Dirs.Watches(),
 			Owners:  f.Owners(),
 			Had:     shares.Had,
-			Told:    state.Exists(filepath.Join(f.Credentials(), credentialShare)),
+			Told:    isToldShares(f),
 		},
 		Ping: func(ctx context.Context) error {
 			if err := engine.Ping(ctx, f.DockerSocket()); err != nil {

@@ -16,10 +16,10 @@ func TestCheckRoom(t *testing.T) {
 	dir := t.TempDir()
 	// libvirt makes the directory for saved memory when it needs it.
 	for _, d := range []string{dir, filepath.Join(dir, "not", "yet")} {
-		if err := new(Service).checkRoom(d, 1, "nothing"); err != nil {
+		if err := new(Env).checkRoom(d, 1, "nothing"); err != nil {
 			t.Errorf("%s: %v", d, err)
 		}
-		err := new(Service).checkRoom(d, math.MaxInt64, "the VM's memory")
+		err := new(Env).checkRoom(d, math.MaxInt64, "the VM's memory")
 		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the VM's memory needs") {
 			t.Errorf("%s: %v", d, err)
 		}
@@ -30,11 +30,11 @@ func TestCheckRoom(t *testing.T) {
 func TestCheckRoomForMemory(t *testing.T) {
 	dir := t.TempDir()
 	running := vm.Domain{Memory: math.MaxInt64 / 2, PID: os.Getpid()}
-	if err := new(Service).checkRoomForMemory(dir, running); err != nil {
+	if err := new(Env).checkRoomForMemory(dir, running); err != nil {
 		t.Error(err)
 	}
 	running.PID = 0
-	if err := new(Service).checkRoomForMemory(dir, running); !errors.Is(err, syscall.ENOSPC) {
+	if err := new(Env).checkRoomForMemory(dir, running); !errors.Is(err, syscall.ENOSPC) {
 		t.Error(err)
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -136,20 +135,6 @@ type Logs struct {
 func (s *Service) Logs(p state.Project) Logs {
 	f := s.Dirs.Files(p.Name)
 	return Logs{f.Console(), f.SupervisorLog(), f.NetLog(), f.ProvisionLog()}
-}
-
-// see is where more can be read, in brackets; "" if the log has nothing: on a full disk none is
-// written.
-func see(log, where string) string {
-	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
-		return ""
-	}
-	return " (" + where + ")"
-}
-
-// seeConsole is see for what the guest says.
-func seeConsole(f state.Files) string {
-	return see(f.Console(), "what the guest says: devvm logs --console")
 }
 
 // Lookup finds a project by its name, from the files of earlier runs and from
@@ -301,24 +286,6 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (
 		return dom, fmt.Errorf("look for the VM: %w", err)
 	}
 	return dom, errOthers(p, dom, err)
-}
-
-// errOthers refuses a domain that is somebody else's, or that libvirt says so of.
-func errOthers(p state.Project, dom vm.Domain, err error) error {
-	switch {
-	case err != nil:
-		return &ui.Error{
-			Msg:  fmt.Sprintf("a libvirt domain named %s%s exists that devvm did not make; it stays as it is", vm.DomainPrefix, p.Name),
-			Hint: "rename it (virsh domrename) or remove it, then run devvm again",
-			Err:  err,
-		}
-	case dom.Project != p.Dir:
-		return &ui.Error{
-			Msg:  fmt.Sprintf("the VM %s belongs to another directory: %s", p.Name, dom.Project),
-			Hint: "rename one of the two directories",
-		}
-	}
-	return nil
 }
 
 // Host asks libvirt about this host, starting its daemon if need be.

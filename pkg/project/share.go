@@ -2,7 +2,6 @@ package project
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,9 +14,7 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/share"
-	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 )
@@ -26,14 +23,6 @@ import (
 // them: the VM can write it. So each up settles what the VM has from then on, after
 // the user has agreed to what is outside the project's directory, and writes it where
 // the VM cannot; the supervisor reads it there.
-
-// shared is what a project's VM has of the host, as kept in shares.json.
-type shared struct {
-	Exports []share.Export `json:"exports"`
-	Durable bool           `json:"durable,omitempty"`
-	Ignore  []string       `json:"ignore,omitempty"`
-	Had     bool           `json:"had,omitempty"` // there were exports once
-}
 
 // shares works out what devvm.toml asks for, and a note if the project's directory is
 // not to be had.
@@ -73,7 +62,7 @@ func (s *Service) shares(p state.Project, cfg config.Config) (shared, string, er
 			}
 		}
 	}
-	if len(credentialOf(all.Exports)) >= credentialSizes[credentialShare] {
+	if !fitsCredential(all.Exports) {
 		return shared{}, "", &ui.Error{
 			Code: ui.ExitUsage,
 			Msg:  fmt.Sprintf("%s: the paths of all mounts together are longer than a VM can be told", cfg.Origin("mounts")),
@@ -81,11 +70,6 @@ func (s *Service) shares(p state.Project, cfg config.Config) (shared, string, er
 		}
 	}
 	return all, note, nil
-}
-
-// credentialOf tells a VM what to mount.
-func credentialOf(exports []share.Export) []byte {
-	return supervisor.Share{Address: usernet.Gateway, Exports: exports}.Credential()
 }
 
 // export resolves one mount.
@@ -169,40 +153,6 @@ func within(dir, path string) bool {
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-// checkShares finds directories that a suspended VM has mounted and that are gone: without
-// them nobody could serve the others.
-func (b *boot) checkShares() error {
-	has, err := readShares(b.files)
-	if err != nil {
-		return err
-	}
-	for _, e := range has.Exports {
-		if !state.Exists(e.Source) {
-			return &ui.Error{
-				Msg:  fmt.Sprintf("the suspended VM has %s of this host, and that is gone", e.Source),
-				Hint: "make the directory again and run devvm up, or begin afresh: devvm nuke",
-			}
-		}
-	}
-	return nil
-}
-
-// sharing says what of the host a VM is to have.
-type sharing interface {
-	// wanted is what the configuration asks for.
-	wanted() (shared, error)
-	// granted is wanted, if the user has agreed to all of it, with notes for the user.
-	granted() (shared, []string, error)
-}
-
-// wantedShares is what the configuration asks for.
-func (b *boot) wantedShares() (shared, error) {
-	if b.sharing == nil {
-		return shared{Exports: []share.Export{}}, nil
-	}
-	return b.sharing.wanted()
-}
-
 // projectSharing is the sharing of a project's VM.
 type projectSharing struct {
 	*Service
@@ -210,12 +160,12 @@ type projectSharing struct {
 	cfg     config.Config
 }
 
-func (s projectSharing) wanted() (shared, error) {
+func (s projectSharing) Wanted() (shared, error) {
 	all, _, err := s.shares(s.project, s.cfg)
 	return all, err
 }
 
-func (s projectSharing) granted() (all shared, notes []string, err error) {
+func (s projectSharing) Granted() (all shared, notes []string, err error) {
 	all, note, err := s.grantedShares(s.project, s.cfg)
 	if err != nil {
 		return all, nil, err
@@ -224,57 +174,4 @@ func (s projectSharing) granted() (all shared, notes []string, err error) {
 		notes = append(notes, note)
 	}
 	return all, append(notes, s.gitNotes(s.project, all.Exports)...), nil
-}
-
-// settleShares writes down what the VM has from now on.
-func (b *boot) settleShares() error {
-	all := shared{Exports: []share.Export{}}
-	if b.sharing != nil {
-		var notes []string
-		var err error
-		if all, notes, err = b.sharing.granted(); err != nil {
-			return err
-		}
-		for _, note := range notes {
-			b.progress.Note("%s", note)
-		}
-	}
-	before, err := readShares(b.files)
-	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
-	text, err := json.Marshal(all)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", b.files.Shares(), err)
-	}
-	return file.Replace(b.files.Shares(), text, 0o600)
-}
-
-// readShares returns what settleShares has written last.
-func readShares(f state.Files) (shared, error) {
-	var all shared
-	b, err := os.ReadFile(f.Shares())
-	if errors.Is(err, fs.ErrNotExist) { // a VM of an older devvm
-		return all, nil
-	}
-	if err != nil {
-		return all, fmt.Errorf("read what the VM has of the host: %w", err)
-	}
-	if err := json.Unmarshal(b, &all); err != nil {
-		return shared{}, &ui.Error{
-			Msg:  "what the VM has of the host is not known: " + f.Shares() + " is damaged",
-			Hint: "settle it again by devvm.toml: devvm up",
-			Err:  err,
-		}
-	}
-	return all, nil
-}
-
-// mendShares settles what a VM that runs or is suspended has of the host, if the file that
-// says so is damaged: by devvm.toml, as when the VM started.
-func (b *boot) mendShares() error {
-	_, err := readShares(b.files)
-	if err == nil {
-		return nil
-	}
-	b.progress.Warn("%v: settling it by %s", err, config.FileName)
-	return b.settleShares()
 }

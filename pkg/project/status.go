@@ -58,8 +58,8 @@ type Status struct {
 // Used is what the project takes of this host's disk, in bytes.
 func (st Status) Used() int64 { return st.DiskUsed + st.SavedUsed + st.UndoUsed }
 
-// probePatience bounds the engine's answer in status.
-const probePatience = 5 * time.Second
+// patienceAnswer bounds the engine's answer in status.
+const patienceAnswer = 5 * time.Second
 
 // patienceSlow is how long a VM may be slow before the advice is to boot it again.
 const patienceSlow = 2 * time.Minute
@@ -95,7 +95,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 		return st, nil
 	}
 	asked := ctx
-	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	ctx, cancel := context.WithTimeout(ctx, patienceAnswer)
 	defer cancel()
 	switch net, err := usernet.NewDialer(f.DialSocket()).Status(ctx); {
 	case err == nil:

@@ -318,3 +318,22 @@ func (e *Env) checkBacking(backing []string) error {
 	}
 	return nil
 }
+
+// buildTemplate makes the template of the VM's shape, unless there is one, and returns its ID.
+func (b *boot) buildTemplate(ctx context.Context) (string, error) {
+	img, err := b.newImage(ctx)
+	if err != nil {
+		return "", err
+	}
+	if err := errors.Join(b.checkRoomForVM(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
+		return "", err
+	}
+	if !img.Forks {
+		return "", &ui.Error{
+			Msg:  fmt.Sprintf("VMs of image %s cannot be forked", img.Name),
+			Hint: "build the image anew if it is an old one of devvm's: devvm image build",
+		}
+	}
+	t, err := b.template(ctx, img)
+	return t.ID, err
+}

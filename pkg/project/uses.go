@@ -24,8 +24,6 @@ import (
 // asks what may be removed counts every disk that there is, and every file that libvirt
 // knows of; a disk that cannot be read lies on what nobody knows, and nothing is removed.
 
-const diskName = "disk.qcow2"
-
 // use is a disk, or a domain, that lies on others.
 type use struct {
 	project string   // its name; "": a template's
@@ -168,60 +166,6 @@ func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
 		out = append(out, use{path: path, below: backing, known: manifests[path], err: err})
 	}
 	return out, nil
-}
-
-// longestChain is more disks than lie on one another: a project's, two templates' and an
-// image's.
-const longestChain = 8
-
-// below returns the disks that a disk lies on, the uppermost first: templates' and, as the
-// last, an image's. A disk of which that is not so is damaged.
-func below(ctx context.Context, path string) ([]string, error) { return chains{}.below(ctx, path) }
-
-// chains remembers what the disks of templates lie on, which never changes.
-type chains map[string]string
-
-func (c chains) below(ctx context.Context, path string) ([]string, error) {
-	var all []string
-	for range longestChain {
-		backing := c[path]
-		if backing == "" {
-			info, err := disk.Stat(ctx, path)
-			if err != nil {
-				return all, err
-			}
-			backing = info.Backing
-		}
-		if backing == "" {
-			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
-		}
-		if kind, _ := storeOf(path); kind != "" {
-			c[path] = backing
-		}
-		all = append(all, backing)
-		switch kind, _ := storeOf(backing); kind {
-		case KindImage:
-			return all, nil
-		case KindTemplate:
-			path = backing
-		default:
-			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, backing)
-		}
-	}
-	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
-}
-
-// storeOf tells by its path whose a file in one of the stores is: an image's or a
-// template's, and its digest or ID.
-func storeOf(path string) (kind, id string) {
-	dir := filepath.Dir(path)
-	switch filepath.Base(filepath.Dir(dir)) {
-	case "images":
-		kind = KindImage
-	case "templates":
-		kind = KindTemplate
-	}
-	return kind, filepath.Base(dir)
 }
 
 // inUse returns the IDs of those of a kind that a use for which of says yes lies on. The
