@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/spf13/cobra"
@@ -300,20 +302,20 @@ func (a *app) service() (*project.Service, error) {
 		return config.Load(dir, host)
 	}
 	return &project.Service{
-		Env: project.Env{
-			Dirs:      dirs,
-			Images:    image.NewStore(filepath.Join(dirs.Data, "images"), log),
-			Templates: template.NewStore(filepath.Join(dirs.Data, "templates"), log),
-			Accel:     vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
-			Exe:       exe,
-			Version:   version(),
-			Zone:      project.TimeZone(a.getenv, "/etc/localtime"),
-			Kernel:    a.kernel,
-			Slow:      a.slow,
-			Note:      func(text string) { fmt.Fprintln(a.Err, "note:", text) },
-			Free:      a.free,
-			Routes:    a.routes,
-			Log:       log,
+		Env: machine.Env{
+			Dirs:         dirs,
+			Images:       image.NewStore(filepath.Join(dirs.Data, "images"), log),
+			Templates:    template.NewStore(filepath.Join(dirs.Data, "templates"), log),
+			Accelerators: vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
+			Exe:          exe,
+			Version:      version(),
+			Zone:         project.TimeZone(a.getenv, "/etc/localtime"),
+			Kernel:       a.kernel,
+			Slow:         a.slow,
+			Note:         func(text string) { fmt.Fprintln(a.Err, "note:", text) },
+			Free:         a.free,
+			Routes:       a.routes,
+			Log:          log,
 		},
 		Open: func(ctx context.Context) (vm.Hypervisor, error) {
 			cfg, err := loadConfig("") // which libvirt: no project has a say in it

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/spf13/cobra"
@@ -83,7 +85,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
 	if sup := st.Supervisor; sup != nil && time.Since(sup.ShortAt) < time.Hour {
-		line("no room", "a pull, build or load has failed for want of room in the VM at %s: %s", sup.ShortAt.Local().Format(time.TimeOnly), project.AdviceFull)
+		line("no room", "a pull, build or load has failed for want of room in the VM at %s: %s", sup.ShortAt.Local().Format(time.TimeOnly), machine.AdviceFull)
 	}
 	if st.Supervisor != nil && st.Supervisor.Alone {
 		line("note", "a process of devvm's has ended (devvm owner): should the host's disk get full, the VM does not go on by itself; devvm up replaces it")
@@ -130,7 +132,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("pings", "the VM's do not leave: this host lets your group send none; to change that: sudo sysctl net.ipv4.ping_group_range='0 2147483647', then devvm down; devvm up")
 	}
 	for _, c := range st.Clashes {
-		line("hidden", "%s; %s", c, project.AdviceClash)
+		line("hidden", "%s; %s", c, machine.AdviceClash)
 	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)

@@ -1,7 +1,3 @@
-// Package machine decides what becomes of a VM that is starting.
-//
-// It is pure: [Wait] is told what happens, one event at a time, and says what to do next.
-// Package project does it.
 package machine
 
 import (
@@ -160,7 +156,8 @@ type Options struct {
 	Version  string // of this program; a supervisor of another one may not tell of ports
 }
 
-// Wait is a wait for a VM's engine. Begin it with [NewWait].
+// Wait decides what becomes of a VM that is starting. It is pure: it is told what happens, one
+// event at a time, and says what to do next; [Machine.WaitReady] does it. Begin it with [NewWait].
 type Wait struct {
 	o        Options
 	kernelUp bool

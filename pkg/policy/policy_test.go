@@ -130,9 +130,12 @@ var mayImport = map[string][]string{
 	"pkg/guest":         {"pkg/file", "pkg/shell", "pkg/tree"},
 	"pkg/image":         {"pkg/file", "images", "pkg/disk", "pkg/lock"},
 	"pkg/lock":          nil,
-	"pkg/machine":       {"pkg/supervisor", "pkg/usernet", "pkg/vm"},
-	"pkg/policy":        nil,
-	"pkg/ports":         {"pkg/file", "pkg/relay"},
+	"pkg/machine": {
+		"pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/file", "pkg/guest", "pkg/image", "pkg/share", "pkg/state",
+		"pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/ui", "pkg/usernet", "pkg/vm",
+	},
+	"pkg/policy": nil,
+	"pkg/ports":  {"pkg/file", "pkg/relay"},
 	"pkg/project": {
 		"pkg/aide", "pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guard", "pkg/guest", "pkg/image", "pkg/lock",

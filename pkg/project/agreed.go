@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -37,7 +39,7 @@ func (s *Service) Asked(p state.Project) (Asked, error) {
 	if err != nil {
 		return Asked{}, err
 	}
-	return s.asked(p, grant.Of(p.Dir, cfg, all.granted(p)))
+	return s.asked(p, grant.Of(p.Dir, cfg, grantShares(all, p)))
 }
 
 // Agree notes that the user agrees to what was asked, as it was shown: a devvm.toml that
@@ -53,7 +55,7 @@ func (s *Service) Agree(ctx context.Context, p state.Project, a Asked) error {
 }
 
 func (s *Service) asked(p state.Project, wanted grant.Grant) (Asked, error) {
-	if s.isTemplate(p.Dir) { // its configuration is that of a project, which was asked about
+	if s.IsTemplate(p.Dir) { // its configuration is that of a project, which was asked about
 		return Asked{wanted: wanted}, nil
 	}
 	agreed, why, err := s.agreed(p, wanted)
@@ -84,22 +86,22 @@ func (s *Service) checkAgreed(p state.Project, cfg config.Config, shares []grant
 }
 
 // grantedShares is shares, if the user has agreed to all that the configuration asks for.
-func (s *Service) grantedShares(p state.Project, cfg config.Config) (shared, string, error) {
+func (s *Service) grantedShares(p state.Project, cfg config.Config) (machine.Shares, string, error) {
 	all, note, err := s.shares(p, cfg)
 	if err != nil {
 		return all, note, err
 	}
-	return all, note, s.checkAgreed(p, cfg, all.granted(p))
+	return all, note, s.checkAgreed(p, cfg, grantShares(all, p))
 }
 
 // settle is grantedShares that keeps what was taken, so that more than that is asked about
 // from now on.
 func (s *Service) settle(p state.Project, cfg config.Config) error {
 	all, _, err := s.grantedShares(p, cfg)
-	if err != nil || s.isTemplate(p.Dir) {
+	if err != nil || s.IsTemplate(p.Dir) {
 		return err
 	}
-	return s.Dirs.Files(p.Name).WriteAgreed(grant.Of(p.Dir, cfg, all.granted(p)))
+	return s.Dirs.Files(p.Name).WriteAgreed(grant.Of(p.Dir, cfg, grantShares(all, p)))
 }
 
 // refusal is the error of a verb that does not ask.
@@ -140,7 +142,7 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 	}
 	own := grant.Of(p.Dir, cfg, nil)
 	if all, _, err := s.shares(p, cfg); err == nil {
-		own.Shares = all.granted(p)
+		own.Shares = grantShares(all, p)
 	}
 	if g, ok := f.ReadFormerly(own, wanted); ok {
 		return g, nil, nil
@@ -166,7 +168,7 @@ func (s *Service) settled(f state.Files) (config.Config, error) {
 }
 
 // granted are the directories of the host that need the user's word: all but the project's.
-func (a shared) granted(p state.Project) []grant.Share {
+func grantShares(a machine.Shares, p state.Project) []grant.Share {
 	var out []grant.Share
 	for _, e := range a.Exports {
 		if e.Source != p.Dir {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/ui"
@@ -32,7 +34,7 @@ func (s *Service) Down(ctx context.Context, p state.Project, discard bool, pr *u
 			if err := hv.DropSaved(ctx, p.Name); err != nil {
 				return err
 			}
-			if err := s.daemons(p).Stop(ctx); err != nil {
+			if err := s.Daemons(p).Stop(ctx); err != nil {
 				return err
 			}
 			phase.Done()
@@ -71,7 +73,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p state.Project, d
 		return errSuspended()
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")
-	if dom.Halt == vm.HaltIO && s.errFull(s.Dirs.Files(p.Name)) == nil {
+	if dom.Halt == vm.HaltIO && s.ErrFull(s.Dirs.Files(p.Name)) == nil {
 		// What it has not written yet is lost if its plug is pulled.
 		if err := hv.Proceed(ctx, p.Name, vm.HaltIO); err != nil {
 			s.Log.Info("let the paused VM go on", "err", err)
@@ -86,7 +88,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p state.Project, d
 	} else if err := hv.Destroy(ctx, p.Name); err != nil { // paused or crashed: nothing left to ask
 		return err
 	}
-	if err := s.daemons(p).Stop(ctx); err != nil {
+	if err := s.Daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	phase.Done()
@@ -105,10 +107,10 @@ func errSuspended() error {
 // powerOff asks the guest to power off and pulls the plug if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
-	patience := patienceOff
+	patience := machine.PatienceOff
 	// The guest unmounts what it has of the host, which takes a server.
-	if has, err := readShares(f); err == nil && len(has.Exports) > 0 {
-		if err := s.daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
+	if has, err := machine.ReadShares(f); err == nil && len(has.Exports) > 0 {
+		if err := s.Daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
 			patience = patienceStuck
 		}
@@ -125,7 +127,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	}
 	err := unreachable
 	if err == nil {
-		err = s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff")
+		err = s.RunInGuest(ctx, p, dom, machine.PatienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff")
 	}
 	if err != nil {
 		s.Log.Info("power off over SSH", "err", err)
@@ -138,7 +140,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	case err == nil && off.State == vm.StateSaved: // by a suspend that was killed
 		return errors.Join(errSuspended(), state.Unmark(f.Stopping()))
 	case err == nil && off.State == vm.StatePaused:
-		pr.Note("the VM was paused meanwhile%s: pulling its plug", because(off.Reason))
+		pr.Note("the VM was paused meanwhile%s: pulling its plug", machine.Because(off.Reason))
 		return errors.Join(hv.Destroy(ctx, p.Name), state.Unmark(f.Stopping()))
 	case err == nil:
 		return state.Unmark(f.Stopping())
@@ -181,7 +183,7 @@ func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 		case vm.HaltSignal:
 			goesOn = true
 		case vm.HaltIO:
-			goesOn = s.errFull(s.Dirs.Files(p.Name)) == nil
+			goesOn = s.ErrFull(s.Dirs.Files(p.Name)) == nil
 		case vm.HaltPassing:
 		default:
 			return dom, nil
@@ -214,7 +216,7 @@ func (s *Service) beginSync(ctx context.Context, p state.Project) <-chan error {
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, patienceSync)
 		defer cancel()
-		err := s.daemons(p).Supervisor().Sync(ctx)
+		err := s.Daemons(p).Supervisor().Sync(ctx)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -230,7 +232,7 @@ func (s *Service) finishSync(ctx context.Context, p state.Project, dom vm.Domain
 	if err == nil || errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 		return err
 	}
-	return s.inGuest(ctx, p, dom, patienceSync, "sync")
+	return s.RunInGuest(ctx, p, dom, patienceSync, "sync")
 }
 
 // unplug stops the VM at once, but waits until the guest has written its caches, see
@@ -244,5 +246,5 @@ func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p state.Project,
 	if err := hv.Destroy(ctx, p.Name); err != nil {
 		return err
 	}
-	return s.daemons(p).Stop(ctx)
+	return s.Daemons(p).Stop(ctx)
 }

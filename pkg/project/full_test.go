@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/guest"
@@ -35,7 +37,7 @@ func TestShortOfRoom(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.RemoveAll(run)
-			s := &Service{Env: Env{Dirs: state.Dirs{Data: t.TempDir(), Runtime: run}}}
+			s := &Service{Env: machine.Env{Dirs: state.Dirs{Data: t.TempDir(), Runtime: run}}}
 			p := state.Project{Name: "app-12345678"}
 			socket := s.Dirs.Files(p.Name).ControlSocket()
 			if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {

@@ -3,6 +3,8 @@ package project
 import (
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/share"
@@ -32,7 +34,7 @@ func (s *Service) GuestDir(p state.Project, dir string) string {
 	if err == nil {
 		resolved, err = filepath.Abs(resolved)
 	}
-	all, readErr := readShares(s.Dirs.Files(p.Name))
+	all, readErr := machine.ReadShares(s.Dirs.Files(p.Name))
 	if err != nil || readErr != nil {
 		return ""
 	}
@@ -48,7 +50,7 @@ func (s *Service) GuestDir(p state.Project, dir string) string {
 
 // SharedDirs are the directories of this host that the project's VM has.
 func (s *Service) SharedDirs(p state.Project) []string {
-	all, err := readShares(s.Dirs.Files(p.Name))
+	all, err := machine.ReadShares(s.Dirs.Files(p.Name))
 	if err != nil {
 		return nil // up says so
 	}

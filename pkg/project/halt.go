@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/ui"
@@ -63,7 +65,7 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project
 		}
 		if time.Since(start) > patience {
 			return dom, &ui.Error{
-				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, because(dom.Reason), patience),
+				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, machine.Because(dom.Reason), patience),
 				Hint: "try again, if it takes that long, or pull its plug, which leaves its disk: devvm down (what libvirt is at: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
 				Kind: errHalt,
 			}

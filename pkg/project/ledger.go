@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -45,7 +47,7 @@ const patienceRoom = time.Second
 func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
 	ctx, cancel := context.WithTimeout(ctx, patienceRoom)
 	defer cancel()
-	st, err := s.daemons(state.Project{Name: name}).Supervisor().Status(ctx)
+	st, err := s.Daemons(state.Project{Name: name}).Supervisor().Status(ctx)
 	if err != nil {
 		return nil
 	}
@@ -79,7 +81,7 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 		}
 		seen := map[string]bool{}
 		for _, path := range on {
-			if kind, id := storeOf(path); kind != "" && !seen[id] {
+			if kind, id := machine.StoreOf(path); kind != "" && !seen[id] {
 				seen[id] = true
 				users[id]++
 			}
@@ -95,28 +97,28 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 		return nil, err
 	}
 	for _, i := range images {
-		add(i.Digest, Entry{Kind: KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Created: i.Created})
+		add(i.Digest, Entry{Kind: machine.KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Created: i.Created})
 	}
 	badImages, err := s.Images.Damaged(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range badImages {
-		add(d.Digest, Entry{Kind: KindImage, Name: d.Digest[:12], Used: d.Used(), Damaged: d.Err.Error()})
+		add(d.Digest, Entry{Kind: machine.KindImage, Name: d.Digest[:12], Used: d.Used(), Damaged: d.Err.Error()})
 	}
 	templates, err := s.Templates.List()
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range templates {
-		add(t.ID, Entry{Kind: KindTemplate, Name: t.ID, Used: t.Used(), Created: t.Created})
+		add(t.ID, Entry{Kind: machine.KindTemplate, Name: t.ID, Used: t.Used(), Created: t.Created})
 	}
 	badTemplates, err := s.Templates.Damaged()
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range badTemplates {
-		add(d.ID, Entry{Kind: KindTemplate, Name: d.ID, Used: d.Used(), Damaged: d.Err.Error()})
+		add(d.ID, Entry{Kind: machine.KindTemplate, Name: d.ID, Used: d.Used(), Damaged: d.Err.Error()})
 	}
 	projects, err := s.List(ctx)
 	if err != nil {
@@ -186,7 +188,7 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	gone := map[string]bool{} // templates that would be
 	if o.DryRun {
 		out.Templates, gone, err = s.Templates.Prunable(ctx, func(ctx context.Context, gone map[string]bool) (map[string]bool, error) {
-			return s.inUse(ctx, KindTemplate, s.without(gone))
+			return s.inUse(ctx, machine.KindTemplate, s.without(gone))
 		}, keep)
 	} else {
 		out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
@@ -194,7 +196,7 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	if err != nil || o.KeepWarm {
 		return out, err
 	}
-	based, err := s.inUse(ctx, KindImage, s.without(gone))
+	based, err := s.inUse(ctx, machine.KindImage, s.without(gone))
 	if err != nil {
 		return out, err
 	}
@@ -221,7 +223,7 @@ func (s *Service) clearBuilders(ctx context.Context) error {
 	}
 	for _, name := range names {
 		dir := s.Dirs.Files(name).RecordedDir()
-		if !s.isTemplate(dir) {
+		if !s.IsTemplate(dir) {
 			continue
 		}
 		if err := s.clearBuilder(ctx, state.Identify(dir)); err != nil {
@@ -232,8 +234,8 @@ func (s *Service) clearBuilders(ctx context.Context) error {
 }
 
 func (s *Service) clearBuilder(ctx context.Context, p state.Project) error {
-	b := boot{Env: &s.Env, project: p, files: s.Dirs.Files(p.Name)}
-	lock, err := b.files.Acquire(ctx, "prune", nil)
+	b := machine.Machine{Env: &s.Env, Project: p, Files: s.Dirs.Files(p.Name)}
+	lock, err := b.Files.Acquire(ctx, "prune", nil)
 	if ui.ExitCode(err) == ui.ExitBusy {
 		return nil // it is being made
 	}
@@ -241,14 +243,14 @@ func (s *Service) clearBuilder(ctx context.Context, p state.Project) error {
 		return err
 	}
 	defer lock.Close()
-	if b.hv, err = s.Open(ctx); err != nil {
+	if b.Hypervisor, err = s.Open(ctx); err != nil {
 		return err
 	}
-	defer b.hv.Close()
-	if err := b.discard(ctx); err != nil {
+	defer b.Hypervisor.Close()
+	if err := b.Discard(ctx); err != nil {
 		return err
 	}
-	return b.files.Remove()
+	return b.Files.Remove()
 }
 
 // Forkable returns what tells whether a VM of this host could still be forked from a
@@ -301,12 +303,12 @@ func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Pro
 	if err != nil {
 		return "", err
 	}
-	if err := s.makeDirs(f); err != nil {
+	if err := s.MakeDirs(f); err != nil {
 		return "", err
 	}
-	show := &steps{Progress: pr}
-	b := boot{Env: &s.Env, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
-	id, err := b.buildTemplate(ctx)
+	show := &machine.Steps{Progress: pr}
+	b := machine.Machine{Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg, Files: f, Progress: show, Accel: s.Accelerators.Choose(host).Accel}
+	id, err := b.BuildTemplate(ctx)
 	if !state.Exists(f.Disk()) && !state.Exists(f.Undo) && err == nil { // there is no VM: leave nothing of one
 		err = f.Remove()
 	}

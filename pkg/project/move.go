@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/share"
@@ -115,7 +117,7 @@ func (s *Service) checkMove(p state.Project, from Former) error {
 	switch {
 	case from.Dir == p.Dir:
 		return nil
-	case s.isTemplate(from.Dir):
+	case s.IsTemplate(from.Dir):
 		return s.errNoVM(from.Project)
 	case old.KeepsDir(from.Dir, from.Same):
 		return &ui.Error{
@@ -197,13 +199,13 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return err
 		}
-		if err := forget(ctx, hv, p); err != nil {
+		if err := machine.Forget(ctx, hv, p); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := s.daemons(p).Stop(ctx); err != nil {
+	if err := s.Daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	if f.IsUsed() {
@@ -225,7 +227,7 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Project, pr *ui.Progress) error {
 	dom, err := s.find(ctx, hv, former)
 	if errors.Is(err, vm.ErrNotFound) {
-		return s.daemons(former).Stop(ctx)
+		return s.Daemons(former).Stop(ctx)
 	}
 	if err != nil {
 		return err
@@ -237,7 +239,7 @@ func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Pr
 		if err := hv.DropSaved(ctx, former.Name); err != nil {
 			return err
 		}
-		if err := s.daemons(former).Stop(ctx); err != nil {
+		if err := s.Daemons(former).Stop(ctx); err != nil {
 			return err
 		}
 	} else if err := s.down(ctx, hv, former, dom, pr); err != nil {
@@ -252,7 +254,7 @@ func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Pr
 			return err
 		}
 	}
-	return forget(ctx, hv, former)
+	return machine.Forget(ctx, hv, former)
 }
 
 // takeOver moves the files, the disk last, and ends the move.
@@ -295,7 +297,7 @@ func (s *Service) takeOver(p, former state.Project, same bool) error {
 // moveOwners has whose files are in the VM hold by the new path.
 func (s *Service) moveOwners(p, former state.Project) error {
 	old := s.Dirs.Files(former.Name)
-	has, err := readShares(old)
+	has, err := machine.ReadShares(old)
 	if err != nil {
 		return nil //nolint:nilerr // it is written again
 	}

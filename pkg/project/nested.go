@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/grant"
@@ -28,7 +30,7 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 		f := s.Dirs.Files(name)
 		dir, has, err := reaches(f)
 		switch {
-		case name == p.Name || s.isTemplate(dir):
+		case name == p.Name || s.IsTemplate(dir):
 			continue
 		case err != nil:
 			out = append(out, grant.Nothing(p.Dir))
@@ -68,7 +70,7 @@ func reaches(f state.Files) (dir string, writable []string, err error) {
 	if dir, _ = f.Recorded(); dir == "" {
 		return "", nil, fmt.Errorf("read %s: it names no directory", f.Record)
 	}
-	all, err := readShares(f)
+	all, err := machine.ReadShares(f)
 	if err != nil {
 		return dir, nil, err
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/engine"
@@ -37,7 +39,7 @@ func (s *Service) Loss(ctx context.Context, p state.Project) (Loss, error) {
 	if all, err := s.Snapshots(ctx, p); err == nil {
 		loss.Snapshots = len(all)
 	}
-	ctx, cancel := context.WithTimeout(ctx, patienceSSH)
+	ctx, cancel := context.WithTimeout(ctx, machine.PatienceSSH)
 	defer cancel()
 	usage, err := engine.GetUsage(ctx, f.DockerSocket())
 	if err != nil {
@@ -88,7 +90,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	defer hv.Close()
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
 		cfg, err := s.checkConfig(p, !o.Undo)
-		var all shared
+		var all machine.Shares
 		if err == nil {
 			all, _, err = s.shares(p, cfg)
 		}
@@ -96,14 +98,14 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 			err = s.checkImage(ctx, cfg)
 		}
 		if err == nil {
-			err = s.checkAgreed(p, cfg, all.granted(p))
+			err = s.checkAgreed(p, cfg, grantShares(all, p))
 		}
 		switch {
 		case err != nil:
 		case o.Undo:
-			err = s.checkRoomToRun(f)
+			err = s.CheckRoomToRun(f)
 		default:
-			err = s.checkRoomToNuke(f)
+			err = s.CheckRoomToNuke(f)
 		}
 		if errors.Is(err, errNotAgreed) {
 			err = &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
@@ -112,7 +114,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 			return err
 		}
 	}
-	show := &steps{Progress: pr}
+	show := &machine.Steps{Progress: pr}
 	dom, err := s.find(ctx, hv, p)
 	// Of a VM that ran, libvirt still has something to do when its QEMU has ended. The
 	// next VM does not wait for that until it takes the name.
@@ -122,7 +124,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 		show.Start("destroy", "destroy the VM")
 		err := s.unplug(ctx, hv, p, dom, synced)
 		if err == nil && !overtakes {
-			err = forget(ctx, hv, p)
+			err = machine.Forget(ctx, hv, p)
 		}
 		if err != nil {
 			if ctx.Err() != nil {
@@ -154,7 +156,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	case overtakes:
 		err = s.upFrom(ctx, hv, p, vm.Domain{}, show)
 		if err != nil && !state.Exists(f.Disk()) { // it has not come to the new VM
-			err = errors.Join(err, forget(context.WithoutCancel(ctx), hv, p))
+			err = errors.Join(err, machine.Forget(context.WithoutCancel(ctx), hv, p))
 		}
 	default:
 		err = s.up(ctx, hv, p, show)
@@ -191,13 +193,13 @@ func (s *Service) Rm(ctx context.Context, p state.Project, pr *ui.Progress) erro
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return err
 		}
-		if err := forget(ctx, hv, p); err != nil {
+		if err := machine.Forget(ctx, hv, p); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := s.daemons(p).Stop(ctx); err != nil {
+	if err := s.Daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	if err := f.Remove(); err != nil {

@@ -7,6 +7,8 @@ import (
 	"net"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/engine"
@@ -49,7 +51,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 	if err != nil {
 		return supervisor.Options{}, err
 	}
-	shares, err := readShares(f)
+	shares, err := machine.ReadShares(f)
 	if err != nil {
 		return supervisor.Options{}, err
 	}
@@ -76,7 +78,7 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 			Watches: s.Dirs.Watches(),
 			Owners:  f.Owners(),
 			Had:     shares.Had,
-			Told:    isToldShares(f),
+			Told:    machine.IsToldShares(f),
 		},
 		Ping: func(ctx context.Context) error {
 			if err := engine.Ping(ctx, f.DockerSocket()); err != nil {
@@ -87,6 +89,6 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		Used:  f.MarkUsed,
 		Ports: s.portOptions(f),
 		Guard: s.guardOptions(f),
-		Disk:  supervisor.Disk{Full: func() bool { return s.errFull(f) != nil }},
+		Disk:  supervisor.Disk{Full: func() bool { return s.ErrFull(f) != nil }},
 	}, nil
 }

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/ports"
@@ -29,7 +31,7 @@ func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
 	p := state.Project{Dir: f.RecordedDir()}
 	at := ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback}
 	if !state.Marked(f.Management()) {
-		at.SSH = sshPort
+		at.SSH = machine.SSHPort
 	}
 	return supervisor.PortOptions{
 		Options: ports.Options{
@@ -72,7 +74,7 @@ func (s *Service) ProjectOf(ctx context.Context, pid int) string {
 
 // Ports returns the published ports of the project's running VM.
 func (s *Service) Ports(ctx context.Context, p state.Project) (ports.Report, error) {
-	r, err := s.daemons(p).Supervisor().Ports(ctx)
+	r, err := s.Daemons(p).Supervisor().Ports(ctx)
 	return r, s.attended(ctx, p, err)
 }
 
@@ -80,7 +82,7 @@ func (s *Service) Ports(ctx context.Context, p state.Project) (ports.Report, err
 // the supervisor ends.
 func (s *Service) WatchPorts(ctx context.Context, p state.Project, f func(ports.Report)) error {
 	seen := false
-	err := s.daemons(p).Supervisor().WatchPorts(ctx, func(r ports.Report) bool {
+	err := s.Daemons(p).Supervisor().WatchPorts(ctx, func(r ports.Report) bool {
 		seen = true
 		f(r)
 		return true
@@ -98,7 +100,7 @@ func (s *Service) Expose(ctx context.Context, p state.Project, port uint16, to n
 	if err := e.Check(time.Now()); err != nil {
 		return ports.Report{}, &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
 	}
-	if err := s.attended(ctx, p, s.daemons(p).Supervisor().Expose(ctx, e)); err != nil {
+	if err := s.attended(ctx, p, s.Daemons(p).Supervisor().Expose(ctx, e)); err != nil {
 		return ports.Report{}, err
 	}
 	return s.Ports(ctx, p)
@@ -107,7 +109,7 @@ func (s *Service) Expose(ctx context.Context, p state.Project, port uint16, to n
 // Conceal ends the exposure of a port, 0: all of the project's, whether its VM runs or
 // not. It says how many there were.
 func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (int, error) {
-	n, err := s.daemons(p).Supervisor().Conceal(ctx, port)
+	n, err := s.Daemons(p).Supervisor().Conceal(ctx, port)
 	if !errors.Is(err, supervisor.ErrNone) {
 		return n, err
 	}
@@ -120,11 +122,11 @@ func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (in
 // Serves is no error if programs in the VM can use what it has of this host, for which
 // its supervisor must be there.
 func (s *Service) Serves(ctx context.Context, p state.Project) error {
-	has, err := readShares(s.Dirs.Files(p.Name))
+	has, err := machine.ReadShares(s.Dirs.Files(p.Name))
 	if err != nil || len(has.Exports) == 0 {
 		return err
 	}
-	_, err = s.daemons(p).Supervisor().Status(ctx)
+	_, err = s.Daemons(p).Supervisor().Status(ctx)
 	if errors.Is(err, supervisor.ErrNone) || errors.Is(err, supervisor.ErrHung) {
 		return &ui.Error{
 			Msg:  "the supervisor does not answer, and what uses this host's files in the VM would wait for it",

@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/sandbox"
@@ -56,7 +58,7 @@ func NetPolicy(d state.Dirs, name string) sandbox.Policy {
 // directories that the VM has, and what the user has written down.
 func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
 	f := s.Dirs.Files(name)
-	shares, err := readShares(f)
+	shares, err := machine.ReadShares(f)
 	if err != nil {
 		return sandbox.Policy{}, err
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/sandbox"
@@ -60,7 +62,7 @@ func TestPolicyChild(t *testing.T) {
 // policyHost is a host with two projects and a home of their user.
 func policyHost(t *testing.T, home string) (*Service, []string) {
 	t.Helper()
-	s := &Service{Env: Env{Dirs: state.Dirs{
+	s := &Service{Env: machine.Env{Dirs: state.Dirs{
 		Data: filepath.Join(home, "data"), Runtime: filepath.Join(home, "run"), Config: filepath.Join(home, "config"),
 	}}}
 	var paths []string
@@ -94,7 +96,7 @@ func TestPolicies(t *testing.T) {
 		}
 	}
 	f := s.Dirs.Files("one")
-	shares, err := json.Marshal(shared{Exports: []share.Export{
+	shares, err := json.Marshal(machine.Shares{Exports: []share.Export{
 		{Source: filepath.Join(home, "src/one"), Target: "/one", Writable: true},
 		{Source: filepath.Join(home, "src/read-only"), Target: "/ro"},
 	}})

@@ -21,6 +21,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -34,7 +36,7 @@ import (
 
 // Service carries out the verbs.
 type Service struct {
-	Env
+	machine.Env
 	Cold   bool                                             // boot new VMs, do not fork them from templates
 	Open   func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
 	Config func(dir string) (config.Config, error)
@@ -158,7 +160,7 @@ func (s *Service) Lookup(ctx context.Context, name string) (state.Project, error
 	all, _ := s.Dirs.Projects() // none: then nobody has that name
 	for _, full := range all {
 		dir := s.Dirs.Files(full).RecordedDir()
-		if dir != "" && (filepath.Base(dir) == name || state.Slug(filepath.Base(dir)) == name) && !s.isTemplate(dir) {
+		if dir != "" && (filepath.Base(dir) == name || state.Slug(filepath.Base(dir)) == name) && !s.IsTemplate(dir) {
 			same = append(same, state.Identify(dir))
 		}
 	}
@@ -203,7 +205,7 @@ func (s *Service) Connect(ctx context.Context, p state.Project) (*guest.Client, 
 func (s *Service) settleFiles(ctx context.Context, p state.Project) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := s.daemons(p).Supervisor().Settle(ctx); err != nil {
+	if err := s.Daemons(p).Supervisor().Settle(ctx); err != nil {
 		s.Log.Debug("files are not settled", "err", err)
 	}
 }
@@ -217,11 +219,11 @@ func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, err
 	if dom.State != vm.StateRunning {
 		return nil, errNotRunning(p, dom.State)
 	}
-	client, err := s.dial(ctx, p, dom.Accel)
+	client, err := s.ConnectSSH(ctx, p, dom.Accel)
 	if err != nil {
 		return nil, &ui.Error{
 			Msg:  fmt.Sprintf("the VM of project %s runs, but its SSH does not answer", p.Name),
-			Hint: "repair the connection with: devvm up" + seeConsole(s.Dirs.Files(p.Name)),
+			Hint: "repair the connection with: devvm up" + machine.SeeConsole(s.Dirs.Files(p.Name)),
 			Err:  err,
 		}
 	}
@@ -232,7 +234,7 @@ func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, err
 // ProxyCommand.
 func (s *Service) DialSSH(ctx context.Context, p state.Project) (net.Conn, error) {
 	f := s.Dirs.Files(p.Name)
-	conn, err := usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", sshAddress(f))
+	conn, err := usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", machine.SSHAddress(f))
 	if err == nil {
 		if err := f.MarkUsed(); err != nil {
 			_ = conn.Close()
@@ -285,7 +287,7 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (
 	case err != nil && !errors.Is(err, vm.ErrForeign):
 		return dom, fmt.Errorf("look for the VM: %w", err)
 	}
-	return dom, errOthers(p, dom, err)
+	return dom, machine.CheckOwner(p, dom, err)
 }
 
 // Host asks libvirt about this host, starting its daemon if need be.

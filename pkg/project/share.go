@@ -11,6 +11,8 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -26,10 +28,10 @@ import (
 
 // shares works out what devvm.toml asks for, and a note if the project's directory is
 // not to be had.
-func (s *Service) shares(p state.Project, cfg config.Config) (shared, string, error) {
-	all := shared{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
+func (s *Service) shares(p state.Project, cfg config.Config) (machine.Shares, string, error) {
+	all := machine.Shares{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
 	note := ""
-	if s.isTemplate(p.Dir) {
+	if s.IsTemplate(p.Dir) {
 		return all, note, nil
 	}
 	if cfg.Mount {
@@ -43,7 +45,7 @@ func (s *Service) shares(p state.Project, cfg config.Config) (shared, string, er
 	for _, m := range cfg.Mounts {
 		e, err := s.export(p, m)
 		if err != nil {
-			return shared{}, "", &ui.Error{
+			return machine.Shares{}, "", &ui.Error{
 				Code: ui.ExitUsage,
 				Msg:  fmt.Sprintf("%s: the mount of %s: %v", cfg.Origin("mounts"), m.Source, err),
 				Hint: "correct or remove it there",
@@ -55,15 +57,15 @@ func (s *Service) shares(p state.Project, cfg config.Config) (shared, string, er
 	slices.SortStableFunc(all.Exports, func(a, b share.Export) int { return strings.Compare(a.Target, b.Target) })
 	for i, e := range all.Exports[min(1, len(all.Exports)):] {
 		if e.Target == all.Exports[i].Target {
-			return shared{}, "", &ui.Error{
+			return machine.Shares{}, "", &ui.Error{
 				Code: ui.ExitUsage,
 				Msg:  fmt.Sprintf("%s: two directories would be at %s in the VM", cfg.Origin("mounts"), e.Target),
 				Hint: "give one of them another target",
 			}
 		}
 	}
-	if !fitsCredential(all.Exports) {
-		return shared{}, "", &ui.Error{
+	if !machine.FitsCredential(all.Exports) {
+		return machine.Shares{}, "", &ui.Error{
 			Code: ui.ExitUsage,
 			Msg:  fmt.Sprintf("%s: the paths of all mounts together are longer than a VM can be told", cfg.Origin("mounts")),
 			Hint: "share a directory above some of them",
@@ -160,12 +162,12 @@ type projectSharing struct {
 	cfg     config.Config
 }
 
-func (s projectSharing) Wanted() (shared, error) {
+func (s projectSharing) Wanted() (machine.Shares, error) {
 	all, _, err := s.shares(s.project, s.cfg)
 	return all, err
 }
 
-func (s projectSharing) Granted() (all shared, notes []string, err error) {
+func (s projectSharing) Granted() (all machine.Shares, notes []string, err error) {
 	all, note, err := s.grantedShares(s.project, s.cfg)
 	if err != nil {
 		return all, nil, err

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"golang.org/x/sys/unix"
@@ -62,12 +64,12 @@ func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name stri
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
-			if err := s.checkRoomForMemory(s.Dirs.Data, dom); err != nil {
+			if err := s.CheckRoomForMemory(s.Dirs.Data, dom); err != nil {
 				return err
 			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
-			if err := s.daemons(p).Rest(ctx); err != nil {
+			if err := s.Daemons(p).Rest(ctx); err != nil {
 				return err
 			}
 			defer s.takeUp(ctx, p)
@@ -101,10 +103,10 @@ func explainSnapshot(name string, dom vm.Domain, err error) error {
 // docker.sock and published ports are as they were. It does not wait for long, nor for
 // Ctrl-C: they come by themselves.
 func (s *Service) takeUp(ctx context.Context, p state.Project) {
-	sup := s.daemons(p).Supervisor()
+	sup := s.Daemons(p).Supervisor()
 	err := sup.Resume(context.WithoutCancel(ctx))
 	if err == nil {
-		patient, cancel := context.WithTimeout(ctx, 2*patienceForPorts)
+		patient, cancel := context.WithTimeout(ctx, 2*machine.PatienceForPorts)
 		defer cancel()
 		err = sup.Watch(patient, func(st supervisor.Status) bool {
 			return st.Version == s.Version && (st.State != supervisor.StateReady || !st.PortsKnown) && st.EngineFailed == ""
@@ -144,20 +146,20 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name str
 		if err != nil {
 			return err
 		}
-		if err := s.checkRoomToRun(s.Dirs.Files(p.Name)); err != nil {
+		if err := s.CheckRoomToRun(s.Dirs.Files(p.Name)); err != nil {
 			return err
 		}
 		host, err := hv.Host(ctx)
 		if err != nil {
 			return err
 		}
-		show := &steps{Progress: pr}
-		b := boot{
-			Env: &s.Env, hv: hv, host: host, project: p, cfg: cfg,
-			files: s.Dirs.Files(p.Name), progress: show, accel: dom.Accel,
+		show := &machine.Steps{Progress: pr}
+		b := machine.Machine{
+			Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg,
+			Files: s.Dirs.Files(p.Name), Progress: show, Accel: dom.Accel,
 		}
 		show.Start("stop", "stop the VM")
-		if err := state.Unmark(b.files.Stopping()); err != nil {
+		if err := state.Unmark(b.Files.Stopping()); err != nil {
 			return err
 		}
 		if err := hv.Destroy(ctx, p.Name); err != nil {
@@ -166,33 +168,33 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name str
 		if err := hv.DropSaved(ctx, p.Name); err != nil { // it would be resumed onto another disk
 			return err
 		}
-		if err := s.daemons(p).Stop(ctx); err != nil {
+		if err := s.Daemons(p).Stop(ctx); err != nil {
 			return err
 		}
-		if err := s.makeDirs(b.files); err != nil {
+		if err := s.MakeDirs(b.Files); err != nil {
 			return err
 		}
 		show.Start("restore", "go back to snapshot "+name)
 		if snapshot.Memory {
-			if err := s.daemons(p).StartNetwork(ctx, b.cfg.Policy(), host); err != nil {
+			if err := s.Daemons(p).StartNetwork(ctx, b.Config.Policy(), host); err != nil {
 				return err
 			}
 		}
 		if err := hv.Revert(ctx, p.Name, name); err != nil {
-			_ = s.daemons(p).StopNetwork(context.WithoutCancel(ctx))
+			_ = s.Daemons(p).StopNetwork(context.WithoutCancel(ctx))
 			return err
 		}
 		if snapshot.Memory {
-			if err := s.daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
+			if err := s.Daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 				return err
 			}
-			if err := b.await(ctx, nil); err != nil {
+			if err := b.WaitReady(ctx, nil); err != nil {
 				return err
 			}
 		}
 		show.Done()
 		if snapshot.Memory {
-			b.tellClashes(ctx)
+			b.NoteClashes(ctx)
 		}
 		return nil
 	})

@@ -7,6 +7,8 @@ import (
 	"sort"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/engine"
@@ -84,7 +86,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 		s.examine(ctx, &st)
 		if dom.Halt == vm.HaltIO {
 			st.Problem, st.Next = "a write to its disk has failed", "devvm up"
-			if err := s.errFull(f); err != nil {
+			if err := s.ErrFull(f); err != nil {
 				st.Problem, st.Next = err.Error(), ui.Hint(err)
 			}
 		}
@@ -105,7 +107,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 	default:
 		st.Problem = "the VM's network process does not answer"
 	}
-	switch sup, err := s.daemons(p).Supervisor().Look(ctx); {
+	switch sup, err := s.Daemons(p).Supervisor().Look(ctx); {
 	case err == nil:
 		st.Supervisor = &sup
 	case errors.Is(err, supervisor.ErrNone):
@@ -129,12 +131,12 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
-			st.Clashes = s.clashes(ctx, f)
+			st.Clashes = s.Clashes(ctx, f)
 			if st.Unprovisioned {
 				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.Provisioned(), "devvm up"
 			}
-			if full := problemFull(*st.Supervisor); full != "" {
-				st.Problem, st.Next = full, AdviceFull
+			if full := machine.DiskProblem(*st.Supervisor); full != "" {
+				st.Problem, st.Next = full, machine.AdviceFull
 			}
 			return st, nil
 		}
@@ -147,8 +149,8 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {
 		st.Problem = "Docker Engine does not start in the VM: " + st.Supervisor.EngineFailed
 		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
-		if full := problemFull(*st.Supervisor); full != "" {
-			st.Problem, st.Next = full+"; "+st.Problem, AdviceFull
+		if full := machine.DiskProblem(*st.Supervisor); full != "" {
+			st.Problem, st.Next = full+"; "+st.Problem, machine.AdviceFull
 		}
 	}
 	return st, nil
@@ -175,7 +177,7 @@ func (s *Service) forgotten(name, dir string) (Status, bool) {
 
 // setLost notes that the VM's disk is gone.
 func (st *Status) setLost(f state.Files) {
-	st.Problem, st.Next = "the VM's disk is gone: "+f.Disk(), afresh(f)
+	st.Problem, st.Next = "the VM's disk is gone: "+f.Disk(), machine.Afresh(f)
 }
 
 // examine looks whether the disk of a VM that is off is good.
@@ -187,8 +189,8 @@ func (s *Service) examine(ctx context.Context, st *Status) {
 	if !state.Exists(f.Disk()) {
 		return
 	}
-	if _, err := below(ctx, f.Disk()); err != nil {
-		st.Problem, st.Next = err.Error(), afresh(f)
+	if _, err := machine.Below(ctx, f.Disk()); err != nil {
+		st.Problem, st.Next = err.Error(), machine.Afresh(f)
 	}
 }
 
@@ -232,7 +234,7 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 	known := map[string]bool{}
 	for _, dom := range doms {
 		known[dom.Name] = true
-		if s.isTemplate(dom.Project) {
+		if s.IsTemplate(dom.Project) {
 			continue
 		}
 		out = append(out, s.summary(dom))
@@ -247,7 +249,7 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 			continue
 		}
 		dir := f.RecordedDir()
-		if s.isTemplate(dir) {
+		if s.IsTemplate(dir) {
 			continue
 		}
 		if st, ok := s.forgotten(name, dir); ok || state.Exists(f.Record) {

@@ -33,7 +33,7 @@ func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress)
 		if err != nil {
 			return err
 		}
-		if err := s.checkRoomForMemory(host.SaveDir, dom); err != nil {
+		if err := s.CheckRoomForMemory(host.SaveDir, dom); err != nil {
 			return err
 		}
 		phase := pr.Start("suspend", "save the VM's memory")
@@ -42,11 +42,11 @@ func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress)
 		if err := s.syncGuest(ctx, p, dom); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}
-		if err := s.daemons(p).Rest(ctx); err != nil {
+		if err := s.Daemons(p).Rest(ctx); err != nil {
 			return err
 		}
 		if err := hv.Save(ctx, p.Name); err != nil {
-			_ = s.daemons(p).Supervisor().Resume(context.WithoutCancel(ctx)) // the VM runs on
+			_ = s.Daemons(p).Supervisor().Resume(context.WithoutCancel(ctx)) // the VM runs on
 			return fmt.Errorf("suspend the VM: %w", err)
 		}
 		if ctx.Err() != nil {

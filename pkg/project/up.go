@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -41,7 +43,7 @@ func (s *Service) Up(ctx context.Context, p state.Project, pr *ui.Progress) erro
 		return err
 	}
 	defer hv.Close()
-	return s.up(ctx, hv, p, &steps{Progress: pr})
+	return s.up(ctx, hv, p, &machine.Steps{Progress: pr})
 }
 
 // checkConfig reads the project's configuration and finds what is wrong with it, for a VM
@@ -70,11 +72,11 @@ func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 	case errors.Is(err, image.ErrNotFound) && image.RecipeDigest(cfg.Image) != "":
 		return nil
 	}
-	return explainImage(cfg, err)
+	return machine.ExplainImage(cfg, err)
 }
 
 // up is Up under the project's lock.
-func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *steps) error {
+func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *machine.Steps) error {
 	if err := s.finishMove(ctx, hv, p, pr.Progress); err != nil {
 		return err
 	}
@@ -83,7 +85,7 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr 
 		return err
 	}
 	if f := s.Dirs.Files(p.Name); f.IsLost(err == nil) {
-		return errLost(f, dom.State == vm.StateRunning)
+		return machine.ErrLost(f, dom.State == vm.StateRunning)
 	}
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
@@ -100,7 +102,7 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr 
 }
 
 // upFrom is up for a VM as it was found; the zero Domain if there is none.
-func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *steps) error {
+func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *machine.Steps) error {
 	cfg, err := s.granted(p)
 	if err != nil {
 		return err
@@ -109,7 +111,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 	if err := s.settle(p, cfg); err != nil {
 		return err
 	}
-	if err := s.makeDirs(f); err != nil {
+	if err := s.MakeDirs(f); err != nil {
 		return err
 	}
 	host, err := hv.Host(ctx)
@@ -124,15 +126,15 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 			return err
 		}
 	}
-	b := boot{
-		Env: &s.Env, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel,
-		sharing: projectSharing{s, p, cfg}, cold: s.Cold,
+	b := machine.Machine{
+		Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg, Files: f, Progress: pr, Accel: dom.Accel,
+		Sharing: projectSharing{s, p, cfg}, Cold: s.Cold,
 	}
 	// A VM whose engine has never answered goes on only if it runs, and as it should.
 	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
 	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
 		// Its supervisor is who may find just now that its engine answers.
-		if err := s.daemons(p).StopSupervisor(ctx); err != nil {
+		if err := s.Daemons(p).StopSupervisor(ctx); err != nil {
 			return err
 		}
 	}
@@ -140,10 +142,10 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 		if state.Exists(f.Disk()) {
 			pr.Note("the engine of the VM that is there has never answered: making it anew")
 		}
-		if err := b.discard(ctx); err != nil {
+		if err := b.Discard(ctx); err != nil {
 			return err
 		}
-		if err := s.makeDirs(f); err != nil {
+		if err := s.MakeDirs(f); err != nil {
 			return err
 		}
 		dom = vm.Domain{}
@@ -151,25 +153,25 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 	if err := f.NoteDir(p.Dir); err != nil {
 		return err
 	}
-	if err := b.mendShares(); err != nil {
+	if err := b.MendShares(); err != nil {
 		return err
 	}
-	err = b.run(ctx, dom)
+	err = b.Start(ctx, dom)
 	// A VM that ran may just be going off: libvirt knows only now, or a suspend that was
 	// killed had only just asked for it.
-	for again := 0; again < 2 && (errors.Is(err, errWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
+	for again := 0; again < 2 && (errors.Is(err, machine.ErrWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
 		pr.Fail(err)
 		if dom, err = s.find(ctx, hv, p); err == nil {
 			dom, err = s.outlast(ctx, hv, p, dom, pr.Progress)
 		}
 		if err == nil {
-			err = b.run(ctx, dom)
+			err = b.Start(ctx, dom)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	if err := b.provision(ctx); err != nil {
+	if err := b.Provision(ctx); err != nil {
 		return err
 	}
 	pr.Done()

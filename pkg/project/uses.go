@@ -11,6 +11,8 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"golang.org/x/sys/unix"
@@ -52,7 +54,7 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 		return nil, err
 	}
 	var out []use
-	c := chains{}
+	c := machine.Chains{}
 	for _, name := range names {
 		all, err := s.usesOf(ctx, name, c)
 		if err != nil {
@@ -75,13 +77,13 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 
 // usesOf finds the disks of one project: those of its VM and undo, and what a killed run has
 // left of others. nuke exchanges them, so what was found must still be there when it is read.
-func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, error) {
+func (s *Service) usesOf(ctx context.Context, name string, c machine.Chains) ([]use, error) {
 	const attempts = 10
 	for range attempts {
 		before, unread := disks(s.Dirs.Files(name))
 		out := []use{}
 		for _, path := range slices.Sorted(maps.Keys(before)) {
-			backing, err := c.below(ctx, path)
+			backing, err := c.Below(ctx, path)
 			out = append(out, use{project: name, path: path, below: backing, err: err})
 		}
 		if unread != nil {
@@ -117,7 +119,7 @@ func disks(f state.Files) (map[string]uint64, error) {
 		if e.Name() == filepath.Base(f.Removing()) {
 			continue
 		}
-		path := filepath.Join(f.Root, e.Name(), diskName)
+		path := filepath.Join(f.Root, e.Name(), machine.DiskName)
 		info, err := os.Lstat(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
@@ -136,16 +138,16 @@ func disks(f state.Files) (map[string]uint64, error) {
 // templateUses finds the disks of templates. One that is damaged is of use to nobody, unless
 // another disk lies on it, which then cannot be read itself; its manifest says what it
 // needs if it is mended.
-func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
+func (s *Service) templateUses(ctx context.Context, c machine.Chains) ([]use, error) {
 	templates, err := s.Templates.List()
 	if err != nil {
 		return nil, err
 	}
 	manifests := map[string][]string{}
 	for _, t := range templates {
-		known := []string{filepath.Join(s.Images.Dir(), t.Image, diskName)}
+		known := []string{filepath.Join(s.Images.Dir(), t.Image, machine.DiskName)}
 		if t.Parent != "" {
-			known = append(known, filepath.Join(s.Templates.Dir(), t.Parent, diskName))
+			known = append(known, filepath.Join(s.Templates.Dir(), t.Parent, machine.DiskName))
 		}
 		manifests[t.Disk()] = known
 	}
@@ -155,11 +157,11 @@ func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
 	}
 	var out []use
 	for _, e := range entries {
-		path := filepath.Join(s.Templates.Dir(), e.Name(), diskName)
+		path := filepath.Join(s.Templates.Dir(), e.Name(), machine.DiskName)
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
-		backing, err := c.below(ctx, path)
+		backing, err := c.Below(ctx, path)
 		if errors.Is(err, disk.ErrDamaged) {
 			err = nil
 		}
@@ -184,7 +186,7 @@ func (s *Service) inUse(ctx context.Context, kind string, of func(use) bool) (ma
 			continue
 		}
 		for _, path := range u.all() {
-			if k, id := storeOf(path); k == kind {
+			if k, id := machine.StoreOf(path); k == kind {
 				in[id] = true
 			}
 		}
@@ -220,13 +222,13 @@ func anyUse(use) bool { return true }
 // undo, is based on. The result is nil with an error, never partial: what is
 // in use must not be removed.
 func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
-	return s.inUse(ctx, KindImage, anyUse)
+	return s.inUse(ctx, machine.KindImage, anyUse)
 }
 
 // TemplatesInUse returns the IDs of the templates that a disk of any project, or
 // another template, lies on. The result is nil with an error, never partial.
 func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
-	return s.inUse(ctx, KindTemplate, anyUse)
+	return s.inUse(ctx, machine.KindTemplate, anyUse)
 }
 
 // templatesToNuke returns the IDs of the templates that projects were forked from, whose
@@ -244,7 +246,7 @@ func (s *Service) templatesToNuke(ctx context.Context) (map[string]bool, error) 
 		if u.project == "" || len(u.below) == 0 {
 			continue
 		}
-		if kind, id := storeOf(u.below[0]); kind == KindTemplate {
+		if kind, id := machine.StoreOf(u.below[0]); kind == machine.KindTemplate {
 			in[id] = true
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/machine"
+
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/share"
@@ -27,7 +29,7 @@ func TestWritable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := &Service{Env: Env{
+	s := &Service{Env: machine.Env{
 		Dirs: state.Dirs{Data: filepath.Join(top, "data"), Runtime: filepath.Join(top, "run")},
 		Log:  slog.New(slog.DiscardHandler),
 	}}
@@ -61,7 +63,7 @@ func TestWritable(t *testing.T) {
 	if !refused("here") || refused("other") {
 		t.Error("of no other project: its own directory, and nothing else")
 	}
-	note("other", "other", shared{Exports: []share.Export{
+	note("other", "other", machine.Shares{Exports: []share.Export{
 		{Source: filepath.Join(top, "mounted"), Target: "/srv", Writable: true},
 		{Source: filepath.Join(top, "read"), Target: "/ro"},
 	}})

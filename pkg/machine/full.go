@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -7,8 +7,8 @@ import (
 // AdviceFull is how to get out when the VM's own disk is full.
 const AdviceFull = "set a larger disk in devvm.toml, then: devvm down; devvm up; or remove what is not needed: docker system prune, devvm ssh"
 
-// problemFull says that the VM's disk has no room; "" if it has, or if that is not known.
-func problemFull(st supervisor.Status) string {
+// DiskProblem says that the VM's disk has no room; "" if it has, or if that is not known.
+func DiskProblem(st supervisor.Status) string {
 	switch r := st.Room; {
 	case r == nil || !r.Full():
 		return ""

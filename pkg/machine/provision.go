@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"context"
@@ -17,35 +17,35 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// provision runs the configuration's provisioning on a VM that has not had
+// Provision runs the configuration's provisioning on a VM that has not had
 // any. A failure is reported and tried again by the next up.
-func (b *boot) provision(ctx context.Context) error {
-	steps := provisionSteps(b.cfg.Packages, b.cfg.Script)
-	done, err := os.ReadFile(b.files.Provisioned())
+func (m *Machine) Provision(ctx context.Context) error {
+	steps := provisionSteps(m.Config.Packages, m.Config.Script)
+	done, err := os.ReadFile(m.Files.Provisioned())
 	switch {
-	case err == nil && string(done) != b.cfg.ProvisionHash():
-		b.progress.Note("[provision] has changed; it applies to a new VM: devvm nuke")
+	case err == nil && string(done) != m.Config.ProvisionHash():
+		m.Progress.Note("[provision] has changed; it applies to a new VM: devvm nuke")
 		return nil
 	case err == nil:
 		return nil
 	case !errors.Is(err, fs.ErrNotExist): // it may be done
 		return fmt.Errorf("look whether the VM is provisioned: %w", err)
 	case len(steps) == 0:
-		return file.Replace(b.files.Provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+		return file.Replace(m.Files.Provisioned(), []byte(m.Config.ProvisionHash()), 0o600)
 	}
-	b.progress.Start("provision", "provision the new VM")
-	client, err := b.dial(ctx, b.project, b.accel)
+	m.Progress.Start("provision", "provision the new VM")
+	client, err := m.ConnectSSH(ctx, m.Project, m.Accel)
 	if err != nil {
 		return fmt.Errorf("provision: %w", err)
 	}
 	defer client.Close()
-	log, err := os.OpenFile(b.files.ProvisionLog(), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_RDWR, 0o600)
+	log, err := os.OpenFile(m.Files.ProvisionLog(), os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("open provisioning log: %w", err)
 	}
 	defer log.Close()
 	last := &lastLines{most: 20}
-	out := io.MultiWriter(b.progress.Output(), background.NewLog(log), last)
+	out := io.MultiWriter(m.Progress.Output(), background.NewLog(log), last)
 	for _, step := range steps {
 		// An up that was killed leaves its step running: wait for its end.
 		step.Argv = append([]string{"flock", "/run/devvm-provision"}, step.Argv...)
@@ -62,11 +62,11 @@ func (b *boot) provision(ctx context.Context) error {
 			return &ui.Error{
 				Msg: fmt.Sprintf("provisioning failed with exit code %d; %s", code, last.words()),
 				Hint: which + "mend [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
-					see(b.files.ProvisionLog(), "all of it: devvm logs --provision"),
+					see(m.Files.ProvisionLog(), "all of it: devvm logs --provision"),
 			}
 		}
 	}
-	return file.Replace(b.files.Provisioned(), []byte(b.cfg.ProvisionHash()), 0o600)
+	return file.Replace(m.Files.Provisioned(), []byte(m.Config.ProvisionHash()), 0o600)
 }
 
 // provisionProgram runs a script and says where it fails. A guest without perl, which no Debian

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"context"
@@ -31,21 +31,21 @@ func (e *Env) routes() []subnet.Route {
 }
 
 // choosePools chooses from what the engine's networks get addresses; nil: devvm.toml says so.
-func (b *boot) choosePools() subnet.Pools {
-	if b.pools != nil || b.cfg.HasPools() {
-		return b.pools
+func (m *Machine) choosePools() subnet.Pools {
+	if m.pools != nil || m.Config.HasPools() {
+		return m.pools
 	}
-	daemon, _ := os.ReadFile(filepath.Join(b.files.Credentials(), credentialDaemon)) // none: a new VM
+	daemon, _ := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon)) // none: a new VM
 	had, _ := subnet.Of(daemon)
-	routes := b.routes()
+	routes := m.routes()
 	pools, why := subnet.Choose(routes, had)
-	b.pools = pools
+	m.pools = pools
 	if _, still := pools.Overlap(routes); still {
-		b.progress.Note("the engine's networks hide %s of this host, and all other addresses that devvm has for them would hide something; choose some: [docker.daemon] default-address-pools in devvm.toml", why)
+		m.Progress.Note("the engine's networks hide %s of this host, and all other addresses that devvm has for them would hide something; choose some: [docker.daemon] default-address-pools in devvm.toml", why)
 	} else if why != (subnet.Route{}) && !slices.Equal(pools, had) {
-		b.progress.Note("the engine's networks get addresses of %s: Docker's own would hide %s of this host", pools[0].Base, why)
+		m.Progress.Note("the engine's networks get addresses of %s: Docker's own would hide %s of this host", pools[0].Base, why)
 	}
-	return b.pools
+	return m.pools
 }
 
 // AdviceClash says what to do about a network that hides something of this host.
@@ -54,10 +54,10 @@ const AdviceClash = "devvm down; devvm up lets the engine choose others, for net
 // patienceClashes bounds the engine's answer.
 const patienceClashes = 5 * time.Second
 
-// clashes finds the networks of a running engine that hide what this host reaches now, perhaps
+// Clashes finds the networks of a running engine that hide what this host reaches now, perhaps
 // by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
 // made with.
-func (e *Env) clashes(ctx context.Context, f state.Files) []subnet.Clash {
+func (e *Env) Clashes(ctx context.Context, f state.Files) []subnet.Clash {
 	routes := e.routes()
 	if len(routes) == 0 {
 		return nil
@@ -75,9 +75,9 @@ func (e *Env) clashes(ctx context.Context, f state.Files) []subnet.Clash {
 	return subnet.Clashes(routes, list)
 }
 
-// tellClashes notes the networks that hide something.
-func (b *boot) tellClashes(ctx context.Context) {
-	for _, c := range b.clashes(ctx, b.files) {
-		b.progress.Note("%s; %s", c, AdviceClash)
+// NoteClashes notes the networks that hide something.
+func (m *Machine) NoteClashes(ctx context.Context) {
+	for _, c := range m.Clashes(ctx, m.Files) {
+		m.Progress.Note("%s; %s", c, AdviceClash)
 	}
 }

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"context"
@@ -8,8 +8,8 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 )
 
-// diskName is the name of a disk in the directory of an image, a template or a VM.
-const diskName = "disk.qcow2"
+// DiskName is the name of a disk in the directory of an image, a template or a VM.
+const DiskName = "disk.qcow2"
 
 // The stores in which disks lie on one another.
 const (
@@ -21,14 +21,15 @@ const (
 // image's.
 const longestChain = 8
 
-// below returns the disks that a disk lies on, the uppermost first: templates' and, as the
+// Below returns the disks that a disk lies on, the uppermost first: templates' and, as the
 // last, an image's. A disk of which that is not so is damaged.
-func below(ctx context.Context, path string) ([]string, error) { return chains{}.below(ctx, path) }
+func Below(ctx context.Context, path string) ([]string, error) { return Chains{}.Below(ctx, path) }
 
-// chains remembers what the disks of templates lie on, which never changes.
-type chains map[string]string
+// Chains remembers what the disks of templates lie on, which never changes.
+type Chains map[string]string
 
-func (c chains) below(ctx context.Context, path string) ([]string, error) {
+// Below is the function of that name, with what is remembered.
+func (c Chains) Below(ctx context.Context, path string) ([]string, error) {
 	var all []string
 	for range longestChain {
 		backing := c[path]
@@ -42,11 +43,11 @@ func (c chains) below(ctx context.Context, path string) ([]string, error) {
 		if backing == "" {
 			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
 		}
-		if kind, _ := storeOf(path); kind != "" {
+		if kind, _ := StoreOf(path); kind != "" {
 			c[path] = backing
 		}
 		all = append(all, backing)
-		switch kind, _ := storeOf(backing); kind {
+		switch kind, _ := StoreOf(backing); kind {
 		case KindImage:
 			return all, nil
 		case KindTemplate:
@@ -58,9 +59,9 @@ func (c chains) below(ctx context.Context, path string) ([]string, error) {
 	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
 }
 
-// storeOf tells by its path whose a file in one of the stores is: an image's or a
+// StoreOf tells by its path whose a file in one of the stores is: an image's or a
 // template's, and its digest or ID.
-func storeOf(path string) (kind, id string) {
+func StoreOf(path string) (kind, id string) {
 	dir := filepath.Dir(path)
 	switch filepath.Base(filepath.Dir(dir)) {
 	case "images":

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"fmt"
@@ -18,11 +18,11 @@ import (
 const roomNeeded = 2 << 30
 
 // checkRoom refuses to make a VM where the next write could fail.
-func (e *Env) checkRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
+func (e *Env) CheckRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
 
-// checkRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
+// CheckRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
 // what an earlier nuke has kept goes.
-func (e *Env) checkRoomToNuke(f state.Files) error {
+func (e *Env) CheckRoomToNuke(f state.Files) error {
 	goes := f.Undo
 	if f.LeavesUndo() {
 		goes = f.VM
@@ -50,13 +50,13 @@ func (e *Env) free(dir string) (int64, error) {
 // that finds no room, and would be again by the next one.
 const roomToRun = 32 << 20
 
-// checkRoomToRun refuses to start a VM that its first write would stop.
-func (e *Env) checkRoomToRun(f state.Files) error {
+// CheckRoomToRun refuses to start a VM that its first write would stop.
+func (e *Env) CheckRoomToRun(f state.Files) error {
 	return e.checkRoom(f.Root, roomToRun, "a running VM")
 }
 
-// errFull says that a VM cannot run because there is no room for what it writes; nil if there is.
-func (e *Env) errFull(f state.Files) error {
+// ErrFull says that a VM cannot run because there is no room for what it writes; nil if there is.
+func (e *Env) ErrFull(f state.Files) error {
 	free, err := e.free(f.VM)
 	if err != nil || free >= roomToRun {
 		return nil //nolint:nilerr // then the disk is not known to be full
@@ -69,10 +69,10 @@ func (e *Env) errFull(f state.Files) error {
 	}
 }
 
-// checkRoomForMemory refuses to write a running VM's memory into dir if it may not
+// CheckRoomForMemory refuses to write a running VM's memory into dir if it may not
 // find room there, and leave some: what a snapshot has written when it fails, QEMU keeps for
 // the next one.
-func (e *Env) checkRoomForMemory(dir string, dom vm.Domain) error {
+func (e *Env) CheckRoomForMemory(dir string, dom vm.Domain) error {
 	need := dom.Memory
 	if p, err := procfs.NewProc(dom.PID); err == nil { // pages that the guest never used are not written
 		if stat, err := p.Stat(); err == nil {

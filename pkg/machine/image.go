@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"context"
@@ -18,18 +18,18 @@ import (
 
 // image finds the image of the VM: the one that its disk was made from, else
 // the one of the configuration, which is built when it is not there yet.
-func (b *boot) image(ctx context.Context) (image.Image, error) {
-	if state.Exists(b.files.Disk()) {
-		backing, err := below(ctx, b.files.Disk())
+func (m *Machine) image(ctx context.Context) (image.Image, error) {
+	if state.Exists(m.Files.Disk()) {
+		backing, err := Below(ctx, m.Files.Disk())
 		if err != nil {
-			return image.Image{}, errDisk(b.files, err)
+			return image.Image{}, errDisk(m.Files, err)
 		}
-		if err := b.checkBacking(backing); err != nil {
+		if err := m.checkBacking(backing); err != nil {
 			return image.Image{}, err
 		}
-		b.backing = backing
+		m.backing = backing
 		digest := imageOf(backing)
-		img, err := b.Images.Resolve(ctx, digest)
+		img, err := m.Images.Resolve(ctx, digest)
 		if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrDamaged) {
 			what := "gone"
 			if errors.Is(err, image.ErrDamaged) {
@@ -42,43 +42,43 @@ func (b *boot) image(ctx context.Context) (image.Image, error) {
 			}
 		}
 		if err == nil {
-			b.noteImage(img)
+			m.noteImage(img)
 		}
 		return img, err
 	}
-	return b.newImage(ctx)
+	return m.newImage(ctx)
 }
 
 // noteImage says that a VM is not of the image that devvm.toml asks for.
-func (b *boot) noteImage(img image.Image) {
-	if b.cfg.Image != img.Name && !strings.HasPrefix(img.Digest, b.cfg.Image) {
-		b.progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, b.cfg.Image, img.Name)
+func (m *Machine) noteImage(img image.Image) {
+	if m.Config.Image != img.Name && !strings.HasPrefix(img.Digest, m.Config.Image) {
+		m.Progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, m.Config.Image, img.Name)
 	}
 }
 
 // newImage finds the image of the configuration, which is built when it is not
 // there yet.
-func (b *boot) newImage(ctx context.Context) (image.Image, error) {
-	recipe := image.RecipeDigest(b.cfg.Image)
-	img, err := b.Images.Resolve(ctx, b.cfg.Image)
+func (m *Machine) newImage(ctx context.Context) (image.Image, error) {
+	recipe := image.RecipeDigest(m.Config.Image)
+	img, err := m.Images.Resolve(ctx, m.Config.Image)
 	if err == nil && img.Recipe != "" && recipe != "" && img.Recipe != recipe {
-		b.progress.Note("this devvm comes with a newer recipe of image %s; build it with: devvm image build %s", img.Name, img.Name)
+		m.Progress.Note("this devvm comes with a newer recipe of image %s; build it with: devvm image build %s", img.Name, img.Name)
 	}
 	switch {
 	case err == nil:
 		return img, nil
 	case !errors.Is(err, image.ErrNotFound), recipe == "":
-		return img, explainImage(b.cfg, err)
+		return img, ExplainImage(m.Config, err)
 	}
-	b.progress.Start("image", "building the base image "+b.cfg.Image+" (once)")
-	log, err := os.OpenFile(filepath.Join(b.files.Logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	m.Progress.Start("image", "building the base image "+m.Config.Image+" (once)")
+	log, err := os.OpenFile(filepath.Join(m.Files.Logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return img, fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close()
-	img, err = b.Images.Build(ctx, image.BuildOptions{
-		Name: b.cfg.Image, Log: log,
-		Progress: func(step string) { b.progress.running.Detail("%s", step) },
+	img, err = m.Images.Build(ctx, image.BuildOptions{
+		Name: m.Config.Image, Log: log,
+		Progress: func(step string) { m.Progress.running.Detail("%s", step) },
 	})
 	if err != nil {
 		return img, &ui.Error{
@@ -100,41 +100,41 @@ func imageOf(backing []string) string {
 }
 
 // spec is the VM as the configuration wants it.
-func (b *boot) spec(img image.Image) vm.Spec {
+func (m *Machine) spec(img image.Image) vm.Spec {
 	credentials := map[string]string{}
 	if !img.CloudInit {
 		for _, name := range []string{credentialMachine, credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
-			credentials[name] = filepath.Join(b.files.Credentials(), name)
+			credentials[name] = filepath.Join(m.Files.Credentials(), name)
 		}
 		if img.Mounts {
-			credentials[credentialShare] = filepath.Join(b.files.Credentials(), credentialShare)
+			credentials[credentialShare] = filepath.Join(m.Files.Credentials(), credentialShare)
 		}
 	}
 	return vm.Spec{
-		Name:        b.project.Name,
-		UUID:        b.project.UUID,
-		Project:     b.project.Dir,
-		Config:      b.cfg.StartHash(),
+		Name:        m.Project.Name,
+		UUID:        m.Project.UUID,
+		Project:     m.Project.Dir,
+		Config:      m.Config.StartHash(),
 		Image:       img.Digest,
-		CPUs:        b.cfg.CPUs,
-		Memory:      b.cfg.Memory,
-		Accel:       b.accel,
-		Disk:        b.files.Disk(),
-		Backing:     b.backing,
-		Seed:        b.seed(img),
+		CPUs:        m.Config.CPUs,
+		Memory:      m.Config.Memory,
+		Accel:       m.Accel,
+		Disk:        m.Files.Disk(),
+		Backing:     m.backing,
+		Seed:        m.seed(img),
 		Kernel:      img.Kernel(),
 		Initrd:      img.Initrd(),
 		Cmdline:     img.Cmdline,
-		NetSocket:   b.files.NetSocket(),
+		NetSocket:   m.Files.NetSocket(),
 		MAC:         guestMAC,
 		MTU:         usernet.DefaultMTU,
-		Console:     b.files.Console(),
+		Console:     m.Files.Console(),
 		Credentials: credentials,
 	}
 }
 
-// explainImage says what is wrong with the image of a configuration.
-func explainImage(cfg config.Config, err error) error {
+// ExplainImage says what is wrong with the image of a configuration.
+func ExplainImage(cfg config.Config, err error) error {
 	if errors.Is(err, image.ErrDamaged) {
 		return &ui.Error{
 			Err:  err,

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"bytes"
@@ -56,7 +56,7 @@ func see(log, where string) string {
 	return " (" + where + ")"
 }
 
-// seeConsole is see for what the guest says.
-func seeConsole(f state.Files) string {
+// SeeConsole is see for what the guest says.
+func SeeConsole(f state.Files) string {
 	return see(f.Console(), "what the guest says: devvm logs --console")
 }

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"errors"
@@ -12,24 +12,24 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// afresh is how to go on without the VM's disk.
-func afresh(f state.Files) string {
+// Afresh is how to go on without the VM's disk.
+func Afresh(f state.Files) string {
 	way := "begin with a new VM: devvm nuke"
-	if state.Exists(filepath.Join(f.Undo, diskName)) {
+	if state.Exists(filepath.Join(f.Undo, DiskName)) {
 		way = "go back to the VM before it: devvm nuke --undo, or " + way
 	}
 	return way
 }
 
-// errLost says that the VM's disk is gone; see isLost.
-func errLost(f state.Files, running bool) error {
+// ErrLost says that the VM's disk is gone; see isLost.
+func ErrLost(f state.Files, running bool) error {
 	e := &ui.Error{
 		Msg:  "the disk of this project's VM is gone: " + f.Disk(),
-		Hint: "put it back there, or " + afresh(f),
+		Hint: "put it back there, or " + Afresh(f),
 	}
 	if running {
 		e.Msg = "the VM runs, but its disk has been removed, and is lost when it stops: " + f.Disk()
-		e.Hint = "copy out of the VM what you need (devvm cp, devvm exec), then " + afresh(f)
+		e.Hint = "copy out of the VM what you need (devvm cp, devvm exec), then " + Afresh(f)
 	}
 	return e
 }
@@ -40,7 +40,7 @@ func errDisk(f state.Files, err error) error {
 	case errors.Is(err, disk.ErrDamaged):
 		return &ui.Error{
 			Msg:  "the VM cannot start from its disk, " + f.Disk(),
-			Hint: "put a whole copy in its place, or " + afresh(f),
+			Hint: "put a whole copy in its place, or " + Afresh(f),
 			Err:  err,
 		}
 	case errors.Is(err, fs.ErrPermission):
@@ -52,7 +52,7 @@ func errDisk(f state.Files, err error) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return &ui.Error{
 			Msg:  "what the VM's disk lies on is gone",
-			Hint: "bring it back, or " + afresh(f),
+			Hint: "bring it back, or " + Afresh(f),
 			Err:  err,
 		}
 	}

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"cmp"
@@ -26,17 +26,17 @@ import (
 
 // Env is what all VMs of a user have in common.
 type Env struct {
-	Dirs      state.Dirs
-	Images    *image.Store
-	Templates *template.Store
-	Accel     *vm.AccelStore
-	Exe       string        // this program, for its background processes
-	Version   string        // of this program
-	Zone      string        // time zone for the guests, e.g. "Europe/Berlin"
-	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
-	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
-	Slow      time.Duration // without a word of the VM's, before a command that waits for it says so; 0: aliveEvery
-	Note      func(string)  // shows the user a line; nil: nobody looks
+	Dirs         state.Dirs
+	Images       *image.Store
+	Templates    *template.Store
+	Accelerators *vm.AccelStore
+	Exe          string        // this program, for its background processes
+	Version      string        // of this program
+	Zone         string        // time zone for the guests, e.g. "Europe/Berlin"
+	Timeout      time.Duration // for the engine to answer after a start; 0: by the accelerator
+	Kernel       time.Duration // for the kernel to come up in that time; 0: patienceKernel
+	Slow         time.Duration // without a word of the VM's, before a command that waits for it says so; 0: aliveEvery
+	Note         func(string)  // shows the user a line; nil: nobody looks
 	// Free is how many bytes can be written into a directory; nil: file.Free.
 	Free func(dir string) (int64, error)
 	// Routes are the networks that this host reaches; nil: subnet.HostRoutes.
@@ -50,23 +50,23 @@ const (
 	patienceTCG = 6 * time.Minute
 	// patienceKernel is many times what a kernel needs on a busy host without KVM.
 	patienceKernel = 90 * time.Second
-	patienceOff    = 90 * time.Second // for the guest to stop its containers and power off
-	patienceSSH    = 15 * time.Second // for an SSH connection to a guest that may be ill
+	PatienceOff    = 90 * time.Second // for the guest to stop its containers and power off
+	PatienceSSH    = 15 * time.Second // for an SSH connection to a guest that may be ill
 	// patienceForPorts is for those of containers to be open, when the engine answers.
-	patienceForPorts = 5 * time.Second
+	PatienceForPorts = 5 * time.Second
 )
 
-// sshAddress is where the guest's sshd listens on the VM's network.
-func sshAddress(f state.Files) string {
+// SSHAddress is where the guest's sshd listens on the VM's network.
+func SSHAddress(f state.Files) string {
 	at := usernet.Guest
 	if state.Marked(f.Management()) {
 		at = usernet.Management
 	}
-	return netip.AddrPortFrom(at, sshPort).String()
+	return netip.AddrPortFrom(at, SSHPort).String()
 }
 
-// sshPort is the port of the guest's sshd.
-const sshPort = 22
+// SSHPort is the port of the guest's sshd.
+const SSHPort = 22
 
 // noteAddress notes where the sshd of VMs of an image listens, which is as the image was made.
 func noteAddress(f state.Files, img image.Image) error {
@@ -83,8 +83,8 @@ func noteAddress(f state.Files, img image.Image) error {
 // each VM is alone on its network, and a fork keeps its template's.
 const guestMAC = "52:54:00:64:76:6d"
 
-// daemons are the processes that serve the project's VM.
-func (e *Env) daemons(p state.Project) daemon.Set {
+// Daemons are the processes that serve the project's VM.
+func (e *Env) Daemons(p state.Project) daemon.Set {
 	return daemon.Set{
 		Project: p.Name, Files: e.Dirs.Files(p.Name), Watches: e.Dirs.Watches(), Exe: e.Exe, Version: e.Version, Log: e.Log,
 	}
@@ -99,7 +99,7 @@ func (e *Env) Target(p state.Project, emulated bool) (guest.Target, error) {
 	}
 	return guest.Target{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			return usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", sshAddress(f))
+			return usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", SSHAddress(f))
 		},
 		User:     "root",
 		Keys:     keys,
@@ -111,9 +111,9 @@ func (e *Env) Target(p state.Project, emulated bool) (guest.Target, error) {
 // one that freezes for good must not hang it (guest.SilenceLimit).
 const aliveEvery = 10 * time.Second
 
-// dial opens an SSH connection that ends when the guest is silent for minutes. Whoever waits
+// ConnectSSH opens an SSH connection that ends when the guest is silent for minutes. Whoever waits
 // for one that is silent is told, once.
-func (e *Env) dial(ctx context.Context, p state.Project, accel vm.Accel) (*guest.Client, error) {
+func (e *Env) ConnectSSH(ctx context.Context, p state.Project, accel vm.Accel) (*guest.Client, error) {
 	target, err := e.Target(p, accel == vm.AccelTCG)
 	if err != nil {
 		return nil, err
@@ -143,8 +143,8 @@ func (e *Env) dial(ctx context.Context, p state.Project, accel vm.Accel) (*guest
 	return client, nil
 }
 
-// makeDirs makes the project's directories.
-func (e *Env) makeDirs(f state.Files) error {
+// MakeDirs makes the project's directories.
+func (e *Env) MakeDirs(f state.Files) error {
 	for _, dir := range []struct {
 		path string
 		mode os.FileMode
@@ -167,11 +167,11 @@ func (e *Env) makeDirs(f state.Files) error {
 	return e.Dirs.MakeRuntime(f)
 }
 
-// inGuest runs a command in the guest within the time given.
-func (e *Env) inGuest(ctx context.Context, p state.Project, dom vm.Domain, patience time.Duration, argv ...string) error {
+// RunInGuest runs a command in the guest within the time given.
+func (e *Env) RunInGuest(ctx context.Context, p state.Project, dom vm.Domain, patience time.Duration, argv ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	client, err := e.dial(ctx, p, dom.Accel)
+	client, err := e.ConnectSSH(ctx, p, dom.Accel)
 	if err != nil {
 		return err
 	}
@@ -186,8 +186,8 @@ func (e *Env) inGuest(ctx context.Context, p state.Project, dom vm.Domain, patie
 	return nil
 }
 
-// errOthers refuses a domain that is somebody else's, or that libvirt says so of.
-func errOthers(p state.Project, dom vm.Domain, err error) error {
+// CheckOwner refuses a domain that is somebody else's, or that libvirt says so of.
+func CheckOwner(p state.Project, dom vm.Domain, err error) error {
 	switch {
 	case err != nil:
 		return &ui.Error{

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"crypto/rand"
@@ -41,43 +41,43 @@ var credentialSizes = map[string]int{
 
 // seed is the path of the seed that sets up a cloud image; "" for our own
 // images, which read credentials.
-func (b *boot) seed(img image.Image) string {
+func (m *Machine) seed(img image.Image) string {
 	if !img.CloudInit {
 		return ""
 	}
-	return filepath.Join(b.files.Credentials(), "seed.iso")
+	return filepath.Join(m.Files.Credentials(), "seed.iso")
 }
 
 // writeCredentials writes what the guest is told at its boot. What is to be kept is written
 // only if it is not there.
-func (b *boot) writeCredentials(img image.Image, keep ...string) error {
-	if err := noteAddress(b.files, img); err != nil {
+func (m *Machine) writeCredentials(img image.Image, keep ...string) error {
+	if err := noteAddress(m.Files, img); err != nil {
 		return err
 	}
-	keys, err := guest.LoadKeys(b.files.Keys())
+	keys, err := guest.LoadKeys(m.Files.Keys())
 	if err != nil {
 		return fmt.Errorf("load keys: %w", err)
 	}
 	if img.CloudInit {
 		seed, err := image.Seed(image.Guest{
-			InstanceID:     b.project.UUID,
-			Hostname:       b.project.Name,
-			Timezone:       b.Zone,
+			InstanceID:     m.Project.UUID,
+			Hostname:       m.Project.Name,
+			Timezone:       m.Zone,
 			AuthorizedKeys: keys.AuthorizedKey(),
 			HostKey:        string(keys.HostKeyPEM()),
 			HostKeyPublic:  keys.HostPublicKey(),
-			DaemonJSON:     string(b.daemonJSON()),
+			DaemonJSON:     string(m.daemonJSON()),
 		})
 		if err != nil {
 			return err
 		}
-		return image.WriteSeed(b.seed(img), seed)
+		return image.WriteSeed(m.seed(img), seed)
 	}
-	machine, err := b.machineID()
+	machine, err := m.machineID()
 	if err != nil {
 		return err
 	}
-	has, err := readShares(b.files)
+	has, err := ReadShares(m.Files)
 	if err != nil {
 		return err
 	}
@@ -85,18 +85,18 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 		credentialMachine:  machine,
 		credentialKeys:     []byte(keys.AuthorizedKey()),
 		credentialHostKey:  keys.HostKeyPEM(),
-		credentialHostname: []byte(b.project.Name),
-		credentialTimezone: []byte(b.Zone),
+		credentialHostname: []byte(m.Project.Name),
+		credentialTimezone: []byte(m.Zone),
 	}
-	if path := filepath.Join(b.files.Credentials(), credentialDaemon); !slices.Contains(keep, credentialDaemon) || !state.Exists(path) {
-		all[credentialDaemon] = b.daemonJSON()
+	if path := filepath.Join(m.Files.Credentials(), credentialDaemon); !slices.Contains(keep, credentialDaemon) || !state.Exists(path) {
+		all[credentialDaemon] = m.daemonJSON()
 	}
 	if img.Mounts {
 		all[credentialShare] = credentialOf(has.Exports)
 	}
 	var writing errgroup.Group // each waits for the disk
 	for name, content := range all {
-		path := filepath.Join(b.files.Credentials(), name)
+		path := filepath.Join(m.Files.Credentials(), name)
 		if slices.Contains(keep, name) && state.Exists(path) {
 			continue
 		}
@@ -112,18 +112,18 @@ func (b *boot) writeCredentials(img image.Image, keep ...string) error {
 
 // daemonJSON configures the engine. Containers on its own bridge have the link's MTU: under
 // emulation each packet costs, and with Docker's 1500 they send a quarter of what they can.
-func (b *boot) daemonJSON() []byte { return b.engineConfig(b.choosePools()) }
+func (m *Machine) daemonJSON() []byte { return m.engineConfig(m.choosePools()) }
 
-func (b *boot) engineConfig(pools subnet.Pools) []byte {
+func (m *Machine) engineConfig(pools subnet.Pools) []byte {
 	if pools == nil {
-		return b.cfg.DaemonJSON(usernet.DefaultMTU, nil)
+		return m.Config.DaemonJSON(usernet.DefaultMTU, nil)
 	}
-	return b.cfg.DaemonJSON(usernet.DefaultMTU, pools)
+	return m.Config.DaemonJSON(usernet.DefaultMTU, pools)
 }
 
 // machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
-func (b *boot) machineID() ([]byte, error) {
-	id, err := os.ReadFile(filepath.Join(b.files.Credentials(), credentialMachine))
+func (m *Machine) machineID() ([]byte, error) {
+	id, err := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialMachine))
 	if err == nil {
 		return id, nil
 	}

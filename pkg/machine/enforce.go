@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"context"
@@ -12,18 +12,18 @@ import (
 
 // enforce gives a network process that runs the policy of devvm.toml, unless it
 // has it.
-func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
-	now, next := net.Policy, b.cfg.Policy()
+func (m *Machine) enforce(ctx context.Context, net usernet.Status) error {
+	now, next := net.Policy, m.Config.Policy()
 	if now == nil { // it is of a devvm that knew no other
 		now = &egress.Policy{All: true, Offline: net.Offline}
 	}
-	if err := b.files.WritePolicy(next); err != nil {
+	if err := m.Files.WritePolicy(next); err != nil {
 		return err
 	}
 	if now.Equal(next) {
 		return nil
 	}
-	cut, err := usernet.NewDialer(b.files.DialSocket()).SetPolicy(ctx, next)
+	cut, err := usernet.NewDialer(m.Files.DialSocket()).SetPolicy(ctx, next)
 	if err != nil {
 		return &ui.Error{
 			Msg:  "the running VM's network does not take the policy of " + config.FileName,
@@ -38,6 +38,6 @@ func (b *boot) enforce(ctx context.Context, net usernet.Status) error {
 	if cut > 0 {
 		note += fmt.Sprintf(" (%d connections were cut)", cut)
 	}
-	b.progress.Note("%s", note)
+	m.Progress.Note("%s", note)
 	return nil
 }

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"errors"
@@ -30,11 +30,11 @@ func TestCheckRoom(t *testing.T) {
 func TestCheckRoomForMemory(t *testing.T) {
 	dir := t.TempDir()
 	running := vm.Domain{Memory: math.MaxInt64 / 2, PID: os.Getpid()}
-	if err := new(Env).checkRoomForMemory(dir, running); err != nil {
+	if err := new(Env).CheckRoomForMemory(dir, running); err != nil {
 		t.Error(err)
 	}
 	running.PID = 0
-	if err := new(Env).checkRoomForMemory(dir, running); !errors.Is(err, syscall.ENOSPC) {
+	if err := new(Env).CheckRoomForMemory(dir, running); !errors.Is(err, syscall.ENOSPC) {
 		t.Error(err)
 	}
 }

@@ -1,4 +1,4 @@
-package project
+package machine
 
 import (
 	"encoding/json"
@@ -17,21 +17,21 @@ import (
 	"github.com/devvm/devvm/pkg/usernet"
 )
 
-// shared is what a project's VM has of the host, as kept in shares.json.
-type shared struct {
+// Shares is what a project's VM has of the host, as kept in shares.json.
+type Shares struct {
 	Exports []share.Export `json:"exports"`
 	Durable bool           `json:"durable,omitempty"`
 	Ignore  []string       `json:"ignore,omitempty"`
 	Had     bool           `json:"had,omitempty"` // there were exports once
 }
 
-// fitsCredential tells whether a VM can be told of all these.
-func fitsCredential(exports []share.Export) bool {
+// FitsCredential tells whether a VM can be told of all these.
+func FitsCredential(exports []share.Export) bool {
 	return len(credentialOf(exports)) < credentialSizes[credentialShare]
 }
 
-// isToldShares tells whether a VM is told by its firmware what to mount.
-func isToldShares(f state.Files) bool {
+// IsToldShares tells whether a VM is told by its firmware what to mount.
+func IsToldShares(f state.Files) bool {
 	return state.Exists(filepath.Join(f.Credentials(), credentialShare))
 }
 
@@ -42,8 +42,8 @@ func credentialOf(exports []share.Export) []byte {
 
 // checkShares finds directories that a suspended VM has mounted and that are gone: without
 // them nobody could serve the others.
-func (b *boot) checkShares() error {
-	has, err := readShares(b.files)
+func (m *Machine) checkShares() error {
+	has, err := ReadShares(m.Files)
 	if err != nil {
 		return err
 	}
@@ -58,47 +58,47 @@ func (b *boot) checkShares() error {
 	return nil
 }
 
-// sharing says what of the host a VM is to have.
-type sharing interface {
+// Sharing says what of the host a VM is to have.
+type Sharing interface {
 	// Wanted is what the configuration asks for.
-	Wanted() (shared, error)
+	Wanted() (Shares, error)
 	// Granted is Wanted, if the user has agreed to all of it, with notes for the user.
-	Granted() (shared, []string, error)
+	Granted() (Shares, []string, error)
 }
 
 // wantedShares is what the configuration asks for.
-func (b *boot) wantedShares() (shared, error) {
-	if b.sharing == nil {
-		return shared{Exports: []share.Export{}}, nil
+func (m *Machine) wantedShares() (Shares, error) {
+	if m.Sharing == nil {
+		return Shares{Exports: []share.Export{}}, nil
 	}
-	return b.sharing.Wanted()
+	return m.Sharing.Wanted()
 }
 
 // settleShares writes down what the VM has from now on.
-func (b *boot) settleShares() error {
-	all := shared{Exports: []share.Export{}}
-	if b.sharing != nil {
+func (m *Machine) settleShares() error {
+	all := Shares{Exports: []share.Export{}}
+	if m.Sharing != nil {
 		var notes []string
 		var err error
-		if all, notes, err = b.sharing.Granted(); err != nil {
+		if all, notes, err = m.Sharing.Granted(); err != nil {
 			return err
 		}
 		for _, note := range notes {
-			b.progress.Note("%s", note)
+			m.Progress.Note("%s", note)
 		}
 	}
-	before, err := readShares(b.files)
+	before, err := ReadShares(m.Files)
 	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
 	text, err := json.Marshal(all)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", b.files.Shares(), err)
+		return fmt.Errorf("write %s: %w", m.Files.Shares(), err)
 	}
-	return file.Replace(b.files.Shares(), text, 0o600)
+	return file.Replace(m.Files.Shares(), text, 0o600)
 }
 
-// readShares returns what settleShares has written last.
-func readShares(f state.Files) (shared, error) {
-	var all shared
+// ReadShares returns what settleShares has written last.
+func ReadShares(f state.Files) (Shares, error) {
+	var all Shares
 	b, err := os.ReadFile(f.Shares())
 	if errors.Is(err, fs.ErrNotExist) { // a VM of an older devvm
 		return all, nil
@@ -107,7 +107,7 @@ func readShares(f state.Files) (shared, error) {
 		return all, fmt.Errorf("read what the VM has of the host: %w", err)
 	}
 	if err := json.Unmarshal(b, &all); err != nil {
-		return shared{}, &ui.Error{
+		return Shares{}, &ui.Error{
 			Msg:  "what the VM has of the host is not known: " + f.Shares() + " is damaged",
 			Hint: "settle it again by devvm.toml: devvm up",
 			Err:  err,
@@ -116,13 +116,13 @@ func readShares(f state.Files) (shared, error) {
 	return all, nil
 }
 
-// mendShares settles what a VM that runs or is suspended has of the host, if the file that
+// MendShares settles what a VM that runs or is suspended has of the host, if the file that
 // says so is damaged: by devvm.toml, as when the VM started.
-func (b *boot) mendShares() error {
-	_, err := readShares(b.files)
+func (m *Machine) MendShares() error {
+	_, err := ReadShares(m.Files)
 	if err == nil {
 		return nil
 	}
-	b.progress.Warn("%v: settling it by %s", err, config.FileName)
-	return b.settleShares()
+	m.Progress.Warn("%v: settling it by %s", err, config.FileName)
+	return m.settleShares()
 }

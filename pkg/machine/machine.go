@@ -1,0 +1,502 @@
+// Package machine brings one VM to where its project's configuration wants it: its image, disk,
+// keys and credentials; a fork of a template, a boot or a resume; and the wait for its engine.
+//
+// Package project has the verbs: whether to start a VM at all, under which lock, and what the
+// user has agreed to. What all VMs of a user have in common is an [Env]; one of them is a
+// [Machine].
+package machine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/daemon"
+	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/state"
+	"github.com/devvm/devvm/pkg/subnet"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// Machine is a VM that is being brought up.
+type Machine struct {
+	*Env
+	Hypervisor vm.Hypervisor
+	Host       vm.Host // what Hypervisor says of this host
+	Project    state.Project
+	Config     config.Config // to which the user has agreed
+	Files      state.Files   // of Project
+	Progress   *Steps
+	Accel      vm.Accel     // that it runs with, or is to
+	Sharing    Sharing      // nil: the VM has nothing of the host's
+	Cold       bool         // boot, do not fork a template
+	forked     bool         // the VM has just been made without any container
+	wasRunning bool         // the VM ran before
+	backing    []string     // what the disk lies on, the uppermost first
+	pools      subnet.Pools // of the engine's networks; nil: not chosen yet
+}
+
+// Start brings a VM that was found in some state to where its engine answers.
+func (m *Machine) Start(ctx context.Context, dom vm.Domain) error {
+	switch dom.State {
+	case vm.StateSaved:
+		m.noteChanges(ctx, dom)
+		return m.startStopped(ctx, true)
+	case vm.StateRunning:
+		return m.reattach(ctx, dom)
+	case vm.StatePaused:
+		return m.unpause(ctx, dom)
+	}
+	return m.startStopped(ctx, false)
+}
+
+// reattach brings a running VM's helpers back to life and waits for its engine.
+func (m *Machine) reattach(ctx context.Context, dom vm.Domain) error {
+	if err := m.checkKeys("devvm down; devvm up"); err != nil {
+		return err
+	}
+	m.wasRunning = true
+	m.noteChanges(ctx, dom)
+	if img, err := m.Images.Resolve(ctx, dom.Image); err == nil {
+		m.noteImage(img)
+		if err := noteAddress(m.Files, img); err != nil {
+			return err
+		}
+	}
+	var net usernet.Status
+	err := daemon.Outwait(ctx, m.Files.NetLock(), errBusy, func() (err error) {
+		net, err = m.askNet(ctx)
+		return err
+	})
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx)
+	case err == nil:
+		err = m.enforce(ctx, net)
+	default:
+		err = m.replaceNetwork(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.Daemons(m.Project).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	if err := m.WaitReady(ctx, nil); err != nil {
+		return err
+	}
+	m.NoteClashes(ctx)
+	return nil
+}
+
+// errBusy says that the VM's network process runs and does not answer.
+var errBusy = errors.New("the VM's network process is busy")
+
+// askNet asks the VM's network process how it is: errBusy, or usernet.ErrNoNetwork if nobody
+// listens.
+func (m *Machine) askNet(ctx context.Context) (usernet.Status, error) {
+	status, err := usernet.NewDialer(m.Files.DialSocket()).Status(ctx)
+	if err != nil && !errors.Is(err, usernet.ErrNoNetwork) {
+		err = fmt.Errorf("%w: %w", errBusy, err)
+	}
+	return status, err
+}
+
+// unpause lets a VM go on that QEMU has stopped, most often because the host's
+// disk was full.
+func (m *Machine) unpause(ctx context.Context, dom vm.Domain) error {
+	if dom.Halt == vm.HaltIO {
+		if err := m.ErrFull(m.Files); err != nil {
+			// Who lets it go on must be there.
+			if err := m.Daemons(m.Project).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
+				m.Log.Warn("start the supervisor of a paused VM", "err", err)
+			}
+			return err
+		}
+	}
+	m.Progress.Start("resume", "resume the paused VM"+Because(dom.Reason))
+	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
+		return &ui.Error{
+			Msg:  "the VM is paused" + Because(dom.Reason) + " and does not go on",
+			Hint: "make room on the disk if it is full and try again, or start it afresh with: devvm down && devvm up",
+			Err:  err,
+		}
+	}
+	return m.reattach(ctx, dom)
+}
+
+// noteChanges says which settings a VM that goes on as it is does not have yet.
+func (m *Machine) noteChanges(ctx context.Context, dom vm.Domain) {
+	if dom.Config == m.Config.StartHash() {
+		return
+	}
+	if changes := m.changes(ctx, dom); len(changes) > 0 {
+		m.Progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", strings.Join(changes, ", "))
+	}
+}
+
+// changes names the settings in which a VM differs from devvm.toml.
+func (m *Machine) changes(ctx context.Context, dom vm.Domain) []string {
+	var out []string
+	if dom.CPUs != m.Config.CPUs {
+		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, m.Config.CPUs))
+	}
+	if dom.Memory != m.Config.Memory {
+		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(m.Config.Memory)))
+	}
+	if info, err := disk.Stat(ctx, m.Files.Disk()); err == nil {
+		switch has := info.VirtualSize; {
+		case has > m.Config.Disk:
+			m.noteDisk(has)
+		case has < m.Config.Disk:
+			out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(has), ui.Size(m.Config.Disk)))
+		}
+	}
+	daemon, err := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon))
+	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
+	if err == nil && !bytes.Equal(daemon, m.engineConfig(pools)) {
+		out = append(out, "docker.daemon")
+	}
+	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
+		out = append(out, "perhaps docker.daemon")
+	}
+	has, err := ReadShares(m.Files)
+	next, nerr := m.wantedShares()
+	if err == nil && nerr == nil {
+		if !slices.Equal(has.Exports, next.Exports) {
+			out = append(out, "mounts")
+		}
+		if has.Durable != next.Durable || !slices.Equal(has.Ignore, next.Ignore) {
+			out = append(out, "share")
+		}
+	}
+	return out
+}
+
+// noteDisk says that a disk which is larger than devvm.toml wants it stays so.
+func (m *Machine) noteDisk(has int64) {
+	m.Progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(has))
+}
+
+// replaceNetwork gives a running VM a new network process. QEMU 8.0 and later comes
+// back to the socket by itself; an older one must be saved and restored.
+func (m *Machine) replaceNetwork(ctx context.Context) error {
+	m.Progress.Start("network", "the VM's network process does not answer: starting another")
+	if err := m.Daemons(m.Project).StopNetwork(ctx); err != nil {
+		return err
+	}
+	if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
+		return err
+	}
+	if vm.Reconnects(m.Host) {
+		return nil
+	}
+	m.Progress.Note("this QEMU cannot reconnect: saving and resuming the VM, which takes some seconds")
+	if err := m.Hypervisor.Save(ctx, m.Project.Name); err != nil {
+		return err
+	}
+	// The network process ended with the QEMU that it never saw, or waits; the
+	// new QEMU must find one.
+	if _, err := usernet.NewDialer(m.Files.DialSocket()).Status(ctx); err != nil {
+		if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
+			return err
+		}
+	}
+	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
+		return err
+	}
+	return nil
+}
+
+// startStopped gives the project a running VM: it forks a new one, and boots or resumes
+// one that is there.
+func (m *Machine) startStopped(ctx context.Context, saved bool) error {
+	m.wasRunning = false
+	if state.Exists(m.Files.Disk()) {
+		if err := m.CheckRoomToRun(m.Files); err != nil {
+			return err
+		}
+	}
+	if err := state.Unmark(m.Files.Stopping()); err != nil {
+		return err
+	}
+	if err := m.Files.NoteDir(m.Project.Dir); err != nil {
+		return err
+	}
+	settle := m.settleShares
+	if saved {
+		settle = m.checkShares // a resumed VM has mounted what it has
+	}
+	if err := settle(); err != nil {
+		return err
+	}
+	img, err := m.image(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.stopFormer(ctx, saved); err != nil {
+		return err
+	}
+	if saved {
+		err := m.resume(ctx, img)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
+			return err
+		}
+		m.Progress.Fail(err)
+		m.Progress.Warn("%v: booting it afresh", err)
+		if err := m.Hypervisor.DropSaved(ctx, m.Project.Name); err != nil {
+			return err
+		}
+		if err := errors.Join(m.Daemons(m.Project).Stop(ctx), m.settleShares()); err != nil {
+			return err
+		}
+	}
+	if !state.Exists(m.Files.Disk()) {
+		if err := m.CheckRoomForVM(); err != nil {
+			return err
+		}
+	}
+	verdict := m.Accelerators.Choose(m.Host)
+	if verdict.Note != "" && !m.IsTemplate(m.Project.Dir) { // said already
+		m.Progress.Note("%s", verdict.Note)
+	}
+	m.Accel = verdict.Accel
+	if !state.Exists(m.Files.Disk()) && !m.Cold && img.Forks {
+		if err := m.Config.CheckDisk(img.DiskSize); err != nil {
+			return err
+		}
+		err := m.fork(ctx, img)
+		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || state.Exists(m.Files.Disk()) && !m.Files.IsBegun() {
+			return err
+		}
+		m.Progress.Fail(err)
+		m.Progress.Warn("%v: booting instead, which takes longer", err)
+		m.forked = false
+		if err := errors.Join(m.Discard(ctx), m.MakeDirs(m.Files)); err != nil {
+			return err
+		}
+	}
+	if !state.Exists(m.Files.Disk()) { // what libvirt still knows is of a VM that is gone
+		if err := Forget(ctx, m.Hypervisor, m.Project); err != nil {
+			return err
+		}
+	}
+	if err := m.prepare(ctx, img); err != nil {
+		return err
+	}
+	untried := m.Accel == vm.AccelKVM && !verdict.Proven
+	err = m.bootOnce(ctx, img)
+	if errors.Is(err, ErrNoKernel) && !untried {
+		m.Progress.Fail(err)
+		m.Progress.Warn("%v: starting the VM again", err)
+		err = m.bootAgain(ctx, img)
+	}
+	if hung := errors.Is(err, ErrNoKernel); m.Accel == vm.AccelKVM && (hung || errors.Is(err, vm.ErrAccel)) {
+		why := err.Error()
+		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
+			why = words
+		}
+		m.Progress.Fail(err)
+		m.Progress.Warn("KVM does not work here (%s): using software emulation, which is much slower", why)
+		m.Accel = vm.AccelTCG
+		if err = m.bootAgain(ctx, img); err == nil && (untried || !hung) {
+			if rerr := m.Accelerators.Record(m.Host, false, why); rerr != nil {
+				m.Log.Warn("remember that KVM does not work", "err", rerr)
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if m.Accel == vm.AccelKVM {
+		if err := m.Accelerators.Record(m.Host, true, ""); err != nil {
+			m.Log.Warn("remember that KVM works", "err", err)
+		}
+	}
+	return nil
+}
+
+// stopFormer ends what served the VM's former run: a network process that waits for a QEMU
+// that is gone, and a supervisor that may not know yet that its link is dead. That of
+// a suspended VM stays, to tell clients so.
+func (m *Machine) stopFormer(ctx context.Context, saved bool) error {
+	if !saved {
+		return m.Daemons(m.Project).Stop(ctx)
+	}
+	if err := m.Daemons(m.Project).Rest(ctx); err != nil {
+		return err
+	}
+	return m.Daemons(m.Project).StopNetwork(ctx)
+}
+
+// prepare makes sure that the VM's files are there: disk, keys, credentials.
+func (m *Machine) prepare(ctx context.Context, img image.Image) error {
+	size := m.Config.Disk
+	if state.Exists(m.Files.Disk()) {
+		info, err := disk.Stat(ctx, m.Files.Disk())
+		if err != nil {
+			return err
+		}
+		switch {
+		case size > info.VirtualSize:
+			m.Progress.Note("growing the disk from %s to %s", ui.Size(info.VirtualSize), ui.Size(size))
+			if err := disk.Grow(ctx, m.Files.Disk(), size); err != nil {
+				return err
+			}
+		case size < info.VirtualSize:
+			m.noteDisk(info.VirtualSize)
+		}
+	} else {
+		if err := m.Config.CheckDisk(img.DiskSize); err != nil {
+			return err
+		}
+		if err := m.Files.MarkNew(); err != nil {
+			return err
+		}
+		m.Progress.Start("disk", "making a disk of "+ui.Size(size))
+		m.backing = []string{img.Disk()}
+		if err := disk.CreateOverlay(ctx, m.Files.Disk(), img.Disk(), size); err != nil {
+			return err
+		}
+	}
+	if _, err := guest.LoadKeys(m.Files.Keys()); err != nil {
+		if _, err := guest.GenerateKeys(m.Files.Keys()); err != nil {
+			return fmt.Errorf("make keys: %w", err)
+		}
+	}
+	return m.writeCredentials(img)
+}
+
+// bootOnce defines and starts the VM and waits for its engine. An error wraps
+// vm.ErrAccel when the accelerator is to blame.
+func (m *Machine) bootOnce(ctx context.Context, img image.Image) error {
+	m.Progress.Start("define", "define the VM")
+	if err := m.Hypervisor.Define(ctx, m.spec(img)); err != nil {
+		return err
+	}
+	m.Progress.Start("start", "start the VM")
+	if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
+		return err
+	}
+	console, err := follow(m.Files.Console(), kernelMarker)
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
+		_ = m.Daemons(m.Project).StopNetwork(context.WithoutCancel(ctx))
+		return err
+	}
+	if err := m.Daemons(m.Project).StartSupervisor(ctx, m.Accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	return m.WaitReady(ctx, console)
+}
+
+// bootAgain is launch, after what a launch that came to nothing has left.
+func (m *Machine) bootAgain(ctx context.Context, img image.Image) error {
+	if err := m.Hypervisor.Destroy(ctx, m.Project.Name); err != nil {
+		return err
+	}
+	if err := m.Daemons(m.Project).Stop(ctx); err != nil {
+		return err
+	}
+	return m.bootOnce(ctx, img)
+}
+
+// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
+// stays, unless it is errNoResume.
+func (m *Machine) resume(ctx context.Context, img image.Image) error {
+	m.Progress.Start("resume", "resume the suspended VM")
+	if err := m.checkKeys("devvm down --discard; devvm up"); err != nil {
+		return err
+	}
+	// QEMU reads them again. The guest has read them; its engine's settings are still those.
+	if err := m.writeCredentials(img, credentialDaemon); err != nil {
+		return err
+	}
+	if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
+		return err
+	}
+	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
+		_ = m.Daemons(m.Project).StopNetwork(context.WithoutCancel(ctx))
+		if errors.Is(err, vm.ErrMemory) {
+			return fmt.Errorf("%w: %w", errNoResume, err)
+		}
+		return errKept(err)
+	}
+	if err := m.Daemons(m.Project).StartSupervisor(ctx, m.Accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	if err := m.WaitReady(ctx, nil); err != nil {
+		return err
+	}
+	m.NoteClashes(ctx)
+	return nil
+}
+
+// errKept explains why a suspended VM stays so.
+func errKept(err error) error {
+	hint := "mend that, then: devvm up"
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		hint = "make room (devvm df, devvm prune), then: devvm up"
+	case errors.Is(err, syscall.ENOMEM):
+		hint = "end what else takes this host's memory, then: devvm up"
+	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
+		hint = "try again: devvm up (what this host lacks: devvm doctor)"
+	case errors.Is(err, vm.ErrAccel):
+		hint = "let KVM work again (devvm doctor), then: devvm up"
+	}
+	return &ui.Error{
+		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
+		Hint: hint + "\nor boot it without its memory, as after a power cut: devvm down --discard; devvm up",
+		Err:  err,
+	}
+}
+
+// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
+// boot. Afresh are the commands that boot it.
+func (m *Machine) checkKeys(afresh string) error {
+	if _, err := guest.LoadKeys(m.Files.Keys()); err != nil {
+		return &ui.Error{
+			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + m.Files.Keys(),
+			Hint: "put them back, or boot it with new ones: " + afresh,
+			Err:  err,
+		}
+	}
+	return nil
+}
+
+// errNoResume says that a suspended VM's memory is of no use any more.
+var errNoResume = errors.New("the VM's saved memory cannot be resumed")
+
+// Because puts a reason in brackets, if there is one.
+func Because(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return " (" + reason + ")"
+}
+
+// ErrWentOff says that a VM that ran has ended in good order while up looked after it.
+var ErrWentOff = errors.New("the VM has gone off meanwhile")
+
+// Forget makes libvirt forget the VM, if it knows it.
+func Forget(ctx context.Context, hv vm.Hypervisor, p state.Project) error {
+	if err := hv.Undefine(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
+		return err
+	}
+	return nil
+}
