@@ -7,15 +7,10 @@
 package machine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/daemon"
@@ -134,59 +129,6 @@ func (m *Machine) unpause(ctx context.Context, dom vm.Domain) error {
 		}
 	}
 	return m.reattach(ctx, dom)
-}
-
-// noteChanges says which settings a VM that goes on as it is does not have yet.
-func (m *Machine) noteChanges(ctx context.Context, dom vm.Domain) {
-	if dom.Config == m.Config.StartHash() {
-		return
-	}
-	if changes := m.changes(ctx, dom); len(changes) > 0 {
-		m.Progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", strings.Join(changes, ", "))
-	}
-}
-
-// changes names the settings in which a VM differs from devvm.toml.
-func (m *Machine) changes(ctx context.Context, dom vm.Domain) []string {
-	var out []string
-	if dom.CPUs != m.Config.CPUs {
-		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, m.Config.CPUs))
-	}
-	if dom.Memory != m.Config.Memory {
-		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(m.Config.Memory)))
-	}
-	if info, err := disk.Stat(ctx, m.Files.Disk()); err == nil {
-		switch has := info.VirtualSize; {
-		case has > m.Config.Disk:
-			m.noteDisk(has)
-		case has < m.Config.Disk:
-			out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(has), ui.Size(m.Config.Disk)))
-		}
-	}
-	daemon, err := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon))
-	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
-	if err == nil && !bytes.Equal(daemon, m.engineConfig(pools)) {
-		out = append(out, "docker.daemon")
-	}
-	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
-		out = append(out, "perhaps docker.daemon")
-	}
-	has, err := ReadShares(m.Files)
-	next, nerr := m.wantedShares()
-	if err == nil && nerr == nil {
-		if !slices.Equal(has.Exports, next.Exports) {
-			out = append(out, "mounts")
-		}
-		if has.Durable != next.Durable || !slices.Equal(has.Ignore, next.Ignore) {
-			out = append(out, "share")
-		}
-	}
-	return out
-}
-
-// noteDisk says that a disk which is larger than devvm.toml wants it stays so.
-func (m *Machine) noteDisk(has int64) {
-	m.Progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(has))
 }
 
 // replaceNetwork gives a running VM a new network process. QEMU 8.0 and later comes
@@ -414,73 +356,6 @@ func (m *Machine) bootAgain(ctx context.Context, img image.Image) error {
 	}
 	return m.bootOnce(ctx, img)
 }
-
-// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
-// stays, unless it is errNoResume.
-func (m *Machine) resume(ctx context.Context, img image.Image) error {
-	m.Progress.Start("resume", "resume the suspended VM")
-	if err := m.checkKeys("devvm down --discard; devvm up"); err != nil {
-		return err
-	}
-	// QEMU reads them again. The guest has read them; its engine's settings are still those.
-	if err := m.writeCredentials(img, credentialDaemon); err != nil {
-		return err
-	}
-	if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
-		return err
-	}
-	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
-		_ = m.Daemons(m.Project).StopNetwork(context.WithoutCancel(ctx))
-		if errors.Is(err, vm.ErrMemory) {
-			return fmt.Errorf("%w: %w", errNoResume, err)
-		}
-		return errKept(err)
-	}
-	if err := m.Daemons(m.Project).StartSupervisor(ctx, m.Accel == vm.AccelTCG); err != nil {
-		return err
-	}
-	if err := m.WaitReady(ctx, nil); err != nil {
-		return err
-	}
-	m.NoteClashes(ctx)
-	return nil
-}
-
-// errKept explains why a suspended VM stays so.
-func errKept(err error) error {
-	hint := "mend that, then: devvm up"
-	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		hint = "make room (devvm df, devvm prune), then: devvm up"
-	case errors.Is(err, syscall.ENOMEM):
-		hint = "end what else takes this host's memory, then: devvm up"
-	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
-		hint = "try again: devvm up (what this host lacks: devvm doctor)"
-	case errors.Is(err, vm.ErrAccel):
-		hint = "let KVM work again (devvm doctor), then: devvm up"
-	}
-	return &ui.Error{
-		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
-		Hint: hint + "\nor boot it without its memory, as after a power cut: devvm down --discard; devvm up",
-		Err:  err,
-	}
-}
-
-// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
-// boot. Afresh are the commands that boot it.
-func (m *Machine) checkKeys(afresh string) error {
-	if _, err := guest.LoadKeys(m.Files.Keys()); err != nil {
-		return &ui.Error{
-			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + m.Files.Keys(),
-			Hint: "put them back, or boot it with new ones: " + afresh,
-			Err:  err,
-		}
-	}
-	return nil
-}
-
-// errNoResume says that a suspended VM's memory is of no use any more.
-var errNoResume = errors.New("the VM's saved memory cannot be resumed")
 
 // Because puts a reason in brackets, if there is one.
 func Because(reason string) string {
