@@ -165,42 +165,16 @@ func (m *Machine) replaceNetwork(ctx context.Context) error {
 // one that is there.
 func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 	m.wasRunning = false
-	if state.Exists(m.Files.Disk()) {
-		if err := m.CheckRoomToRun(m.Files); err != nil {
-			return err
-		}
-	}
-	if err := state.Unmark(m.Files.Stopping()); err != nil {
-		return err
-	}
-	if err := m.Files.NoteDir(m.Project.Dir); err != nil {
-		return err
-	}
-	settle := m.settleShares
-	if saved {
-		settle = m.checkShares // a resumed VM has mounted what it has
-	}
-	if err := settle(); err != nil {
-		return err
-	}
-	img, err := m.image(ctx)
+	img, err := m.prepareStart(ctx, saved)
 	if err != nil {
-		return err
-	}
-	if err := m.stopFormer(ctx, saved); err != nil {
 		return err
 	}
 	if saved {
 		err := m.resume(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
+		if !isOf(ctx, err, errNoResume) {
 			return err
 		}
-		m.Progress.Fail(err)
-		m.Progress.Warn("%v: booting it afresh", err)
-		if err := m.Hypervisor.DropSaved(ctx, m.Project.Name); err != nil {
-			return err
-		}
-		if err := errors.Join(m.Daemons(m.Project).Stop(ctx), m.settleShares()); err != nil {
+		if err := m.dropMemory(ctx, err); err != nil {
 			return err
 		}
 	}
@@ -219,7 +193,7 @@ func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 			return err
 		}
 		err := m.fork(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || state.Exists(m.Files.Disk()) && !m.Files.IsBegun() {
+		if !isOf(ctx, err, errNoTemplate) || state.Exists(m.Files.Disk()) && !m.Files.IsBegun() {
 			return err
 		}
 		m.Progress.Fail(err)
@@ -229,6 +203,54 @@ func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 			return err
 		}
 	}
+	return m.boot(ctx, img, verdict.Proven)
+}
+
+// isOf tells whether something has failed for a reason after which there is another way.
+func isOf(ctx context.Context, err, reason error) bool {
+	return ctx.Err() == nil && errors.Is(err, reason)
+}
+
+// prepareStart does what comes before any start, and returns the VM's image.
+func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, error) {
+	if state.Exists(m.Files.Disk()) {
+		if err := m.CheckRoomToRun(m.Files); err != nil {
+			return image.Image{}, err
+		}
+	}
+	if err := state.Unmark(m.Files.Stopping()); err != nil {
+		return image.Image{}, err
+	}
+	if err := m.Files.NoteDir(m.Project.Dir); err != nil {
+		return image.Image{}, err
+	}
+	settle := m.settleShares
+	if saved {
+		settle = m.checkShares // a resumed VM has mounted what it has
+	}
+	if err := settle(); err != nil {
+		return image.Image{}, err
+	}
+	img, err := m.image(ctx)
+	if err != nil {
+		return img, err
+	}
+	return img, m.stopFormer(ctx, saved)
+}
+
+// dropMemory gives up the memory of a suspended VM that cannot be resumed.
+func (m *Machine) dropMemory(ctx context.Context, why error) error {
+	m.Progress.Fail(why)
+	m.Progress.Warn("%v: booting it afresh", why)
+	if err := m.Hypervisor.DropSaved(ctx, m.Project.Name); err != nil {
+		return err
+	}
+	return errors.Join(m.Daemons(m.Project).Stop(ctx), m.settleShares())
+}
+
+// boot makes what is missing of the VM and boots it, a second time if its kernel stands still,
+// and without KVM if that is to blame. Proven says that KVM has run a VM on this host.
+func (m *Machine) boot(ctx context.Context, img image.Image, proven bool) error {
 	if !state.Exists(m.Files.Disk()) { // what libvirt still knows is of a VM that is gone
 		if err := Forget(ctx, m.Hypervisor, m.Project); err != nil {
 			return err
@@ -237,8 +259,8 @@ func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 	if err := m.prepare(ctx, img); err != nil {
 		return err
 	}
-	untried := m.Accel == vm.AccelKVM && !verdict.Proven
-	err = m.bootOnce(ctx, img)
+	untried := m.Accel == vm.AccelKVM && !proven
+	err := m.bootOnce(ctx, img)
 	if errors.Is(err, ErrNoKernel) && !untried {
 		m.Progress.Fail(err)
 		m.Progress.Warn("%v: starting the VM again", err)

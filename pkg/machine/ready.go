@@ -80,13 +80,7 @@ func (m *Machine) probeDaemons(ctx context.Context) error {
 // waitOnce is await, but for a VM whose network process ends meanwhile: that is
 // usernet.ErrNoNetwork. A supervisor that stops answering is supervisor.ErrHung.
 func (m *Machine) waitOnce(ctx context.Context, con *console) error {
-	patience := m.Timeout
-	if patience == 0 {
-		patience = patienceKVM
-		if m.Accel == vm.AccelTCG {
-			patience = patienceTCG
-		}
-	}
+	patience := m.patience()
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, ErrPatience)
 	defer cancel()
 	var owned sync.WaitGroup
@@ -125,15 +119,7 @@ func (m *Machine) waitOnce(ctx context.Context, con *console) error {
 
 	wait, do := NewWait(Options{KernelUp: con == nil, Fresh: m.forked, Version: m.Version})
 	for {
-		if do.Failed != nil {
-			m.Progress.Fail(do.Failed)
-		}
-		if do.Phase != "" {
-			m.Progress.Start(string(do.Phase), do.Phase.Text())
-		}
-		if do.Note != "" {
-			m.Progress.Note("%s", do.Note)
-		}
+		m.show(do)
 		if do.Done {
 			return m.explainWait(do.Err, patience)
 		}
@@ -179,6 +165,30 @@ func (m *Machine) waitOnce(ctx context.Context, con *console) error {
 		}
 		do = wait.On(e, time.Now())
 	}
+}
+
+// show tells the user of an action.
+func (m *Machine) show(a Action) {
+	if a.Failed != nil {
+		m.Progress.Fail(a.Failed)
+	}
+	if a.Phase != "" {
+		m.Progress.Start(string(a.Phase), a.Phase.Text())
+	}
+	if a.Note != "" {
+		m.Progress.Note("%s", a.Note)
+	}
+}
+
+// patience is how long the VM's engine may take to answer.
+func (m *Machine) patience() time.Duration {
+	switch {
+	case m.Timeout != 0:
+		return m.Timeout
+	case m.Accel == vm.AccelTCG:
+		return patienceTCG
+	}
+	return patienceKVM
 }
 
 // explainWait says in words that users see why a wait has ended.

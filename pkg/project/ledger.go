@@ -67,29 +67,10 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	users := map[string]int{}
-	unknown := false
-	damaged := map[string]string{} // by project
-	for _, u := range all {
-		on := u.below
-		if u.err != nil || u.path == "" { // then libvirt's word counts
-			on = u.known
-		}
-		if u.err != nil {
-			unknown = true
-			damaged[u.project] = u.err.Error()
-		}
-		seen := map[string]bool{}
-		for _, path := range on {
-			if kind, id := machine.StoreOf(path); kind != "" && !seen[id] {
-				seen[id] = true
-				users[id]++
-			}
-		}
-	}
+	users, damaged := countUses(all)
 	var out []Entry
 	add := func(id string, e Entry) {
-		e.Users, e.AtLeast = users[id], unknown
+		e.Users, e.AtLeast = users[id], len(damaged) > 0
 		out = append(out, e)
 	}
 	images, err := s.Images.List(ctx)
@@ -143,6 +124,29 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 		}
 	}
 	return out, nil
+}
+
+// countUses says how many disks lie on each image and template, by digest or ID, and why those
+// of some projects, by name, are not counted.
+func countUses(all []use) (users map[string]int, damaged map[string]string) {
+	users, damaged = map[string]int{}, map[string]string{}
+	for _, u := range all {
+		on := u.below
+		if u.err != nil || u.path == "" { // then libvirt's word counts
+			on = u.known
+		}
+		if u.err != nil {
+			damaged[u.project] = u.err.Error()
+		}
+		seen := map[string]bool{}
+		for _, path := range on {
+			if kind, id := machine.StoreOf(path); kind != "" && !seen[id] {
+				seen[id] = true
+				users[id]++
+			}
+		}
+	}
+	return users, damaged
 }
 
 // Pruned is what [Service.Prune] has given back, in bytes.

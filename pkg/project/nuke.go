@@ -64,16 +64,8 @@ type NukeOptions struct {
 // is kept as the undo; the undo before it is removed.
 func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
-	if !state.Exists(f.Root) {
-		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
-			return err
-		}
-	}
-	if o.Undo && !state.Exists(f.Undo) {
-		return &ui.Error{
-			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
-			Hint: "see the project's state with: devvm status",
-		}
+	if err := s.checkNuked(ctx, p, o); err != nil {
+		return err
 	}
 	lock, err := f.Acquire(ctx, "nuke", nil)
 	if err != nil {
@@ -89,28 +81,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	}
 	defer hv.Close()
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
-		cfg, err := s.checkConfig(p, !o.Undo)
-		var all machine.Shares
-		if err == nil {
-			all, _, err = s.shares(p, cfg)
-		}
-		if err == nil && !o.Undo {
-			err = s.checkImage(ctx, cfg)
-		}
-		if err == nil {
-			err = s.checkAgreed(p, cfg, grantShares(all, p))
-		}
-		switch {
-		case err != nil:
-		case o.Undo:
-			err = s.CheckRoomToRun(f)
-		default:
-			err = s.CheckRoomToNuke(f)
-		}
-		if errors.Is(err, errNotAgreed) {
-			err = &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
-		}
-		if err != nil {
+		if err := s.checkNewVM(ctx, p, o); err != nil {
 			return err
 		}
 	}
@@ -121,50 +92,100 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	overtakes := err == nil && dom.State == vm.StateRunning && !o.NoUp && !o.Undo
 	switch {
 	case err == nil:
-		show.Start("destroy", "destroy the VM")
-		err := s.unplug(ctx, hv, p, dom, synced)
-		if err == nil && !overtakes {
-			err = machine.Forget(ctx, hv, p)
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
-			}
+		if err := s.destroy(ctx, hv, p, dom, synced, !overtakes, show); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	switch {
-	case o.Unused && f.IsUsed():
-		err = &ui.Error{
-			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
-			Hint: "go on with it: devvm up, or run devvm nuke again",
-		}
-	case o.Undo:
-		err = f.Swap()
-	default:
-		err = f.SetAside()
-	}
-	if err != nil {
+	if err := replaceDisk(f, o); err != nil {
 		return err
 	}
 	show.Done()
-	switch {
-	case o.NoUp:
+	if o.NoUp {
 		return nil
-	case overtakes:
+	}
+	if overtakes {
 		err = s.upFrom(ctx, hv, p, vm.Domain{}, show)
 		if err != nil && !state.Exists(f.Disk()) { // it has not come to the new VM
 			err = errors.Join(err, machine.Forget(context.WithoutCancel(ctx), hv, p))
 		}
-	default:
+	} else {
 		err = s.up(ctx, hv, p, show)
 	}
 	if err != nil && !o.Undo && state.Exists(f.Undo) {
 		show.Note("the former VM is kept; to have it back: devvm nuke --undo")
 	}
 	return err
+}
+
+// destroy stops the VM at once, with its disk synced, and has libvirt forget it, if that is wanted.
+func (s *Service) destroy(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, synced <-chan error, forget bool, show *machine.Steps) error {
+	show.Start("destroy", "destroy the VM")
+	err := s.unplug(ctx, hv, p, dom, synced)
+	if err == nil && forget {
+		err = machine.Forget(ctx, hv, p)
+	}
+	if err != nil && ctx.Err() != nil {
+		show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
+	}
+	return err
+}
+
+// checkNuked finds out whether there is what a nuke is to replace or bring back.
+func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions) error {
+	f := s.Dirs.Files(p.Name)
+	if !state.Exists(f.Root) {
+		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
+			return err
+		}
+	}
+	if o.Undo && !state.Exists(f.Undo) {
+		return &ui.Error{
+			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
+			Hint: "see the project's state with: devvm status",
+		}
+	}
+	return nil
+}
+
+// checkNewVM finds what is against a VM in the place of the one that is there.
+func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) error {
+	cfg, err := s.checkConfig(p, !o.Undo)
+	var all machine.Shares
+	if err == nil {
+		all, _, err = s.shares(p, cfg)
+	}
+	if err == nil && !o.Undo {
+		err = s.checkImage(ctx, cfg)
+	}
+	if err == nil {
+		err = s.checkAgreed(p, cfg, grantShares(all, p))
+	}
+	if errors.Is(err, errNotAgreed) {
+		return &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
+	}
+	if err != nil {
+		return err
+	}
+	if o.Undo {
+		return s.CheckRoomToRun(s.Dirs.Files(p.Name))
+	}
+	return s.CheckRoomToNuke(s.Dirs.Files(p.Name))
+}
+
+// replaceDisk puts the VM that has been stopped aside, or the one before it in its place.
+func replaceDisk(f state.Files, o NukeOptions) error {
+	switch {
+	case o.Unused && f.IsUsed():
+		return &ui.Error{
+			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
+			Hint: "go on with it: devvm up, or run devvm nuke again",
+		}
+	case o.Undo:
+		return f.Swap()
+	}
+	return f.SetAside()
 }
 
 // Rm removes the project's VM, its undo and all other traces of it. It is done

@@ -99,30 +99,8 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, patienceAnswer)
 	defer cancel()
-	switch net, err := usernet.NewDialer(f.DialSocket()).Status(ctx); {
-	case err == nil:
-		st.Network = &net
-	case errors.Is(err, usernet.ErrNoNetwork):
-		st.Problem = "the VM's network process is gone"
-	default:
-		st.Problem = "the VM's network process does not answer"
-	}
-	switch sup, err := s.Daemons(p).Supervisor().Look(ctx); {
-	case err == nil:
-		st.Supervisor = &sup
-	case errors.Is(err, supervisor.ErrNone):
-		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
-	case st.Problem == "":
-		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
-	}
-	if st.Problem == "" && st.Supervisor != nil && !st.Supervisor.SlowSince.IsZero() {
-		st.Slow = true
-		st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
-			time.Since(st.Supervisor.SlowSince).Round(time.Second))
-		st.Next = "devvm status" // it goes on by itself, mostly
-		if time.Since(st.Supervisor.SlowSince) > patienceSlow {
-			st.Next = "devvm down; devvm up"
-		}
+	s.askDaemons(ctx, p, &st)
+	if st.Slow {
 		return st, nil
 	}
 	if st.Problem == "" {
@@ -154,6 +132,36 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 		}
 	}
 	return st, nil
+}
+
+// askDaemons adds what the VM's network process and supervisor say.
+func (s *Service) askDaemons(ctx context.Context, p state.Project, st *Status) {
+	switch net, err := usernet.NewDialer(s.Dirs.Files(p.Name).DialSocket()).Status(ctx); {
+	case err == nil:
+		st.Network = &net
+	case errors.Is(err, usernet.ErrNoNetwork):
+		st.Problem = "the VM's network process is gone"
+	default:
+		st.Problem = "the VM's network process does not answer"
+	}
+	switch sup, err := s.Daemons(p).Supervisor().Look(ctx); {
+	case err == nil:
+		st.Supervisor = &sup
+	case errors.Is(err, supervisor.ErrNone):
+		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
+	case st.Problem == "":
+		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
+	}
+	if st.Problem != "" || st.Supervisor == nil || st.Supervisor.SlowSince.IsZero() {
+		return
+	}
+	st.Slow = true
+	st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
+		time.Since(st.Supervisor.SlowSince).Round(time.Second))
+	st.Next = "devvm status" // it goes on by itself, mostly
+	if time.Since(st.Supervisor.SlowSince) > patienceSlow {
+		st.Next = "devvm down; devvm up"
+	}
 }
 
 // forgotten is what the files say of a project that libvirt does not know: false if they

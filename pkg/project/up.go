@@ -126,54 +126,63 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 			return err
 		}
 	}
-	b := machine.Machine{
+	m := &machine.Machine{
 		Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg, Files: f, Progress: pr, Accel: dom.Accel,
 		Sharing: projectSharing{s, p, cfg}, Cold: s.Cold,
 	}
-	// A VM whose engine has never answered goes on only if it runs, and as it should.
-	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
-	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
-		// Its supervisor is who may find just now that its engine answers.
-		if err := s.Daemons(p).StopSupervisor(ctx); err != nil {
-			return err
-		}
-	}
-	if f.IsBegun() && !(runs && dom.Config == cfg.StartHash()) {
-		if state.Exists(f.Disk()) {
-			pr.Note("the engine of the VM that is there has never answered: making it anew")
-		}
-		if err := b.Discard(ctx); err != nil {
-			return err
-		}
-		if err := s.MakeDirs(f); err != nil {
-			return err
-		}
-		dom = vm.Domain{}
+	if dom, err = s.discardBegun(ctx, m, dom); err != nil {
+		return err
 	}
 	if err := f.NoteDir(p.Dir); err != nil {
 		return err
 	}
-	if err := b.MendShares(); err != nil {
+	if err := m.MendShares(); err != nil {
 		return err
 	}
-	err = b.Start(ctx, dom)
-	// A VM that ran may just be going off: libvirt knows only now, or a suspend that was
-	// killed had only just asked for it.
-	for again := 0; again < 2 && (errors.Is(err, machine.ErrWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
-		pr.Fail(err)
-		if dom, err = s.find(ctx, hv, p); err == nil {
-			dom, err = s.outlast(ctx, hv, p, dom, pr.Progress)
-		}
-		if err == nil {
-			err = b.Start(ctx, dom)
-		}
-	}
-	if err != nil {
+	if err := s.start(ctx, m, dom); err != nil {
 		return err
 	}
-	if err := b.Provision(ctx); err != nil {
+	if err := m.Provision(ctx); err != nil {
 		return err
 	}
 	pr.Done()
 	return nil
+}
+
+// discardBegun removes a VM whose engine has never answered, unless it runs, and as it should.
+func (s *Service) discardBegun(ctx context.Context, m *machine.Machine, dom vm.Domain) (vm.Domain, error) {
+	runs := (dom.State == vm.StateRunning || dom.State == vm.StatePaused) && dom.Config == m.Config.StartHash()
+	if !m.Files.IsBegun() || runs {
+		return dom, nil
+	}
+	// Its supervisor is who may find just now that its engine answers.
+	if err := s.Daemons(m.Project).StopSupervisor(ctx); err != nil {
+		return dom, err
+	}
+	if !m.Files.IsBegun() {
+		return dom, nil
+	}
+	if state.Exists(m.Files.Disk()) {
+		m.Progress.Note("the engine of the VM that is there has never answered: making it anew")
+	}
+	if err := m.Discard(ctx); err != nil {
+		return dom, err
+	}
+	return vm.Domain{}, s.MakeDirs(m.Files)
+}
+
+// start starts the VM. One that ran may just be going off: libvirt knows only now, or a suspend
+// that was killed had only just asked for it.
+func (s *Service) start(ctx context.Context, m *machine.Machine, dom vm.Domain) error {
+	err := m.Start(ctx, dom)
+	for again := 0; again < 2 && (errors.Is(err, machine.ErrWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
+		m.Progress.Fail(err)
+		if dom, err = s.find(ctx, m.Hypervisor, m.Project); err == nil {
+			dom, err = s.outlast(ctx, m.Hypervisor, m.Project, dom, m.Progress.Progress)
+		}
+		if err == nil {
+			err = m.Start(ctx, dom)
+		}
+	}
+	return err
 }
