@@ -90,7 +90,7 @@ func TestNarrow(t *testing.T) {
 		Problem: "its provisioning has failed, or is not done yet (devvm logs --provision): there is no /home/somebody/.local/share/devvm/projects/shop-1a2b3c4d/vm/provisioned", Next: "devvm up",
 		Supervisor: &supervisor.Status{
 			Ports: 4, PortsPublished: 4, PortsNotOpen: 1, Alone: true, Room: &supervisor.Room{Room: guest.Room{Memory: 4 << 30, MemoryFree: 1 << 30, Disk: 60 << 30, DiskFree: 7 << 30, Inodes: 4 << 20, InodesFree: 3 << 20}},
-			Files: []supervisor.Files{{Path: "/home/somebody/src/customers/shop", Writable: true, Road: "nfs", Why: "the host offers no virtiofs here, which would be faster for many small files"}},
+			Files: []supervisor.Files{{Path: "/home/somebody/src/customers/shop", Writable: true, Transport: "nfs", Why: "the host offers no virtiofs here, which would be faster for many small files"}},
 		},
 	}
 	verdict := audit.Report{User: "somebody", Findings: []audit.Finding{

@@ -119,7 +119,7 @@ func showStatus(w io.Writer, st project.Status) {
 			if f.Writable {
 				mode = ""
 			}
-			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Road), f.Why)
+			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Transport), f.Why)
 			if f.Unwatched {
 				line("", "some of its directories are NOT watched, there are too many: programs in the VM do not hear of changes there (sysctl fs.inotify.max_user_watches)")
 			}

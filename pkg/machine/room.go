@@ -17,7 +17,7 @@ import (
 // fork, the copy of its memory.
 const roomNeeded = 2 << 30
 
-// checkRoom refuses to make a VM where the next write could fail.
+// CheckRoomForVM refuses to make a VM where the next write could fail.
 func (e *Env) CheckRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
 
 // CheckRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and

@@ -153,7 +153,7 @@ func Run(ctx context.Context, o Options) error {
 		occupying: make(chan struct{}, 1),
 	}
 	for _, e := range o.Share.Exports {
-		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
+		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Transport: "nfs", Why: whyNFS})
 	}
 	o.Ports.Log = o.Log
 	dialVM := o.Ports.Dial
