@@ -321,7 +321,7 @@ func (a *app) service() (*project.Service, error) {
 		Kernel:  a.kernel,
 		Halt:    a.halt,
 		Slow:    a.slow,
-		Note:    func(text string) { fmt.Fprintln(a.Err, "note:", text) },
+		Note:    func(text string) { a.Note("%s", text) },
 		Free:    a.free,
 		Routes:  a.routes,
 		Log:     log,
@@ -359,7 +359,7 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		}
 		if here, err := project.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
 			a.noted = true
-			fmt.Fprintf(a.Err, "note: this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s\n", p.Name, ui.Escape(p.Dir), here.Name)
+			a.Note("this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s", p.Name, p.Dir, here.Name)
 		}
 		return p, nil
 	}

@@ -140,7 +140,7 @@ func (a *app) newImageLsCmd() *cobra.Command {
 			}
 			for _, d := range damaged {
 				t.Row("(damaged)", short(d.Digest), "", "", ui.Size(d.Used()))
-				fmt.Fprintf(a.Err, "note: image %s: %s; remove it with: devvm image rm %s\n", short(d.Digest), ui.Escape(d.Err.Error()), short(d.Digest))
+				a.Note("image %s: %s; remove it with: devvm image rm %s", short(d.Digest), d.Err.Error(), short(d.Digest))
 			}
 			return t.Flush()
 		}),
