@@ -41,6 +41,7 @@ type app struct {
 	halt   time.Duration                   // see project.Service
 	slow   time.Duration                   // see project.Service
 	again  time.Duration                   // see again
+	ready  time.Duration                   // see supervisor.Options.WaitReady
 	free   func(dir string) (int64, error) // see project.Service
 	routes func() ([]subnet.Route, error)  // see project.Service
 
