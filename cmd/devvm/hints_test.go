@@ -96,8 +96,21 @@ func TestHintsAll(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range regexp.MustCompile(`(?m)^hint '([^']+)'`).FindAllStringSubmatch(string(b), -1) {
-				patterns = append(patterns, regexp.MustCompile(m[1]))
+			open := "" // the hint that nothing has followed yet
+			for line := range strings.Lines(string(b) + "hint: the end\n") {
+				if word, _, _ := strings.Cut(strings.TrimSpace(line), " "); word == "follow" || word == "instead" {
+					open = ""
+				}
+				if !strings.HasPrefix(line, "hint") {
+					continue
+				}
+				if open != "" {
+					t.Errorf("%s: a hint is not carried out: %s", file, open)
+				}
+				open = ""
+				if m := regexp.MustCompile(`^hint '([^']+)'`).FindStringSubmatch(line); m != nil {
+					patterns, open = append(patterns, regexp.MustCompile(m[1])), line
+				}
 			}
 		}
 	}
