@@ -45,6 +45,7 @@ type app struct {
 	halt   time.Duration                   // see project.Service
 	slow   time.Duration                   // see project.Service
 	again  time.Duration                   // see again
+	ready  time.Duration                   // see supervisor.Options.WaitReady
 	free   func(dir string) (int64, error) // see project.Service
 	routes func() ([]subnet.Route, error)  // see project.Service
 
@@ -312,7 +313,7 @@ func (a *app) service() (*project.Service, error) {
 			Zone:         project.TimeZone(a.getenv, "/etc/localtime"),
 			Kernel:       a.kernel,
 			Slow:         a.slow,
-			Note:         func(text string) { fmt.Fprintln(a.Err, "note:", text) },
+			Note:         func(text string) { a.Note("%s", text) },
 			Free:         a.free,
 			Routes:       a.routes,
 			Log:          log,
@@ -365,7 +366,7 @@ func (a *app) find(ctx context.Context, s *project.Service) (state.Project, erro
 		}
 		if here, err := state.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
 			a.noted = true
-			fmt.Fprintf(a.Err, "note: this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s\n", p.Name, ui.Escape(p.Dir), here.Name)
+			a.Note("this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s", p.Name, p.Dir, here.Name)
 		}
 		return p, nil
 	}

@@ -55,7 +55,7 @@ func (a *app) showEgress(ctx context.Context, s *project.Service, p state.Projec
 		return err
 	}
 	if e.Forgotten > 0 {
-		fmt.Fprintf(a.Err, "note: %d earlier attempts had to make room for these\n", e.Forgotten)
+		a.Note("%d earlier attempts had to make room for these", e.Forgotten)
 	}
 	return nil
 }
@@ -66,7 +66,7 @@ func (a *app) followEgress(ctx context.Context, s *project.Service, p state.Proj
 			return a.JSONLine(at)
 		}
 		line := fmt.Sprintf("%s  %5d  %-4s  %-40s  %s  %s", at.Last.Local().Format(time.TimeOnly), at.Count, at.Protocol, destination(at), result(at), allowBy(at))
-		_, err := fmt.Fprintln(a.Out, ui.Escape(strings.TrimRight(line, " ")))
+		_, err := fmt.Fprintln(a.Lines(4), ui.Escape(strings.TrimRight(line, " ")))
 		return err
 	})
 	if err != nil && ctx.Err() == nil {

@@ -100,9 +100,9 @@ func (a *app) runEnv(s *project.Service, p state.Project, o envOptions) error {
 		return nil
 	}
 	if above, ok := s.Above(p); ok {
-		fmt.Fprintf(a.Err, "note: %s has no VM; to use that of the directory above: --project %s\n", ui.Escape(p.Dir), ui.Escape(above.Dir))
+		a.Note("%s has no VM; to use that of the directory above: --project %s", p.Dir, above.Dir)
 	} else {
-		fmt.Fprintf(a.Err, "note: %s has no VM yet: devvm up\n", ui.Escape(p.Dir))
+		a.Note("%s has no VM yet: devvm up", p.Dir)
 	}
 	return nil
 }

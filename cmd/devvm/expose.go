@@ -65,7 +65,7 @@ devvm.toml can do this. Without a port, list what is exposed.
 				return a.showExposures(r)
 			}
 			if prefix.Bits() == 0 {
-				fmt.Fprintf(a.Err, "warning: %s is everybody who can reach this host, from any network that it joins\n", prefix)
+				a.Warning("%s is everybody who can reach this host, from any network that it joins", prefix)
 			}
 			r, err := s.Expose(ctx, p, port, prefix, duration)
 			if err != nil {

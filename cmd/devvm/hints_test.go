@@ -21,7 +21,7 @@ import (
 // TestHints follows hints: what one says is carried out, and then the command that failed works,
 // or has another error. TestHintsAll sees to it that each hint is followed, or is known to be
 // words that there is no command for.
-func TestHints(t *testing.T) { runScripts(t, "testdata/hints", "") }
+func TestHints(t *testing.T) { runScripts(t, "testdata/hints", "", nil) }
 
 // hinted is the command that failed last, and how.
 type hinted struct {
@@ -96,8 +96,21 @@ func TestHintsAll(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range regexp.MustCompile(`(?m)^hint '([^']+)'`).FindAllStringSubmatch(string(b), -1) {
-				patterns = append(patterns, regexp.MustCompile(m[1]))
+			open := "" // the hint that nothing has followed yet
+			for line := range strings.Lines(string(b) + "hint: the end\n") {
+				if word, _, _ := strings.Cut(strings.TrimSpace(line), " "); word == "follow" || word == "instead" {
+					open = ""
+				}
+				if !strings.HasPrefix(line, "hint") {
+					continue
+				}
+				if open != "" {
+					t.Errorf("%s: a hint is not carried out: %s", file, open)
+				}
+				open = ""
+				if m := regexp.MustCompile(`^hint '([^']+)'`).FindStringSubmatch(line); m != nil {
+					patterns, open = append(patterns, regexp.MustCompile(m[1])), line
+				}
 			}
 		}
 	}

@@ -58,7 +58,7 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p state.Project, 
 		if err := s.MustExist(ctx, p); err != nil && !s.HasVM(p) {
 			return err
 		}
-		fmt.Fprintf(a.Err, "note: the VM of %s is this directory's already\n", ui.Escape(p.Dir))
+		a.Note("the VM of %s is this directory's already", p.Dir)
 		return a.moved(p, p)
 	}
 	if lost := lostByMove(former); lost != "" && !yes {
@@ -70,7 +70,7 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p state.Project, 
 		return err
 	}
 	if !a.json {
-		fmt.Fprintf(a.Err, "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
+		fmt.Fprintf(a.ErrLines(2), "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
 	}
 	return a.moved(p, former.Project)
 }
@@ -93,8 +93,8 @@ func (a *app) move(ctx context.Context, s *project.Service, p state.Project, fro
 	if err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Move(ctx, p, from, pr) }); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.Err, "note: containers that bind files below %s have to be made again (docker compose up --force-recreate)\n", ui.Escape(from.Dir))
-	fmt.Fprintf(a.Err, "note: its docker.sock, its own address and its name for ssh are new: run eval \"$(devvm env)\" and devvm ssh --config again\n")
+	a.Note("containers that bind files below %s have to be made again (docker compose up --force-recreate)", from.Dir)
+	a.Note("its docker.sock, its own address and its name for ssh are new: run eval \"$(devvm env)\" and devvm ssh --config again")
 	return dockercontext.Move(ctx, from.Name, p.Name, s.Socket(p))
 }
 

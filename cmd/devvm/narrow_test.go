@@ -22,8 +22,7 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// updateNarrow writes the golden files of TestNarrow.
-var updateNarrow = flag.Bool("update", false, "write golden files")
+var update = flag.Bool("update", false, "write the golden files, and the table of docs/scripting.md")
 
 // tooWide are the lines that a terminal of so many columns breaks within words.
 func tooWide(text string, columns int) []string {
@@ -116,7 +115,7 @@ func TestNarrow(t *testing.T) {
 			}
 		}
 		file := "testdata/narrow/" + name + ".txt"
-		if *updateNarrow {
+		if *update {
 			if err := os.WriteFile(file, []byte(out.String()), 0o600); err != nil {
 				t.Fatal(err)
 			}

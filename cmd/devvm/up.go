@@ -112,7 +112,7 @@ func (a *app) agree(ctx context.Context, s *project.Service, p state.Project, ye
 		fmt.Fprintf(&b, "  … and %d more\n", more)
 	}
 	if yes {
-		fmt.Fprintf(a.Err, "%sagreed to, by --yes\n", b.String())
+		fmt.Fprintf(a.ErrLines(0), "%sagreed to, by --yes\n", b.String())
 		return s.Agree(ctx, p, asked)
 	}
 	ok, err := a.Confirm(ctx, b.String()+"Agree?")
@@ -139,6 +139,6 @@ func (a *app) showUp(s *project.Service, p state.Project, o upOptions) error {
 	if o.context {
 		use = "docker --context " + dockercontext.Name(p.Name) + " …   or   " + use
 	}
-	fmt.Fprintf(a.Err, "\n%s is up. To use it:\n  %s\n  docker run …        any Docker client, unchanged (none here? devvm docker run …)\n  devvm ssh           a shell in the VM\n", ui.Escape(p.Name), use)
+	fmt.Fprintf(a.ErrLines(22), "\n%s is up. To use it:\n  %s\n  docker run …        any Docker client, unchanged (none here? devvm docker run …)\n  devvm ssh           a shell in the VM\n", ui.Escape(p.Name), use)
 	return nil
 }

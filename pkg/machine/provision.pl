@@ -9,7 +9,7 @@ open my $f, "<", $script or plain();
 my @line = <$f>;
 close $f;
 
-my ($shell, $option) = ($line[0] // "") =~ m{^#!\s*(?:/usr/bin/env\s+)?(\S+)(?:\s+(\S.*?))?\s*$} or plain();
+my ($shell, $option) = ($line[0] // "") =~ m{^#!\s*(?:/usr/bin/env\s+(?:-S\s*)?)?(\S+)(?:\s+(\S.*?))?\s*$} or plain();
 my ($name) = $shell =~ m{([^/]+)$} or plain();
 my $failed = "$script.failed";
 unlink $failed;
@@ -17,7 +17,7 @@ unlink $failed;
 # bash tells its last command to a trap. A trap of the script's takes its place. Where bash is to
 # tell all that it does, it would tell of this, too.
 if ($name eq "bash") {
-	plain() if ($option // "") =~ /[xv]/;
+	plain() if ($option // "") =~ /(?:^|\s)-[a-zA-Z]*[xv]|xtrace|verbose/;
 	my $env = "$script.env";
 	open my $w, ">", $env or plain();
 	print $w "unset BASH_ENV\ntrap '[ \$? = 0 ] || printf %s \"\$BASH_COMMAND\" >$failed' EXIT\n";

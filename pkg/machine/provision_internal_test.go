@@ -52,6 +52,8 @@ func TestProvisionSaysWhere(t *testing.T) {
 		{"bash", "#!/bin/bash -e\ntrue\nf() { false; }\nf\n", "the script failed at: false\n"},
 		{"bash with a detour", "#!/usr/bin/env bash\nset -e\ncat </nonexistent\n", "DIR/provision: line 3: /nonexistent: No such file or directory\nthe script failed at: cat < /nonexistent\n"},
 		{"bash, with a trap of its own", "#!/bin/bash -e\ntrap 'echo mine >&2' EXIT\nfalse\n", "mine\n"},
+		{"bash, by env with options", "#!/usr/bin/env -S bash -O extglob -e\nfalse\n", "the script failed at: false\n"},
+		{"bash, traced by env", "#!/usr/bin/env -S bash -o xtrace -e\nfalse\n", "+ false\n"},
 		{"bash, traced", "#!/bin/bash -ex\nfalse\n", "+ false\n"},
 		{"bash, verbose", "#!/bin/bash -ev\nfalse\n", "#!/bin/bash -ev\nfalse\n"},
 		{"another language", "#!/usr/bin/perl\nexit 4\n", ""},

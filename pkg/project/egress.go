@@ -3,6 +3,8 @@ package project
 import (
 	"context"
 	"errors"
+	"io"
+	"syscall"
 
 	"github.com/devvm/devvm/pkg/state"
 
@@ -29,7 +31,12 @@ func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(us
 	if err != nil {
 		return err
 	}
-	return explainNetwork(d.FollowEgress(ctx, use))
+	var own error // use's, which says nothing of the network
+	err = d.FollowEgress(ctx, func(at usernet.Attempt) error { own = use(at); return own })
+	if own != nil {
+		return own
+	}
+	return explainNetwork(err)
 }
 
 // network is the way to the network process of a VM that runs.
@@ -46,7 +53,8 @@ func (s *Service) network(ctx context.Context, p state.Project) (*usernet.Dialer
 
 func explainNetwork(err error) error {
 	switch {
-	case errors.Is(err, usernet.ErrNoNetwork):
+	case errors.Is(err, usernet.ErrNoNetwork), // or it ends while it is asked
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return &ui.Error{Msg: "the VM's network process is gone", Hint: "start another with: devvm up", Err: err}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &ui.Error{Msg: "the VM's network process does not answer", Hint: "start another with: devvm up", Err: err}
