@@ -107,16 +107,15 @@ type supervisor struct {
 	room     room
 	revivals int // of the engine since it last answered; keepLink's
 	// silences counts how often the VM has become slow.
-	silences  int
-	called    chan struct{} // somebody has called docker.sock
-	boot      string        // of the VM (guest.Clock); empty: not known
-	rest      bool          // no link until resumed
-	changed   chan struct{} // closed and replaced at each change
-	proxy     *dockerproxy.Proxy
-	ports     *ports.Table
-	files     *share.Server // nil: the VM has nothing of the host's
-	ended     chan struct{} // closed when nothing runs any more but the server of control.sock
-	occupying chan struct{} // has room for one: a start for which ports are occupied in the VM
+	silences int
+	called   chan struct{} // somebody has called docker.sock
+	boot     string        // of the VM (guest.Clock); empty: not known
+	rest     bool          // no link until resumed
+	changed  chan struct{} // closed and replaced at each change
+	proxy    *dockerproxy.Proxy
+	ports    *ports.Table
+	files    *share.Server // nil: the VM has nothing of the host's
+	ended    chan struct{} // closed when nothing runs any more but the server of control.sock
 
 	guardOff atomic.Bool // see Guard
 }
@@ -149,8 +148,6 @@ func Run(ctx context.Context, o Options) error {
 		ended:   make(chan struct{}),
 		room:    room{turn: make(chan struct{}, 1), wanted: make(chan struct{}, 1)},
 		called:  make(chan struct{}, 1),
-
-		occupying: make(chan struct{}, 1),
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Transport: "nfs", Why: whyNFS})
