@@ -226,6 +226,7 @@ Docker changes the VM's firewall, never this host's.
 			helpsOn(cmd)
 		case "completion": // of a shell that is none, its help would be taken for a script
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			plainCompletion(cmd)
 		}
 	}
 	return root
@@ -250,6 +251,26 @@ func (on) Set(text string) error {
 // cannot be turned off.
 func alwaysOn(cmd *cobra.Command, name, shorthand, usage string) {
 	cmd.Flags().VarPF(on{}, name, shorthand, usage).NoOptDefVal = "true"
+}
+
+// plainCompletion says in devvm's words, and in 80 columns, how a shell completes.
+func plainCompletion(cmd *cobra.Command) {
+	cmd.Short = "Write the script with which a shell completes devvm's words"
+	cmd.Long = ""
+	load := map[string]string{
+		"bash":       "  source <(devvm completion bash)  # in this shell; needs bash-completion\n  devvm completion bash | sudo tee /etc/bash_completion.d/devvm",
+		"zsh":        "  source <(devvm completion zsh)   # in this shell\n  devvm completion zsh >\"${fpath[1]}/_devvm\"",
+		"fish":       "  devvm completion fish | source   # in this shell\n  devvm completion fish >~/.config/fish/completions/devvm.fish",
+		"powershell": "  devvm completion powershell | Out-String | Invoke-Expression",
+	}
+	for _, shell := range cmd.Commands() {
+		shell.Short = "The script for " + shell.Name()
+		shell.Long = ""
+		shell.Example = load[shell.Name()]
+		if f := shell.Flags().Lookup("no-descriptions"); f != nil {
+			f.Usage = "complete words alone, without what they mean"
+		}
+	}
 }
 
 // helpColumns is how wide help is, on whatever it is read.

@@ -103,6 +103,7 @@ func runScripts(t *testing.T, dir, root string, codes *stateCodes) {
 			"states":       codes.states,
 			"narrow":       cmdNarrow,
 			"hint":         of((*hinted).hint),
+			"advise":       of((*hinted).advise),
 			"follow":       of((*hinted).follow),
 			"instead":      of((*hinted).instead),
 		},
