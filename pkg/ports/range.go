@@ -38,7 +38,8 @@ type RangeBinding struct {
 	Port  string // the container's own: "80/tcp"
 	Index int    // among the bindings of that
 	Range        // from which to choose
-	Free  bool   // the binding names none: Range is what the project takes then
+	// Free says that the binding names none, or only such as the project takes then.
+	Free bool
 }
 
 // Ranges are the bindings that let the engine choose, from a range or freely, in a fixed order.
@@ -49,15 +50,16 @@ func Ranges(bindings map[string][]Binding, vm VM, own netip.Addr) []RangeBinding
 		for i, b := range wishes {
 			protocol, reached := vm.reaches(port, b)
 			r := RangeBinding{Port: port, Index: i, Range: Range{Protocol: protocol}}
+			first, last := dynamic(own)
 			switch b.HostPort {
 			case "", "0":
-				r.First, r.Last = dynamic(own)
-				r.Free = true
+				r.First, r.Last, r.Free = first, last, true
 			default:
 				var ok bool
 				if r.First, r.Last, ok = parseRange(b.HostPort); !ok {
 					continue
 				}
+				r.Free = first <= r.First && r.Last <= last
 			}
 			if reached && r.First > 0 && r.First <= r.Last && (protocol == TCP || protocol == UDP) {
 				list = append(list, r)
@@ -126,10 +128,10 @@ type promise struct {
 
 // Narrow finds the part of a range whose ports the project can have on this host. Of several
 // parts it is the one with the most room. It is the whole range if all can be had, and the zero
-// Range if none can. A container that is made with a part gets it by [Table.Promise]. taken are
-// those ports that cannot, without their owners: see FindOwner. Of a long range it is enough to
+// Range if none can. A container that is made with a part gets it by [Table.Promise]. taken is
+// the first port that cannot, without its owner: see FindOwner. Of a long range it is enough to
 // find as many ports as the project may have; MaxMost are tried.
-func (t *Table) Narrow(r Range) (best Range, taken []*TakenError) {
+func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.o.Now()
@@ -151,7 +153,9 @@ func (t *Table) Narrow(r Range) (best Range, taken []*TakenError) {
 		port := uint16(n)
 		k, used, err := t.try(r.Protocol, Mapped(port, t.settings.Map))
 		if err != nil {
-			taken = append(taken, &TakenError{Key: k, Published: port, First: t.first, Own: t.o.Own, Err: err})
+			if taken == nil {
+				taken = &TakenError{Key: k, Published: port, First: t.first, Own: t.o.Own, Err: err}
+			}
 			end()
 			continue
 		}

@@ -46,32 +46,15 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 	if err := s.admitBinds(ctx, w.name, w.binds); err != nil {
 		return v, err
 	}
-	narrowed, done, err := s.admitRanges(ctx, call.Kind, w)
+	narrowed, err := s.admitRanges(ctx, call.Kind, w)
 	if err != nil {
 		return v, err
 	}
 	v.Edits = append(v.Edits, narrowed...)
-	reserved, err := s.admitPorts(ctx, w.name, w.bindings, hold)
-	if err != nil {
-		both(done, nil)()
-		return v, err
-	}
-	v.Done = both(done, reserved)
-	if call.Kind == dockerproxy.Start {
+	if v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold); err == nil && call.Kind == dockerproxy.Start {
 		v.Done = s.holdFiles(w.id, w.binds, v.Done)
 	}
-	return v, nil
-}
-
-// both is a function that calls two, nil: none.
-func both(a, b func()) func() {
-	return func() {
-		for _, f := range []func(){a, b} {
-			if f != nil {
-				f()
-			}
-		}
-	}
+	return v, err
 }
 
 // holdFiles keeps the files that a container is to have by themselves, from before its start

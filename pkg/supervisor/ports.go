@@ -175,15 +175,13 @@ const mostTried = 4 * ports.MaxMost
 // admitRanges sees to it that the engine, which is to choose from a range, chooses no port that
 // somebody else has on this host: it would publish that one in the VM, and on this host somebody
 // else would answer. A container that is to be made gets the part of the range that is free. One
-// that is made already keeps its range: what has been taken of it since is occupied in the VM
-// while it starts, and the engine, which finds that out as on any host, goes on to the next.
-func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w wishes) (edits []dockerproxy.Edit, done func(), err error) {
+// that is made already keeps its range, and is refused if a port of it has been taken since: the
+// engine tries one port, and it does not know of this host.
+func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w wishes) (edits []dockerproxy.Edit, err error) {
 	tried := 0
-	var others []*ports.TakenError
-	var of ports.Range // the first that others have a part of
 	for _, b := range ports.Ranges(w.bindings, s.Ports.VM, s.Ports.Own) {
-		if kind == dockerproxy.Start && b.Free { // made by a client inside the VM, or by an older devvm
-			continue
+		if b.Free && kind == dockerproxy.Start {
+			continue // of 256 ports some are often in use for a moment, and the engine takes one
 		}
 		if tried += min(b.Len(), ports.MaxMost); tried > mostTried {
 			s.Log.Warn("a container wants a port of too many: not all ranges are looked at", "container", w.name, "range", b.String())
@@ -194,8 +192,8 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 		case part == b.Range && !b.Free:
 		case part == ports.Range{} && b.Free: // there may be others
 		case part == ports.Range{}:
-			s.ports.FindOwner(ctx, taken[0])
-			return nil, nil, s.refusePort(w.name, taken[0], fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken[0].Cause()))
+			s.ports.FindOwner(ctx, taken)
+			return nil, s.refusePort(w.name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
 		case kind == dockerproxy.Create:
 			s.ports.Promise(part)
 			w.bindings[b.Port][b.Index].HostPort = part.String()
@@ -203,80 +201,13 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(), Optional: b.Free,
 			})
 			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.String(), "to", part.String())
-		case !occupies(w.bindings[b.Port][b.Index], b.Range):
-			s.ports.FindOwner(ctx, taken[0])
-			return nil, nil, s.refuseRange(w.name, b.Range, taken[0])
-		default:
-			if others = append(others, taken...); of == (ports.Range{}) {
-				of = b.Range
-			}
+		case taken != nil:
+			s.ports.FindOwner(ctx, taken)
+			return nil, s.refusePort(w.name, taken, fmt.Sprintf(
+				"the engine may choose any of %s, and %s; make the container again (docker rm and docker run, or docker compose up --force-recreate) and it gets one that is free", b.Range, taken.Cause()))
 		}
 	}
-	if len(others) == 0 {
-		return edits, nil, nil
-	}
-	if done, err = s.occupy(ctx, others); err != nil {
-		s.Log.Warn("ports that others have on this host are not occupied in the VM", "container", w.name, "err", err)
-		s.ports.FindOwner(ctx, others[0])
-		return nil, nil, s.refuseRange(w.name, of, others[0])
-	}
-	return edits, done, nil
-}
-
-// mostOccupied bounds the ports that are occupied in the VM for one start: an engine gives up
-// after ten (libnetwork's maxAllocatePortAttempts).
-const mostOccupied = 9
-
-// occupyTime bounds the wait for the VM, and for another start for which ports are occupied.
-const occupyTime = 10 * time.Second
-
-// occupy has the VM hold ports until done is called. Of one start at a time: two may want the
-// same ports.
-func (s *supervisor) occupy(ctx context.Context, taken []*ports.TakenError) (done func(), err error) {
-	var list []uint16
-	for _, t := range taken {
-		if !slices.Contains(list, t.Published) {
-			list = append(list, t.Published)
-		}
-	}
-	if len(list) > mostOccupied {
-		return nil, fmt.Errorf("%d ports are too many", len(list))
-	}
-	s.mu.Lock()
-	link := s.link
-	s.mu.Unlock()
-	if link == nil {
-		return nil, guest.ErrUnreachable
-	}
-	ctx, cancel := context.WithTimeout(ctx, occupyTime)
-	defer cancel()
-	select {
-	case s.occupying <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	release, err := link.Occupy(ctx, list)
-	if err != nil {
-		<-s.occupying
-		return nil, err
-	}
-	s.Log.Info("ports that others have on this host are occupied in the VM for a start", "ports", list)
-	return func() {
-		release()
-		<-s.occupying
-	}, nil
-}
-
-// occupies tells whether the engine finds a port of a binding's range occupied where
-// [guest.Client.Occupy] has it.
-func occupies(b ports.Binding, r ports.Range) bool {
-	return r.Protocol == ports.TCP && (b.HostIP == "" || b.HostIP == "0.0.0.0" || b.HostIP == "127.0.0.1")
-}
-
-// refuseRange refuses to start a container of whose range a port is taken.
-func (s *supervisor) refuseRange(name string, r ports.Range, taken *ports.TakenError) error {
-	return s.refusePort(name, taken, fmt.Sprintf(
-		"the engine may choose any of %s, and %s; make the container again (docker rm and docker run, or docker compose up --force-recreate) and it gets one that is free", r, taken.Cause()))
+	return edits, nil
 }
 
 // running tells whether the VM runs, as far as the supervisor knows.

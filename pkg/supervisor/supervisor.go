@@ -107,16 +107,15 @@ type supervisor struct {
 	room     room
 	revivals int // of the engine since it last answered; keepLink's
 	// silences counts how often the VM has become slow.
-	silences  int
-	called    chan struct{} // somebody has called docker.sock
-	boot      string        // of the VM (guest.Clock); empty: not known
-	rest      bool          // no link until resumed
-	changed   chan struct{} // closed and replaced at each change
-	proxy     *dockerproxy.Proxy
-	ports     *ports.Table
-	files     *share.Server // nil: the VM has nothing of the host's
-	ended     chan struct{} // closed when nothing runs any more but the server of control.sock
-	occupying chan struct{} // has room for one: a start for which ports are occupied in the VM
+	silences int
+	called   chan struct{} // somebody has called docker.sock
+	boot     string        // of the VM (guest.Clock); empty: not known
+	rest     bool          // no link until resumed
+	changed  chan struct{} // closed and replaced at each change
+	proxy    *dockerproxy.Proxy
+	ports    *ports.Table
+	files    *share.Server // nil: the VM has nothing of the host's
+	ended    chan struct{} // closed when nothing runs any more but the server of control.sock
 
 	guardOff atomic.Bool // see Guard
 }
@@ -149,11 +148,9 @@ func Run(ctx context.Context, o Options) error {
 		ended:   make(chan struct{}),
 		room:    room{turn: make(chan struct{}, 1), wanted: make(chan struct{}, 1)},
 		called:  make(chan struct{}, 1),
-
-		occupying: make(chan struct{}, 1),
 	}
 	for _, e := range o.Share.Exports {
-		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Road: "nfs", Why: whyNFS})
+		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Transport: "nfs", Why: whyNFS})
 	}
 	o.Ports.Log = o.Log
 	dialVM := o.Ports.Dial
@@ -464,261 +461,4 @@ func (s *supervisor) awaitResume(ctx context.Context) {
 			return
 		}
 	}
-}
-
-// unavailable is what a client is told that waited in vain.
-func (s *supervisor) unavailable() string {
-	status, _ := s.current()
-	if status.Paused != "" {
-		return fmt.Sprintf("devvm: the VM of project %q is paused: %s; it goes on by itself when it can write again (make room: devvm df, devvm prune)", s.Name, status.Paused)
-	}
-	if status.EngineFailed != "" {
-		return fmt.Sprintf("devvm: Docker Engine does not start in the VM of project %q; see: devvm up", s.Name)
-	}
-	switch status.State {
-	case StateSSH, StateReady:
-		if !status.SlowSince.IsZero() {
-			return fmt.Sprintf("devvm: the VM of project %q is slow: it has said nothing for %s. What runs in it goes on, new requests are not passed on; try again, or see: devvm status",
-				s.Name, time.Since(status.SlowSince).Round(time.Second))
-		}
-	default:
-	}
-	switch status.State {
-	case StateStopped:
-		return fmt.Sprintf("devvm: the VM of project %q is not running; start it with: devvm up", s.Name)
-	case StateSuspended:
-		return fmt.Sprintf("devvm: the VM of project %q is suspended; its containers go on after: devvm up", s.Name)
-	case StateLost:
-		return fmt.Sprintf("devvm: the VM of project %q does not answer (%s); see: devvm status", s.Name, status.Error)
-	default:
-		return fmt.Sprintf("devvm: the VM of project %q is still starting; wait with: devvm up", s.Name)
-	}
-}
-
-// dialEngine opens a channel to the engine's socket over the link, waiting for
-// the link as long as ctx allows, but not for a VM that is gone. A VM that is slow is not
-// asked: it has enough to do.
-func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
-	s.call()
-	for {
-		s.mu.Lock()
-		link, state, changed, slow := s.link, s.status.State, s.changed, !s.status.SlowSince.IsZero()
-		paused := s.status.Paused != ""
-		s.mu.Unlock()
-		switch {
-		case paused:
-			return nil, dockerproxy.ErrDown
-		case slow:
-			return nil, errSlow // and dockerproxy tries again
-		case link != nil:
-			return link.DialUnix(ctx, engineSocket)
-		case state == StateStopped, state == StateSuspended:
-			return nil, dockerproxy.ErrDown
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// errSlow says that the VM is silent.
-var errSlow = errors.New("the VM is slow")
-
-// keepLink keeps the SSH link up until ctx ends.
-func (s *supervisor) keepLink(ctx context.Context) {
-	wait := firstRedial
-	wasReady := false
-	for ctx.Err() == nil {
-		s.awaitResume(ctx)
-		err := s.connect(ctx, func() { wasReady, wait = true, firstRedial })
-		switch {
-		case ctx.Err() != nil:
-			return
-		case s.resting():
-			wait = firstRedial
-			continue
-		case s.Gone(err):
-			s.set(StateStopped, nil, errors.New("the VM is not running"))
-		case wasReady:
-			s.set(StateLost, nil, err)
-		default:
-			s.set(StateConnecting, nil, err)
-		}
-		pause := wait
-		if _, failed := errors.AsType[*engineError](err); failed {
-			pause = lastRedial // only somebody in the VM can mend that
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		}
-		if wasReady { // a boot is polled eagerly, a lost link with back-off
-			wait = min(2*wait, lastRedial)
-		}
-	}
-}
-
-// connect makes one link and keeps it until it breaks.
-func (s *supervisor) connect(ctx context.Context, ready func()) error {
-	hello, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	link, err := guest.Connect(hello, s.Target)
-	cancel()
-	if err != nil {
-		return err
-	}
-	defer link.Close()
-
-	ctx, cancel = context.WithCancel(ctx)
-	defer cancel()
-	var owned sync.WaitGroup
-	defer owned.Wait()
-	defer cancel()
-	var dead error
-	owned.Go(func() {
-		silence := s.Silence
-		silence.Changed = s.setSlow
-		dead = link.Keepalive(ctx, silence)
-		cancel()
-	})
-
-	s.set(StateSSH, nil, nil)
-	clock := make(chan struct{})
-	owned.Go(func() {
-		defer close(clock)
-		s.setClock(ctx, link)
-	})
-	if err := s.mountShares(ctx, link); err != nil {
-		s.makeRoom(ctx, link) // a full disk may be to blame
-		return err
-	}
-	s.use(link)
-	asking, done := context.WithTimeout(ctx, pingTimeout)
-	err = s.askEngine(asking)
-	done()
-	if err != nil {
-		if words := engineFailure(ctx, link); words != "" && !s.revive(ctx, link, words) {
-			return &engineError{words}
-		}
-		return fmt.Errorf("ask the engine: %w", err)
-	}
-	if !s.Forked || s.links > 0 { // a VM that was resumed has the time of its saving
-		<-clock
-	}
-	ready()
-	s.revivals = 0
-	s.mu.Lock()
-	s.status.Redials = s.links
-	s.links++
-	s.mu.Unlock()
-	s.set(StateReady, link, nil)
-	owned.Go(func() { s.followPorts(ctx, link) })
-	owned.Go(func() { s.mirror(ctx, link) })
-	owned.Go(func() { s.keepRoom(ctx, link) })
-	s.keepClock(ctx, link) // until the link dies
-	owned.Wait()
-	return dead
-}
-
-// askEngine waits for the engine's answer. A VM that falls silent meanwhile is asked again.
-func (s *supervisor) askEngine(ctx context.Context) error {
-	for {
-		before := s.awaitVoice(ctx)
-		err := s.Ping(ctx)
-		if err == nil || ctx.Err() != nil || s.awaitVoice(ctx) == before {
-			return err
-		}
-	}
-}
-
-// awaitVoice blocks while the VM is slow, and returns how often it has been.
-func (s *supervisor) awaitVoice(ctx context.Context) int {
-	for {
-		s.mu.Lock()
-		silences, slow, changed := s.silences, !s.status.SlowSince.IsZero(), s.changed
-		s.mu.Unlock()
-		if !slow {
-			return silences
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return silences
-		}
-	}
-}
-
-// keepClock looks after the guest's clock until ctx ends: it stands still while the
-// host sleeps or the VM is paused, and drifts.
-func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
-	tick := time.NewTicker(clockLook)
-	defer tick.Stop()
-	last, wait := time.Now(), clockSoon
-	for {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-		now := time.Now()
-		stepped := hasStepped(now.Round(0).Sub(last.Round(0)), now.Sub(last))
-		if now.Sub(last) < wait && !stepped {
-			continue
-		}
-		wait = min(2*wait, clockEvery)
-		if s.setClock(ctx, link) || stepped {
-			wait = clockSoon
-		}
-		last = now
-	}
-}
-
-// clockStep is more than a clock that is kept by NTP moves between two looks.
-const clockStep = 10 * time.Millisecond
-
-// hasStepped tells whether the host's clock was set, or the host has slept, by the time
-// that has passed by its clock and by its count, which leaves both out.
-func hasStepped(clock, count time.Duration) bool { return (clock - count).Abs() > clockStep }
-
-// strayed tells whether a guest's clock must be set. Ahead it may be a little. Behind it
-// must not be, for then files that the host has just made are of the guest's future, and
-// make complains. Of a guest that is too busy to say, it must be known.
-func strayed(c guest.Clock) bool {
-	exact := c.Most-c.Least < clockTolerance
-	return c.Most < 0 || c.Least < 0 && exact || c.Least > clockTolerance
-}
-
-// setClock sets the guest's clock if it has strayed, and tells whether it had.
-func (s *supervisor) setClock(ctx context.Context, link *guest.Client) bool {
-	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
-	defer cancel()
-	clock, err := link.Clock(ctx)
-	if err == nil {
-		s.noteBoot(clock.Boot)
-	}
-	off := err == nil && strayed(clock)
-	if off {
-		s.Log.Info("guest's clock was off", "least", clock.Least, "most", clock.Most)
-		_, err = link.SetClock(ctx)
-	}
-	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		s.Log.Warn("guest's clock", "err", err)
-	}
-	return off
-}
-
-// noteBoot tells when the VM has booted by itself: its containers have ended, and who
-// wonders why learns it from status.
-func (s *supervisor) noteBoot(boot string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.boot != "" && s.boot != boot {
-		s.status.Rebooted = time.Now()
-		s.Log.Warn("the VM has booted again, by a crash or a command in it", "more", "devvm logs --console")
-	}
-	s.boot = boot
 }

@@ -93,7 +93,6 @@ func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)
 	if f.server, err = guesttest.NewServer(options); err != nil {
 		t.Fatal(err)
 	}
-	fake.OnChoose(f.server.Occupied)
 	go func() { _ = f.server.Serve(ctx, ssh) }()
 	go func() { f.ended <- supervisor.Run(ctx, o) }()
 	select {

@@ -18,7 +18,6 @@ type Container struct {
 	Size     int64
 	Running  bool
 	Started  bool                 // it has run
-	Occupied []int                // ports that it could not have when it started
 	Bindings map[string][]Binding // HostConfig.PortBindings
 	Binds    []string             // HostConfig.Binds
 	Mounts   json.RawMessage      // HostConfig.Mounts
@@ -51,11 +50,8 @@ func (c Container) Published() []Published {
 		number, protocol, _ := strings.Cut(port, "/")
 		private, _ := strconv.Atoi(number)
 		for _, w := range wishes {
-			first, last, _ := strings.Cut(w.HostPort, "-") // a range, or one port
+			first, _, _ := strings.Cut(w.HostPort, "-") // of a range, if it is one
 			public, _ := strconv.Atoi(first)
-			for end, _ := strconv.Atoi(last); public < end && slices.Contains(c.Occupied, public); {
-				public++
-			}
 			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, chosen+private), Type: cmp.Or(protocol, "tcp")}
 			if p.IP != "" {
 				list = append(list, p)
@@ -78,22 +74,6 @@ func (e *Engine) OnPublish(f func(c Container, running bool)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.publish = f
-}
-
-// OnChoose has f say, when a container starts, which ports of its ranges it cannot have.
-func (e *Engine) OnChoose(f func() []int) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.choose = f
-}
-
-func (e *Engine) occupied() []int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.choose == nil {
-		return nil
-	}
-	return e.choose()
 }
 
 func (e *Engine) handleContainers(mux *http.ServeMux) {
@@ -201,13 +181,12 @@ func (e *Engine) run(w http.ResponseWriter, r *http.Request, on bool) bool {
 	}
 	c.Running, c.Started = on, true
 	if on {
-		c.Occupied = e.occupied()
 		e.published(c)
 	}
 	_ = e.change(func(s *State) {
 		for i := range s.Containers {
 			if s.Containers[i].ID == c.ID {
-				s.Containers[i].Running, s.Containers[i].Started, s.Containers[i].Occupied = on, true, c.Occupied
+				s.Containers[i].Running, s.Containers[i].Started = on, true
 			}
 		}
 	})

@@ -50,7 +50,6 @@ type Engine struct {
 	state       State
 	subscribers map[chan any]bool
 	publish     func(Container, bool)
-	choose      func() []int
 }
 
 // State is what an engine holds.

@@ -16,7 +16,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 
 	"golang.org/x/crypto/ssh"
@@ -55,9 +54,8 @@ type Server struct {
 	config *ssh.ServerConfig
 	home   string
 
-	mu       sync.Mutex
-	conns    map[net.Conn]struct{}
-	occupied []int
+	mu    sync.Mutex
+	conns map[net.Conn]struct{}
 }
 
 // NewServer makes a server; it creates the directories that it needs.
@@ -140,9 +138,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 		s.log.Debug("SSH handshake", "err", err)
 		return
 	}
-	var requests sync.WaitGroup
-	requests.Go(func() { s.requests(reqs) })
-	defer requests.Wait()
+	go ssh.DiscardRequests(reqs)
 	var channels sync.WaitGroup
 	for open := range chans {
 		channels.Go(func() {
@@ -159,61 +155,6 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	_ = sc.Close()
 	cancel()
 	channels.Wait()
-}
-
-// requests answers what is asked of a connection. What the client wants to listen on is only
-// noted: here it would be a port of the local machine.
-func (s *Server) requests(reqs <-chan *ssh.Request) {
-	releases := map[uint32]func(){}
-	for r := range reqs {
-		var at struct {
-			Addr string
-			Port uint32
-		}
-		ok := ssh.Unmarshal(r.Payload, &at) == nil
-		release := releases[at.Port]
-		switch {
-		case !ok:
-		case r.Type == "tcpip-forward":
-			if release = s.Occupy(int(at.Port)); release != nil {
-				releases[at.Port] = release
-			}
-			ok = release != nil
-		case r.Type == "cancel-tcpip-forward" && release != nil:
-			release()
-			delete(releases, at.Port)
-		default:
-			ok = false
-		}
-		if r.WantReply {
-			_ = r.Reply(ok, nil)
-		}
-	}
-	for _, release := range releases {
-		release()
-	}
-}
-
-// Occupy has the guest listen on a port until release is called; nil if it does already.
-func (s *Server) Occupy(port int) (release func()) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if slices.Contains(s.occupied, port) {
-		return nil
-	}
-	s.occupied = append(s.occupied, port)
-	return func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.occupied = slices.DeleteFunc(s.occupied, func(p int) bool { return p == port })
-	}
-}
-
-// Occupied are the ports on which the guest listens.
-func (s *Server) Occupied() []int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.occupied)
 }
 
 // CloseConns cuts all connections, as a guest does that dies.
