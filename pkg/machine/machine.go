@@ -368,7 +368,7 @@ func (m *Machine) bootOnce(ctx context.Context, img image.Image) error {
 	return m.WaitReady(ctx, console)
 }
 
-// bootAgain is launch, after what a launch that came to nothing has left.
+// bootAgain removes what a boot that failed has left, and boots once more.
 func (m *Machine) bootAgain(ctx context.Context, img image.Image) error {
 	if err := m.Hypervisor.Destroy(ctx, m.Project.Name); err != nil {
 		return err

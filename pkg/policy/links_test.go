@@ -13,10 +13,12 @@ import (
 var (
 	fence   = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
 	link    = regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	named   = regexp.MustCompile("`((?:pkg|cmd|images|examples|\\.ci)/[A-Za-z0-9_./-]+)")
 	heading = regexp.MustCompile(`(?m)^#+ +(.+?) *#*$`)
 )
 
-// TestLinks: every relative link of the documents leads to a file and a heading that exist.
+// TestLinks: every relative link of the documents leads to a file and a heading that exist, and
+// every file of the source that they name is there.
 func TestLinks(t *testing.T) {
 	top := filepath.Join("..", "..")
 	seen := 0
@@ -30,6 +32,12 @@ func TestLinks(t *testing.T) {
 				seen++
 				if err := follow(t, name, target); err != nil {
 					t.Errorf("%s: %s: %v", name, target, err)
+				}
+			}
+			for _, m := range named.FindAllStringSubmatch(prose(t, name), -1) {
+				seen++
+				if _, err := os.Stat(filepath.Join(top, m[1])); err != nil {
+					t.Errorf("%s: %v", name, err)
 				}
 			}
 		}

@@ -1,14 +1,12 @@
-// Package project is what devvm does: a directory gets a VM of its own.
+// Package project has devvm's verbs, a file each: up, down, suspend, snapshot, nuke, status, …
 //
-// It derives a project's identity and files from its directory, and carries
-// out the verbs (a file each: up, down, suspend, snapshot, nuke, status, …) by
-// composing config, image, template, disk, vm, usernet and supervisor. Each
-// verb looks at what is there, takes the project's lock and does what is
-// missing, so that it can be run twice, interrupted or killed at any instant;
-// the next run converges.
+// Each verb looks at what is there, takes the project's lock and does what is missing. So it can be
+// run twice, interrupted or killed at any instant: the next run converges. What a project has on
+// the disk is in package state, its two processes are package daemon's, and its VM is package
+// machine's.
 //
-// It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a
-// user must act on are *ui.Error with the next command to run.
+// It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a user must act on are
+// *ui.Error with the next command to run.
 package project
 
 import (
