@@ -1,6 +1,7 @@
 # The targets are explained by `make help`.
 
 GO       := .ci/go
+TEST     := .ci/test
 BIN      := bin
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null)
 LDFLAGS  := -s -w $(if $(VERSION),-X main.release=$(VERSION))
@@ -18,7 +19,7 @@ PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
 	@echo 'make test      everything: lint, unit, script and VM tests'
-	@echo 'make check     lint, unit and script tests: no VM, some minutes'
+	@echo 'make check     unit and script tests: no VM, some minutes'
 	@echo 'make vmtest    the VM tests; VMTEST_RUN=REGEXP picks some'
 	@echo 'make kills     a real VM whose processes are killed and stopped, DEVVM_TEST_ROUNDS (200) times'
 	@echo 'make fills     a real VM on a disk of the host that fills at every verb; as root'
@@ -48,14 +49,15 @@ $(LINT):
 	mv $(TOOLS)/build/golangci-lint $@
 
 # The scripts in cmd start hundreds of processes, which the race detector makes five times
-# as slow; what those run is raced by the packages' own tests.
-check: lint
-	CGO_ENABLED=1 $(GO) test -race -short ./pkg/...
-	CGO_ENABLED=0 $(GO) test -short -timeout 30m ./cmd/... ./examples/... ./images/...
-	CGO_ENABLED=0 $(GO) test -run '^TestHostileGuest$$' ./pkg/supervisor ./pkg/usernet # the race detector takes memory
+# as slow; what those run is raced by the packages' own tests. They wait more than they compute.
+check:
+	CGO_ENABLED=1 $(TEST) -race -short ./pkg/...
+	CGO_ENABLED=0 $(TEST) -short -parallel 8 -timeout 30m ./cmd/... ./examples/... ./images/...
+	CGO_ENABLED=0 $(TEST) -run '^TestHostileGuest$$' ./pkg/supervisor ./pkg/usernet # the race detector takes memory
 
 test:
 	.ci/host-setup test
+	$(MAKE) lint
 	$(MAKE) check
 	$(MAKE) vmtest
 

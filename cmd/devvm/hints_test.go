@@ -21,7 +21,10 @@ import (
 // TestHints follows hints: what one says is carried out, and then the command that failed works,
 // or has another error. TestHintsAll sees to it that each hint is followed, or is known to be
 // words that there is no command for.
-func TestHints(t *testing.T) { runScripts(t, "testdata/hints", "", nil) }
+func TestHints(t *testing.T) {
+	t.Parallel()
+	runScripts(t, "testdata/hints", "", nil)
+}
 
 // hinted is the command that failed last, and how.
 type hinted struct {

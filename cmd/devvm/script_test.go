@@ -37,7 +37,10 @@ func TestMain(m *testing.M) {
 
 // TestScript runs the command line against the fake hypervisor. The scripts in
 // testdata/script are the manual of what devvm promises at its surface.
-func TestScript(t *testing.T) { runScripts(t, "testdata/script", "", nil) }
+func TestScript(t *testing.T) {
+	t.Parallel()
+	runScripts(t, "testdata/script", "", nil)
+}
 
 // TestAudit is apart from the scripts that run at the same time: audit looks at all
 // processes of devvm's that the user has. It works below a directory that nobody else

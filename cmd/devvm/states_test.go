@@ -54,6 +54,7 @@ type stateCodes struct {
 // Each command ends, in each state of the VM, as the table in docs/scripting.md says. -update
 // writes the table.
 func TestStates(t *testing.T) {
+	t.Parallel()
 	codes := &stateCodes{seen: map[[2]string]string{}}
 	t.Run("scripts", func(t *testing.T) { runScripts(t, "testdata/states", "", codes) })
 	file := filepath.Join("..", "..", "docs", "scripting.md")
