@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,6 +29,20 @@ func TestKills(t *testing.T) {
 	t.Run("stop", func(t *testing.T) { testStops(t, 40, verbs) })
 }
 
+// seeded is a source of choices; DEVVM_TEST_SEED repeats those of a run.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := uint64(time.Now().UnixNano())
+	if s := os.Getenv("DEVVM_TEST_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("DEVVM_TEST_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, 0))
+}
+
 // testStops is testKills with SIGSTOP: the verb and the up after it end while the process is
 // stopped, and say what to do next if they fail; when it goes on, up converges.
 func testStops(t *testing.T, rounds int, verbs [][]string) {
@@ -35,9 +50,7 @@ func testStops(t *testing.T, rounds int, verbs [][]string) {
 		t.Skip("each waits for what never answers")
 	}
 	h := newHost(t, true)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := seeded(t)
 	victims := []string{"self", "devvm supervisor", "devvm net", "fakevm", "devvm owner"}
 	for round := range rounds {
 		verb := verbs[random.IntN(len(verbs))]
@@ -111,9 +124,7 @@ func testKills(t *testing.T, forks bool, rounds int, verbs [][]string) {
 		rounds = 8
 	}
 	h := newHost(t, forks)
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := seeded(t)
 	victims := []string{"self", "devvm supervisor", "devvm net", "fakevm"}
 	for round := range rounds {
 		verb := verbs[random.IntN(len(verbs))]

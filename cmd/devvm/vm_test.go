@@ -276,13 +276,10 @@ func cmdClient(ts *testscript.TestScript, _ bool, _ []string) {
 	for k, v := range vars {
 		ts.Setenv(k, v)
 	}
+	// The shell writes it: a program that this process has open for writing, or a child of
+	// it that another script has just forked, cannot be run ("text file busy").
 	fetch := func(from, to string) {
-		f, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o755)
-		ts.Check(err)
-		defer f.Close()
-		cmd := exec.Command(os.Getenv("DEVVM_TEST_BINARY"), "-C", ts.MkAbs("."), "exec", "--", "cat", from)
-		cmd.Stdout, cmd.Stderr = f, ts.Stderr()
-		ts.Check(cmd.Run())
+		ts.Check(ts.Exec("sh", "-c", `devvm exec -- cat "$0" >"$1" && chmod 755 "$1"`, from, to))
 	}
 	if _, err := exec.LookPath("docker"); err != nil {
 		fetch("/usr/bin/docker", filepath.Join(bin, "docker"))
