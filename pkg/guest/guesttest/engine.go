@@ -37,7 +37,8 @@ const APIVersion = "1.45"
 // upgraded stream that echoes, and after the client's half-close says how much
 // it got), POST /test/upload (answers with the number of bytes), POST
 // /test/fail?message=TEXT, POST /test/progress?message=TEXT (an answer that begins well, and
-// fails), GET /test/download?bytes=N.
+// fails), GET /test/download?bytes=N, POST /test/mute (from now on its events are lost, as a
+// real engine loses some).
 type Engine struct {
 	server   *http.Server
 	accept   chan net.Conn
@@ -50,6 +51,8 @@ type Engine struct {
 	state       State
 	subscribers map[chan any]bool
 	publish     func(Container, bool)
+	mute        bool          // its events are lost
+	lists       chan struct{} // lists of containers wait until it is closed; nil: they do not
 }
 
 // State is what an engine holds.
@@ -142,6 +145,43 @@ func (e *Engine) Serve(l net.Listener) error { return e.server.Serve(l) }
 
 // Requests is the number of requests in progress, upgraded ones included.
 func (e *Engine) Requests() int { return int(e.requests.Load()) }
+
+// Mute loses all events from now on.
+func (e *Engine) Mute() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mute = true
+}
+
+// HoldLists leaves questions for lists of containers without an answer until release.
+func (e *Engine) HoldLists() (release func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	held := make(chan struct{})
+	e.lists = held
+	return sync.OnceFunc(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.lists = nil
+		close(held)
+	})
+}
+
+// awaitLists blocks while lists are held, and says whether the one who asks has waited.
+func (e *Engine) awaitLists(r *http.Request) bool {
+	e.mu.Lock()
+	held := e.lists
+	e.mu.Unlock()
+	if held == nil {
+		return true
+	}
+	select {
+	case <-held:
+		return true
+	case <-r.Context().Done():
+		return false
+	}
+}
 
 // State is what the engine holds now.
 func (e *Engine) State() State {
@@ -253,6 +293,7 @@ func (e *Engine) handler() http.Handler {
 		message := r.URL.Query().Get("message")
 		_ = json.NewEncoder(w).Encode(map[string]any{"errorDetail": map[string]string{"message": message}, "error": message})
 	})
+	mux.HandleFunc("POST /test/mute", func(http.ResponseWriter, *http.Request) { e.Mute() })
 	mux.HandleFunc("GET /test/download", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)
 		if err != nil {
