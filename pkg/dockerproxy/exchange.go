@@ -58,8 +58,9 @@ const (
 	maxHead = 1 << 20
 	// admitTimeout bounds the judgement of a call.
 	admitTimeout = 30 * time.Second
-	// answerTimeout bounds how long a [Verdict] holds an answer back.
-	answerTimeout = 2 * time.Second
+	// answerTimeout bounds how long a [Verdict] holds an answer back. A question to a VM
+	// takes milliseconds, and a second or two where it is emulated on a busy host.
+	answerTimeout = 5 * time.Second
 )
 
 // errHead says that a head is too long to be looked at.

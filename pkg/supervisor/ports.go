@@ -30,7 +30,7 @@ type PortOptions struct {
 const (
 	holdCall    = 2 * time.Minute  // a port, for as long as the engine takes to answer
 	holdCreated = 5 * time.Second  // then, for a container that is to be started
-	holdStarted = 2 * time.Second  // then, if the list has not come in time (awaitPorts)
+	holdStarted = 2 * time.Second  // then, if no list has come by then (awaitPorts)
 	holdListed  = 30 * time.Second // a file, until then: it costs less, and its loss is for good
 	firstRelist = 100 * time.Millisecond
 	lastRelist  = 5 * time.Second
