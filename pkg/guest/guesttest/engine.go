@@ -30,7 +30,7 @@ const APIVersion = "1.45"
 // requests ask, and keeps images, containers and volumes in a file, so that
 // tests see state go with a disk and come back with it.
 //
-// POST /images/load, /containers/create and /volumes/create make state. Containers can
+// POST /images/load, /containers/create, /networks/create and /volumes/create make state. Containers can
 // be started, stopped, killed, restarted, renamed and removed; GET /events tells. They
 // run nothing, but what they publish is listed, and [Engine.OnPublish] hears of it. Some
 // paths of its own serve tests of what lies in between: POST /test/hijack (an
@@ -51,6 +51,7 @@ type Engine struct {
 	state       State
 	subscribers map[chan any]bool
 	publish     func(Container, bool)
+	daemon      daemon
 	mute        bool          // its events are lost
 	lists       chan struct{} // lists of containers wait until it is closed; nil: they do not
 }
@@ -60,6 +61,7 @@ type State struct {
 	Images     []Object
 	Containers []Container
 	Volumes    []Object
+	Networks   []Network // that were made
 }
 
 // Object is an image, container or volume.
@@ -82,6 +84,7 @@ func NewEngine(dir string) (*Engine, error) {
 		file:   filepath.Join(dir, "engine.json"),
 
 		subscribers: map[chan any]bool{},
+		daemon:      daemon{Pools: dockerPools},
 	}
 	data, err := os.ReadFile(e.file)
 	switch {
@@ -240,13 +243,7 @@ func (e *Engine) handler() http.Handler {
 		answer(w, http.StatusOK, images(e.State()))
 	})
 	e.handleContainers(mux)
-	mux.HandleFunc("GET /networks", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `[
-			{"Name": "bridge", "IPAM": {"Config": [{"Subnet": "172.17.0.0/16"}]}},
-			{"Name": "app_default", "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}, {"Subnet": "fd00::/64"}]}},
-			{"Name": "none", "IPAM": {"Config": null}}
-		]`)
-	})
+	e.handleNetworks(mux)
 	mux.HandleFunc("GET /volumes", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"Volumes": volumes(e.State(), false), "Warnings": nil})
 	})
@@ -356,6 +353,7 @@ func (e *Engine) change(change func(*State)) error {
 		Images:     slices.Clone(e.state.Images),
 		Containers: slices.Clone(e.state.Containers),
 		Volumes:    slices.Clone(e.state.Volumes),
+		Networks:   slices.Clone(e.state.Networks),
 	}
 	change(&s)
 	data, err := json.Marshal(s)
