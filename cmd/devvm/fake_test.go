@@ -162,6 +162,9 @@ func bootFakeVM(specPath string) error {
 	if err != nil {
 		return err
 	}
+	if err := engine.Configure(daemon); err != nil {
+		return err
+	}
 	if strings.Contains(string(daemon), `"nonsense"`) { // systemd has given the engine up
 		sockets = nil
 		rewrite = append(rewrite,

@@ -132,7 +132,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("pings", "the VM's do not leave: this host lets your group send none; to change that: sudo sysctl net.ipv4.ping_group_range='0 2147483647', then devvm down; devvm up")
 	}
 	for _, c := range st.Clashes {
-		line("hidden", "%s; %s", c, machine.AdviceClash)
+		line("hidden", "%s; %s", c, machine.AdviceFor(c))
 	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)

@@ -72,6 +72,10 @@ type Driver struct {
 type Verdict struct {
 	// Edits are strings of the body that the engine gets otherwise.
 	Edits []Edit
+	// BeforeAnswer, unless nil, is called when the engine has answered that it has done what
+	// was asked, or has had nothing to do. The client gets the answer when it returns. It
+	// must return when ctx ends: after 5 s, or with the connection.
+	BeforeAnswer func(ctx context.Context)
 	// Done, unless nil, is called once: when the engine's answer has ended, or the
 	// connection has.
 	Done func()

@@ -31,13 +31,15 @@ type exchange struct {
 	failed   func(context.Context, string)        // nil: nobody wants to know
 	client   net.Conn
 	engine   net.Conn
+	life     context.Context // of the connection
 
 	asked chan *http.Request // the request whose answer is due
 
 	mu      sync.Mutex
-	over    bool // the answer has ended
-	pipe    bool // for good
-	waiting bool // up waits for either, reading nothing
+	before  func(context.Context) // of its verdict; see [Verdict]
+	over    bool                  // the answer has ended
+	pipe    bool                  // for good
+	waiting bool                  // up waits for either, reading nothing
 	wake    chan struct{}
 }
 
@@ -46,7 +48,7 @@ func newExchange(admit AdmitFunc, changing func() error, client, engine net.Conn
 		changing = func() error { return nil }
 	}
 	return &exchange{
-		admit: admit, changing: changing, client: client, engine: engine,
+		admit: admit, changing: changing, client: client, engine: engine, life: context.Background(),
 		asked: make(chan *http.Request, 1), wake: make(chan struct{}, 1),
 	}
 }
@@ -56,6 +58,9 @@ const (
 	maxHead = 1 << 20
 	// admitTimeout bounds the judgement of a call.
 	admitTimeout = 30 * time.Second
+	// answerTimeout bounds how long a [Verdict] holds an answer back. A question to a VM
+	// takes milliseconds, and a second or two where it is emulated on a busy host.
+	answerTimeout = 5 * time.Second
 )
 
 // errHead says that a head is too long to be looked at.
@@ -100,7 +105,7 @@ func (x *exchange) down(ctx context.Context) error {
 	r := bufio.NewReaderSize(t, 4<<10)
 	for {
 		t.left = maxHead
-		a.holds = x.explain != nil
+		a.holds = true
 		framed, err := x.answer(ctx, t, r, a)
 		if e := a.release(); e != nil && t.err == nil {
 			t.err = e
@@ -135,6 +140,7 @@ func (x *exchange) answer(ctx context.Context, t *tee, r *bufio.Reader, a *answe
 			return false, err
 		}
 		t.left = unlimited
+		x.beforeAnswer(resp)
 		switch {
 		case resp.StatusCode == http.StatusSwitchingProtocols, resp.ContentLength < 0 && len(resp.TransferEncoding) == 0:
 			return false, nil
@@ -143,7 +149,7 @@ func (x *exchange) answer(ctx context.Context, t *tee, r *bufio.Reader, a *answe
 			if err := a.release(); err != nil {
 				return false, err
 			}
-			a.holds = x.explain != nil
+			a.holds = true
 			continue
 		}
 		if a.failure(resp) {
@@ -161,6 +167,26 @@ func (x *exchange) answer(ctx context.Context, t *tee, r *bufio.Reader, a *answe
 		}
 		return err == nil, errors.Join(err, resp.Body.Close())
 	}
+}
+
+// expect notes what is to happen before the answer to the request under way.
+func (x *exchange) expect(before func(context.Context)) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.before = before
+}
+
+// beforeAnswer holds back the answer to a request that has succeeded, as its verdict says.
+func (x *exchange) beforeAnswer(resp *http.Response) {
+	x.mu.Lock()
+	before := x.before
+	x.mu.Unlock()
+	if before == nil || resp.StatusCode < http.StatusOK || resp.StatusCode >= http.StatusBadRequest {
+		return
+	}
+	ctx, cancel := context.WithTimeout(x.life, answerTimeout)
+	defer cancel()
+	before(ctx)
 }
 
 // signal tells up that an answer has ended, or that the connection is a pipe now.
@@ -303,6 +329,7 @@ func (s *sender) request(ctx context.Context, req *http.Request) error {
 			return &closing{err}
 		}
 	}
+	s.x.expect(nil)
 	call, checked := callOf(req)
 	if !checked {
 		return s.forward(req)
@@ -334,6 +361,7 @@ func (s *sender) request(ctx context.Context, req *http.Request) error {
 		if err != nil {
 			return s.refuse(req, err, early)
 		}
+		s.x.expect(verdict.BeforeAnswer)
 	}
 	if early {
 		return s.body(req)

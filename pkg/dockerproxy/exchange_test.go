@@ -105,6 +105,7 @@ func FuzzDown(f *testing.F) {
 		engine := &scriptConn{in: bytes.NewReader(sent), piece: 1 + int(piece)*16}
 		x := newExchange(nil, nil, client, engine)
 		x.explain = func(_ context.Context, message string) string { return message }
+		x.expect(func(context.Context) {})
 		x.asked <- &http.Request{Method: http.MethodGet}
 		go func() { // keep asking
 			for {

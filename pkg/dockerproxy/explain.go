@@ -15,7 +15,8 @@ import (
 const maxFailure = 64 << 10
 
 // answers passes the engine's bytes on to the client. The head of an answer is held until
-// it shows whether that is a failure, and a failure until it has been explained.
+// it shows whether that is a success, which may have to wait ([Verdict]), or a failure, which
+// is held until it has been explained.
 type answers struct {
 	x     *exchange
 	holds bool
@@ -43,10 +44,10 @@ func (a *answers) release() error {
 	return err
 }
 
-// failure says whether an answer is held and is the engine's own account of a failure, in a
+// failure says whether an answer can be explained and is the engine's own account of a failure, in a
 // length that can be held.
 func (a *answers) failure(resp *http.Response) bool {
-	return a.holds && resp.StatusCode >= http.StatusInternalServerError && resp.ContentLength > 0 && resp.ContentLength <= maxFailure
+	return a.x.explain != nil && resp.StatusCode >= http.StatusInternalServerError && resp.ContentLength > 0 && resp.ContentLength <= maxFailure
 }
 
 // progress says whether an answer is a list of JSON objects, one a line, that ends with the

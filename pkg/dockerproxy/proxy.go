@@ -11,7 +11,8 @@
 //
 // Where it is given a judge ([Options].Admit) it reads the calls that create and start
 // containers and create volumes. It answers those that are refused in the engine's place,
-// and can change strings in them ([Edit]), no other byte. It follows the other requests and
+// and can change strings in them ([Edit]), no other byte. It can hold the answer to such a call
+// back for a moment ([Verdict]). It follows the other requests and
 // answers only to see where they end.
 //
 // When the engine cannot be reached a client gets an HTTP answer that says so
@@ -154,6 +155,9 @@ func (p *Proxy) handle(ctx context.Context, client net.Conn) {
 	} else {
 		x := newExchange(p.opts.Admit, p.opts.Changing, client, engine)
 		x.explain, x.failed = p.opts.Explain, p.opts.Failed
+		life, end := context.WithCancel(ctx)
+		defer end()
+		x.life = life
 		err = relay.JoinBy(ctx, client, engine, func() error { return x.up(ctx) }, func() error { return x.down(ctx) })
 	}
 	if err != nil && ctx.Err() == nil {

@@ -82,7 +82,7 @@ func TestBounds(t *testing.T) {
 				"volumes": func(ctx context.Context) error { _, err := engine.GetUsage(ctx, inList); return err },
 				"version": func(ctx context.Context) error { _, err := engine.GetVersion(ctx, sock); return err },
 				"wishes":  func(ctx context.Context) error { _, err := engine.GetWishes(ctx, dialer(sock), "a"); return err },
-				"watch":   func(ctx context.Context) error { return engine.Watch(ctx, dialer(sock), func(engine.Running) {}) },
+				"watch":   func(ctx context.Context) error { return engine.Watch(ctx, dialer(sock), nil, func(engine.Running) {}) },
 			} {
 				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 				var before, after runtime.MemStats
@@ -132,7 +132,7 @@ func TestBoundsLeaveRoom(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	told := 0
-	err = engine.Watch(ctx, dialer(sock), func(r engine.Running) {
+	err = engine.Watch(ctx, dialer(sock), nil, func(r engine.Running) {
 		if told++; len(r.Ports) != 2000 || len(r.Binds) != 1000 || r.More != 0 {
 			t.Errorf("%d ports, %d binds", len(r.Ports), len(r.Binds))
 		}

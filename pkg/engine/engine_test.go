@@ -8,7 +8,9 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -231,5 +233,23 @@ func unavailable(message string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_ = json.NewEncoder(w).Encode(map[string]string{"message": message})
+	}
+}
+
+// Of a network's subnet it is told whether somebody has asked for it.
+func TestNetworks(t *testing.T) {
+	_, sock := fake(t, t.TempDir())
+	post(t, sock, "/networks/create", `{"Name":"app_default"}`)
+	post(t, sock, "/networks/create", `{"Name":"asked","IPAM":{"Config":[{"Subnet":"10.1.2.0/24"},{"Subnet":"fd00::/64"}]}}`)
+	post(t, sock, "/networks/create", `{"Name":"unknown","IPAM":{"Config":[{"Subnet":"10.1.3.0/24","Gateway":"10.1.3.1"}]}}`)
+	got, err := engine.GetNetworks(t.Context(), sock)
+	want := []engine.Network{
+		{Name: "bridge", Subnet: netip.MustParsePrefix("172.17.0.0/16")},
+		{Name: "app_default", Subnet: netip.MustParsePrefix("172.18.0.0/16")},
+		{Name: "asked", Subnet: netip.MustParsePrefix("10.1.2.0/24"), Asked: true},
+		{Name: "unknown", Subnet: netip.MustParsePrefix("10.1.3.0/24")},
+	}
+	if !slices.Equal(got, want) || err != nil {
+		t.Errorf("%v, %v; want %v", got, err, want)
 	}
 }

@@ -97,7 +97,7 @@ func FuzzEngine(f *testing.F) {
 		}
 		_, err = engine.GetWishes(ctx, dial, "a")
 		check(err)
-		check(engine.Watch(ctx, dial, func(r engine.Running) {
+		check(engine.Watch(ctx, dial, nil, func(r engine.Running) {
 			for _, p := range r.Ports {
 				short(t, p.Container, p.ID, p.Protocol, p.IP.String())
 			}

@@ -11,6 +11,9 @@ import (
 type Network struct {
 	Name   string
 	Subnet netip.Prefix
+	// Asked says that whoever made the network asked for the subnet. The engine tells it of most:
+	// where it was not asked for a subnet, it says the gateway that it has chosen, and no more.
+	Asked bool
 }
 
 // maxNetworks bounds what is kept of a list.
@@ -27,7 +30,8 @@ func GetNetworks(ctx context.Context, sock string) ([]Network, error) {
 		for _, n := range all.Items {
 			for _, i := range n.IPAM.Config {
 				if i.Subnet.Addr().Is4() && len(list) < maxNetworks {
-					list = append(list, Network{clip(n.Name, maxName), i.Subnet.Masked()})
+					asked := !i.Gateway.IsValid() || i.IPRange.IsValid() || len(i.AuxAddress) > 0
+					list = append(list, Network{clip(n.Name, maxName), i.Subnet.Masked(), asked})
 				}
 			}
 		}

@@ -64,7 +64,10 @@ const (
 // Watch calls f with what running containers have of the host, at once and after each
 // change, until ctx ends or the connection breaks, and returns why. A container that dies
 // is told without asking the engine again.
-func Watch(ctx context.Context, dial Dial, f func(Running)) error {
+//
+// What comes by looks, which may be nil, asks for a list out of turn: it is called when f has
+// been told what the engine answered to a question after that, or when Watch ends.
+func Watch(ctx context.Context, dial Dial, looks <-chan func(), f func(Running)) error {
 	return over(dial, "follow the engine", func(c *client.Client) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -77,17 +80,31 @@ func Watch(ctx context.Context, dial Dial, f func(Running)) error {
 		due := time.NewTimer(0) // for the next list
 		defer due.Stop()
 		late, rest := settle, time.Time{}
+		var told []func() // by the next list, which is due now
+		tell := func() {
+			for _, f := range told {
+				f()
+			}
+			told = nil
+		}
+		defer tell()
 		for {
 			select {
 			case m := <-stream.Messages:
 				w.event(m)
-				due.Reset(max(0, time.Until(rest)))
+				if len(told) == 0 {
+					due.Reset(max(0, time.Until(rest)))
+				}
 				late = settle
+			case f := <-looks:
+				told = append(told, f)
+				due.Reset(0)
 			case <-due.C:
 				begin := time.Now()
 				if err := w.list(ctx); err != nil {
 					return err
 				}
+				tell()
 				rest = time.Now().Add(restFactor * time.Since(begin))
 				due.Reset(late)
 				late = relist

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ func watch(t *testing.T, dial engine.Dial) (told <-chan []engine.Port, ended <-c
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	lists, err := make(chan []engine.Port, 1000), make(chan error, 1)
-	go func() { err <- engine.Watch(ctx, dial, func(r engine.Running) { lists <- r.Ports }) }()
+	go func() { err <- engine.Watch(ctx, dial, nil, func(r engine.Running) { lists <- r.Ports }) }()
 	t.Cleanup(cancel)
 	return lists, err
 }
@@ -79,7 +80,7 @@ func TestWatch(t *testing.T) {
 	if err := <-ended; err == nil || !strings.HasPrefix(err.Error(), "follow the engine: ") {
 		t.Errorf("ended with %v", err)
 	}
-	if err := engine.Watch(t.Context(), dialer(sock+"x"), func(engine.Running) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
+	if err := engine.Watch(t.Context(), dialer(sock+"x"), nil, func(engine.Running) { t.Error("told") }); !errors.Is(err, engine.ErrUnavailable) {
 		t.Errorf("without an engine: %v", err)
 	}
 }
@@ -131,6 +132,43 @@ func TestWatchStaleList(t *testing.T) {
 	next(t, told, 0)
 }
 
+// TestWatchLook: who asks for a list is told of one that the engine was asked for afterwards,
+// though no event says that anything has changed; and of the end.
+func TestWatchLook(t *testing.T) {
+	e, sock := fake(t, t.TempDir())
+	e.Mute()
+	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}}}`)
+	looks, ended := make(chan func()), make(chan error, 1)
+	var list atomic.Pointer[[]engine.Port]
+	go func() {
+		ended <- engine.Watch(t.Context(), dialer(sock), looks, func(r engine.Running) { list.Store(&r.Ports) })
+	}()
+	look := func() <-chan struct{} {
+		known := make(chan struct{})
+		looks <- func() { close(known) }
+		return known
+	}
+	for i := range 20 {
+		path, want := "/containers/web/start", 1
+		if i%2 == 1 {
+			path, want = "/containers/web/stop", 0
+		}
+		post(t, sock, path, "")
+		<-look()
+		if n := len(*list.Load()); n != want {
+			t.Errorf("after %s: %d ports, want %d", path, n, want)
+		}
+	}
+	release := e.HoldLists()
+	defer release()
+	known := look()
+	_ = e.Close()
+	<-known
+	if err := <-ended; err == nil {
+		t.Error("it ended well")
+	}
+}
+
 // What running containers have of the host by binds is told, too.
 func TestWatchBound(t *testing.T) {
 	sock := handler(t, map[string]any{
@@ -146,7 +184,7 @@ func TestWatchBound(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var got []engine.Bind
-	_ = engine.Watch(ctx, dialer(sock), func(r engine.Running) {
+	_ = engine.Watch(ctx, dialer(sock), nil, func(r engine.Running) {
 		got = r.Binds
 		cancel()
 	})

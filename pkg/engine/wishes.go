@@ -15,8 +15,10 @@ type Binding struct{ HostIP, HostPort string }
 type Wishes struct {
 	ID, Name string               // of the container
 	Bindings map[string][]Binding // by its own ports ("80/tcp")
-	Binds    []string             // "source:target[:options]"
-	Mounts   []Mount
+	// PublishAll says that it publishes its exposed ports, too: the engine chooses where.
+	PublishAll bool
+	Binds      []string // "source:target[:options]"
+	Mounts     []Mount
 }
 
 // Mount is a mount of a container's that is not among its Binds, in part.
@@ -36,6 +38,7 @@ func GetWishes(ctx context.Context, dial Dial, name string) (Wishes, error) {
 		}
 		w.ID, w.Name = clip(answer.Container.ID, maxName), strings.TrimPrefix(answer.Container.Name, "/")
 		host := answer.Container.HostConfig
+		w.PublishAll = host.PublishAllPorts
 		for port, wishes := range host.PortBindings {
 			for _, wish := range wishes {
 				b := Binding{HostPort: wish.HostPort}

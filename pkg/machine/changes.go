@@ -43,7 +43,7 @@ func (m *Machine) changes(ctx context.Context, dom vm.Domain) []string {
 		}
 	}
 	daemon, err := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon))
-	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
+	pools := subnet.Read(daemon).Pools // others are no change of devvm.toml's
 	if err == nil && !bytes.Equal(daemon, m.engineConfig(pools)) {
 		out = append(out, "docker.daemon")
 	}

@@ -7,10 +7,11 @@ import (
 	"slices"
 	"time"
 
-	"github.com/devvm/devvm/pkg/state"
-
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
+	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // The engine gives its networks addresses when they are made, from pools that it reads when it
@@ -35,8 +36,7 @@ func (m *Machine) choosePools() subnet.Pools {
 	if m.pools != nil || m.Config.HasPools() {
 		return m.pools
 	}
-	daemon, _ := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon)) // none: a new VM
-	had, _ := subnet.Of(daemon)
+	had := engineSettings(m.Files).Pools
 	routes := m.routes()
 	pools, why := subnet.Choose(routes, had)
 	m.pools = pools
@@ -48,16 +48,42 @@ func (m *Machine) choosePools() subnet.Pools {
 	return m.pools
 }
 
-// AdviceClash says what to do about a network that hides something of this host.
-const AdviceClash = "devvm down; devvm up lets the engine choose others, for networks when they are made again (docker compose down, docker network rm)"
+// engineSettings are those that the engine of a VM runs with; none, if it is a new one or that of
+// a cloud image.
+func engineSettings(f state.Files) subnet.Settings {
+	daemon, _ := os.ReadFile(filepath.Join(f.Credentials(), credentialDaemon))
+	return subnet.Read(daemon)
+}
+
+// What to do about a network that hides something of this host, by the source of its addresses.
+const (
+	AdviceClash       = "devvm down; devvm up lets the engine choose others, for networks when they are made again (docker compose down, docker network rm)"
+	AdviceClashPools  = "name others in [docker.daemon] default-address-pools of devvm.toml, then devvm down; devvm up, for networks when they are made again (docker compose down, docker network rm)"
+	AdviceClashBridge = "name others in [docker.daemon] bip (and fixed-cidr) of devvm.toml, then devvm down; devvm up"
+	AdviceClashSubnet = "change its subnet where the network is made (ipam in compose.yaml, docker network create --subnet), and make it again (docker compose down, docker network rm)"
+)
+
+// AdviceFor says what to do about a network that hides something of this host.
+func AdviceFor(c subnet.Clash) string {
+	switch c.Source {
+	case subnet.SourcePools:
+		return AdviceClashPools
+	case subnet.SourceBridge:
+		return AdviceClashBridge
+	case subnet.SourceSubnet:
+		return AdviceClashSubnet
+	case subnet.SourceDevvm:
+	}
+	return AdviceClash
+}
 
 // patienceClashes bounds the engine's answer.
 const patienceClashes = 5 * time.Second
 
 // Clashes finds the networks of a running engine that hide what this host reaches now, perhaps
 // by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
-// made with.
-func (e *Env) Clashes(ctx context.Context, f state.Files) []subnet.Clash {
+// made with. load gives the configuration of its next start.
+func (e *Env) Clashes(ctx context.Context, f state.Files, load func() (config.Config, error)) []subnet.Clash {
 	routes := e.routes()
 	if len(routes) == 0 {
 		return nil
@@ -72,12 +98,20 @@ func (e *Env) Clashes(ctx context.Context, f state.Files) []subnet.Clash {
 	for i, n := range networks {
 		list[i] = subnet.Network(n)
 	}
-	return subnet.Clashes(routes, list)
+	if len(subnet.Overlaps(routes, list)) == 0 {
+		return nil
+	}
+	now := engineSettings(f)
+	own := now.Own()
+	if c, err := load(); err == nil {
+		own = subnet.Read(c.DaemonJSON(usernet.DefaultMTU, nil))
+	}
+	return subnet.Clashes(routes, list, now, own)
 }
 
 // NoteClashes notes the networks that hide something.
 func (m *Machine) NoteClashes(ctx context.Context) {
-	for _, c := range m.Clashes(ctx, m.Files) {
-		m.Progress.Note("%s; %s", c, AdviceClash)
+	for _, c := range m.Clashes(ctx, m.Files, func() (config.Config, error) { return m.Config, nil }) {
+		m.Progress.Note("%s; %s", c, AdviceFor(c))
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/state"
 
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/subnet"
@@ -109,7 +110,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
-			st.Clashes = s.Clashes(ctx, f)
+			st.Clashes = s.Clashes(ctx, f, func() (config.Config, error) { return s.Config(p.Dir) })
 			if st.Unprovisioned {
 				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.Provisioned(), "devvm up"
 			}

@@ -99,37 +99,65 @@ func (p Pools) Overlap(routes []Route) (Route, bool) {
 	return Route{}, false
 }
 
-// Of returns the pools that are in an engine's configuration, nil if there are none, and all
-// that its networks can have by it.
-func Of(daemonJSON []byte) (pools, all Pools) {
+// Settings are what an engine's configuration says of its networks' addresses.
+type Settings struct {
+	Pools  Pools          // nil: none, and the engine has its own
+	Bridge []netip.Prefix // of Docker's own bridge
+}
+
+// Read takes the settings from an engine's configuration, as far as it is understood.
+func Read(daemonJSON []byte) Settings {
 	var d struct {
 		Pools Pools  `json:"default-address-pools"`
-		Own   string `json:"bip"`
+		Bip   string `json:"bip"`
+		Fixed string `json:"fixed-cidr"`
 	}
 	if err := json.Unmarshal(daemonJSON, &d); err != nil {
-		return nil, docker
+		return Settings{}
 	}
-	all = slices.Clone(d.Pools)
-	if len(all) == 0 {
-		all = slices.Clone(docker)
+	s := Settings{Pools: d.Pools}
+	for _, text := range []string{d.Bip, d.Fixed} {
+		if p, err := netip.ParsePrefix(text); err == nil {
+			s.Bridge = append(s.Bridge, p.Masked())
+		}
 	}
-	if own, err := netip.ParsePrefix(d.Own); err == nil {
-		all = append(all, Pool{own.Masked(), own.Bits()})
+	return s
+}
+
+// Own are the settings without what devvm has chosen.
+func (s Settings) Own() Settings {
+	if slices.ContainsFunc(plans, s.Pools.equal) {
+		s.Pools = nil
 	}
-	return d.Pools, all
+	return s
 }
 
 // Network is one of the engine's.
 type Network struct {
 	Name   string
 	Subnet netip.Prefix
+	// Asked says that whoever made the network asked for the subnet. Without it, nobody may
+	// know.
+	Asked bool
 }
+
+// Source is what gave a network its addresses: where to give it others.
+type Source string
+
+// The sources of addresses.
+const (
+	SourceDevvm  Source = "devvm"  // devvm's choice, which would be another one now
+	SourcePools  Source = "pools"  // default-address-pools, or devvm has no other choice
+	SourceBridge Source = "bridge" // what is said of Docker's own bridge: bip, fixed-cidr
+	SourceSubnet Source = "subnet" // whoever made the network
+)
 
 // Clash is a network of the engine's that hides what this host reaches by a route.
 type Clash struct {
 	Network string       `json:"network"`
 	Subnet  netip.Prefix `json:"subnet"`
 	Route   Route        `json:"route"`
+	Source  Source       `json:"source"`
 }
 
 // String says it in a sentence's part.
@@ -137,16 +165,56 @@ func (c Clash) String() string {
 	return fmt.Sprintf("network %s (%s) hides %s of this host", c.Network, c.Subnet, c.Route)
 }
 
-// Clashes lists the networks that overlap with a route, each with the first that does.
-func Clashes(routes []Route, networks []Network) []Clash {
+// Overlaps lists the networks that overlap with a route, each with the first that does, and
+// without the source.
+func Overlaps(routes []Route, networks []Network) []Clash {
 	var list []Clash
 	for _, n := range networks {
 		i := slices.IndexFunc(routes, func(r Route) bool { return r.To.Overlaps(n.Subnet) })
 		if i >= 0 {
-			list = append(list, Clash{n.Name, n.Subnet, routes[i]})
+			list = append(list, Clash{Network: n.Name, Subnet: n.Subnet, Route: routes[i]})
 		}
 	}
 	return list
+}
+
+// defaultBridge is the name of the engine's network that is there by itself.
+const defaultBridge = "bridge"
+
+// Clashes is [Overlaps], with the sources. now are the settings that the engine runs with, own
+// are those that the user has for its next start.
+func Clashes(routes []Route, networks []Network, now, own Settings) []Clash {
+	next := own.Pools
+	if next == nil {
+		next, _ = Choose(routes, now.Pools)
+	}
+	list := Overlaps(routes, networks)
+	for i, c := range list {
+		asked := slices.ContainsFunc(networks, func(n Network) bool { return n.Name == c.Network && n.Subnet == c.Subnet && n.Asked })
+		_, again := next.Overlap([]Route{c.Route})
+		switch {
+		case c.Network == defaultBridge && len(own.Bridge) > 0:
+			list[i].Source = SourceDevvm
+			if slices.ContainsFunc(own.Bridge, c.Route.To.Overlaps) {
+				list[i].Source = SourceBridge
+			}
+		case c.Network != defaultBridge && (asked || !given(c.Subnet, now.Pools, own.Pools)):
+			list[i].Source = SourceSubnet
+		case again:
+			list[i].Source = SourcePools
+		default:
+			list[i].Source = SourceDevvm
+		}
+	}
+	return list
+}
+
+// given tells whether an engine can have given out a subnet by itself, with these pools or with
+// devvm's choices of before.
+func given(subnet netip.Prefix, pools ...Pools) bool {
+	return slices.ContainsFunc(append(append(pools, docker), plans...), func(p Pools) bool {
+		return slices.ContainsFunc(p, func(o Pool) bool { return o.Size == subnet.Bits() && o.Base.Contains(subnet.Addr()) })
+	})
 }
 
 // leastBits is the length of the shortest prefix that counts: a shorter one is the way to

@@ -67,30 +67,71 @@ func TestPlans(t *testing.T) {
 	}
 }
 
-func TestOf(t *testing.T) {
-	b, err := json.Marshal(map[string]any{"default-address-pools": plans[1], "bip": "10.9.0.1/24"})
+func TestRead(t *testing.T) {
+	b, err := json.Marshal(map[string]any{"default-address-pools": plans[1], "bip": "10.9.0.1/24", "fixed-cidr": "10.9.0.128/25"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	pools, all := Of(b)
-	if !pools.equal(plans[1]) || !all.equal(append(slices.Clone(plans[1]), pool("10.9.0.0/24", 24))) {
-		t.Errorf("%v, %v of %s", pools, all, b)
+	bridge := []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24"), netip.MustParsePrefix("10.9.0.128/25")}
+	if s := Read(b); !s.Pools.equal(plans[1]) || !slices.Equal(s.Bridge, bridge) || s.Own().Pools != nil || len(s.Own().Bridge) != 2 {
+		t.Errorf("%v of %s", s, b)
 	}
 	for _, s := range []string{"", "{}", `{"bip": "nonsense"}`, `{"default-address-pools": 7}`} {
-		if pools, all := Of([]byte(s)); pools != nil || !all.equal(docker) {
-			t.Errorf("%q: %v, %v", s, pools, all)
+		if got := Read([]byte(s)); got.Pools != nil || got.Bridge != nil {
+			t.Errorf("%q: %v", s, got)
 		}
+	}
+	if s := Read([]byte(`{"default-address-pools": [{"base": "100.64.0.0/16", "size": 24}]}`)); len(s.Own().Pools) != 1 {
+		t.Error(s)
 	}
 }
 
+// TestClashes: each network that hides something is told with what gave it its addresses.
 func TestClashes(t *testing.T) {
-	networks := []Network{
-		{"bridge", netip.MustParsePrefix("172.17.0.0/16")},
-		{"app_default", netip.MustParsePrefix("172.18.0.0/16")},
+	vpn := routes("172.18.4.0/22")
+	all := routes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "198.18.0.0/15")
+	devvm := Settings{Pools: Default()}
+	own := Settings{Pools: Pools{pool("172.18.0.0/16", 20)}}
+	other := Settings{Pools: Pools{pool("100.64.0.0/16", 24)}}
+	bip := func(s string) Settings { return Settings{Bridge: []netip.Prefix{netip.MustParsePrefix(s)}} }
+	for _, c := range []struct {
+		name     string
+		routes   []Route
+		network  string
+		subnet   string
+		asked    bool
+		now, own Settings
+		want     Source
+	}{
+		{"devvm's choice", vpn, "app_default", "172.18.0.0/16", false, devvm, Settings{}, SourceDevvm},
+		{"a choice of before", vpn, "app_default", "172.18.0.0/16", false, Settings{Pools: plans[1]}, Settings{}, SourceDevvm},
+		{"Docker's", routes("192.168.1.0/24"), "app_default", "192.168.0.0/20", false, Settings{}, Settings{}, SourceDevvm},
+		{"no other choice", all, "app_default", "172.18.0.0/16", false, devvm, Settings{}, SourcePools},
+		{"the bridge", routes("172.17.3.0/24"), "bridge", "172.17.0.0/16", true, devvm, Settings{}, SourceDevvm},
+		{"the user's pools", vpn, "app_default", "172.18.0.0/20", false, own, own, SourcePools},
+		{"the bridge of the user's pools", vpn, "bridge", "172.18.0.0/20", false, own, own, SourcePools},
+		{"pools that are mended, and the engine runs with the old ones", vpn, "app_default", "172.18.0.0/20", false, own, other, SourceDevvm},
+		{"pools that are mended, and the network is not made again", vpn, "app_default", "172.18.0.0/16", false, other, other, SourceDevvm},
+		{"the user's pools that are gone", vpn, "app_default", "172.18.0.0/20", false, own, Settings{}, SourceDevvm},
+		{"a subnet that was asked for", vpn, "app_default", "172.18.0.0/16", true, devvm, Settings{}, SourceSubnet},
+		{"with a gateway", vpn, "app_default", "172.18.5.0/24", false, devvm, Settings{}, SourceSubnet},
+		{"in the user's pools", vpn, "app_default", "172.18.5.0/24", false, own, own, SourceSubnet},
+		{"the bridge's own", vpn, "bridge", "172.18.5.0/24", true, bip("172.18.5.0/24"), bip("172.18.5.0/24"), SourceBridge},
+		{"the bridge's own, mended", vpn, "bridge", "172.18.5.0/24", true, bip("172.18.5.0/24"), bip("172.19.5.0/24"), SourceDevvm},
+		{"another, where the bridge has its own", vpn, "app_default", "172.18.0.0/16", false, bip("172.18.5.0/24"), bip("172.18.5.0/24"), SourceDevvm},
+	} {
+		networks := []Network{
+			{"free", netip.MustParsePrefix("172.32.0.0/16"), false},
+			{c.network, netip.MustParsePrefix(c.subnet), c.asked},
+		}
+		got := Clashes(c.routes, networks, c.now, c.own)
+		if len(got) != 1 || got[0].Network != c.network || got[0].Source != c.want {
+			t.Errorf("%s: %+v, want %s", c.name, got, c.want)
+		}
 	}
-	got := Clashes(routes("10.0.0.0/8", "172.18.5.0/24"), networks)
-	if len(got) != 1 || got[0].String() != "network app_default (172.18.0.0/16) hides 172.18.5.0/24 (wg0) of this host" {
-		t.Errorf("%v", got)
+	text := Clash{Network: "app_default", Subnet: netip.MustParsePrefix("172.18.0.0/16"), Route: vpn[0]}.String()
+	if text != "network app_default (172.18.0.0/16) hides 172.18.4.0/22 (wg0) of this host" {
+		t.Error(text)
 	}
 }
 

@@ -53,6 +53,9 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 	v.Edits = append(v.Edits, narrowed...)
 	if v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold); err == nil && call.Kind == dockerproxy.Start {
 		v.Done = s.holdFiles(w.id, w.binds, v.Done)
+		if len(w.bindings) > 0 || w.publishAll {
+			v.BeforeAnswer = s.awaitPorts
+		}
 	}
 	return v, err
 }
@@ -157,6 +160,8 @@ type wishes struct {
 	id, name string // of the container, "" if it has none yet
 	binds    []guard.Bind
 	bindings map[string][]ports.Binding
+	// publishAll says that it publishes others, too, and the engine chooses where.
+	publishAll bool
 }
 
 // ask takes what a call says.
@@ -176,7 +181,7 @@ func (w *wishes) ask(host dockerproxy.HostConfig) {
 
 // know takes what the engine knows.
 func (w *wishes) know(known engine.Wishes) {
-	w.id, w.name = known.ID, known.Name
+	w.id, w.name, w.publishAll = known.ID, known.Name, known.PublishAll
 	for port, list := range known.Bindings {
 		for _, b := range list {
 			w.bindings[port] = append(w.bindings[port], ports.Binding(b))

@@ -30,7 +30,7 @@ type PortOptions struct {
 const (
 	holdCall    = 2 * time.Minute  // a port, for as long as the engine takes to answer
 	holdCreated = 5 * time.Second  // then, for a container that is to be started
-	holdStarted = 2 * time.Second  // then, until the list shows that the container runs
+	holdStarted = 2 * time.Second  // then, if no list has come by then (awaitPorts)
 	holdListed  = 30 * time.Second // a file, until then: it costs less, and its loss is for good
 	firstRelist = 100 * time.Millisecond
 	lastRelist  = 5 * time.Second
@@ -54,7 +54,7 @@ func (s *supervisor) configurePorts() {
 func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 	wait := firstRelist
 	for {
-		err := engine.Watch(ctx, func(ctx context.Context) (net.Conn, error) { return link.DialUnix(ctx, engineSocket) },
+		err := engine.Watch(ctx, func(ctx context.Context) (net.Conn, error) { return link.DialUnix(ctx, engineSocket) }, s.looks,
 			func(running engine.Running) {
 				wait = firstRelist
 				s.setPorts(link, running)
@@ -97,6 +97,21 @@ func (s *supervisor) setPorts(link *guest.Client, running engine.Running) {
 	if !s.status.PortsKnown || s.status.PortsProblem != "" {
 		s.status.PortsKnown, s.status.PortsProblem = true, ""
 		s.tell()
+	}
+}
+
+// awaitPorts returns when this host's sockets are those of the containers that run now, or
+// when ctx ends. Which ports these publish the engine alone knows, where it has chosen.
+func (s *supervisor) awaitPorts(ctx context.Context) {
+	known := make(chan struct{})
+	select {
+	case s.looks <- func() { close(known) }:
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-known:
+	case <-ctx.Done():
 	}
 }
 

@@ -114,6 +114,7 @@ type supervisor struct {
 	changed  chan struct{} // closed and replaced at each change
 	proxy    *dockerproxy.Proxy
 	ports    *ports.Table
+	looks    chan func()   // to followPorts; see engine.Watch
 	files    *share.Server // nil: the VM has nothing of the host's
 	ended    chan struct{} // closed when nothing runs any more but the server of control.sock
 
@@ -148,6 +149,7 @@ func Run(ctx context.Context, o Options) error {
 		ended:   make(chan struct{}),
 		room:    room{turn: make(chan struct{}, 1), wanted: make(chan struct{}, 1)},
 		called:  make(chan struct{}, 1),
+		looks:   make(chan func()),
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Transport: "nfs", Why: whyNFS})

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -17,10 +18,13 @@ type Container struct {
 	Name     string
 	Size     int64
 	Running  bool
-	Started  bool                 // it has run
+	Starts   int                  // how often it has been started
 	Bindings map[string][]Binding // HostConfig.PortBindings
 	Binds    []string             // HostConfig.Binds
 	Mounts   json.RawMessage      // HostConfig.Mounts
+
+	PublishAll bool     // HostConfig.PublishAllPorts
+	Exposed    []string // ExposedPorts
 }
 
 // Binding is a wish of a container's to publish a port.
@@ -43,16 +47,25 @@ type Published struct {
 const chosen = 21000
 
 // Published are the ports that the container publishes. Ports that the engine is to
-// choose are derived from the container's own.
+// choose are derived from the container's own, and are others after each start.
 func (c Container) Published() []Published {
 	var list []Published
-	for port, wishes := range c.Bindings {
+	bindings := maps.Clone(c.Bindings)
+	if c.PublishAll && bindings == nil {
+		bindings = map[string][]Binding{}
+	}
+	for _, port := range c.Exposed {
+		if c.PublishAll && len(bindings[port]) == 0 {
+			bindings[port] = []Binding{{}}
+		}
+	}
+	for port, wishes := range bindings {
 		number, protocol, _ := strings.Cut(port, "/")
 		private, _ := strconv.Atoi(number)
 		for _, w := range wishes {
 			first, _, _ := strings.Cut(w.HostPort, "-") // of a range, if it is one
 			public, _ := strconv.Atoi(first)
-			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, chosen+private), Type: cmp.Or(protocol, "tcp")}
+			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, chosen+100*(c.Starts%10)+private), Type: cmp.Or(protocol, "tcp")}
 			if p.IP != "" {
 				list = append(list, p)
 				continue
@@ -78,15 +91,20 @@ func (e *Engine) OnPublish(f func(c Container, running bool)) {
 
 func (e *Engine) handleContainers(mux *http.ServeMux) {
 	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, r *http.Request) {
+		if !e.awaitLists(r) {
+			return
+		}
 		all := r.URL.Query().Get("all")
 		answer(w, http.StatusOK, containers(e.State(), all == "1" || all == "true"))
 	})
 	mux.HandleFunc("POST /containers/create", func(w http.ResponseWriter, r *http.Request) {
 		var body struct {
-			HostConfig struct {
-				PortBindings map[string][]Binding
-				Binds        []string
-				Mounts       json.RawMessage
+			ExposedPorts map[string]struct{}
+			HostConfig   struct {
+				PortBindings    map[string][]Binding
+				PublishAllPorts bool
+				Binds           []string
+				Mounts          json.RawMessage
 			}
 		}
 		if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
@@ -97,6 +115,7 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 		c := Container{
 			ID: newID(r.URL.Query().Get("name")), Name: r.URL.Query().Get("name"),
 			Bindings: host.PortBindings, Binds: host.Binds, Mounts: host.Mounts,
+			PublishAll: host.PublishAllPorts, Exposed: slices.Sorted(maps.Keys(body.ExposedPorts)),
 		}
 		if c.Name == "" {
 			c.Name = "c" + c.ID[:8]
@@ -113,12 +132,14 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 		switch {
 		case c.Running:
 			status = "running"
-		case c.Started:
+		case c.Starts > 0:
 			status = "exited"
 		}
 		answer(w, http.StatusOK, map[string]any{
 			"Id": c.ID, "Name": "/" + c.Name, "State": map[string]any{"Running": c.Running, "Status": status},
-			"HostConfig": map[string]any{"PortBindings": c.Bindings, "Binds": c.Binds, "Mounts": c.Mounts},
+			"HostConfig": map[string]any{
+				"PortBindings": c.Bindings, "PublishAllPorts": c.PublishAll, "Binds": c.Binds, "Mounts": c.Mounts,
+			},
 		})
 	})
 	for path, running := range map[string][]bool{"start": {true}, "stop": {false}, "kill": {false}, "restart": {false, true}} {
@@ -179,14 +200,15 @@ func (e *Engine) run(w http.ResponseWriter, r *http.Request, on bool) bool {
 	if c.Running == on {
 		return true
 	}
-	c.Running, c.Started = on, true
+	c.Running = on
 	if on {
+		c.Starts++
 		e.published(c)
 	}
 	_ = e.change(func(s *State) {
 		for i := range s.Containers {
 			if s.Containers[i].ID == c.ID {
-				s.Containers[i].Running, s.Containers[i].Started = on, true
+				s.Containers[i].Running, s.Containers[i].Starts = on, c.Starts
 			}
 		}
 	})
@@ -228,6 +250,9 @@ func (e *Engine) tell(c Container, action string) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.mute {
+		return
+	}
 	for s := range e.subscribers {
 		select {
 		case s <- message:

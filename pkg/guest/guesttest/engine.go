@@ -30,14 +30,15 @@ const APIVersion = "1.45"
 // requests ask, and keeps images, containers and volumes in a file, so that
 // tests see state go with a disk and come back with it.
 //
-// POST /images/load, /containers/create and /volumes/create make state. Containers can
+// POST /images/load, /containers/create, /networks/create and /volumes/create make state. Containers can
 // be started, stopped, killed, restarted, renamed and removed; GET /events tells. They
 // run nothing, but what they publish is listed, and [Engine.OnPublish] hears of it. Some
 // paths of its own serve tests of what lies in between: POST /test/hijack (an
 // upgraded stream that echoes, and after the client's half-close says how much
 // it got), POST /test/upload (answers with the number of bytes), POST
 // /test/fail?message=TEXT, POST /test/progress?message=TEXT (an answer that begins well, and
-// fails), GET /test/download?bytes=N.
+// fails), GET /test/download?bytes=N, POST /test/mute (from now on its events are lost, as a
+// real engine loses some).
 type Engine struct {
 	server   *http.Server
 	accept   chan net.Conn
@@ -50,6 +51,9 @@ type Engine struct {
 	state       State
 	subscribers map[chan any]bool
 	publish     func(Container, bool)
+	daemon      daemon
+	mute        bool          // its events are lost
+	lists       chan struct{} // lists of containers wait until it is closed; nil: they do not
 }
 
 // State is what an engine holds.
@@ -57,6 +61,7 @@ type State struct {
 	Images     []Object
 	Containers []Container
 	Volumes    []Object
+	Networks   []Network // that were made
 }
 
 // Object is an image, container or volume.
@@ -79,6 +84,7 @@ func NewEngine(dir string) (*Engine, error) {
 		file:   filepath.Join(dir, "engine.json"),
 
 		subscribers: map[chan any]bool{},
+		daemon:      daemon{Pools: dockerPools},
 	}
 	data, err := os.ReadFile(e.file)
 	switch {
@@ -143,6 +149,43 @@ func (e *Engine) Serve(l net.Listener) error { return e.server.Serve(l) }
 // Requests is the number of requests in progress, upgraded ones included.
 func (e *Engine) Requests() int { return int(e.requests.Load()) }
 
+// Mute loses all events from now on.
+func (e *Engine) Mute() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mute = true
+}
+
+// HoldLists leaves questions for lists of containers without an answer until release.
+func (e *Engine) HoldLists() (release func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	held := make(chan struct{})
+	e.lists = held
+	return sync.OnceFunc(func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.lists = nil
+		close(held)
+	})
+}
+
+// awaitLists blocks while lists are held, and says whether the one who asks has waited.
+func (e *Engine) awaitLists(r *http.Request) bool {
+	e.mu.Lock()
+	held := e.lists
+	e.mu.Unlock()
+	if held == nil {
+		return true
+	}
+	select {
+	case <-held:
+		return true
+	case <-r.Context().Done():
+		return false
+	}
+}
+
 // State is what the engine holds now.
 func (e *Engine) State() State {
 	e.mu.Lock()
@@ -200,13 +243,7 @@ func (e *Engine) handler() http.Handler {
 		answer(w, http.StatusOK, images(e.State()))
 	})
 	e.handleContainers(mux)
-	mux.HandleFunc("GET /networks", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `[
-			{"Name": "bridge", "IPAM": {"Config": [{"Subnet": "172.17.0.0/16"}]}},
-			{"Name": "app_default", "IPAM": {"Config": [{"Subnet": "172.18.0.0/16"}, {"Subnet": "fd00::/64"}]}},
-			{"Name": "none", "IPAM": {"Config": null}}
-		]`)
-	})
+	e.handleNetworks(mux)
 	mux.HandleFunc("GET /volumes", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, map[string]any{"Volumes": volumes(e.State(), false), "Warnings": nil})
 	})
@@ -253,6 +290,7 @@ func (e *Engine) handler() http.Handler {
 		message := r.URL.Query().Get("message")
 		_ = json.NewEncoder(w).Encode(map[string]any{"errorDetail": map[string]string{"message": message}, "error": message})
 	})
+	mux.HandleFunc("POST /test/mute", func(http.ResponseWriter, *http.Request) { e.Mute() })
 	mux.HandleFunc("GET /test/download", func(w http.ResponseWriter, r *http.Request) {
 		n, err := strconv.ParseInt(r.URL.Query().Get("bytes"), 10, 64)
 		if err != nil {
@@ -315,6 +353,7 @@ func (e *Engine) change(change func(*State)) error {
 		Images:     slices.Clone(e.state.Images),
 		Containers: slices.Clone(e.state.Containers),
 		Volumes:    slices.Clone(e.state.Volumes),
+		Networks:   slices.Clone(e.state.Networks),
 	}
 	change(&s)
 	data, err := json.Marshal(s)
