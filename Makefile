@@ -29,7 +29,7 @@ help:
 	@echo 'make hostile   the host'"'"'s processes under a hostile guest for DEVVM_TEST_TIME (10m)'
 	@echo 'make bench     the tables of docs/performance.md; VMTEST_RUN=REGEXP picks some'
 	@echo 'make build     $(BIN)/devvm, one static binary'
-	@echo 'make install   install it in $(PREFIX)/bin'
+	@echo 'make install   install it in $(PREFIX)/bin, with its man pages'
 	@echo 'make lint      golangci-lint $(LINT_VERSION)'
 	@echo 'make clean     remove $(BIN)/'
 
@@ -38,6 +38,7 @@ build:
 
 install: build
 	install -D -m 755 $(BIN)/devvm $(DESTDIR)$(PREFIX)/bin/devvm
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man1 docs/man/*.1
 
 lint: $(LINT)
 	PATH="$(CURDIR)/.ci:$$PATH" $(LINT) run --allow-parallel-runners ./...

@@ -178,12 +178,11 @@ func (a *app) newRootCmd() *cobra.Command {
 		Use:   "devvm",
 		Short: "A small VM with Docker for each project, reachable from this host alone",
 		Long: `devvm gives each project directory its own small VM with Docker Engine in it.
-Docker changes the VM's firewall, never this host's.
-
-  devvm up                 # in a project directory
+Docker changes the VM's firewall, never this host's.`,
+		Example: `  devvm up                 # in a project directory
   eval "$(devvm env)"      # DOCKER_HOST points at the VM
   docker compose up        # any Docker client, unchanged
-  devvm nuke               # reset`,
+  devvm nuke               # start over with a pristine VM`,
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
@@ -200,36 +199,49 @@ Docker changes the VM's firewall, never this host's.
 	}
 	root.CompletionOptions.HiddenDefaultCmd = false
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.SetVersionTemplate("devvm {{.Version}}\n")
-	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages |", fmt.Sprintf(".FlagUsagesWrapped %d |", helpColumns)))
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.dir, "directory", "C", "", "run as if started in this `directory`")
-	flags.StringVar(&a.project, "project", "", "the project's `directory or name` (default: found from the current directory)")
-	flags.CountVarP(&a.verbose, "verbose", "v", "tell more; twice: all")
+	flags.StringVar(&a.project, "project", "", "use this `project`, a directory or a name (default: found from the current directory)")
+	flags.CountVarP(&a.verbose, "verbose", "v", "log more; twice: log everything")
 	complete(root, "directory", cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs))
 	complete(root, "project", a.completion(projectWords, cobra.ShellCompDirectiveDefault))
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
-	root.AddCommand(
-		a.newUpCmd(), a.newDownCmd(), a.newRestartCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(), a.newMoveCmd(), a.newSnapshotCmd(),
-		a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newEnvCmd(), a.newPortsCmd(), a.completes(a.newExposeCmd(), a.portWords), a.newEgressCmd(),
-		a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newDockerCmd()), takesFiles(a.newCpCmd()), a.newLogsCmd(),
-		a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd(), a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newConfigCmd(), a.newInitCmd(), a.newTrustCmd(), a.newVersionCmd(),
-		a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd(),
-	)
-	fillHelp(root)
-	root.InitDefaultHelpCmd()
-	root.InitDefaultCompletionCmd()
-	for _, cmd := range root.Commands() {
-		switch cmd.Name() {
-		case "help":
-			helpsOn(cmd)
-		case "completion": // of a shell that is none, its help would be taken for a script
-			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
-			plainCompletion(cmd)
+	for _, group := range a.commands() {
+		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title + ":"})
+		for _, cmd := range group.commands {
+			cmd.GroupID = group.title
+			root.AddCommand(cmd)
 		}
 	}
+	root.AddCommand(a.newNetCmd(), a.newSupervisorCmd(), a.newOwnerCmd())
+	addHelp(root)
 	return root
+}
+
+// group is a heading below which `devvm --help` and docs/commands.md have some commands.
+type group struct {
+	title    string
+	commands []*cobra.Command
+}
+
+// setUp is the title of the group that the commands of cobra belong to.
+const setUp = "Set up"
+
+// commands are all that users call, in the order that help shows.
+func (a *app) commands() []group {
+	return []group{
+		{"Every day", []*cobra.Command{
+			a.newUpCmd(), a.newDownCmd(), a.newRestartCmd(), a.newSuspendCmd(), a.newNukeCmd(), a.newRmCmd(),
+			a.newEnvCmd(), takesFiles(a.newDockerCmd()), a.newSSHCmd(), takesFiles(a.newExecCmd()), takesFiles(a.newCpCmd()),
+		}},
+		{"Look inside", []*cobra.Command{a.newStatusCmd(), a.newInspectCmd(), a.newLsCmd(), a.newLogsCmd()}},
+		{"Network", []*cobra.Command{a.newPortsCmd(), a.completes(a.newExposeCmd(), a.portWords), a.newEgressCmd()}},
+		{"Disks and images", []*cobra.Command{a.newSnapshotCmd(), a.newImageCmd(), a.newTemplateCmd(), a.newDfCmd(), a.newPruneCmd()}},
+		{setUp, []*cobra.Command{
+			a.newDoctorCmd(), takesFiles(a.newAuditCmd()), a.newInitCmd(), a.newConfigCmd(), a.newTrustCmd(), a.newMoveCmd(), a.newVersionCmd(),
+		}},
+	}
 }
 
 // on is the value of a flag for what a command does anyway.
@@ -250,38 +262,8 @@ func (on) Set(text string) error {
 // alwaysOn gives a command a flag for what it does anyway, which other tools have a flag for. It
 // cannot be turned off.
 func alwaysOn(cmd *cobra.Command, name, shorthand, usage string) {
-	cmd.Flags().VarPF(on{}, name, shorthand, usage).NoOptDefVal = "true"
-}
-
-// plainCompletion says in devvm's words, and in 80 columns, how a shell completes.
-func plainCompletion(cmd *cobra.Command) {
-	cmd.Short = "Write the script with which a shell completes devvm's words"
-	cmd.Long = ""
-	load := map[string]string{
-		"bash":       "  source <(devvm completion bash)  # in this shell; needs bash-completion\n  devvm completion bash | sudo tee /etc/bash_completion.d/devvm",
-		"zsh":        "  source <(devvm completion zsh)   # in this shell\n  devvm completion zsh >\"${fpath[1]}/_devvm\"",
-		"fish":       "  devvm completion fish | source   # in this shell\n  devvm completion fish >~/.config/fish/completions/devvm.fish",
-		"powershell": "  devvm completion powershell | Out-String | Invoke-Expression",
-	}
-	for _, shell := range cmd.Commands() {
-		shell.Short = "The script for " + shell.Name()
-		shell.Long = ""
-		shell.Example = load[shell.Name()]
-		if f := shell.Flags().Lookup("no-descriptions"); f != nil {
-			f.Usage = "complete words alone, without what they mean"
-		}
-	}
-}
-
-// helpColumns is how wide help is, on whatever it is read.
-const helpColumns = 80
-
-// fillHelp breaks the texts of a command and of those below it into lines.
-func fillHelp(cmd *cobra.Command) {
-	cmd.Long = ui.Fill(cmd.Long, helpColumns)
-	for _, below := range cmd.Commands() {
-		fillHelp(below)
-	}
+	f := cmd.Flags().VarPF(on{}, name, shorthand, usage)
+	f.NoOptDefVal, f.DefValue = "true", "" // help shows no default
 }
 
 // log is the logger of a command in the foreground.

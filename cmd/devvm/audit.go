@@ -16,15 +16,18 @@ func (a *app) newAuditCmd() *cobra.Command {
 	var save, since string
 	cmd := &cobra.Command{
 		Use:   "audit",
-		Short: "Prove that the host is untouched and nobody else reaches devvm",
+		Short: "Check that this host is unchanged and only you reach devvm",
 		Long: `Compare this host with what it was before devvm's first VM of this boot: firewall
-rules of both backends, links, addresses, routes, rules, sysctls. List every listener
-that belongs to devvm, as the kernel shows it, and check the modes and owners of its
-sockets, keys and directories. The exit code is 1 if a promise is broken.
+rules of both backends, links, addresses, routes, rules, sysctls. List every socket
+that devvm listens on, as the kernel shows it. Check the modes and owners of its
+sockets, keys and directories. The exit code is 1 if a check fails.
 
-Only root can read firewall rules. To compare them too, as root before devvm's VMs run
-and again while they do: devvm audit --save FILE, devvm audit --since FILE. Root's audit
-looks at the processes of all users.`,
+Only root can read firewall rules. To compare them too, run audit --save as root
+before VMs run, and audit --since while they do. Root's audit looks at the processes
+of all users.`,
+		Example: `  devvm audit
+  sudo devvm audit --save before.json
+  sudo devvm audit --since before.json`,
 		Args: cobra.NoArgs,
 		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
 			if save != "" {
@@ -34,7 +37,7 @@ looks at the processes of all users.`,
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print JSON")
-	cmd.Flags().StringVar(&save, "save", "", "write the host's fingerprint to this `file`, and no more")
+	cmd.Flags().StringVar(&save, "save", "", "write the host's fingerprint to this `file`, and do nothing else")
 	cmd.Flags().StringVar(&since, "since", "", "compare with the fingerprint in this `file`")
 	cmd.MarkFlagsMutuallyExclusive("save", "since")
 	return cmd

@@ -13,8 +13,10 @@ func (a *app) newConfigCmd() *cobra.Command {
 	var example bool
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Print the effective configuration and where each value comes from",
-		Args:  cobra.NoArgs,
+		Short: "Print the settings in effect and where each comes from",
+		Example: `  devvm config
+  devvm config --example      # every key, explained`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if example {
 				_, err := io.WriteString(a.Out, config.Example())

@@ -29,21 +29,21 @@ func (a *app) newCpCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cp [flags] SOURCE... vm:TARGET | vm:SOURCE... TARGET",
 		Short: "Copy files and directories between this host and the VM",
-		Long: `Copy files and directories between this host and the VM, with the rules of cp
-and docker cp: what goes to a directory that is there goes into it, a source that
-ends in "/." is what is in the directory, and directories are merged. Several
-sources go into a directory that is there. A path of the VM that is not absolute
-is relative to /root.
+		Long: `Copy files and directories between this host and the VM, with the rules of cp and
+docker cp. If the target is a directory that exists, the source goes into it. A
+source that ends in "/." is the contents of the directory. Directories are merged.
+Several sources need a directory that exists. A relative path of the VM starts at
+/root.
 
-Modes, modification times and symbolic links are kept; owners are root in the VM
-and you on this host. What arrives is complete under its name, or not there.
+Modes, modification times and symbolic links are kept. The copies belong to root in
+the VM and to you on this host. A file has its name only once it is complete.
 
-A VM can put links into the directories that it can write: the project's, and
-[[mounts]] that are writable. There cp follows none on this host, whether you name
-it or it is on the way, with -L or without, and says so.
+A VM can put symbolic links into the directories that it can write: the project's,
+and writable [[mounts]]. cp follows none of those on this host, neither as the path
+that you name nor on the way to it, with or without -L. It tells you instead.
 
-With "-" on this host's side a tar archive comes from standard input, to be
-unpacked in a directory, or goes to standard output.`,
+With "-" as the path on this host, a tar archive comes from standard input and is
+unpacked into a directory of the VM, or goes to standard output.`,
 		Example: `  devvm cp dump.sql vm:/tmp/
   devvm cp a.txt b.txt vm:/srv
   devvm cp vm:/var/lib/app/. ./data
@@ -62,9 +62,9 @@ unpacked in a directory, or goes to standard output.`,
 			})(cmd, nil)
 		},
 	}
-	cmd.Flags().BoolVarP(&o.follow, "follow-link", "L", false, "copy what the source points to, if it is a symbolic link")
+	cmd.Flags().BoolVarP(&o.follow, "follow-link", "L", false, "if the source is a symbolic link, copy what it points to")
 	cmd.Flags().BoolVarP(&o.quiet, "quiet", "q", false, "show no progress")
-	alwaysOn(cmd, "recursive", "r", "directories are always copied with all that is in them")
+	alwaysOn(cmd, "recursive", "r", "directories are always copied with everything in them")
 	alwaysOn(cmd, "Recursive", "R", "the same")
 	alwaysOn(cmd, "archive", "a", "modes, times and links are always kept")
 	alwaysOn(cmd, "preserve", "p", "the same")

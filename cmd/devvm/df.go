@@ -14,13 +14,14 @@ import (
 func (a *app) newDfCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "df",
-		Short: "Show what takes room on this host's disk",
-		Long: `Show what devvm keeps on this host's disk, by the blocks that the files really
-take. A VM's disk holds only what differs from the template and image that it lies
-on; those are counted once, and USERS says how many disks lie on them. The memory of
-a suspended VM, in libvirt's own directory, is counted with its project. What a running VM
-has free on its own disk is as it said last, a minute ago at most.`,
-		Args: cobra.NoArgs,
+		Short: "Show what devvm takes on this host's disk",
+		Long: `Show what devvm keeps on this host's disk, by the blocks that the files take. A
+VM's disk holds only what differs from its template and image. Those are counted
+once; USERS is how many disks need each. The memory of a suspended VM, in libvirt's
+own directory, counts with its project. What a running VM has free on its own disk
+is at most a minute old.`,
+		Example: "  devvm df",
+		Args:    cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			all, err := s.Ledger(ctx)
 			if err != nil {

@@ -17,12 +17,14 @@ func (a *app) newDockerCmd() *cobra.Command {
 	var noStdin bool
 	cmd := &cobra.Command{
 		Use:   "docker [COMMAND ...]",
-		Short: "Run the VM's own Docker client, with compose and buildx",
-		Long: `Run the Docker client that is in the VM, for hosts without one. Its paths are
-the VM's: it starts in the directory that this one is in the VM. If it is not
-there, a build context comes through a pipe. devvm's own flags come before
+		Short: "Run the VM's own Docker client, with Compose and Buildx",
+		Long: `Run the Docker client of the VM, for hosts without one. Paths are the VM's: the
+client starts in the directory of the VM that is the current one here. If the VM
+does not have it, send a build context through a pipe. devvm's own flags go before
 Docker's first word.`,
-		Example: "  devvm docker ps\n  tar c . | devvm docker build -t app -",
+		Example: `  devvm docker ps
+  devvm docker compose up -d
+  tar c . | devvm docker build -t app -`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				if a.guestDir(s, p) == "" && namesHere(args) {
@@ -44,7 +46,7 @@ Docker's first word.`,
 	}
 	cmd.ValidArgsFunction = a.completeDocker
 	cmd.Flags().SetInterspersed(false) // flags after Docker's command are Docker's
-	cmd.Flags().BoolVarP(&noStdin, "no-stdin", "n", false, "leave standard input alone: the client gets an empty one")
+	cmd.Flags().BoolVarP(&noStdin, "no-stdin", "n", false, "give the client an empty standard input")
 	return cmd
 }
 

@@ -17,11 +17,12 @@ import (
 func (a *app) newDoctorCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this host, with the command that mends what is wrong",
-		Long: `Check what devvm needs of this host. Each check says what was seen, what it
-means and the exact command that mends it. Nothing is changed. The exit code is
-5 if something keeps devvm up from working.`,
-		Args: cobra.NoArgs,
+		Short: "Check this host, and print the commands that fix it",
+		Long: `Check what devvm needs of this host. Each check says what it saw, what that means
+and the exact command that fixes it. doctor changes nothing. The exit code is 5 if
+something keeps devvm up from working.`,
+		Example: "  devvm doctor",
+		Args:    cobra.NoArgs,
 		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {
 			return a.runDoctor(ctx, s)
 		}),

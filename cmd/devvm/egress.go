@@ -21,11 +21,13 @@ func (a *app) newEgressCmd() *cobra.Command {
 	var follow bool
 	cmd := &cobra.Command{
 		Use:   "egress",
-		Short: "Show what the VM has asked for on the network, allowed and refused",
+		Short: "Show what the VM asked for on the network: allowed, refused",
 		Long: `Show what the VM has asked for on the network since it started: connections, and
-names that it may not look up; allowed or refused. The last column is what devvm.toml
-would have to say below [network] to allow what was refused, from the next devvm up
-on, or in brackets why that cannot be.`,
+names that it may not look up. The last column is the line below [network] in
+devvm.toml that would allow what was refused, from the next devvm up on. If nothing
+can allow it, the reason is there in brackets.`,
+		Example: `  devvm egress
+  devvm egress --follow`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if follow {
@@ -34,8 +36,8 @@ on, or in brackets why that cannot be.`,
 			return a.showEgress(ctx, s, p)
 		}),
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until Ctrl-C")
-	cmd.Flags().Bool("json", false, "print JSON; with --follow, a line for each")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "keep printing until Ctrl-C")
+	cmd.Flags().Bool("json", false, "print JSON; with --follow, one line per attempt")
 	return cmd
 }
 

@@ -24,20 +24,18 @@ func (a *app) newEnvCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "env",
 		Short: "Print the variables that point Docker clients at the VM",
-		Long: `Print the variables that point Docker clients at the project's VM:
-
-  eval "$(devvm env)"            bash, zsh
-  devvm env | source             fish
-  eval "$(devvm env --unset)"    take that out again
-
-The user's Docker context is never switched. The VM need not run, nor be there yet.`,
+		Long: `Print the variables that point Docker clients at the project's VM. The VM need not
+run, nor exist yet. devvm never switches your current Docker context.`,
+		Example: `  eval "$(devvm env)"         # bash, zsh
+  devvm env | source          # fish
+  eval "$(devvm env --unset)" # undo it`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(_ context.Context, s *project.Service, p state.Project) error {
 			return a.runEnv(s, p, o)
 		}),
 	}
-	cmd.Flags().StringVar(&o.shell, "shell", "", "bash, zsh, sh or fish (default: the shell that runs this)")
-	cmd.Flags().BoolVar(&o.unset, "unset", false, "print what removes the variables")
+	cmd.Flags().StringVar(&o.shell, "shell", "", "print for this `shell`: bash, zsh, sh or fish (default: the one that runs devvm)")
+	cmd.Flags().BoolVar(&o.unset, "unset", false, "print commands that remove the variables")
 	cmd.Flags().Bool("json", false, "print JSON")
 	cmd.MarkFlagsMutuallyExclusive("unset", "json") // JSON has the variables, not what to do with them
 	complete(cmd, "shell", cobra.FixedCompletions([]cobra.Completion{"bash", "zsh", "sh", "fish"}, cobra.ShellCompDirectiveNoFileComp))

@@ -31,15 +31,19 @@ func (a *app) newExecCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "exec [flags] -- COMMAND [ARG ...]",
 		Short: "Run a command in the VM",
-		Long: `Run a command in the VM as root. Standard input, output, error and the exit
-code are the command's own; there is no terminal unless -t asks for one. It
-starts in the directory that this one is in the VM, if it is there, else in /root.
+		Long: `Run a command in the VM as root. Standard input, output, standard error and the
+exit code are the command's own. Use -t for a terminal. The command starts in the
+directory of the VM that is the current one here, or in /root if the VM does not
+have it.
 
-As with ssh, standard input goes to the command, which may not want it: in a loop
-that reads lines, say -n. The command ends with devvm, however that ends; what it
-has left in the background when it ends itself goes on.`,
-		Example: "  devvm exec -- uname -a\n  devvm exec -it -- bash\n  tar c . | devvm exec -- tar x -C /tmp\n  while read -r name; do devvm exec -n -- id \"$name\"; done <names",
-		Args:    cobra.MinimumNArgs(1),
+As with ssh, the command gets standard input even if it does not want it: in a loop
+that reads lines, use -n. When devvm ends, even killed, the command ends too. What a
+command leaves in the background when it ends by itself keeps running.`,
+		Example: `  devvm exec -- uname -a
+  devvm exec -it -- bash
+  tar c . | devvm exec -- tar x -C /tmp
+  while read -r name; do devvm exec -n -- id "$name"; done <names`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			command, err := a.execCommand(args, o)
 			if err != nil {
@@ -51,12 +55,12 @@ has left in the background when it ends itself goes on.`,
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "run it on a terminal")
-	alwaysOn(cmd, "interactive", "i", "pass on standard input, as it always is without -n")
-	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "leave standard input alone: the command gets an empty one")
-	cmd.Flags().StringVarP(&o.user, "user", "u", "", "run it as this `USER[:GROUP]` of the VM, by name or number (default root)")
-	cmd.Flags().StringVarP(&o.dir, "workdir", "w", "", "the command's `directory` in the VM, from where it starts")
-	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "set `NAME=VALUE` for the command; NAME alone: as it is here, if it is set")
+	cmd.Flags().BoolVarP(&o.tty, "tty", "t", false, "give the command a terminal")
+	alwaysOn(cmd, "interactive", "i", "pass on standard input (always done without -n)")
+	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "give the command an empty standard input")
+	cmd.Flags().StringVarP(&o.user, "user", "u", "", "run as this `USER[:GROUP]` of the VM, by name or number (default root)")
+	cmd.Flags().StringVarP(&o.dir, "workdir", "w", "", "run in this `directory` of the VM; a relative one is below where the command starts")
+	cmd.Flags().StringArrayVarP(&o.env, "env", "e", nil, "set `NAME=VALUE` for the command; NAME alone passes on the value here, if it is set")
 	cmd.MarkFlagsMutuallyExclusive("no-stdin", "tty")
 	cmd.MarkFlagsMutuallyExclusive("no-stdin", "interactive")
 	return cmd

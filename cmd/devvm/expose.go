@@ -22,14 +22,14 @@ func (a *app) newExposeCmd() *cobra.Command {
 	var stop bool
 	var duration time.Duration
 	cmd := &cobra.Command{
-		Use:   "expose [port]",
+		Use:   "expose [PORT]",
 		Short: "Open a published port to others on the network, for a time",
-		Long: `Open a port that a container publishes to the addresses of a range, and to nobody
-else, for a time. It ends by itself then, and with --stop, down, nuke and rm. Nothing in
-devvm.toml can do this. Without a port, list what is exposed.
-
-  devvm expose 8080 --to 192.168.1.0/24 --for 2h
-  devvm expose --stop 8080     # without a port: all`,
+		Long: `Open a port that a container publishes to a range of addresses, and to no one else,
+for a limited time. It closes by itself, or with --stop, down, nuke and rm. Nothing
+in devvm.toml can expose a port. Without PORT, list what is exposed.`,
+		Example: `  devvm expose 8080 --to 192.168.1.0/24 --for 2h
+  devvm expose --stop 8080
+  devvm expose --stop         # all ports`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -74,9 +74,9 @@ devvm.toml can do this. Without a port, list what is exposed.
 			return a.showExposures(r)
 		})(cmd, args)
 	}
-	cmd.Flags().StringVar(&to, "to", "", "the `range` of addresses that may come in, such as 192.168.1.0/24, or one address")
-	cmd.Flags().DurationVar(&duration, "for", time.Hour, "how `long`, such as 2h or 30m")
-	cmd.Flags().BoolVar(&stop, "stop", false, "end the exposure of the port, or all")
+	cmd.Flags().StringVar(&to, "to", "", "let in this `range` of addresses, such as 192.168.1.0/24, or a single address")
+	cmd.Flags().DurationVar(&duration, "for", time.Hour, "close the port after this `time`, such as 2h or 30m")
+	cmd.Flags().BoolVar(&stop, "stop", false, "close the port now; without a port, close all")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
 }

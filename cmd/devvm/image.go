@@ -20,9 +20,13 @@ import (
 func (a *app) newImageCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
-		Short: "Manage the base images of VMs",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Short: "Manage base images",
+		Long: `Manage base images. The disk of a VM starts from one. devvm up builds the default
+image when there is none.`,
+		Example: `  devvm image build
+  devvm image ls`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.newImageBuildCmd(), a.newImageLsCmd(), takesFiles(a.newImageImportCmd()), takesFiles(a.completes(a.newImageExportCmd(), imageWords)), a.completes(a.newImageRmCmd(), imageWords), a.newImagePruneCmd())
 	return cmd
@@ -40,9 +44,10 @@ func (a *app) withImages(f func(ctx context.Context, s *project.Service, args []
 func (a *app) newImageBuildCmd() *cobra.Command {
 	var stock bool
 	cmd := &cobra.Command{
-		Use:   "build [NAME]",
-		Short: "Build a base image from the recipe that comes with devvm",
-		Args:  cobra.MaximumNArgs(1),
+		Use:     "build [NAME]",
+		Short:   "Build a base image from the recipe that comes with devvm",
+		Example: "  devvm image build",
+		Args:    cobra.MaximumNArgs(1),
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			name := image.Default
 			if len(args) > 0 {
@@ -51,7 +56,7 @@ func (a *app) newImageBuildCmd() *cobra.Command {
 			return a.runImageBuild(ctx, s, image.BuildOptions{Name: name, Stock: stock})
 		}),
 	}
-	cmd.Flags().BoolVar(&stock, "stock", false, "do not trim the guest (for comparison: make bench)")
+	cmd.Flags().BoolVar(&stock, "stock", false, "do not trim the guest (only to compare: make bench)")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
 }
@@ -101,6 +106,7 @@ func (a *app) newImageLsCmd() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the base images",
+		Example: "  devvm image ls",
 		Args:    cobra.NoArgs,
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, _ []string) error {
 			images, err := s.Images.List(ctx)
@@ -158,20 +164,22 @@ func (a *app) newImageImportCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import PATH|URL",
 		Short: "Import an image exported on another host, or a cloud image",
-		Long: `Import an image that devvm image export has written, or a cloud image: a disk (qcow2 or
-raw) of a system with cloud-init and apt or dnf, by path or URL. For a URL the checksum is
-needed. Then name it in devvm.toml: image = "NAME".
+		Long: `Import an image that devvm image export wrote, or a cloud image: a disk (qcow2 or
+raw) of a system with cloud-init and apt or dnf. Give a path or a URL; a URL needs
+the checksum. To use it, name it in devvm.toml: image = "NAME".
 
-In a cloud image Docker Engine is installed over the network at the first boot of each
-VM, which takes minutes, and such VMs boot instead of being forked.`,
+With a cloud image, each VM installs Docker Engine over the network at its first
+boot. That takes minutes, and such VMs are booted, not forked.`,
+		Example: `  devvm image import base.tar
+  devvm image import https://example.com/ubuntu.img --name ubuntu --sha256 HEX`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			return a.runImageImport(ctx, s, args[0], o)
 		}),
 	}
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
-	cmd.Flags().StringVar(&o.Name, "name", "", "name to use in devvm.toml (default: the exported image's)")
-	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "checksum that the file must have; needed for URLs")
+	cmd.Flags().StringVar(&o.Name, "name", "", "`name` for devvm.toml (default: the exported image's own)")
+	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "the file's checksum in `hex`; a URL needs it")
 	return cmd
 }
 
@@ -234,9 +242,10 @@ func explainImage(err error) error {
 
 func (a *app) newImageExportCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "export IMAGE FILE",
-		Short: "Write an image to a file that devvm image import takes elsewhere",
-		Args:  cobra.ExactArgs(2),
+		Use:     "export IMAGE FILE",
+		Short:   "Write an image to a file, for devvm image import elsewhere",
+		Example: "  devvm image export debian-13 base.tar",
+		Args:    cobra.ExactArgs(2),
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			path, err := filepath.Abs(args[1])
 			if err != nil {
@@ -265,9 +274,10 @@ func missing(path string) bool {
 func (a *app) newImageRmCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
-		Use:   "rm IMAGE",
-		Short: "Remove a base image that nothing lies on",
-		Args:  cobra.ExactArgs(1),
+		Use:     "rm IMAGE",
+		Short:   "Remove a base image that no disk uses",
+		Example: "  devvm image rm debian-13",
+		Args:    cobra.ExactArgs(1),
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, args []string) error {
 			if !yes {
 				if err := a.confirmLastImage(ctx, s, args[0]); err != nil {
@@ -315,9 +325,10 @@ func (a *app) confirmLastImage(ctx context.Context, s *project.Service, ref stri
 func (a *app) newImagePruneCmd() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use:   "prune",
-		Short: "Remove base images that nothing lies on, but the newest of a name",
-		Args:  cobra.NoArgs,
+		Use:     "prune",
+		Short:   "Remove images that no disk uses, except the newest of each name",
+		Example: "  devvm image prune --dry-run",
+		Args:    cobra.NoArgs,
 		RunE: a.withImages(func(ctx context.Context, s *project.Service, _ []string) error {
 			used, err := s.ImagesInUse(ctx)
 			if err != nil {
@@ -334,11 +345,11 @@ func (a *app) newImagePruneCmd() *cobra.Command {
 			if a.json {
 				return a.JSON(project.Pruned{Images: freed, DryRun: dryRun})
 			}
-			_, err = fmt.Fprintln(a.Out, givenBack(freed, dryRun))
+			_, err = fmt.Fprintln(a.Out, spaceFreed(freed, dryRun))
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say how much it would be, and remove nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "remove nothing; say how much space it would free")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
 }

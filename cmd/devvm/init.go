@@ -18,9 +18,10 @@ func (a *app) newInitCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "init",
 		Short: "Write a devvm.toml to start from",
-		Long: `Write a short, commented devvm.toml into the current directory (or -C's).
-It is optional: a directory without one is a project with the defaults.`,
-		Args: cobra.NoArgs,
+		Long: `Write a short, commented devvm.toml into the current directory (or -C's). The file
+is optional: a directory without one is a project with the defaults.`,
+		Example: "  devvm init",
+		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			dir, err := a.projectDir()
 			if err != nil {

@@ -14,7 +14,8 @@ func (a *app) newInspectCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "inspect",
 		Aliases: []string{"info"},
-		Short:   "Show the project's VM as JSON: devvm status --json",
+		Short:   "Show the project's VM as JSON, like devvm status --json",
+		Example: "  devvm inspect | jq -r .state",
 		Args:    cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			a.json = true

@@ -26,8 +26,10 @@ func (a *app) newLogsCmd() *cobra.Command {
 	var o logsOptions
 	cmd := &cobra.Command{
 		Use:   "logs",
-		Short: "Show logs of the engine, the guest's console or devvm's processes",
-		Args:  cobra.NoArgs,
+		Short: "Show the logs of Docker Engine, the VM's console or devvm",
+		Example: `  devvm logs -f
+  devvm logs --console -n 50`,
+		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if o.tail < -1 {
 				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--tail %d is not a number of lines", o.tail), Hint: "as in: --tail 100, or -1 for all"}
@@ -36,12 +38,12 @@ func (a *app) newLogsCmd() *cobra.Command {
 		}),
 	}
 	f := cmd.Flags()
-	f.BoolVarP(&o.follow, "follow", "f", false, "go on until Ctrl-C")
-	f.IntVarP(&o.tail, "tail", "n", -1, "only the last `lines`; -1: all")
-	f.BoolVar(&o.engine, "engine", false, "Docker Engine's log in the VM (default)")
+	f.BoolVarP(&o.follow, "follow", "f", false, "keep printing until Ctrl-C")
+	f.IntVarP(&o.tail, "tail", "n", -1, "print the last `lines` only; -1 prints all")
+	f.BoolVar(&o.engine, "engine", false, "Docker Engine in the VM (default)")
 	f.BoolVar(&o.console, "console", false, "the guest's serial console")
 	f.BoolVar(&o.supervisor, "supervisor", false, "the process that serves docker.sock")
-	f.BoolVar(&o.network, "network", false, "the process that is the VM's network")
+	f.BoolVar(&o.network, "network", false, "the process that runs the VM's network")
 	f.BoolVar(&o.provision, "provision", false, "the last provisioning")
 	cmd.MarkFlagsMutuallyExclusive("engine", "console", "supervisor", "network", "provision")
 	return cmd

@@ -15,8 +15,10 @@ func (a *app) newLsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List all projects of this user that have a VM, or the disk of one",
-		Args:    cobra.NoArgs,
+		Short:   "List your projects that have a VM or the disk of one",
+		Example: `  devvm ls
+  devvm ls -q                 # names only, for scripts`,
+		Args: cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			list, err := s.List(ctx)
 			if err != nil {

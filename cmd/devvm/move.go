@@ -20,14 +20,16 @@ func (a *app) newMoveCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "move [FROM]",
-		Short: "Take over the VM of this directory's former path",
-		Long: `Take over the VM that this directory had before it was renamed or moved, with all
-that is in it. FROM names the former project, or its path, where devvm does not know
-it: a directory that was copied and then removed. A directory that is still there
-keeps its VM.
+		Short: "Keep the VM of a directory that you renamed or moved",
+		Long: `Run this in a directory that you renamed or moved. It keeps the VM that it had at
+its old path, with everything in it. If devvm does not find the old path itself
+(you copied the directory and removed the original), FROM names the old project or
+path. A directory that still exists keeps its VM.
 
-The VM is stopped, and has the directory at its new path when devvm up starts it.
-Memory of a suspended VM and snapshots do not come along; if there are any, this asks.`,
+The VM is stopped; the next devvm up starts it with the directory at its new path.
+Snapshots, and the memory of a suspended VM, are lost; devvm asks first.`,
+		Example: `  mv ~/src/shop ~/src/store && cd ~/src/store && devvm move
+  devvm move ~/src/shop`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {

@@ -120,21 +120,3 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 	}
 	return e
 }
-
-// helpsOn has the help command refuse what is no command: help for another would look like
-// an answer, and be taken for a script.
-func helpsOn(help *cobra.Command) {
-	help.Run = nil
-	help.RunE = func(cmd *cobra.Command, args []string) error {
-		about := cmd.Root()
-		for _, word := range args {
-			below, rest, err := about.Find([]string{word})
-			if err != nil || below == about || len(rest) > 0 {
-				return unknownCommand(about, word)
-			}
-			about = below
-		}
-		about.InitDefaultHelpFlag()
-		return about.Help()
-	}
-}

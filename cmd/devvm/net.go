@@ -20,7 +20,7 @@ func (a *app) newNetCmd() *cobra.Command {
 	var name, qemuUser string
 	cmd := &cobra.Command{
 		Use:    "net",
-		Short:  "Be the network of a VM (devvm starts this itself)",
+		Short:  "Run the network of a VM (devvm starts this itself)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

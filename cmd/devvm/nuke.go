@@ -22,17 +22,20 @@ func (a *app) newNukeCmd() *cobra.Command {
 	var o nukeOptions
 	cmd := &cobra.Command{
 		Use:   "nuke",
-		Short: "Replace the project's VM by a pristine one",
-		Long: `Destroy the project's VM and all that is in it, and bring up a pristine one.
-The old disk is kept aside until the next nuke: devvm nuke --undo puts it back.
-The project's directory on this host is not touched.`,
+		Short: "Replace the project's VM with a pristine one",
+		Long: `Destroy the project's VM with everything in it, and start a pristine one. The old
+disk is kept until the next nuke: devvm nuke --undo puts it back. The project's
+directory on this host is not touched.`,
+		Example: `  devvm nuke
+  devvm nuke --undo
+  devvm up --yes && devvm nuke --yes    # in a script`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runNuke(ctx, s, p, o)
 		}),
 	}
-	cmd.Flags().BoolVar(&o.NoUp, "no-up", false, "leave the project without a VM")
-	cmd.Flags().BoolVar(&o.Undo, "undo", false, "put the VM back that the last nuke replaced")
+	cmd.Flags().BoolVar(&o.NoUp, "no-up", false, "do not make a new VM")
+	cmd.Flags().BoolVar(&o.Undo, "undo", false, "put back the VM that the last nuke replaced")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd

@@ -15,7 +15,7 @@ func (a *app) newOwnerCmd() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:    "owner",
-		Short:  "Say who has a port, and let a paused VM go on (devvm starts this itself)",
+		Short:  "Find who holds a port, and resume a paused VM (devvm starts this itself)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: a.withService(func(ctx context.Context, s *project.Service, _ []string) error {

@@ -19,11 +19,13 @@ func (a *app) newPortsCmd() *cobra.Command {
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "ports",
-		Short: "Show the ports that containers publish, and where on this host",
-		Long: `Show the ports that the project's running containers publish, the addresses of this
-host that they are open on, and why one is not. All are for this host alone, but for
-those marked LAN (see devvm expose). Every port is also open on the project's own
-address, so that two projects can both publish 5432.`,
+		Short: "Show published ports and where they are open on this host",
+		Long: `Show the ports that the project's running containers publish, the addresses of
+this host on which they are open, and if one is not, why. Only this host can reach
+them, except those marked LAN (see devvm expose). Every port is also open on the
+project's own address, so two projects can both publish 5432.`,
+		Example: `  devvm ports
+  devvm ports --watch --json | jq .`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if watch {
@@ -43,8 +45,8 @@ address, so that two projects can both publish 5432.`,
 			return a.showPorts(r)
 		}),
 	}
-	cmd.Flags().BoolVar(&watch, "watch", false, "show each change, until Ctrl-C")
-	cmd.Flags().Bool("json", false, "print JSON; with --watch a line for each change")
+	cmd.Flags().BoolVar(&watch, "watch", false, "show every change until Ctrl-C")
+	cmd.Flags().Bool("json", false, "print JSON; with --watch, one line per change")
 	return cmd
 }
 

@@ -14,11 +14,13 @@ func (a *app) newPruneCmd() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use:   "prune",
-		Short: "Give back the room of images and templates that no VM uses",
-		Long: `Remove all templates that no project's disk, nor the undo of one, lies on, and all
-such images but the newest of each name. Nothing of a project is touched, and its
-nuke is as quick as before; the up of a new project takes longer, if no other has a VM
-of the same shape, because it makes its template again.`,
+		Short: "Free the disk space of images and templates that no VM uses",
+		Long: `Remove all templates that no disk of a project needs, nor one kept for devvm nuke
+--undo, and all such images except the newest of each name. Projects are not
+touched, and nuke stays as fast. The next up of a new project takes longer if no
+other VM has its shape, because it makes its template again.`,
+		Example: `  devvm prune --dry-run
+  devvm prune`,
 		Args: cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			freed, err := s.Prune(ctx, project.PruneOptions{DryRun: dryRun})
@@ -28,19 +30,19 @@ of the same shape, because it makes its template again.`,
 			if a.json {
 				return a.JSON(freed)
 			}
-			_, err = fmt.Fprintf(a.Out, "templates: %s\nimages: %s\n", givenBack(freed.Templates, dryRun), givenBack(freed.Images, dryRun))
+			_, err = fmt.Fprintf(a.Out, "templates: %s\nimages: %s\n", spaceFreed(freed.Templates, dryRun), spaceFreed(freed.Images, dryRun))
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say how much it would be, and remove nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "remove nothing; say how much space it would free")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
 }
 
-// givenBack says how much room is free now, or would be.
-func givenBack(bytes int64, dryRun bool) string {
+// spaceFreed says how much space was freed, or would be.
+func spaceFreed(bytes int64, dryRun bool) string {
 	if dryRun {
-		return ui.Size(bytes) + " would be given back"
+		return ui.Size(bytes) + " would be freed"
 	}
-	return ui.Size(bytes) + " given back"
+	return ui.Size(bytes) + " freed"
 }

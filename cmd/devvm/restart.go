@@ -15,15 +15,16 @@ func (a *app) newRestartCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "restart",
-		Short: "Stop the project's VM cleanly and start it again",
-		Long: `Stop the project's VM cleanly and start it again, as devvm down and devvm up do.
-Settings that apply at a start are then in force. A VM that is off is started.`,
-		Args: cobra.NoArgs,
+		Short: "Shut down the project's VM and start it again",
+		Long: `Shut down the project's VM and start it again, like devvm down and devvm up.
+Settings that apply at the next start take effect. A VM that is off is started.`,
+		Example: "  devvm restart",
+		Args:    cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runRestart(ctx, s, p, yes)
 		}),
 	}
-	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "do not ask when devvm.toml asks for more than you agreed to")
+	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "agree to all that devvm.toml asks for")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
 }

@@ -16,9 +16,11 @@ func (a *app) newRmCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "rm",
-		Short: "Remove the project's VM and every trace of it",
-		Long: `Remove the project's VM, its disk, the disk that nuke kept, its logs, sockets
-and Docker context. There is no undo. The project's directory is not touched.`,
+		Short: "Remove the project's VM and all that devvm keeps for it",
+		Long: `Remove the project's VM, its disk, the disk that nuke kept, its logs, sockets and
+Docker context. This cannot be undone. The project's directory is not touched.`,
+		Example: `  devvm rm
+  devvm rm --project shop     # by name, if its directory is gone`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runRm(ctx, s, p, yes)

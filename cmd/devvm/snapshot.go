@@ -16,9 +16,11 @@ import (
 func (a *app) newSnapshotCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
-		Short: "Keep states of the project's VM and go back to them",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Short: "Keep states of the project's VM and return to them",
+		Example: `  devvm snapshot create before-upgrade
+  devvm snapshot restore before-upgrade`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.newSnapshotCreateCmd(), a.newSnapshotLsCmd(), a.completes(a.newSnapshotRestoreCmd(), a.snapshotWords), a.completes(a.newSnapshotRmCmd(), a.snapshotWords))
 	return cmd
@@ -40,10 +42,15 @@ func (a *app) withSnapshot(f func(ctx context.Context, s *project.Service, p sta
 func (a *app) newSnapshotCreateCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create [NAME]",
-		Short: "Keep the disk of the VM and, if it runs, its memory",
-		Long: `Keep the disk of the project's VM and, if it runs, its memory, inside its disk. A
-running VM stands still meanwhile, and connections into it end. Snapshots belong to
-the VM: they go with it when it is nuked, and nuke --undo does not list them again.`,
+		Short: "Keep the VM's disk and, if it runs, its memory",
+		Long: `Keep the disk of the project's VM and, if it runs, its memory. Both are stored in
+the VM's disk. A running VM pauses meanwhile, and connections into it end. Without
+NAME, the name is made from the time.
+
+Snapshots belong to the VM. They are lost when you nuke it; nuke --undo does not
+bring them back.`,
+		Example: `  devvm snapshot create
+  devvm snapshot create before-upgrade`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p state.Project, name string) error {
 			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
@@ -72,7 +79,8 @@ func (a *app) newSnapshotLsCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
-		Short:   "List the snapshots of the VM",
+		Short:   "List the VM's snapshots",
+		Example: "  devvm snapshot ls",
 		Args:    cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			all, err := s.Snapshots(ctx, p)
@@ -120,8 +128,11 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "restore NAME",
-		Short: "Put the VM back into the state of a snapshot",
-		Args:  cobra.ExactArgs(1),
+		Short: "Return the VM to a snapshot",
+		Long: `Return the VM to a snapshot. What has changed in the VM since then is lost. Other
+snapshots stay.`,
+		Example: "  devvm snapshot restore before-upgrade",
+		Args:    cobra.ExactArgs(1),
 		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p state.Project, name string) error {
 			if !yes {
 				if err := s.HasSnapshot(ctx, p, name); err != nil {
@@ -146,9 +157,10 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 
 func (a *app) newSnapshotRmCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "rm NAME",
-		Short: "Remove a snapshot; the VM stays as it is",
-		Args:  cobra.ExactArgs(1),
+		Use:     "rm NAME",
+		Short:   "Remove a snapshot; the VM stays as it is",
+		Example: "  devvm snapshot rm before-upgrade",
+		Args:    cobra.ExactArgs(1),
 		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p state.Project, name string) error {
 			if err := s.DeleteSnapshot(ctx, p, name); err != nil || !a.json {
 				return err

@@ -28,13 +28,16 @@ func (a *app) newSSHCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ssh [flags] [-- COMMAND ...]",
 		Short: "Open a shell in the VM, or print a configuration for OpenSSH",
-		Long: `Open a shell in the VM, or run a command line in the VM's shell. It starts in the
-directory that this one is in the VM, if it is there, else in /root.
+		Long: `Open a shell in the VM, or run a command line in it. The shell starts in the
+directory of the VM that is the current one here, or in /root if the VM does not
+have it.
 
-  devvm ssh --config >>~/.ssh/config
-
-prints a Host block, after which ssh, scp, rsync and editors reach the VM as
-devvm-<name>. No port listens on this host: OpenSSH connects through devvm.`,
+devvm ssh --config prints a Host block. With it in ~/.ssh/config, ssh, scp, rsync
+and editors reach the VM as devvm-NAME. No port listens on this host: OpenSSH
+connects through devvm.`,
+		Example: `  devvm ssh
+  devvm ssh -- 'docker ps | wc -l'
+  devvm ssh --config >>~/.ssh/config`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if (o.config || o.proxy) && len(args) > 0 {
 				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("ssh --config and --proxy run no command, but got %q", args[0]), Hint: "see: devvm ssh --help"}
@@ -45,9 +48,9 @@ devvm-<name>. No port listens on this host: OpenSSH connects through devvm.`,
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().BoolVar(&o.config, "config", false, "print an OpenSSH Host block")
-	cmd.Flags().BoolVar(&o.proxy, "proxy", false, "be OpenSSH's ProxyCommand: connect standard input and output to the VM's sshd")
-	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "leave standard input alone: the command gets an empty one")
+	cmd.Flags().BoolVar(&o.config, "config", false, "print a Host block for OpenSSH")
+	cmd.Flags().BoolVar(&o.proxy, "proxy", false, "connect standard input and output to the VM's sshd, as the ProxyCommand of OpenSSH")
+	cmd.Flags().BoolVarP(&o.noStdin, "no-stdin", "n", false, "give the command an empty standard input")
 	cmd.MarkFlagsMutuallyExclusive("config", "proxy", "no-stdin")
 	return cmd
 }

@@ -21,8 +21,14 @@ import (
 func (a *app) newStatusCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show the project's VM, asking the engine through docker.sock",
-		Args:  cobra.NoArgs,
+		Short: "Show the project's VM and whether its engine answers",
+		Long: `Show the state of the project's VM. If it runs, ask Docker Engine through
+docker.sock, as any client would. The exit code is 0 if the engine answers, 1 if it
+does not or provisioning has not finished, 3 if there is no VM, 4 if it does not
+run.`,
+		Example: `  devvm status
+  until devvm status >/dev/null; do sleep 1; done`,
+		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runStatus(ctx, s, p)
 		}),

@@ -18,10 +18,12 @@ func (a *app) newTemplateCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "template",
 		Short: "Manage the saved VMs that new VMs are forked from",
-		Long: `Manage templates: VMs that were booted once and saved. The VM of a project is
-forked from the template of its shape (image, size, engine settings, provisioning;
-versions of QEMU, libvirt and the kernel), which takes seconds. devvm up makes a
-template when there is none.`,
+		Long: `Manage templates. A template is a VM that was booted once and saved. A new VM is
+forked from the template of its shape, in seconds. The shape is the image, the size,
+the engine's settings and the provisioning, and the versions of QEMU, libvirt and
+the kernel. devvm up makes a template when there is none.`,
+		Example: `  devvm template ls
+  devvm template build`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
@@ -31,9 +33,10 @@ template when there is none.`,
 
 func (a *app) newTemplateBuildCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "build",
-		Short: "Make the template of the project's shape ahead of its first up",
-		Args:  cobra.NoArgs,
+		Use:     "build",
+		Short:   "Make the project's template before its first devvm up",
+		Example: "  devvm template build",
+		Args:    cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			var id string
 			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
@@ -63,6 +66,7 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 		Use:     "ls",
 		Aliases: []string{"list"},
 		Short:   "List the templates",
+		Example: "  devvm template ls",
 		Args:    cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			all, err := s.Templates.List()
@@ -153,9 +157,10 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 
 func (a *app) newTemplateRmCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "rm ID",
-		Short: "Remove a template; its disk stays while disks of VMs lie on it",
-		Args:  cobra.ExactArgs(1),
+		Use:     "rm ID",
+		Short:   "Remove a template; its disk stays while disks of VMs need it",
+		Example: "  devvm template rm 3f1c9a7e5b20",
+		Args:    cobra.ExactArgs(1),
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, args []string) error {
 			t, err := s.Templates.Remove(ctx, args[0], s.TemplatesInUse)
 			switch {
@@ -179,9 +184,10 @@ func (a *app) newTemplateRmCmd() *cobra.Command {
 func (a *app) newTemplatePruneCmd() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
-		Use:   "prune",
-		Short: "Remove templates that no new VM of this host can be forked from",
-		Args:  cobra.NoArgs,
+		Use:     "prune",
+		Short:   "Remove templates that no new VM on this host can be forked from",
+		Example: "  devvm template prune --dry-run",
+		Args:    cobra.NoArgs,
 		RunE: a.withProjects(func(ctx context.Context, s *project.Service, _ []string) error {
 			freed, err := s.Prune(ctx, project.PruneOptions{KeepWarm: true, DryRun: dryRun})
 			if err != nil {
@@ -190,11 +196,11 @@ func (a *app) newTemplatePruneCmd() *cobra.Command {
 			if a.json {
 				return a.JSON(freed)
 			}
-			_, err = fmt.Fprintln(a.Out, givenBack(freed.Templates, dryRun))
+			_, err = fmt.Fprintln(a.Out, spaceFreed(freed.Templates, dryRun))
 			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "say how much it would be, and remove nothing")
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "remove nothing; say how much space it would free")
 	cmd.Flags().Bool("json", false, "print JSON")
 	return cmd
 }

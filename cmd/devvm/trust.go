@@ -18,12 +18,13 @@ func (a *app) newTrustCmd() *cobra.Command {
 	var remove bool
 	cmd := &cobra.Command{
 		Use:   "trust [DIRECTORY]",
-		Short: "Go by the devvm.toml of a directory that others can write in",
-		Long: `Go by the devvm.toml of a directory although it is another user's, or others can
-write there. Whoever they are, they decide from then on what your VM for that
-directory runs and how large it is. Without a directory: list those you trust.`,
-		Example: "  devvm trust /srv/shared/app\n  devvm trust --remove /srv/shared/app",
-		Args:    cobra.MaximumNArgs(1),
+		Short: "Trust the devvm.toml of a directory that others can write",
+		Long: `Use the devvm.toml of a directory that belongs to another user, or that others can
+write. From then on, those users decide what your VM for that directory runs and how
+large it is. Without DIRECTORY, list the directories that you trust.`,
+		Example: `  devvm trust /srv/shared/app
+  devvm trust --remove /srv/shared/app`,
+		Args: cobra.MaximumNArgs(1),
 		RunE: a.withService(func(_ context.Context, s *project.Service, args []string) error {
 			list := trust.NewList(s.Dirs.Trusted())
 			if len(args) == 1 {
@@ -35,7 +36,7 @@ directory runs and how large it is. Without a directory: list those you trust.`,
 			return a.showTrusted(list)
 		}),
 	}
-	cmd.Flags().BoolVar(&remove, "remove", false, "do not trust it any more")
+	cmd.Flags().BoolVar(&remove, "remove", false, "stop trusting the directory")
 	cmd.ValidArgsFunction = cobra.FixedCompletions(nil, cobra.ShellCompDirectiveFilterDirs)
 	return cmd
 }

@@ -27,10 +27,13 @@ func (a *app) newUpCmd() *cobra.Command {
 	var o upOptions
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Start the project's VM, making it if there is none",
-		Long: `Start the project's VM, making it if there is none, and wait until Docker
-Engine answers. It can be run again at any time: what an interrupted run left
-half done is completed, and a VM that runs already is left alone.`,
+		Short: "Start the project's VM; make one if there is none",
+		Long: `Start the project's VM, make one if there is none, and wait until Docker Engine
+answers. Run it as often as you like: it leaves a running VM alone, and finishes
+what an interrupted run left half done.`,
+		Example: `  devvm up
+  devvm up --context          # then: docker --context devvm-NAME ps
+  devvm up --yes --json       # in a script`,
 		Args: cobra.NoArgs,
 		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if o.timeout < 0 {
@@ -40,10 +43,10 @@ half done is completed, and a VM that runs already is left alone.`,
 			return a.runUp(ctx, s, p, o)
 		}),
 	}
-	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-<name> (the current context stays)")
-	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask: neither in the home directory or the like nor when devvm.toml asks for more than you agreed to")
-	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image, do not fork it from a template")
-	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "how long Docker Engine may take to answer after a start of the VM (default 2m, without KVM 6m)")
+	cmd.Flags().BoolVar(&o.context, "context", false, "also make a Docker context named devvm-NAME; your current context stays")
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask; agree to all that devvm.toml asks for, and to an unusual directory such as your home")
+	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot a new VM from its image instead of forking it from a template")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "how long to wait for Docker Engine after the VM starts (default 2m, without KVM 6m)")
 	cmd.Flags().Bool("json", false, "print progress as JSON lines")
 	return cmd
 }

@@ -23,9 +23,10 @@ func version() string {
 
 func (a *app) newVersionCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "version",
-		Short: "Print devvm's version",
-		Args:  cobra.NoArgs,
+		Use:     "version",
+		Short:   "Print devvm's version",
+		Example: "  devvm version",
+		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if a.json {
 				return a.JSON(map[string]string{"version": version()})

@@ -246,7 +246,8 @@ var licences = []struct {
 
 // licence names the licence of a text, or returns "".
 func licence(text string) string {
-	text = strings.Join(strings.Fields(text), " ")
+	quoted := func(word string) bool { return word == ">" } // as blackfriday's is, in its text
+	text = strings.Join(slices.DeleteFunc(strings.Fields(text), quoted), " ")
 	for _, l := range licences {
 		if !slices.ContainsFunc(l.words, func(w string) bool { return !strings.Contains(strings.ToLower(text), strings.ToLower(w)) }) {
 			return l.id
