@@ -60,8 +60,8 @@ func replace(path string, content []byte, mode fs.FileMode) error {
 	return Sync(filepath.Dir(path))
 }
 
-// Settle sets the mode of a file or directory and waits until it is on the disk.
-func Settle(path string, mode fs.FileMode) error {
+// SetMode sets the mode of a file or directory and waits until it is on the disk.
+func SetMode(path string, mode fs.FileMode) error {
 	if err := os.Chmod(path, mode); err != nil {
 		return err
 	}

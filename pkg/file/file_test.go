@@ -97,13 +97,13 @@ func TestFree(t *testing.T) {
 
 func TestSettle(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "f")
-	if err := errors.Join(file.Replace(path, nil, 0o600), file.Settle(path, 0o400)); err != nil {
+	if err := errors.Join(file.Replace(path, nil, 0o600), file.SetMode(path, 0o400)); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o400 {
 		t.Error(info, err)
 	}
-	if err := file.Settle(path+"none", 0o400); !errors.Is(err, fs.ErrNotExist) {
+	if err := file.SetMode(path+"none", 0o400); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 }

@@ -110,11 +110,11 @@ func (sc *scratch) commit(ctx context.Context, m Manifest) (Image, error) {
 		names = append(names, f.Name)
 	}
 	for _, name := range names {
-		if err := file.Settle(sc.path(name), 0o444); err != nil {
+		if err := file.SetMode(sc.path(name), 0o444); err != nil {
 			return fail(err)
 		}
 	}
-	if err := file.Settle(sc.dir, 0o755); err != nil {
+	if err := file.SetMode(sc.dir, 0o755); err != nil {
 		return fail(err)
 	}
 
@@ -137,7 +137,7 @@ func (sc *scratch) commit(ctx context.Context, m Manifest) (Image, error) {
 	if err := os.Rename(sc.dir, img.Dir); err != nil {
 		return fail(err)
 	}
-	if err := file.Settle(sc.store.dir, 0o755); err != nil {
+	if err := file.SetMode(sc.store.dir, 0o755); err != nil {
 		return fail(err)
 	}
 	return img, nil

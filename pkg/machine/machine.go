@@ -224,7 +224,7 @@ func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, er
 	if err := m.Files.NoteDir(m.Project.Dir); err != nil {
 		return image.Image{}, err
 	}
-	settle := m.settleShares
+	settle := m.writeShares
 	if saved {
 		settle = m.checkShares // a resumed VM has mounted what it has
 	}
@@ -245,7 +245,7 @@ func (m *Machine) dropMemory(ctx context.Context, why error) error {
 	if err := m.Hypervisor.DropSaved(ctx, m.Project.Name); err != nil {
 		return err
 	}
-	return errors.Join(m.Daemons(m.Project).Stop(ctx), m.settleShares())
+	return errors.Join(m.Daemons(m.Project).Stop(ctx), m.writeShares())
 }
 
 // boot makes what is missing of the VM and boots it, a second time if its kernel stands still,

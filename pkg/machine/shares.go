@@ -19,10 +19,10 @@ import (
 
 // Shares is what a project's VM has of the host, as kept in shares.json.
 type Shares struct {
-	Exports []share.Export `json:"exports"`
-	Durable bool           `json:"durable,omitempty"`
-	Ignore  []string       `json:"ignore,omitempty"`
-	Had     bool           `json:"had,omitempty"` // there were exports once
+	Exports    []share.Export `json:"exports"`
+	Durable    bool           `json:"durable,omitempty"`
+	Ignore     []string       `json:"ignore,omitempty"`
+	HadExports bool           `json:"hadExports,omitempty"` // there were exports once
 }
 
 // FitsCredential tells whether a VM can be told of all these.
@@ -30,8 +30,8 @@ func FitsCredential(exports []share.Export) bool {
 	return len(credentialOf(exports)) < credentialSizes[credentialShare]
 }
 
-// IsToldShares tells whether a VM is told by its firmware what to mount.
-func IsToldShares(f state.Files) bool {
+// MountsByFirmware tells whether a VM is told by its firmware what to mount.
+func MountsByFirmware(f state.Files) bool {
 	return state.Exists(filepath.Join(f.Credentials(), credentialShare))
 }
 
@@ -74,8 +74,8 @@ func (m *Machine) wantedShares() (Shares, error) {
 	return m.Sharing.Wanted()
 }
 
-// settleShares writes down what the VM has from now on.
-func (m *Machine) settleShares() error {
+// writeShares writes down what the VM has from now on.
+func (m *Machine) writeShares() error {
 	all := Shares{Exports: []share.Export{}}
 	if m.Sharing != nil {
 		var notes []string
@@ -88,7 +88,7 @@ func (m *Machine) settleShares() error {
 		}
 	}
 	before, err := ReadShares(m.Files)
-	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
+	all.HadExports = err != nil || before.HadExports || len(all.Exports) > 0 // what is not known may have been
 	text, err := json.Marshal(all)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", m.Files.Shares(), err)
@@ -96,7 +96,7 @@ func (m *Machine) settleShares() error {
 	return file.Replace(m.Files.Shares(), text, 0o600)
 }
 
-// ReadShares returns what settleShares has written last.
+// ReadShares returns what writeShares has written last.
 func ReadShares(f state.Files) (Shares, error) {
 	var all Shares
 	b, err := os.ReadFile(f.Shares())
@@ -124,5 +124,5 @@ func (m *Machine) MendShares() error {
 		return nil
 	}
 	m.Progress.Warn("%v: settling it by %s", err, config.FileName)
-	return m.settleShares()
+	return m.writeShares()
 }

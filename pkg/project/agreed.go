@@ -94,9 +94,9 @@ func (s *Service) grantedShares(p state.Project, cfg config.Config) (machine.Sha
 	return all, note, s.checkAgreed(p, cfg, grantShares(all, p))
 }
 
-// settle is grantedShares that keeps what was taken, so that more than that is asked about
+// keepAgreed is grantedShares that keeps what was taken, so that more than that is asked about
 // from now on.
-func (s *Service) settle(p state.Project, cfg config.Config) error {
+func (s *Service) keepAgreed(p state.Project, cfg config.Config) error {
 	all, _, err := s.grantedShares(p, cfg)
 	if err != nil || s.IsTemplate(p.Dir) {
 		return err
@@ -157,9 +157,9 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 	return grant.First(own, wanted), nil, nil
 }
 
-// settled is the configuration as the last up has taken it. A supervisor goes by that: what
+// agreedConfig is the configuration as the last up has taken it. A supervisor goes by that: what
 // devvm.toml says by now may be the VM's.
-func (s *Service) settled(f state.Files) (config.Config, error) {
+func (s *Service) agreedConfig(f state.Files) (config.Config, error) {
 	g, err := f.ReadAgreed("")
 	if errors.Is(err, fs.ErrNotExist) { // a template's, or of a devvm that kept no such file
 		return s.Config("")

@@ -18,7 +18,7 @@ func (s *Service) guardOptions(f state.Files) supervisor.Guard {
 	return supervisor.Guard{
 		Dir: dir,
 		Off: func() (bool, error) {
-			cfg, err := s.settled(f)
+			cfg, err := s.agreedConfig(f)
 			return !cfg.BindGuard, err
 		},
 		Unfit: func(source, target string) string {

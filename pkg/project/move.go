@@ -58,8 +58,8 @@ func (s *Service) Moves(ctx context.Context, p state.Project, from string) (Form
 		former = f
 	}
 	out := Former{Project: former}
-	_, being := s.Dirs.Files(former.Name).Recorded()
-	out.Same = state.IsSure(being) && being == state.BeingOf(p.Dir)
+	_, id := s.Dirs.Files(former.Name).Recorded()
+	out.Same = state.IsUnique(id) && id == state.DirIDOf(p.Dir)
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return out, false, err

@@ -42,7 +42,7 @@ func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
 			Exposures: f.Exposures(),
 		},
 		Settings: func() (ports.Settings, error) {
-			cfg, err := s.settled(f)
+			cfg, err := s.agreedConfig(f)
 			if cfg.PortsMost == 0 {
 				cfg.PortsMost = -1
 			}

@@ -96,12 +96,12 @@ func (s *Service) above(p state.Project) (state.Project, bool) {
 
 // former returns the project with a VM that a directory was before it was renamed or moved.
 func (s *Service) former(p state.Project) (state.Project, bool) {
-	self := state.BeingOf(p.Dir)
+	self := state.DirIDOf(p.Dir)
 	names, _ := s.Dirs.Projects() // none: nor a VM
 	for _, name := range names {
 		f := s.Dirs.Files(name)
-		dir, being := f.Recorded()
-		if being != "" && being == self && dir != p.Dir && state.Exists(f.Disk()) && state.BeingOf(dir) != self {
+		dir, id := f.Recorded()
+		if id != "" && id == self && dir != p.Dir && state.Exists(f.Disk()) && state.DirIDOf(dir) != self {
 			return state.Identify(dir), true
 		}
 	}
@@ -194,16 +194,16 @@ func (s *Service) Connect(ctx context.Context, p state.Project) (*guest.Client, 
 		_ = client.Close()
 		return nil, err
 	}
-	s.settleFiles(ctx, p)
+	s.catchUpFiles(ctx, p)
 	return client, nil
 }
 
-// settleFiles lets the VM see the project's files as they are now. Without a supervisor
+// catchUpFiles lets the VM see the project's files as they are now. Without a supervisor
 // nobody can.
-func (s *Service) settleFiles(ctx context.Context, p state.Project) {
+func (s *Service) catchUpFiles(ctx context.Context, p state.Project) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := s.Daemons(p).Supervisor().Settle(ctx); err != nil {
+	if err := s.Daemons(p).Supervisor().CatchUp(ctx); err != nil {
 		s.Log.Debug("files are not settled", "err", err)
 	}
 }
@@ -238,7 +238,7 @@ func (s *Service) DialSSH(ctx context.Context, p state.Project) (net.Conn, error
 			_ = conn.Close()
 			return nil, err
 		}
-		s.settleFiles(ctx, p)
+		s.catchUpFiles(ctx, p)
 	}
 	if err != nil { // libvirt is asked only now: editors connect again and again
 		dom, derr := s.get(ctx, p)

@@ -108,7 +108,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 		return err
 	}
 	f := s.Dirs.Files(p.Name)
-	if err := s.settle(p, cfg); err != nil {
+	if err := s.keepAgreed(p, cfg); err != nil {
 		return err
 	}
 	if err := s.MakeDirs(f); err != nil {

@@ -33,7 +33,7 @@ const agentUID = 0xdeaf0e57
 // end notes that a directory has ended.
 func (m *mirror) end(ino uint64, born unix.StatxTimestamp) {
 	m.mu.Lock()
-	m.ended.put(being{ino, hashTime(born)}, struct{}{})
+	m.ended.put(goneDir{ino, hashTime(born)}, struct{}{})
 	m.mu.Unlock()
 }
 
@@ -94,7 +94,7 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	m := e.mirror
 	m.attended(true)
 	defer m.attended(false)
-	defer m.haunt(nil)
+	defer m.setGhosts(nil)
 	defer m.ahead.attend(false)
 	// The agent ends with its input; to kill it takes longer.
 	running, kill := context.WithCancel(context.WithoutCancel(ctx))
@@ -165,8 +165,8 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 // send has the agent repeat a batch, and waits until it has.
 func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
 	e.mirror.ahead.attend(false)
-	e.mirror.haunt(e.ghostsOf(events))
-	defer e.mirror.haunt(nil)
+	e.mirror.setGhosts(e.ghostsOf(events))
+	defer e.mirror.setGhosts(nil)
 	var words []string
 	for _, x := range events {
 		words = append(words, e.words(x)...)
@@ -203,8 +203,8 @@ func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error
 	return err
 }
 
-// haunt says what is gone and must be found.
-func (m *mirror) haunt(ghosts map[ghostKey]ghost) {
+// setGhosts says what is gone and must be found.
+func (m *mirror) setGhosts(ghosts map[ghostKey]ghost) {
 	m.mu.Lock()
 	m.ghosts, m.attempt = ghosts, attempt{}
 	m.mu.Unlock()

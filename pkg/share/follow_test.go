@@ -54,7 +54,7 @@ func TestFollow(t *testing.T) {
 				t.Fatalf("the agent is not told to %s %s", word, name)
 			}
 			appendTo(name)
-			s.share.Settle(t.Context())
+			s.share.CatchUp(t.Context())
 		}
 	}
 	until("modify", "log")
@@ -71,7 +71,7 @@ func TestFollow(t *testing.T) {
 	// A directory, or nothing, under the name is no file that the VM has written.
 	os.Remove(log)
 	os.Mkdir(log, 0o755)
-	s.share.Settle(t.Context())
+	s.share.CatchUp(t.Context())
 	mu.Lock()
 	defer mu.Unlock()
 	if i := slices.Index(words, "mkdir"); i >= 0 && slices.Contains(words[i:], "follow") {

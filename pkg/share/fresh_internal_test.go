@@ -163,7 +163,7 @@ func TestSettleMany(t *testing.T) {
 	settled := make(chan struct{})
 	go func() {
 		defer close(settled)
-		e.mirror.settle(ctx)
+		e.mirror.catchUp(ctx)
 	}()
 	for waits := false; !waits; {
 		e.mirror.mu.Lock()

@@ -45,7 +45,7 @@ type mirror struct {
 	attempt     attempt // the agent's last, of what it does to a directory; see phantom.go
 	done        recent[ghostKey, deed]
 	changes     recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
-	ended       recent[being, struct{}]
+	ended       recent[goneDir, struct{}]
 	wrote       recent[key, time.Time] // files that the VM has written
 
 	unwatched atomic.Bool // some directories are not watched: there are too many
@@ -56,14 +56,14 @@ type mirror struct {
 func newMirror() *mirror {
 	return &mirror{
 		news: make(chan struct{}, 1), moved: make(chan struct{}),
-		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[being, struct{}](manyDeeds),
+		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[goneDir, struct{}](manyDeeds),
 		wrote: newRecent[key, time.Time](manyWrote),
 		ahead: newAhead(),
 	}
 }
 
-// being is a directory that there will never be again.
-type being struct {
+// goneDir is a directory that there will never be again.
+type goneDir struct {
 	ino  uint64
 	born uint32
 }
@@ -243,7 +243,7 @@ func (e *export) openForWatch(dir string) (*os.File, error) {
 
 // notice takes what has changed, and passes on what the VM has not done itself.
 func (e *export) notice(s *Server, events []watch.Event) {
-	s.underway.settle(patienceDeeds)
+	s.underway.wait(patienceDeeds)
 	e.mirror.tell(slices.DeleteFunc(events, e.echo))
 }
 
@@ -289,9 +289,9 @@ func (m *mirror) step() {
 	m.moved = make(chan struct{})
 }
 
-// settle waits until the VM's kernel knows, by the agent, if there is one, of what was told
+// catchUp waits until the VM's kernel knows, by the agent, if there is one, of what was told
 // so far.
-func (m *mirror) settle(ctx context.Context) {
+func (m *mirror) catchUp(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	last := m.told
@@ -308,13 +308,13 @@ func (m *mirror) settle(ctx context.Context) {
 	}
 }
 
-// Settle waits until the VM's kernel knows what the host has changed until now, or until
+// CatchUp waits until the VM's kernel knows what the host has changed until now, or until
 // ctx ends. Where nothing has changed it costs a system call for each export.
-func (s *Server) Settle(ctx context.Context) {
+func (s *Server) CatchUp(ctx context.Context) {
 	for _, e := range s.exports {
 		if e.mirror != nil {
 			e.mirror.gate.Wait(ctx)
-			e.mirror.settle(ctx)
+			e.mirror.catchUp(ctx)
 		}
 	}
 }
@@ -428,7 +428,7 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 func (m *mirror) hasEnded(n *node) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	_, ok := m.ended.get(being{n.ino, n.born})
+	_, ok := m.ended.get(goneDir{n.ino, n.born})
 	return ok && n.born != 0
 }
 

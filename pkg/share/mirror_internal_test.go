@@ -76,7 +76,7 @@ func TestNoticeWaitsForCallsUnderWay(t *testing.T) {
 	}
 	// A call that never ends holds nothing up for ever.
 	defer s.underway.begin()()
-	s.underway.settle(time.Millisecond)
+	s.underway.wait(time.Millisecond)
 }
 
 // Closing a file that the VM has written long ago is no news to it.

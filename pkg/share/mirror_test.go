@@ -79,7 +79,7 @@ func TestSettle(t *testing.T) {
 	dir := realTemp(t)
 	s, c := mirrored(t, dir)
 	c.must("")
-	s.share.Settle(t.Context()) // there is no agent: nobody to wait for
+	s.share.CatchUp(t.Context()) // there is no agent: nobody to wait for
 	var mu sync.Mutex
 	told := map[string]bool{}
 	hold := make(chan struct{}) // nil: the agent works
@@ -105,12 +105,12 @@ func TestSettle(t *testing.T) {
 			t.Fatal("the agent hears nothing")
 		}
 		put(t, filepath.Join(dir, "begin"), fmt.Sprint(time.Now()))
-		s.share.Settle(t.Context())
+		s.share.CatchUp(t.Context())
 	}
 	for i := range 300 {
 		name := fmt.Sprint("f", i)
 		put(t, filepath.Join(dir, name), "1")
-		s.share.Settle(t.Context())
+		s.share.CatchUp(t.Context())
 		if !knows(name) {
 			t.Fatalf("%s is there, and the VM has not heard of it", name)
 		}
@@ -122,14 +122,14 @@ func TestSettle(t *testing.T) {
 	put(t, filepath.Join(dir, "late"), "1")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	s.share.Settle(ctx)
+	s.share.CatchUp(ctx)
 	if knows("late") || ctx.Err() == nil {
 		t.Error("Settle ended before the agent was done")
 	}
 	mu.Lock()
 	close(hold)
 	mu.Unlock()
-	s.share.Settle(t.Context())
+	s.share.CatchUp(t.Context())
 	if !knows("late") {
 		t.Error("late is there, and the VM has not heard of it")
 	}

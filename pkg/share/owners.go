@@ -174,9 +174,9 @@ func (l *ownerLog) fail(err error) {
 	l.f = nil
 }
 
-// settle brings what was noted to the disk. A long log is written again, with nothing but
-// what all returns. One settle runs at a time.
-func (l *ownerLog) settle(all func() []ownerEntry) {
+// flush brings what was noted to the disk. A long log is written again, with nothing but
+// what all returns. One flush runs at a time.
+func (l *ownerLog) flush(all func() []ownerEntry) {
 	if l == nil {
 		return
 	}

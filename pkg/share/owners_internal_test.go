@@ -20,7 +20,7 @@ func TestOwnersRewritten(t *testing.T) {
 		x.uid = uint32(i) + 1
 		l.add(x)
 	}
-	l.settle(func() []ownerEntry { return []ownerEntry{x} })
+	l.flush(func() []ownerEntry { return []ownerEntry{x} })
 	if info, err := os.Stat(path); err != nil || info.Size() != ownerSize || info.Mode() != 0o600 {
 		t.Errorf("written again: %v, %v", info, err)
 	}

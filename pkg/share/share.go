@@ -249,7 +249,7 @@ func (s *Server) sweep(ctx context.Context) {
 		select {
 		case now := <-tick.C:
 			s.files.sweep(now)
-			s.owners.settle(s.allOwners)
+			s.owners.flush(s.allOwners)
 			for _, e := range s.exports {
 				e.sweep(now)
 			}

@@ -31,9 +31,9 @@ func (u *underway) begin() (end func()) {
 	}
 }
 
-// settle waits until the calls that are under way now have ended, or for a time: a call
+// wait waits until the calls that are under way now have ended, or for a time: a call
 // on a slow disk does not hold up the news of all others.
-func (u *underway) settle(limit time.Duration) {
+func (u *underway) wait(limit time.Duration) {
 	u.mu.Lock()
 	calls := make([]chan struct{}, 0, len(u.calls))
 	for call := range u.calls {

@@ -17,7 +17,7 @@ import (
 // when no domain says it. Dir is bytes, since a path need not be UTF-8.
 type Record struct {
 	Dir   []byte `json:"dir"`
-	Being string `json:"being,omitempty"` // see BeingOf
+	DirID string `json:"id,omitempty"` // see DirIDOf
 	// Adopts is the name of the project whose VM this one is taking over, see Move; From is its
 	// directory, and Same says that this is the same directory.
 	Adopts string `json:"adopts,omitempty"`
@@ -25,10 +25,10 @@ type Record struct {
 	Same   bool   `json:"same,omitempty"`
 }
 
-// BeingOf is what a directory keeps when it is renamed, and a copy of it does not have: its
+// DirIDOf is what a directory keeps when it is renamed, and a copy of it does not have: its
 // number, and when it was made, where the file system knows (statx(2)). It is "" if there is none.
 // A link to a directory is not the directory.
-func BeingOf(dir string) string {
+func DirIDOf(dir string) string {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
 		return ""
@@ -36,12 +36,12 @@ func BeingOf(dir string) string {
 	return fmt.Sprintf("%d %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
 }
 
-// IsSure tells whether what BeingOf has returned is of one directory alone: numbers are given again.
-func IsSure(being string) bool { return being != "" && !strings.HasSuffix(being, " 0.000000000") }
+// IsUnique tells whether what DirIDOf has returned is of one directory alone: numbers are given again.
+func IsUnique(id string) bool { return id != "" && !strings.HasSuffix(id, " 0.000000000") }
 
 // WriteRecord notes the directory beside the project's files.
 func (f Files) WriteRecord(dir string) error {
-	return f.write(Record{Dir: []byte(dir), Being: BeingOf(dir)})
+	return f.write(Record{Dir: []byte(dir), DirID: DirIDOf(dir)})
 }
 
 // NoteDir is WriteRecord, unless the VM was made for another directory, which has gone from this
@@ -55,14 +55,14 @@ func (f Files) NoteDir(dir string) error {
 
 // IsReplaced tells whether a directory is known not to be the one that the VM was made for.
 func (f Files) IsReplaced(dir string) bool {
-	_, being := f.Recorded()
-	now := BeingOf(dir)
-	return f.IsUsed() && IsSure(being) && now != "" && now != being
+	_, id := f.Recorded()
+	now := DirIDOf(dir)
+	return f.IsUsed() && IsUnique(id) && now != "" && now != id
 }
 
 // WriteAdopts notes that the project is taking over another one's VM.
 func (f Files) WriteAdopts(dir string, from Project, same bool) error {
-	return f.write(Record{Dir: []byte(dir), Being: BeingOf(dir), Adopts: from.Name, From: []byte(from.Dir), Same: same})
+	return f.write(Record{Dir: []byte(dir), DirID: DirIDOf(dir), Adopts: from.Name, From: []byte(from.Dir), Same: same})
 }
 
 func (f Files) write(r Record) error {
@@ -88,13 +88,13 @@ func (f Files) RecordedDir() string {
 	return dir
 }
 
-// Recorded returns the directory noted, and its being then.
-func (f Files) Recorded() (dir, being string) {
+// Recorded returns the directory noted, and its ID then.
+func (f Files) Recorded() (dir, id string) {
 	r, err := f.ReadRecord()
 	if err != nil {
 		return "", ""
 	}
-	return string(r.Dir), r.Being
+	return string(r.Dir), r.DirID
 }
 
 // ReadRecord reads the record of whose the files are.
@@ -154,6 +154,6 @@ func ErrLeaves(dir string) error {
 // KeepsDir tells whether a project's directory is still where it was. Same says that the directory
 // of the record is known to be elsewhere: what is in its place is another.
 func (f Files) KeepsDir(dir string, same bool) bool {
-	_, being := f.Recorded()
-	return Exists(dir) && !(same && BeingOf(dir) != being)
+	_, id := f.Recorded()
+	return Exists(dir) && !(same && DirIDOf(dir) != id)
 }

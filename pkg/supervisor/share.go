@@ -17,17 +17,17 @@ import (
 
 // Share is what the VM has of the host's files.
 type Share struct {
-	Socket  string     // unix socket to serve them on; the VM's network leads to it
-	Address netip.Addr // where that is in the VM's network
-	Exports []share.Export
-	Durable bool     // see share.Options
-	Ignore  []string // see share.Options
-	Watches string   // see share.Options
-	Owners  string   // see share.Options
-	Had     bool     // the VM may have been told of exports that are not there any more
-	// Told says that the VM hears from its firmware what to mount, in the words of
+	Socket     string     // unix socket to serve them on; the VM's network leads to it
+	Address    netip.Addr // where that is in the VM's network
+	Exports    []share.Export
+	Durable    bool     // see share.Options
+	Ignore     []string // see share.Options
+	Watches    string   // see share.Options
+	Owners     string   // see share.Options
+	HadExports bool     // the VM may have been told of exports that are not there any more
+	// ByFirmware says that the VM hears from its firmware what to mount, in the words of
 	// Credential, and does so whenever it starts.
-	Told bool
+	ByFirmware bool
 }
 
 // Credential tells a VM by its firmware what to mount; see images/debian-13.
@@ -79,15 +79,15 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 // flood of changes, does not stop it.
 const patienceSettle = 200 * time.Millisecond
 
-// settleFiles lets the VM's kernel hear of what the host has changed before a connection
+// catchUpFiles lets the VM's kernel hear of what the host has changed before a connection
 // into the VM is passed on: what was done before it is seen behind it.
-func (s *supervisor) settleFiles(ctx context.Context) {
+func (s *supervisor) catchUpFiles(ctx context.Context) {
 	if s.files == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, patienceSettle)
 	defer cancel()
-	s.files.Settle(ctx)
+	s.files.CatchUp(ctx)
 }
 
 // mountOptions are of each mount, for the port and the address of the server. Debian's
@@ -183,9 +183,9 @@ func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error 
 	var said excerpt
 	command := guest.Command{Argv: []string{"sh", "-c", mountCommand}, Stdin: strings.NewReader(s.Share.script()), Stdout: &said, Stderr: &said}
 	switch {
-	case s.Share.Told && len(s.Share.Exports) == 0:
+	case s.Share.ByFirmware && len(s.Share.Exports) == 0:
 		return nil
-	case s.Share.Told:
+	case s.Share.ByFirmware:
 		patience := time.Duration(0) // it has said so, or may never
 		if s.Forked && s.links == 0 {
 			patience = patienceTold
@@ -197,7 +197,7 @@ func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error 
 			return nil
 		}
 		command = guest.Command{Argv: []string{toldCommand}, Stdout: &said, Stderr: &said}
-	case len(s.Share.Exports) == 0 && !s.Share.Had:
+	case len(s.Share.Exports) == 0 && !s.Share.HadExports:
 		return nil
 	case len(s.Share.Exports) == 0:
 		command.Argv[2] = unmountCommand

@@ -169,10 +169,10 @@ func (c *Client) Suspend(ctx context.Context) error { return c.post(ctx, "/suspe
 // Resume ends what Suspend began; it is no error if nothing did.
 func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume") }
 
-// Settle waits until the VM sees the files as the host has them now, for some tenths of a
+// CatchUp waits until the VM sees the files as the host has them now, for some tenths of a
 // second at most.
-func (c *Client) Settle(ctx context.Context) error {
-	resp, err := c.do(ctx, http.MethodPost, "/settle", nil)
+func (c *Client) CatchUp(ctx context.Context) error {
+	resp, err := c.do(ctx, http.MethodPost, "/catch-up", nil)
 	if err != nil {
 		return err
 	}

@@ -157,7 +157,7 @@ func Run(ctx context.Context, o Options) error {
 	o.Ports.Log = o.Log
 	dialVM := o.Ports.Dial
 	o.Ports.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
-		s.settleFiles(ctx)
+		s.catchUpFiles(ctx)
 		return dialVM(ctx, network, address)
 	}
 	s.ports, err = ports.New(o.Ports.Options)
@@ -169,14 +169,14 @@ func Run(ctx context.Context, o Options) error {
 	s.configureGuard()
 	s.proxy = dockerproxy.New(dockerproxy.Options{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			s.settleFiles(ctx)
+			s.catchUpFiles(ctx)
 			return s.dialEngine(ctx)
 		},
 		Log:       o.Log,
 		WaitReady: o.WaitReady,
 		Admit:     s.admit,
 		Changing: func() error {
-			s.settleFiles(ctx)
+			s.catchUpFiles(ctx)
 			if o.Used == nil {
 				return nil
 			}
@@ -302,8 +302,8 @@ func (s *supervisor) handler(stop func()) http.Handler {
 			_, _ = io.WriteString(w, err.Error())
 		}
 	})
-	mux.HandleFunc("POST /settle", func(w http.ResponseWriter, r *http.Request) {
-		s.settleFiles(r.Context())
+	mux.HandleFunc("POST /catch-up", func(w http.ResponseWriter, r *http.Request) {
+		s.catchUpFiles(r.Context())
 		w.WriteHeader(http.StatusOK)
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, _ *http.Request) {

@@ -260,17 +260,17 @@ func (s *Store) add(shape Shape, parent, disk, memory string) (Template, error) 
 				return t, err
 			}
 		}
-		if err := file.Settle(to, part.mode); err != nil {
+		if err := file.SetMode(to, part.mode); err != nil {
 			return t, err
 		}
 	}
-	if err := file.Settle(making, 0o711); err != nil {
+	if err := file.SetMode(making, 0o711); err != nil {
 		return t, err
 	}
 	if err := os.Rename(making, t.Dir); err != nil {
 		return t, err
 	}
-	return t, file.Settle(s.dir, 0o711)
+	return t, file.SetMode(s.dir, 0o711)
 }
 
 // Distrust keeps a template from being forked again; disks that lie on its own stay

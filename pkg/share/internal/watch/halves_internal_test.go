@@ -39,15 +39,15 @@ func TestHalves(t *testing.T) {
 		{"the first halves of two", func() {
 			half(unix.IN_MOVED_FROM, 7, "old")
 			half(unix.IN_MOVED_FROM, 8, "out")
-			w.settle(false)
+			w.endBatch(false)
 		}, nil},
 		{"the second half of one", func() {
 			half(unix.IN_MOVED_TO, 7, "new")
-			w.settle(false)
+			w.endBatch(false)
 		}, []Event{{Op: Rename, Path: "old", To: "new"}, {Op: Remove, Path: "out"}}},
 		{"a half, and it is quiet", func() {
 			half(unix.IN_MOVED_FROM, 9, "old")
-			w.settle(true)
+			w.endBatch(true)
 		}, []Event{{Op: Remove, Path: "old"}}},
 	} {
 		step.do()

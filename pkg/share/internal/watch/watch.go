@@ -175,7 +175,7 @@ func Watch(ctx context.Context, o Options, use func([]Event)) error {
 				w.take(buf[:n])
 			}
 		}
-		w.settle(len(waiting) > 0 || time.Now().Before(end))
+		w.endBatch(len(waiting) > 0 || time.Now().Before(end))
 		w.tell(use)
 		gate.idle()
 		gate.pass(waiting)
@@ -462,10 +462,10 @@ func (w *watcher) vanish(from origin) {
 	w.batch.add(Event{Op: Remove, Dir: from.isd, Path: from.path})
 }
 
-// settle ends a batch, because it is quiet or it took long: what was moved, and has not
+// endBatch ends a batch, because it is quiet or it took long: what was moved, and has not
 // arrived below the root, is gone. The kernel tells the two halves of a move one right
 // after the other, but a batch that took long may end in between.
-func (w *watcher) settle(quiet bool) {
+func (w *watcher) endBatch(quiet bool) {
 	for cookie, from := range w.moved {
 		if !quiet && !from.late {
 			from.late = true
