@@ -298,8 +298,8 @@ func (v *service) saw(text string) bool {
 	return slices.ContainsFunc(v.lines, func(l string) bool { return strings.Contains(l, text) })
 }
 
-// eventually waits for a condition.
-func eventually(f func() bool) bool {
+// soon says whether a condition holds within ten seconds.
+func soon(f func() bool) bool {
 	for deadline := time.Now().Add(10 * time.Second); !f(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			return false
@@ -773,7 +773,7 @@ func (s *scene) attackFromNetwork(t *testing.T, l lan, a, b victim, decoys *serv
 	for _, f := range s.try(t, neighbour, nil, "forge", "-dev", "eth0", "-mac", mac, "-src", otherNeighbour, "-dst", hostAddr, "-port", decoy, "-say", "forged") {
 		heard = heard || f.Got == "answer"
 	}
-	seen := eventually(func() bool { return decoys.saw("forged from " + otherNeighbour) })
+	seen := soon(func() bool { return decoys.saw("forged from " + otherNeighbour) })
 	s.attempt(t, neighbour.name, "control: as "+otherNeighbour+" to the host's service", "it arrives, is answered", fmt.Sprintf("arrived: %v, answered: %v", seen, heard), seen && heard)
 	forge("forged", false)
 	// What came in would be in the container's log, beside what the host itself sent.
@@ -921,7 +921,7 @@ func (s *scene) attackFromGuest(t *testing.T, a, b victim, decoys, local, outer 
 		}
 	}
 	forge("192.0.2.2", behindOther, "9", "rightful")
-	seen := eventually(func() bool { return outer.saw("rightful from 192.0.2.2") })
+	seen := soon(func() bool { return outer.saw("rightful from 192.0.2.2") })
 	s.attempt(t, a.root.name, "control: with its own source, behind the host", "it arrives", fmt.Sprint("arrived: ", seen), seen)
 	forge("127.0.0.1,"+hostAddr+",10.66.0.77,192.0.2.1,192.0.2.254,192.0.2.77", behindOther+","+hostAddr+","+hostInner+",127.0.0.1,192.0.2.254", "9,"+decoy+","+decoyLocal, "forged in the guest")
 	forge("192.0.2.2", hostAddr+","+hostInner+",127.0.0.1,127.0.0.2,0.0.0.0,255.255.255.255,10.66.0.255,10.67.0.255,192.0.2.1,192.0.2.254", decoy+","+decoyLocal, "forged in the guest")

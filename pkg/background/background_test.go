@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/devvm/devvm/pkg/condition"
 )
 
 // TestMain lets the test binary play the background process.
@@ -103,7 +105,7 @@ func TestOrphan(t *testing.T) {
 	if err := starter.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, log, "started")
+	waitForLine(t, log, "started")
 	if err := starter.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +113,7 @@ func TestOrphan(t *testing.T) {
 	if err := os.WriteFile(log+".gone", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, log, "ready:")
+	waitForLine(t, log, "ready:")
 	if b, _ := os.ReadFile(log); !strings.Contains(string(b), "nobody waits") {
 		t.Errorf("the orphan was told %q", b)
 	}
@@ -122,16 +124,14 @@ func exists(path string) bool {
 	return err == nil
 }
 
-// waitFor waits until the file has a whole line that begins with the text.
-func waitFor(t *testing.T, path, text string) {
+// waitForLine waits until the file has a whole line that begins with the text.
+func waitForLine(t *testing.T, path, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	condition.Wait(t, fmt.Sprintf("%s has a line %q", path, text), func() bool {
 		b, _ := os.ReadFile(path)
-		if i := strings.Index("\n"+string(b), "\n"+text); i >= 0 && strings.Contains(string(b)[i:], "\n") {
-			return
-		}
-	}
-	t.Fatalf("%s never had a line %q", path, text)
+		i := strings.Index("\n"+string(b), "\n"+text)
+		return i >= 0 && strings.Contains(string(b)[i:], "\n")
+	})
 }
 
 // TestKill: a process that a signal has stopped listens on, and ends by force alone.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/dockerproxy"
 )
 
@@ -244,7 +245,7 @@ func TestAdmit(t *testing.T) {
 				if c.refused == "" {
 					admitted = len(c.calls)
 				}
-				eventually(t, "calls are done", func() bool {
+				condition.Wait(t, "calls are done", func() bool {
 					j.mu.Lock()
 					defer j.mu.Unlock()
 					return j.done == admitted

@@ -22,6 +22,7 @@ import (
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
@@ -189,25 +190,17 @@ func connect(t testing.TB, sock string) *net.UnixConn {
 	return c.(*net.UnixConn)
 }
 
-// eventually waits until ok says yes.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for range 500 {
-		if ok() {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	t.Errorf("not within 5 s: %s", what)
-}
-
 func settled(t *testing.T, want int) {
 	t.Helper()
-	eventually(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= want })
-	if t.Failed() {
-		buf := make([]byte, 1<<20)
-		t.Logf("%d goroutines, want %d:\n%s", runtime.NumGoroutine(), want, buf[:runtime.Stack(buf, true)])
-	}
+	ended := false
+	defer func() {
+		if !ended {
+			buf := make([]byte, 1<<20)
+			t.Logf("%d goroutines, want %d:\n%s", runtime.NumGoroutine(), want, buf[:runtime.Stack(buf, true)])
+		}
+	}()
+	condition.Wait(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= want })
+	ended = true
 }
 
 func TestManyRequests(t *testing.T) {
@@ -233,7 +226,7 @@ func TestManyRequests(t *testing.T) {
 		}
 		all.Wait()
 		c.CloseIdleConnections()
-		eventually(t, "connections end", func() bool { return p.Active() == 0 && v.engine.Requests() == 0 })
+		condition.Wait(t, "connections end", func() bool { return p.Active() == 0 && v.engine.Requests() == 0 })
 		settled(t, before)
 	})
 }
@@ -289,7 +282,7 @@ func TestHijackWithHalfClose(t *testing.T) {
 			t.Errorf("%d bytes, want %d, end %q, %v", len(all), len(want), all[max(0, len(all)-30):], err)
 		}
 		// The client has not closed yet, and yet both ends have ended.
-		eventually(t, "the connection ends", func() bool { return p.Active() == 0 })
+		condition.Wait(t, "the connection ends", func() bool { return p.Active() == 0 })
 	})
 }
 
@@ -326,7 +319,7 @@ func testHalfCloseBothWays(t *testing.T, admit dockerproxy.AdmitFunc) {
 		if all, err := io.ReadAll(e); string(all) != "more" || err != nil {
 			t.Errorf("%q %v", all, err)
 		}
-		eventually(t, "the connection ends", func() bool { return p.Active() == 0 })
+		condition.Wait(t, "the connection ends", func() bool { return p.Active() == 0 })
 	})
 	t.Run("engine closes without reading, answer arrives", func(t *testing.T) {
 		c, e := connect(t, sock), <-accepted
@@ -340,7 +333,7 @@ func testHalfCloseBothWays(t *testing.T, admit dockerproxy.AdmitFunc) {
 		}
 		_ = e.Close()
 		_ = c.Close()
-		eventually(t, "the connection ends", func() bool { return p.Active() == 0 })
+		condition.Wait(t, "the connection ends", func() bool { return p.Active() == 0 })
 	})
 	t.Run("client hangs up", func(t *testing.T) {
 		c, e := connect(t, sock), <-accepted
@@ -350,7 +343,7 @@ func testHalfCloseBothWays(t *testing.T, admit dockerproxy.AdmitFunc) {
 			t.Errorf("%q %v", all, err)
 		}
 		// Nothing was half-closed: there is nobody to answer to.
-		eventually(t, "the connection ends", func() bool { return p.Active() == 0 })
+		condition.Wait(t, "the connection ends", func() bool { return p.Active() == 0 })
 		if _, err := e.Write([]byte("x")); !errors.Is(err, unix.EPIPE) {
 			t.Errorf("write to a client that is gone: %v", err)
 		}
@@ -369,9 +362,9 @@ func TestClientThatDiesEndsTheRequest(t *testing.T) {
 		p, sock := serve(t, dockerproxy.Options{Dial: v.dial})
 		c := connect(t, sock)
 		_, _ = io.WriteString(c, "GET /events HTTP/1.1\r\nHost: x\r\n\r\n")
-		eventually(t, "the request arrives", func() bool { return v.engine.Requests() == 1 })
+		condition.Wait(t, "the request arrives", func() bool { return v.engine.Requests() == 1 })
 		_ = c.Close()
-		eventually(t, "the request ends", func() bool { return v.engine.Requests() == 0 && p.Active() == 0 })
+		condition.Wait(t, "the request ends", func() bool { return v.engine.Requests() == 0 && p.Active() == 0 })
 	})
 }
 
@@ -518,7 +511,7 @@ func TestUnavailable(t *testing.T) {
 			t.Errorf("%q %v", all, err)
 		}
 	})
-	eventually(t, "connections end", func() bool { return p.Active() == 0 })
+	condition.Wait(t, "connections end", func() bool { return p.Active() == 0 })
 	settled(t, before+2) // Serve, and the clean-up's
 }
 
@@ -596,7 +589,7 @@ func TestLinkCutInMidStream(t *testing.T) {
 	if _, err := io.ReadAll(idle); err != nil && !errors.Is(err, unix.ECONNRESET) {
 		t.Error(err)
 	}
-	eventually(t, "all connections end", func() bool { return p.Active() == 0 })
+	condition.Wait(t, "all connections end", func() bool { return p.Active() == 0 })
 	if d := time.Since(start); d > 20*time.Second {
 		t.Errorf("took %s", d)
 	}

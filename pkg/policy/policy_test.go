@@ -116,6 +116,7 @@ var mayImport = map[string][]string{
 	"pkg/aide":          nil,
 	"pkg/audit":         nil,
 	"pkg/background":    {"pkg/lock"},
+	"pkg/condition":     nil,
 	"pkg/config":        {"pkg/egress", "pkg/shell", "pkg/trust"},
 	"pkg/daemon":        {"pkg/background", "pkg/egress", "pkg/lock", "pkg/ports", "pkg/share", "pkg/state", "pkg/supervisor", "pkg/usernet", "pkg/vm"},
 	"pkg/disk":          nil,

@@ -28,6 +28,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/ports"
 )
 
@@ -213,15 +214,6 @@ func inVM(port uint16) string { return netip.AddrPortFrom(vm.Addr, port).String(
 
 func at(host string, port uint16) string { return net.JoinHostPort(host, fmt.Sprint(port)) }
 
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("in vain: %s", what)
-		}
-	}
-}
-
 // hosts are the addresses of a published port on a host with IPv6.
 func hosts(t testing.TB) []string {
 	list := []string{"127.0.0.1", own.String()}
@@ -273,7 +265,7 @@ func TestTCP(t *testing.T) {
 		}
 	}
 	n := int64(len(hosts(t)))
-	eventually(t, "connections end", func() bool { return g.live.Load() == 0 && table.Report().Ports[0].Connections == 0 })
+	condition.Wait(t, "connections end", func() bool { return g.live.Load() == 0 && table.Report().Ports[0].Connections == 0 })
 	p := table.Report().Ports[0]
 	if p.State != ports.StateOpen || p.Total != n || p.Sent != 13*n || p.Received != 13*n || len(p.Addresses) != 3 {
 		t.Errorf("%+v", p)
@@ -292,7 +284,7 @@ func TestTCP(t *testing.T) {
 			t.Errorf("%s is open", host)
 		}
 	}
-	eventually(t, "connections end", func() bool { return g.live.Load() == 0 })
+	condition.Wait(t, "connections end", func() bool { return g.live.Load() == 0 })
 	if r := table.Report(); len(r.Ports) != 0 {
 		t.Errorf("%+v", r)
 	}
@@ -338,7 +330,7 @@ func TestUDP(t *testing.T) {
 	peers := g.echoUDP(t, inVM(port))
 	table.Set([]ports.Published{published(port, "udp")}, 0)
 	// Another test that looks for a free port may have it for a moment.
-	eventually(t, "the port opens", func() bool { return table.Report().Ports[0].State == ports.StateOpen })
+	condition.Wait(t, "the port opens", func() bool { return table.Report().Ports[0].State == ports.StateOpen })
 	clients := int64(0)
 	for _, host := range hosts(t) {
 		for range 5 {
@@ -361,12 +353,12 @@ func TestUDP(t *testing.T) {
 			}
 		}
 	}
-	eventually(t, "all is counted", func() bool { // after it was passed on
+	condition.Wait(t, "all is counted", func() bool { // after it was passed on
 		p := table.Report().Ports[0]
 		return peers.Load() == clients && p.Total == clients && p.Sent == 70401*clients && p.Received == p.Sent
 	})
 	// Silent sessions end.
-	eventually(t, "sessions end", func() bool { return g.live.Load() == 0 && table.Report().Ports[0].Connections == 0 })
+	condition.Wait(t, "sessions end", func() bool { return g.live.Load() == 0 && table.Report().Ports[0].Connections == 0 })
 }
 
 // A session that nobody answers ends soon, and many peers cannot hold more than a fixed
@@ -391,9 +383,9 @@ func TestUDPSessionsAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "old sessions end", func() bool { return table.Report().Ports[0].Connections <= most })
+	condition.Wait(t, "old sessions end", func() bool { return table.Report().Ports[0].Connections <= most })
 	table.Set(nil, 0)
-	eventually(t, "all sessions end", func() bool { return g.live.Load() == 0 })
+	condition.Wait(t, "all sessions end", func() bool { return g.live.Load() == 0 })
 }
 
 // A range of a hundred ports, TCP and UDP.
@@ -567,12 +559,12 @@ func TestTaken(t *testing.T) {
 			// and is opened when it becomes free.
 			g.serve(t, inVM(port), echo)
 			table.Set([]ports.Published{published(port, "tcp")}, 0)
-			eventually(t, "the owner is named", func() bool {
+			condition.Wait(t, "the owner is named", func() bool {
 				p := table.Report().Ports[0]
 				return p.State == ports.StateTaken && strings.Contains(p.Problem, fmt.Sprintf("(pid %d)", pid))
 			})
 			release()
-			eventually(t, "the port opens", func() bool { return table.Report().Ports[0].State == ports.StateOpen })
+			condition.Wait(t, "the port opens", func() bool { return table.Report().Ports[0].State == ports.StateOpen })
 			for _, host := range hosts(t) {
 				roundTrip(t, dialTCP(t, at(host, port)), "hello")
 			}
@@ -709,7 +701,7 @@ func TestReserve(t *testing.T) {
 		t.Fatal(err)
 	}
 	release(50 * time.Millisecond)
-	eventually(t, "the hold ends", func() bool {
+	condition.Wait(t, "the hold ends", func() bool {
 		l, err := net.Listen("tcp", at("127.0.0.1", port))
 		if err == nil {
 			_ = l.Close()
@@ -763,7 +755,7 @@ func TestClose(t *testing.T) {
 		t.Error("open after Close")
 	}
 	// The guest's own goroutines stay.
-	eventually(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= before+2 })
+	condition.Wait(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= before+2 })
 }
 
 // TestNamespace runs what needs a host of its own.
@@ -932,7 +924,7 @@ func TestExposeInNamespace(t *testing.T) {
 	if r := table.Report(); len(r.Exposures) != 0 {
 		t.Errorf("%+v", r)
 	}
-	eventually(t, "the socket is closed", func() bool {
+	condition.Wait(t, "the socket is closed", func() bool {
 		l, err := net.Listen("tcp", at("192.168.7.5", port))
 		if err == nil {
 			_ = l.Close()

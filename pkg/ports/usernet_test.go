@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
@@ -52,7 +53,7 @@ func network(t testing.TB) (*usernet.Dialer, *usernettest.Guest) {
 		t.Fatal(err)
 	}
 	dialer := usernet.NewDialer(filepath.Join(dir, "dial"))
-	eventually(t, "the network has its VM", func() bool {
+	condition.Wait(t, "the network has its VM", func() bool {
 		s, err := dialer.Status(ctx)
 		return err == nil && s.Connected
 	})
@@ -125,7 +126,7 @@ func TestThroughTheNetwork(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	eventually(t, "tunnels end", func() bool {
+	condition.Wait(t, "tunnels end", func() bool {
 		s, err := dialer.Status(ctx)
 		return err == nil && s.DialIns == 0
 	})

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/devvm/devvm/pkg/condition"
 )
 
 // clock is a clock that tests turn by hand.
@@ -119,7 +121,7 @@ func TestCancelEndsPhases(t *testing.T) {
 	p := s.Progress(ctx, FormatText)
 	p.Start("ssh", "connect over SSH")
 	cancel()
-	waitFor(t, func() bool { return strings.Contains(errs.String(), "connect over SSH: failed") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(errs.String(), "connect over SSH: failed") })
 	p.Start("clean", "clean up").Done() // still shown after the cancel
 	p.Close()
 	p.Close()
@@ -177,17 +179,6 @@ func hammer(p *Progress, s *Streams) {
 		})
 	}
 	wg.Wait()
-}
-
-func waitFor(t *testing.T, cond func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !cond() {
-		if time.Now().After(deadline) {
-			t.Fatal("condition not met in time")
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
 }
 
 func TestForeign(t *testing.T) {

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/condition"
 )
 
 // terminal is a pseudo-terminal with a small emulator behind it, which knows
@@ -152,7 +154,7 @@ func (v *terminal) sync() {
 	v.t.Helper()
 	mark := fmt.Sprintf("<%d>", time.Now().UnixNano())
 	_, _ = v.tty.WriteString("\r\n" + mark + "\r\x1b[1A")
-	waitFor(v.t, func() bool { return strings.Contains(v.screen(), mark) })
+	condition.Wait(v.t, "the screen shows it", func() bool { return strings.Contains(v.screen(), mark) })
 	// The line of the mark belongs to the test.
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -233,19 +235,19 @@ func TestTerminalRunningLine(t *testing.T) {
 	defer p.Close()
 	ph := p.Start("ssh", "connect over SSH")
 	c.Add(2500 * time.Millisecond)
-	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH                  2s") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "connect over SSH                  2s") })
 	ph.Detail("a detail that is much too long for a terminal of sixty columns, %s", strings.Repeat("x", 100))
-	waitFor(t, func() bool { return strings.Contains(v.screen(), "a detail that is") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "a detail that is") })
 	if n := strings.Count(v.screen(), "\n"); n != 1 {
 		t.Errorf("%d lines:\n%s", n, v.screen())
 	}
 	ph.Detail("")
 	ph.Advance(512<<20, 1<<30)
-	waitFor(t, func() bool { return strings.Contains(v.screen(), "━━━━━━━━━━━━──") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "━━━━━━━━━━━━──") })
 	// Lines of others do not tear it, not even incomplete ones.
 	_, _ = fmt.Fprint(s.Err, "a log li")
 	_, _ = fmt.Fprint(s.Err, "ne\nhalf")
-	waitFor(t, func() bool { return strings.HasPrefix(v.screen(), "a log line\n") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.HasPrefix(v.screen(), "a log line\n") })
 	ph.Done()
 	_, _ = fmt.Fprint(s.Err, "after\n")
 	v.sync()
@@ -261,14 +263,14 @@ func TestTerminalCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	p := s.Progress(ctx, FormatText)
 	p.Start("ssh", "connect over SSH")
-	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "connect over SSH") })
 	_, _ = v.tty.WriteString("^C") // as the terminal shows the key
 	cancel()
 	// The display ends by itself, before Close. Nothing may write to the terminal until it has.
 	clean := func() bool {
 		return strings.HasPrefix(v.screen(), "✗ connect over SSH") && strings.Count(v.screen(), "\n") == 1 && v.atLineStart()
 	}
-	waitFor(t, clean)
+	condition.Wait(t, "the screen shows it", clean)
 	p.Close()
 	v.sync()
 	if !clean() {
@@ -283,7 +285,7 @@ func TestTerminalKilled(t *testing.T) {
 	p := s.Progress(t.Context(), FormatText)
 	defer p.Close()
 	p.Start("ssh", "connect over SSH")
-	waitFor(t, func() bool { return strings.Contains(v.screen(), "connect over SSH") })
+	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "connect over SSH") })
 	if !v.atLineStart() {
 		t.Error("the cursor is in the display")
 	}
