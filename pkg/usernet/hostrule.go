@@ -69,8 +69,10 @@ var (
 	siteLocal6    = netip.MustParsePrefix("fec0::/10") // deprecated, but kernels route it
 	compatible6   = netip.MustParsePrefix("::/96")
 	sixToFour     = netip.MustParsePrefix("2002::/16")
+	teredo        = netip.MustParsePrefix("2001::/32")
 	translations6 = []netip.Prefix{ // the last 32 bits are an IPv4 address
 		netip.MustParsePrefix("64:ff9b::/96"),
+		netip.MustParsePrefix("64:ff9b:1::/96"), // as sites mostly take it from 64:ff9b:1::/48
 		netip.MustParsePrefix("::ffff:0:0:0/96"),
 	}
 )
@@ -94,7 +96,7 @@ func staticRefusal(a netip.Addr) refusal {
 		return refuseMulticast
 	case a == broadcast4:
 		return refuseBroadcast
-	case Network.Contains(a):
+	case Network.Contains(a), Network6.Contains(a):
 		return refuseVMNetwork
 	}
 	if v4, ok := embedded4(a); ok {
@@ -112,6 +114,9 @@ func embedded4(a netip.Addr) (netip.Addr, bool) {
 	b := a.As16()
 	if sixToFour.Contains(a) {
 		return netip.AddrFrom4([4]byte(b[2:6])), true
+	}
+	if teredo.Contains(a) { // RFC 4380, 4
+		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}), true
 	}
 	for _, p := range append(translations6, compatible6) {
 		if p.Contains(a) {
@@ -136,6 +141,7 @@ const (
 type hostView struct {
 	Addrs []netip.Prefix // of all interfaces, with their networks
 	Route routeKind      // of the address in question
+	From  netip.Addr     // what the host would send from, on that route; invalid: unknown
 }
 
 // hostRefusal judges an address by what the host is now. It says nothing of
@@ -245,6 +251,9 @@ func askHost(kernel *netlink.Handle, a netip.Addr) (hostView, error) {
 		return hostView{}, fmt.Errorf("look up route: %w", err)
 	}
 	for _, r := range routes {
+		if from, ok := netip.AddrFromSlice(r.Src); ok {
+			host.From = from
+		}
 		switch r.Type {
 		case unix.RTN_LOCAL, unix.RTN_ANYCAST:
 			host.Route = routeLocal

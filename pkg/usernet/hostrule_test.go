@@ -66,6 +66,12 @@ func TestStaticRefusal(t *testing.T) {
 		{"::ffff:0:127.0.0.1", refuseLoopback},
 		{"2002:7f00:0001::1", refuseLoopback},
 		{"2002:a9fe:a9fe::", refuseMetadata},
+		{"64:ff9b:1::127.0.0.1", refuseLoopback},
+		{"2001:0:808:808::80ff:fffe", refuseLoopback}, // Teredo, of 127.0.0.1
+		{"fe80::1", refuseLinkLocal},
+		{"fd64:6576:766d::2", refuseVMNetwork},
+		{"fd64:6576:766d:1::2", allowed},
+		{"fd00::1", allowed},
 	} {
 		if got := staticRefusal(netip.MustParseAddr(c.addr)); got != c.want {
 			t.Errorf("%s: %q, want %q", c.addr, got, c.want)
@@ -106,8 +112,10 @@ func TestHostRefusal(t *testing.T) {
 		{"64:ff9b::192.168.7.5", routeUnicast, refuseHost},
 		{"::ffff:192.168.7.5", routeUnicast, refuseHost},
 		{"2002:c0a8:0705::1", routeUnicast, refuseHost},
+		{"2001:0:808:808::3f57:f8fa", routeUnicast, refuseHost}, // Teredo, of 192.168.7.5
+		{"2001:db8:1::9", routeLocal, refuseHost},
 	} {
-		if got := hostRefusal(netip.MustParseAddr(c.addr), hostView{host, c.route}); got != c.want {
+		if got := hostRefusal(netip.MustParseAddr(c.addr), hostView{Addrs: host, Route: c.route}); got != c.want {
 			t.Errorf("%s, route %d: %q, want %q", c.addr, c.route, got, c.want)
 		}
 	}
