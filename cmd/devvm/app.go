@@ -13,6 +13,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -41,6 +45,7 @@ type app struct {
 	halt   time.Duration                   // see project.Service
 	slow   time.Duration                   // see project.Service
 	again  time.Duration                   // see again
+	ready  time.Duration                   // see supervisor.Options.WaitReady
 	free   func(dir string) (int64, error) // see project.Service
 	routes func() ([]subnet.Route, error)  // see project.Service
 
@@ -73,7 +78,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	if e, ok := errors.AsType[*config.Error](err); ok {
 		err = &ui.Error{Code: ui.ExitUsage, Err: err, Hint: e.Hint}
 	}
-	if dirs, derr := project.NewDirs(a.environment()); derr == nil {
+	if dirs, derr := state.NewDirs(a.environment()); derr == nil {
 		err = dirs.Explain(err)
 	}
 	if hint := shortage(err); hint != "" && ui.Hint(err) == "" && a.Unanswered() == nil {
@@ -221,6 +226,7 @@ Docker changes the VM's firewall, never this host's.
 			helpsOn(cmd)
 		case "completion": // of a shell that is none, its help would be taken for a script
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+			plainCompletion(cmd)
 		}
 	}
 	return root
@@ -247,6 +253,26 @@ func alwaysOn(cmd *cobra.Command, name, shorthand, usage string) {
 	cmd.Flags().VarPF(on{}, name, shorthand, usage).NoOptDefVal = "true"
 }
 
+// plainCompletion says in devvm's words, and in 80 columns, how a shell completes.
+func plainCompletion(cmd *cobra.Command) {
+	cmd.Short = "Write the script with which a shell completes devvm's words"
+	cmd.Long = ""
+	load := map[string]string{
+		"bash":       "  source <(devvm completion bash)  # in this shell; needs bash-completion\n  devvm completion bash | sudo tee /etc/bash_completion.d/devvm",
+		"zsh":        "  source <(devvm completion zsh)   # in this shell\n  devvm completion zsh >\"${fpath[1]}/_devvm\"",
+		"fish":       "  devvm completion fish | source   # in this shell\n  devvm completion fish >~/.config/fish/completions/devvm.fish",
+		"powershell": "  devvm completion powershell | Out-String | Invoke-Expression",
+	}
+	for _, shell := range cmd.Commands() {
+		shell.Short = "The script for " + shell.Name()
+		shell.Long = ""
+		shell.Example = load[shell.Name()]
+		if f := shell.Flags().Lookup("no-descriptions"); f != nil {
+			f.Usage = "complete words alone, without what they mean"
+		}
+	}
+}
+
 // helpColumns is how wide help is, on whatever it is read.
 const helpColumns = 80
 
@@ -271,18 +297,18 @@ func (a *app) log() *slog.Logger {
 }
 
 // environment is what decides devvm's directories.
-func (a *app) environment() project.Environment {
+func (a *app) environment() state.Environment {
 	home, err := os.UserHomeDir()
 	if err != nil {
 		home = ""
 	}
-	return project.Environment{Getenv: a.getenv, UID: os.Getuid(), Home: home}
+	return state.Environment{Getenv: a.getenv, UID: os.Getuid(), Home: home}
 }
 
 // service makes the service that carries out the verbs.
 func (a *app) service() (*project.Service, error) {
 	env := a.environment()
-	dirs, err := project.NewDirs(env)
+	dirs, err := state.NewDirs(env)
 	if err != nil {
 		return nil, err
 	}
@@ -298,33 +324,35 @@ func (a *app) service() (*project.Service, error) {
 		return config.Load(dir, host)
 	}
 	return &project.Service{
-		Dirs:      dirs,
-		Images:    image.NewStore(filepath.Join(dirs.Data, "images"), log),
-		Templates: template.NewStore(filepath.Join(dirs.Data, "templates"), log),
+		Env: machine.Env{
+			Dirs:         dirs,
+			Images:       image.NewStore(filepath.Join(dirs.Data, "images"), log),
+			Templates:    template.NewStore(filepath.Join(dirs.Data, "templates"), log),
+			Accelerators: vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
+			Exe:          exe,
+			Version:      version(),
+			Zone:         project.TimeZone(a.getenv, "/etc/localtime"),
+			Kernel:       a.kernel,
+			Slow:         a.slow,
+			Note:         func(text string) { a.Note("%s", text) },
+			Free:         a.free,
+			Routes:       a.routes,
+			Log:          log,
+		},
 		Open: func(ctx context.Context) (vm.Hypervisor, error) {
 			cfg, err := loadConfig("") // which libvirt: no project has a say in it
 			if err != nil {
 				return nil, err
 			}
 			return a.open(ctx, vm.Options{
-				URI: cfg.URI, RuntimeDir: project.RuntimeHome(env),
+				URI: cfg.URI, RuntimeDir: state.RuntimeHome(env),
 				Sandbox: vm.Sandbox{Program: exe, Dir: filepath.Join(dirs.Data, "sandbox")},
 			}, log)
 		},
-		Config:  loadConfig,
-		Trust:   rule,
-		Accel:   vm.NewAccelStore(filepath.Join(dirs.Cache, "accel.json")),
-		Exe:     exe,
-		Version: version(),
-		Home:    env.Home,
-		Zone:    project.TimeZone(a.getenv, "/etc/localtime"),
-		Kernel:  a.kernel,
-		Halt:    a.halt,
-		Slow:    a.slow,
-		Note:    func(text string) { fmt.Fprintln(a.Err, "note:", text) },
-		Free:    a.free,
-		Routes:  a.routes,
-		Log:     log,
+		Config: loadConfig,
+		Trust:  rule,
+		Home:   env.Home,
+		Halt:   a.halt,
 	}, nil
 }
 
@@ -344,10 +372,10 @@ func (a *app) projectDir() (string, error) {
 }
 
 // find returns the project that the flags and the current directory name.
-func (a *app) find(ctx context.Context, s *project.Service) (project.Project, error) {
+func (a *app) find(ctx context.Context, s *project.Service) (state.Project, error) {
 	dir, err := a.projectDir()
 	if err != nil && (a.project == "" || strings.HasPrefix(a.project, ".")) { // else it need not be known
-		return project.Project{}, err
+		return state.Project{}, err
 	}
 	if a.project == "" {
 		p, err := s.Find(dir)
@@ -357,9 +385,9 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 		if err != nil {
 			return p, &ui.Error{Code: ui.ExitUsage, Err: err, Hint: "go to a project's directory, or name one with -C or --project"}
 		}
-		if here, err := project.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
+		if here, err := state.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
 			a.noted = true
-			fmt.Fprintf(a.Err, "note: this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s\n", p.Name, ui.Escape(p.Dir), here.Name)
+			a.Note("this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s", p.Name, p.Dir, here.Name)
 		}
 		return p, nil
 	}
@@ -367,18 +395,18 @@ func (a *app) find(ctx context.Context, s *project.Service) (project.Project, er
 }
 
 // named returns the project that a word names in a directory: a path or a project's name.
-func named(ctx context.Context, s *project.Service, dir, word string) (project.Project, error) {
+func named(ctx context.Context, s *project.Service, dir, word string) (state.Project, error) {
 	path := word
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(dir, path)
 	}
 	if info, err := os.Stat(path); err == nil && info.IsDir() {
-		return project.New(path)
+		return state.New(path)
 	} else if strings.ContainsRune(word, filepath.Separator) {
 		if err == nil {
 			err = fs.ErrInvalid
 		}
-		return project.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + word + " is not a directory", Err: err}
+		return state.Project{}, &ui.Error{Code: ui.ExitUsage, Msg: "--project " + word + " is not a directory", Err: err}
 	}
 	return s.Lookup(ctx, word)
 }
@@ -432,7 +460,7 @@ func (a *app) withProjects(f func(ctx context.Context, s *project.Service, args 
 }
 
 // withProject runs f for the project at hand.
-func (a *app) withProject(f func(ctx context.Context, s *project.Service, p project.Project) error) func(*cobra.Command, []string) error {
+func (a *app) withProject(f func(ctx context.Context, s *project.Service, p state.Project) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		s, err := a.service()
 		if err != nil {

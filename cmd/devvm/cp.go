@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/guest"
@@ -52,7 +54,7 @@ unpacked in a directory, or goes to standard output.`,
 			if err != nil {
 				return err
 			}
-			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				for i := range copies {
 					copies[i].Follow, copies[i].Untrusted = o.follow, s.Writable(p)
 				}
@@ -122,7 +124,7 @@ func guestPath(arg string) (string, bool) {
 
 // runCopies copies in one direction. As cp does, it goes on after a source that cannot be
 // copied; the last error is the command's. A target that several cannot go into is one error.
-func (a *app) runCopies(ctx context.Context, s *project.Service, p project.Project, all []guest.Copy, toVM, quiet bool) error {
+func (a *app) runCopies(ctx context.Context, s *project.Service, p state.Project, all []guest.Copy, toVM, quiet bool) error {
 	client, err := s.Connect(ctx, p)
 	if err != nil {
 		return err

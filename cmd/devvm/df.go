@@ -41,7 +41,7 @@ has free on its own disk is as it said last, a minute ago at most.`,
 					users = fmt.Sprintf("%d or more", e.Users)
 				}
 				if e.Damaged != "" {
-					fmt.Fprintf(a.Err, "note: %s %s: %s\n", e.Kind, e.Name, ui.Escape(e.Damaged))
+					a.Note("%s %s: %s", e.Kind, e.Name, e.Damaged)
 				}
 				unread = unread || e.AtLeast
 				note := ""
@@ -62,7 +62,7 @@ has free on its own disk is as it said last, a minute ago at most.`,
 			}
 			t.Row("total", "", ui.Size(total), "", "", "")
 			if unread {
-				fmt.Fprintln(a.Err, "note: a disk that cannot be read may lie on any image and template; prune removes none until it can, or is gone")
+				a.Note("a disk that cannot be read may lie on any image and template; prune removes none until it can, or is gone")
 			}
 			return t.Flush()
 		}),

@@ -2,9 +2,10 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/spf13/cobra"
 
@@ -23,9 +24,9 @@ there, a build context comes through a pipe. devvm's own flags come before
 Docker's first word.`,
 		Example: "  devvm docker ps\n  tar c . | devvm docker build -t app -",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				if a.guestDir(s, p) == "" && namesHere(args) {
-					fmt.Fprintln(a.Err, "note: the VM does not have this directory: the client's relative paths are below /root there")
+					a.Note("the VM does not have this directory: the client's relative paths are below /root there")
 				}
 				command := guest.Command{Argv: append([]string{"docker"}, args...), Stdin: a.In}
 				if noStdin {
@@ -34,7 +35,7 @@ Docker's first word.`,
 				err := a.runInGuest(ctx, s, p, command, a.InTerminal && a.OutTerminal && !noStdin)
 				if err != nil && ctx.Err() == nil {
 					if short := s.ShortOfRoom(ctx, p); short != "" {
-						fmt.Fprintln(a.Err, "note:", short)
+						a.Note("%s", short)
 					}
 				}
 				return err

@@ -40,7 +40,7 @@ func (a *app) runDoctor(ctx context.Context, s *project.Service) error {
 		Program:   s.Exe,
 		Libvirt:   s.Host,
 		URI:       cfg.URI,
-		Accel:     s.Accel.Choose,
+		Accel:     s.Accelerators.Choose,
 		HaveImage: s.HaveImage,
 		Leftovers: func(ctx context.Context) ([]doctor.Leftover, error) { return leftovers(ctx, s) },
 		Data:      s.Dirs.Data,

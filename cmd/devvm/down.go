@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -15,7 +17,7 @@ func (a *app) newDownCmd() *cobra.Command {
 		Use:   "down",
 		Short: "Stop the project's VM cleanly; its disk stays",
 		Args:  cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Down(ctx, p, discard, pr) })
 		}),
 	}

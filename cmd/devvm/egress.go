@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -25,7 +27,7 @@ names that it may not look up; allowed or refused. The last column is what devvm
 would have to say below [network] to allow what was refused, from the next devvm up
 on, or in brackets why that cannot be.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if follow {
 				return a.followEgress(ctx, s, p)
 			}
@@ -37,7 +39,7 @@ on, or in brackets why that cannot be.`,
 	return cmd
 }
 
-func (a *app) showEgress(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) showEgress(ctx context.Context, s *project.Service, p state.Project) error {
 	e, err := s.Egress(ctx, p)
 	if err != nil {
 		return err
@@ -53,18 +55,18 @@ func (a *app) showEgress(ctx context.Context, s *project.Service, p project.Proj
 		return err
 	}
 	if e.Forgotten > 0 {
-		fmt.Fprintf(a.Err, "note: %d earlier attempts had to make room for these\n", e.Forgotten)
+		a.Note("%d earlier attempts had to make room for these", e.Forgotten)
 	}
 	return nil
 }
 
-func (a *app) followEgress(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) followEgress(ctx context.Context, s *project.Service, p state.Project) error {
 	err := s.FollowEgress(ctx, p, func(at usernet.Attempt) error {
 		if a.json {
 			return a.JSONLine(at)
 		}
 		line := fmt.Sprintf("%s  %5d  %-4s  %-40s  %s  %s", at.Last.Local().Format(time.TimeOnly), at.Count, at.Protocol, destination(at), result(at), allowBy(at))
-		_, err := fmt.Fprintln(a.Out, ui.Escape(strings.TrimRight(line, " ")))
+		_, err := fmt.Fprintln(a.Lines(4), ui.Escape(strings.TrimRight(line, " ")))
 		return err
 	})
 	if err != nil && ctx.Err() == nil {

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -30,7 +32,7 @@ func (a *app) newEnvCmd() *cobra.Command {
 
 The user's Docker context is never switched. The VM need not run, nor be there yet.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(_ context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(_ context.Context, s *project.Service, p state.Project) error {
 			return a.runEnv(s, p, o)
 		}),
 	}
@@ -49,7 +51,7 @@ type variable struct{ name, value string }
 // variables are what Docker clients and Testcontainers look at.
 // https://docs.docker.com/reference/cli/docker/#environment-variables
 // https://java.testcontainers.org/features/configuration/#customizing-docker-host-detection
-func variables(p project.Project, socket string) []variable {
+func variables(p state.Project, socket string) []variable {
 	return []variable{
 		{"DOCKER_HOST", "unix://" + socket},
 		{"DOCKER_CONTEXT", ""},
@@ -59,12 +61,12 @@ func variables(p project.Project, socket string) []variable {
 		{"TESTCONTAINERS_DOCKER_SOCKET_OVERRIDE", "/var/run/docker.sock"},
 		// Each engine gives the ports that it chooses the same numbers, so that on
 		// localhost the next container may be another project's.
-		{"TESTCONTAINERS_HOST_OVERRIDE", p.Address().String()},
+		{"TESTCONTAINERS_HOST_OVERRIDE", project.Address(p).String()},
 		{"DEVVM_PROJECT", p.Name},
 	}
 }
 
-func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error {
+func (a *app) runEnv(s *project.Service, p state.Project, o envOptions) error {
 	vars := variables(p, s.Socket(p))
 	if a.json {
 		out := map[string]string{}
@@ -98,9 +100,9 @@ func (a *app) runEnv(s *project.Service, p project.Project, o envOptions) error 
 		return nil
 	}
 	if above, ok := s.Above(p); ok {
-		fmt.Fprintf(a.Err, "note: %s has no VM; to use that of the directory above: --project %s\n", ui.Escape(p.Dir), ui.Escape(above.Dir))
+		a.Note("%s has no VM; to use that of the directory above: --project %s", p.Dir, above.Dir)
 	} else {
-		fmt.Fprintf(a.Err, "note: %s has no VM yet: devvm up\n", ui.Escape(p.Dir))
+		a.Note("%s has no VM yet: devvm up", p.Dir)
 	}
 	return nil
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
@@ -43,7 +45,7 @@ has left in the background when it ends itself goes on.`,
 			if err != nil {
 				return err
 			}
-			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				return a.runInGuest(ctx, s, p, command, o.tty)
 			})(cmd, nil)
 		},
@@ -88,7 +90,7 @@ func (a *app) execCommand(args []string, o execOptions) (guest.Command, error) {
 
 // runInGuest runs a command in the VM with this process's outputs. It ends with this
 // process, and its exit code becomes devvm's.
-func (a *app) runInGuest(ctx context.Context, s *project.Service, p project.Project, cmd guest.Command, tty bool) error {
+func (a *app) runInGuest(ctx context.Context, s *project.Service, p state.Project, cmd guest.Command, tty bool) error {
 	client, err := s.Connect(ctx, p)
 	if err != nil {
 		return err
@@ -118,7 +120,7 @@ func (a *app) runInGuest(ctx context.Context, s *project.Service, p project.Proj
 }
 
 // guestDir is where the VM has the current directory, "" if it does not.
-func (a *app) guestDir(s *project.Service, p project.Project) string {
+func (a *app) guestDir(s *project.Service, p state.Project) string {
 	dir, err := a.projectDir()
 	if err != nil {
 		return ""

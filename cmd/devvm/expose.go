@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/ports"
@@ -51,7 +53,7 @@ devvm.toml can do this. Without a port, list what is exposed.
 				return badExposure(err, duration)
 			}
 		}
-		return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			switch {
 			case stop:
 				return a.runConceal(ctx, s, p, port)
@@ -63,7 +65,7 @@ devvm.toml can do this. Without a port, list what is exposed.
 				return a.showExposures(r)
 			}
 			if prefix.Bits() == 0 {
-				fmt.Fprintf(a.Err, "warning: %s is everybody who can reach this host, from any network that it joins\n", prefix)
+				a.Warning("%s is everybody who can reach this host, from any network that it joins", prefix)
 			}
 			r, err := s.Expose(ctx, p, port, prefix, duration)
 			if err != nil {
@@ -109,7 +111,7 @@ func exposeRange(to string) (netip.Prefix, error) {
 	return prefix, nil
 }
 
-func (a *app) runConceal(ctx context.Context, s *project.Service, p project.Project, port uint16) error {
+func (a *app) runConceal(ctx context.Context, s *project.Service, p state.Project, port uint16) error {
 	n, err := s.Conceal(ctx, p, port)
 	if err != nil {
 		return err

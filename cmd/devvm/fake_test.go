@@ -45,7 +45,7 @@ func fakeDevvm() int {
 		}
 		return vmtest.NewFake(dir, vmtest.Options{Command: []string{"fakevm", "{spec}"}}), nil
 	})
-	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "halt": &a.halt, "slow": &a.slow, "again": &a.again} {
+	for name, patience := range map[string]*time.Duration{"kernel": &a.kernel, "halt": &a.halt, "slow": &a.slow, "again": &a.again, "ready": &a.ready} {
 		b, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			continue

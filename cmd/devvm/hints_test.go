@@ -21,12 +21,13 @@ import (
 // TestHints follows hints: what one says is carried out, and then the command that failed works,
 // or has another error. TestHintsAll sees to it that each hint is followed, or is known to be
 // words that there is no command for.
-func TestHints(t *testing.T) { runScripts(t, "testdata/hints", "") }
+func TestHints(t *testing.T) { runScripts(t, "testdata/hints", "", nil) }
 
 // hinted is the command that failed last, and how.
 type hinted struct {
 	command []string
-	message string   // what it said
+	message string // what it said; "" if it did not fail, but had advice
+	advice  *regexp.Regexp
 	found   []string // the match of the hint, and what is in its brackets
 }
 
@@ -45,6 +46,20 @@ func (h *hinted) hint(ts *testscript.TestScript, _ bool, args []string) {
 	h.message = message
 }
 
+// advise PATTERN PROGRAM ARGS… runs a command that works, or is status, and has advice that the
+// pattern matches. To follow it has the advice go.
+func (h *hinted) advise(ts *testscript.TestScript, _ bool, args []string) {
+	h.command, h.message = args[1:], ""
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	_ = ts.Exec(args[1], args[2:]...)
+	text := ts.ReadFile("stdout") + ts.ReadFile("stderr")
+	if h.found = pattern.FindStringSubmatch(text); h.found == nil {
+		ts.Fatalf("no advice matches %q: %q", args[0], text)
+	}
+	h.advice = pattern
+}
+
 // said takes an error and its hint from what a command wrote.
 func said(stderr string) (message, hint string) {
 	for line := range strings.Lines(stderr) {
@@ -61,7 +76,14 @@ func said(stderr string) (message, hint string) {
 // then the command that failed, which must work or have another error.
 func (h *hinted) follow(ts *testscript.TestScript, _ bool, args []string) {
 	h.carryOut(ts, args)
-	if err := ts.Exec(h.command[0], h.command[1:]...); err == nil {
+	err := ts.Exec(h.command[0], h.command[1:]...)
+	if h.message == "" {
+		if text := ts.ReadFile("stdout") + ts.ReadFile("stderr"); h.advice.MatchString(text) {
+			ts.Fatalf("the advice was followed, and %q says the same: %s", h.command, text)
+		}
+		return
+	}
+	if err == nil {
 		return
 	}
 	if message, _ := said(ts.ReadFile("stderr")); message == h.message {
@@ -82,7 +104,8 @@ func (h *hinted) carryOut(ts *testscript.TestScript, args []string) {
 	ts.Check(ts.Exec(args[0], args[1:]...))
 }
 
-// Each hint in the code is followed by a script, or is in testdata/hints.txt, which says why
+// Each hint in the code, each Next of status, and each note and warning that names a command or
+// a key of devvm.toml, is followed by a script, or is in testdata/hints.txt, which says why
 // there is nothing to carry out. Those of devvm.toml are pkg/config's, which has a test of its own.
 func TestHintsAll(t *testing.T) {
 	var patterns []*regexp.Regexp
@@ -96,8 +119,21 @@ func TestHintsAll(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range regexp.MustCompile(`(?m)^hint '([^']+)'`).FindAllStringSubmatch(string(b), -1) {
-				patterns = append(patterns, regexp.MustCompile(m[1]))
+			open := "" // the hint that nothing has followed yet
+			for line := range strings.Lines(string(b) + "hint: the end\n") {
+				if word, _, _ := strings.Cut(strings.TrimSpace(line), " "); word == "follow" || word == "instead" {
+					open = ""
+				}
+				if !strings.HasPrefix(line, "hint") && !strings.HasPrefix(line, "advise") {
+					continue
+				}
+				if open != "" {
+					t.Errorf("%s: a hint is not carried out: %s", file, open)
+				}
+				open = ""
+				if m := regexp.MustCompile(`^(?:hint|advise) '([^']+)'`).FindStringSubmatch(line); m != nil {
+					patterns, open = append(patterns, regexp.MustCompile(m[1])), line
+				}
 			}
 		}
 	}
@@ -150,20 +186,24 @@ func hasParts(pattern, hint string) bool {
 	return long
 }
 
-// hintsOf finds the texts of the hints in the code: values of fields and variables of that name.
+// advises matches a note that says what to run or write.
+var advises = regexp.MustCompile(`devvm [a-z]|devvm\.toml|--[a-z]|docker [a-z]+ [a-z]+`)
+
+// hintsOf finds the texts of the hints in the code: values of fields, variables and constants of
+// such names, and what is noted.
 func hintsOf(t *testing.T, root string) []string {
 	t.Helper()
 	var all []string
 	is := func(e ast.Expr) bool {
 		switch e := e.(type) {
 		case *ast.Ident:
-			return strings.EqualFold(e.Name, "hint")
+			return strings.EqualFold(e.Name, "hint") || strings.HasPrefix(e.Name, "Advice") || e.Name == "Next"
 		case *ast.SelectorExpr:
-			return e.Sel.Name == "Hint"
+			return e.Sel.Name == "Hint" || e.Sel.Name == "Next"
 		}
 		return false
 	}
-	add := func(e ast.Expr) {
+	text := func(e ast.Expr) string {
 		var parts []string
 		ast.Inspect(e, func(n ast.Node) bool {
 			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
@@ -173,7 +213,10 @@ func hintsOf(t *testing.T, root string) []string {
 			}
 			return true
 		})
-		if text := strings.ReplaceAll(strings.TrimSpace(strings.Join(parts, "…")), "\n", " "); text != "" && !slices.Contains(all, text) {
+		return strings.ReplaceAll(strings.TrimSpace(strings.Join(parts, "…")), "\n", " ")
+	}
+	add := func(e ast.Expr) {
+		if text := text(e); text != "" && !slices.Contains(all, text) {
 			all = append(all, text)
 		}
 	}
@@ -195,6 +238,17 @@ func hintsOf(t *testing.T, root string) []string {
 			case *ast.KeyValueExpr:
 				if is(n.Key) {
 					add(n.Value)
+				}
+			case *ast.ValueSpec:
+				for i, name := range n.Names {
+					if is(name) && i < len(n.Values) {
+						add(n.Values[i])
+					}
+				}
+			case *ast.CallExpr:
+				called, ok := n.Fun.(*ast.SelectorExpr)
+				if ok && len(n.Args) > 0 && slices.Contains([]string{"Note", "Warn", "Warning"}, called.Sel.Name) && advises.MatchString(text(n.Args[0])) {
+					add(n.Args[0])
 				}
 			case *ast.AssignStmt:
 				for i, left := range n.Lhs {

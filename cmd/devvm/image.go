@@ -140,7 +140,7 @@ func (a *app) newImageLsCmd() *cobra.Command {
 			}
 			for _, d := range damaged {
 				t.Row("(damaged)", short(d.Digest), "", "", ui.Size(d.Used()))
-				fmt.Fprintf(a.Err, "note: image %s: %s; remove it with: devvm image rm %s\n", short(d.Digest), ui.Escape(d.Err.Error()), short(d.Digest))
+				a.Note("image %s: %s; remove it with: devvm image rm %s", short(d.Digest), d.Err.Error(), short(d.Digest))
 			}
 			return t.Flush()
 		}),
@@ -213,7 +213,7 @@ func explainImage(err error) error {
 	}{
 		{image.ErrNotFound, "see what there is with: devvm image ls", ui.ExitError},
 		{image.ErrAmbiguous, "give more of its digest, which is shown by: devvm image ls", ui.ExitError},
-		{image.ErrDamaged, "get it again (devvm image build, or import), or remove it: devvm image rm", ui.ExitError},
+		{image.ErrDamaged, "get it again (devvm image build, or import), or remove it by its digest (devvm image ls): devvm image rm DIGEST", ui.ExitError},
 		{image.ErrInUse, "remove what lies on it (devvm ls, devvm rm), or all that nothing uses: devvm prune", ui.ExitError},
 		{image.ErrExists, "use it by that name (devvm image ls), or remove it first: devvm image rm", ui.ExitError},
 		{image.ErrChecksum, "nothing was imported: get the file anew, and its checksum from who publishes it", ui.ExitError},

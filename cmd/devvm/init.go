@@ -42,7 +42,7 @@ It is optional: a directory without one is a project with the defaults.`,
 			if err != nil {
 				return fmt.Errorf("write %s: %w", config.FileName, err)
 			}
-			fmt.Fprintf(a.Err, "wrote %s\n", ui.Escape(path))
+			fmt.Fprintf(a.ErrLines(2), "wrote %s\n", ui.Escape(path))
 			return nil
 		},
 	}

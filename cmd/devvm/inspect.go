@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -14,7 +16,7 @@ func (a *app) newInspectCmd() *cobra.Command {
 		Aliases: []string{"info"},
 		Short:   "Show the project's VM as JSON: devvm status --json",
 		Args:    cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			a.json = true
 			return a.runStatus(ctx, s, p)
 		}),

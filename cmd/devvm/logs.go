@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/background"
@@ -26,7 +28,7 @@ func (a *app) newLogsCmd() *cobra.Command {
 		Use:   "logs",
 		Short: "Show logs of the engine, the guest's console or devvm's processes",
 		Args:  cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if o.tail < -1 {
 				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--tail %d is not a number of lines", o.tail), Hint: "as in: --tail 100, or -1 for all"}
 			}
@@ -45,7 +47,7 @@ func (a *app) newLogsCmd() *cobra.Command {
 	return cmd
 }
 
-func (a *app) runLogs(ctx context.Context, s *project.Service, p project.Project, o logsOptions) error {
+func (a *app) runLogs(ctx context.Context, s *project.Service, p state.Project, o logsOptions) error {
 	logs := s.Logs(p)
 	path := ""
 	switch {

@@ -49,7 +49,7 @@ func (a *app) newLsCmd() *cobra.Command {
 				}
 				if st.Problem != "" {
 					state += ", damaged"
-					fmt.Fprintf(a.Err, "note: %s: %s; %s\n", st.Project, ui.Escape(st.Problem), ui.Escape(st.Next))
+					a.Note("%s: %s; %s", st.Project, st.Problem, st.Next)
 				}
 				t.Row(st.Project, state, memory, ui.Size(st.Used()), dir)
 			}

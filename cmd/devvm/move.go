@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/dockercontext"
@@ -28,7 +30,7 @@ The VM is stopped, and has the directory at its new path when devvm up starts it
 Memory of a suspended VM and snapshots do not come along; if there are any, this asks.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				return a.runMove(ctx, s, p, strings.Join(args, ""), yes)
 			})(cmd, nil)
 		},
@@ -38,7 +40,7 @@ Memory of a suspended VM and snapshots do not come along; if there are any, this
 	return a.completes(cmd, formerWords)
 }
 
-func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project, from string, yes bool) error {
+func (a *app) runMove(ctx context.Context, s *project.Service, p state.Project, from string, yes bool) error {
 	if isPath := strings.ContainsRune(from, filepath.Separator) || from == "." || from == ".."; isPath && !filepath.IsAbs(from) {
 		dir, err := a.projectDir()
 		if err != nil {
@@ -56,7 +58,7 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project
 		if err := s.MustExist(ctx, p); err != nil && !s.HasVM(p) {
 			return err
 		}
-		fmt.Fprintf(a.Err, "note: the VM of %s is this directory's already\n", ui.Escape(p.Dir))
+		a.Note("the VM of %s is this directory's already", p.Dir)
 		return a.moved(p, p)
 	}
 	if lost := lostByMove(former); lost != "" && !yes {
@@ -68,13 +70,13 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p project.Project
 		return err
 	}
 	if !a.json {
-		fmt.Fprintf(a.Err, "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
+		fmt.Fprintf(a.ErrLines(2), "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
 	}
 	return a.moved(p, former.Project)
 }
 
 // moved prints the result for scripts.
-func (a *app) moved(p, former project.Project) error {
+func (a *app) moved(p, former state.Project) error {
 	if !a.json {
 		return nil
 	}
@@ -87,12 +89,12 @@ func (a *app) moved(p, former project.Project) error {
 }
 
 // move takes over a VM, and says what is not as before.
-func (a *app) move(ctx context.Context, s *project.Service, p project.Project, from project.Former) error {
+func (a *app) move(ctx context.Context, s *project.Service, p state.Project, from project.Former) error {
 	if err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Move(ctx, p, from, pr) }); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.Err, "note: containers that bind files below %s have to be made again (docker compose up --force-recreate)\n", ui.Escape(from.Dir))
-	fmt.Fprintf(a.Err, "note: its docker.sock, its own address and its name for ssh are new: run eval \"$(devvm env)\" and devvm ssh --config again\n")
+	a.Note("containers that bind files below %s have to be made again (docker compose up --force-recreate)", from.Dir)
+	a.Note("its docker.sock, its own address and its name for ssh are new: run eval \"$(devvm env)\" and devvm ssh --config again")
 	return dockercontext.Move(ctx, from.Name, p.Name, s.Socket(p))
 }
 
@@ -110,7 +112,7 @@ func lostByMove(from project.Former) string {
 
 // offerMove asks whether a directory that was renamed is to have the VM of its former path, where
 // up would make a new one.
-func (a *app) offerMove(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) offerMove(ctx context.Context, s *project.Service, p state.Project) error {
 	if !a.Interactive() {
 		return nil
 	}
@@ -133,7 +135,7 @@ func (a *app) offerMove(ctx context.Context, s *project.Service, p project.Proje
 }
 
 // offerKeep asks whether a directory is to have the VM of another one, which was at its path.
-func (a *app) offerKeep(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) offerKeep(ctx context.Context, s *project.Service, p state.Project) error {
 	if !s.Replaced(p) {
 		return nil
 	}

@@ -4,6 +4,8 @@ import (
 	"flag"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -22,8 +24,7 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// updateNarrow writes the golden files of TestNarrow.
-var updateNarrow = flag.Bool("update", false, "write golden files")
+var update = flag.Bool("update", false, "write the golden files, and the table of docs/scripting.md")
 
 // tooWide are the lines that a terminal of so many columns breaks within words.
 func tooWide(text string, columns int) []string {
@@ -37,12 +38,12 @@ func tooWide(text string, columns int) []string {
 	return all
 }
 
-// narrow COLUMNS checks that nothing on the script's terminal is broken within a word: a line that
-// is wider is one word, such as a path, behind a label.
+// narrow COLUMNS [NAME] checks that nothing on the script's terminal is broken within a word: a line that
+// is wider is one word, such as a path, behind a label. With a name it compares what was shown with testdata/narrow/terminal/NAME.txt.
 func cmdNarrow(ts *testscript.TestScript, _ bool, args []string) {
 	text := ts.ReadFile("ttyout")
-	if len(args) != 1 || args[0] != "80" || strings.TrimSpace(text) == "" {
-		ts.Fatalf("usage: narrow 80, after something was shown: %q", text)
+	if len(args) == 0 || len(args) > 2 || args[0] != "80" || strings.TrimSpace(text) == "" {
+		ts.Fatalf("usage: narrow 80 [NAME], after something was shown: %q", text)
 	}
 	for _, line := range tooWide(text, 80) {
 		if words := strings.Fields(line); len(words) == 2 && strings.HasPrefix(words[1], "/") { // "dir /a/long/path"
@@ -50,7 +51,30 @@ func cmdNarrow(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		ts.Fatalf("wider than a terminal: %q", line)
 	}
+	if len(args) == 2 {
+		compareTerminal(ts, args[1], text)
+	}
 }
+
+// varies matches what of a text is another at each run.
+var varies = regexp.MustCompile(`-[0-9a-f]{8}\b|\b127\.\d+\.\d+\.\d+\b|\b[\d.]+ [KMG]?i?B\b`)
+
+func compareTerminal(ts *testscript.TestScript, name, text string) {
+	text = strings.ReplaceAll(strings.ReplaceAll(text, "\r", ""), ts.Getenv("WORK"), "$WORK")
+	text = varies.ReplaceAllString(text, "…")
+	file := filepath.Join(narrowDir, name+".txt")
+	if *update {
+		ts.Check(os.WriteFile(file, []byte(text), 0o600))
+	}
+	want, err := os.ReadFile(file)
+	ts.Check(err)
+	if diff := cmp.Diff(string(want), text); diff != "" {
+		ts.Fatalf("%s (-update writes it):\n%s", file, diff)
+	}
+}
+
+// narrowDir has what commands show on a terminal. Scripts run elsewhere, so it is absolute.
+var narrowDir, _ = filepath.Abs("testdata/narrow/terminal")
 
 // Help fits into 80 columns.
 func TestNarrowHelp(t *testing.T) {
@@ -58,7 +82,7 @@ func TestNarrowHelp(t *testing.T) {
 	root := newApp(streams, os.Getenv, nil).newRootCmd()
 	var walk func(cmd *cobra.Command)
 	walk = func(cmd *cobra.Command) {
-		if cmd.Hidden || cmd.Name() == "completion" { // the text of its commands is cobra's
+		if cmd.Hidden {
 			return
 		}
 		before := len(out.String())
@@ -87,10 +111,10 @@ func TestNarrow(t *testing.T) {
 	status := project.Status{
 		Project: "shop-1a2b3c4d", Dir: "/home/somebody/src/customers/a-long-name-of-a-customer/projects/shop", State: vm.StateRunning, Healthy: true, Engine: "26.1.5", Latency: 3,
 		CPUs: 2, Memory: 4 << 30, Accel: vm.AccelTCG, DiskUsed: 3 << 30, UndoUsed: 1 << 30, Socket: "/run/user/1000/devvm/shop-1a2b3c4d/docker.sock",
-		Problem: "its provisioning has failed, or is not done yet (devvm logs --provision): there is no /home/somebody/.local/share/devvm/projects/shop-1a2b3c4d/vm/provisioned", Next: "devvm up",
+		Problem: "provisioning failed, or has not finished (devvm logs --provision): there is no /home/somebody/.local/share/devvm/projects/shop-1a2b3c4d/vm/provisioned", Next: "devvm up",
 		Supervisor: &supervisor.Status{
 			Ports: 4, PortsPublished: 4, PortsNotOpen: 1, Alone: true, Room: &supervisor.Room{Room: guest.Room{Memory: 4 << 30, MemoryFree: 1 << 30, Disk: 60 << 30, DiskFree: 7 << 30, Inodes: 4 << 20, InodesFree: 3 << 20}},
-			Files: []supervisor.Files{{Path: "/home/somebody/src/customers/shop", Writable: true, Road: "nfs", Why: "the host offers no virtiofs here, which would be faster for many small files"}},
+			Files: []supervisor.Files{{Path: "/home/somebody/src/customers/shop", Writable: true, Transport: "nfs", Why: "the host offers no virtiofs here, which would be faster for many small files"}},
 		},
 	}
 	verdict := audit.Report{User: "somebody", Findings: []audit.Finding{
@@ -116,7 +140,7 @@ func TestNarrow(t *testing.T) {
 			}
 		}
 		file := "testdata/narrow/" + name + ".txt"
-		if *updateNarrow {
+		if *update {
 			if err := os.WriteFile(file, []byte(out.String()), 0o600); err != nil {
 				t.Fatal(err)
 			}

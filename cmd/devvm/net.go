@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/background"
@@ -22,11 +24,11 @@ func (a *app) newNetCmd() *cobra.Command {
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dirs, err := project.NewDirs(a.environment())
+			dirs, err := state.NewDirs(a.environment())
 			if err != nil {
 				return err
 			}
-			o, err := dirs.NetOptions(name)
+			o, err := project.NetOptions(dirs, name)
 			if err != nil {
 				background.Failed(err)
 				return err
@@ -34,7 +36,7 @@ func (a *app) newNetCmd() *cobra.Command {
 			o.Log = slog.New(slog.NewJSONHandler(background.NewLog(os.Stderr), nil))
 			o.Ready = background.Ready
 			o.Confine = func() error {
-				return project.Confine(dirs.NetPolicy(name), sandbox.Calls{Exec: true, Attributes: true}, o.Log)
+				return project.Confine(project.NetPolicy(dirs, name), sandbox.Calls{Exec: true, Attributes: true}, o.Log)
 			}
 			if qemuUser != "" {
 				o.OwnNetSocket = true

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -25,7 +27,7 @@ func (a *app) newNukeCmd() *cobra.Command {
 The old disk is kept aside until the next nuke: devvm nuke --undo puts it back.
 The project's directory on this host is not touched.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runNuke(ctx, s, p, o)
 		}),
 	}
@@ -36,7 +38,7 @@ The project's directory on this host is not touched.`,
 	return cmd
 }
 
-func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project, o nukeOptions) error {
+func (a *app) runNuke(ctx context.Context, s *project.Service, p state.Project, o nukeOptions) error {
 	if !o.yes {
 		if !o.NoUp && a.Interactive() && s.Exists(p) { // else Nuke refuses what was not agreed to
 			if err := a.agree(ctx, s, p, false); err != nil {
@@ -52,7 +54,7 @@ func (a *app) runNuke(ctx context.Context, s *project.Service, p project.Project
 }
 
 // confirmNuke asks, if there is something to lose; unused says that there is not.
-func (a *app) confirmNuke(ctx context.Context, s *project.Service, p project.Project, undo bool) (unused bool, err error) {
+func (a *app) confirmNuke(ctx context.Context, s *project.Service, p state.Project, undo bool) (unused bool, err error) {
 	loss, err := s.Loss(ctx, p)
 	switch {
 	case err != nil:
@@ -86,7 +88,7 @@ func (a *app) confirmLoss(ctx context.Context, question string) error {
 const notUndone = ", which an undo does not bring back"
 
 // describeLoss names what is in a VM that is about to go, and says more of its snapshots.
-func describeLoss(p project.Project, loss project.Loss, snapshots string) string {
+func describeLoss(p state.Project, loss project.Loss, snapshots string) string {
 	var b strings.Builder
 	if !loss.VM {
 		fmt.Fprintf(&b, "The disk of %s (%s) that an earlier nuke has kept (%s) is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/ports"
@@ -23,7 +25,7 @@ host that they are open on, and why one is not. All are for this host alone, but
 those marked LAN (see devvm expose). Every port is also open on the project's own
 address, so that two projects can both publish 5432.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if watch {
 				err := s.WatchPorts(ctx, p, a.showPortsAgain)
 				if errors.Is(err, context.Canceled) { // Ctrl-C is how it ends

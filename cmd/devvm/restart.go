@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -17,7 +19,7 @@ func (a *app) newRestartCmd() *cobra.Command {
 		Long: `Stop the project's VM cleanly and start it again, as devvm down and devvm up do.
 Settings that apply at a start are then in force. A VM that is off is started.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runRestart(ctx, s, p, yes)
 		}),
 	}
@@ -26,7 +28,7 @@ Settings that apply at a start are then in force. A VM that is off is started.`,
 	return cmd
 }
 
-func (a *app) runRestart(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
+func (a *app) runRestart(ctx context.Context, s *project.Service, p state.Project, yes bool) error {
 	if err := s.MustExist(ctx, p); err != nil {
 		return err
 	}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/dockercontext"
@@ -18,7 +20,7 @@ func (a *app) newRmCmd() *cobra.Command {
 		Long: `Remove the project's VM, its disk, the disk that nuke kept, its logs, sockets
 and Docker context. There is no undo. The project's directory is not touched.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runRm(ctx, s, p, yes)
 		}),
 	}
@@ -27,7 +29,7 @@ and Docker context. There is no undo. The project's directory is not touched.`,
 	return cmd
 }
 
-func (a *app) runRm(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
+func (a *app) runRm(ctx context.Context, s *project.Service, p state.Project, yes bool) error {
 	if !yes {
 		loss, err := s.Loss(ctx, p)
 		if err != nil {

@@ -16,10 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
 )
@@ -36,10 +37,7 @@ func TestMain(m *testing.M) {
 
 // TestScript runs the command line against the fake hypervisor. The scripts in
 // testdata/script are the manual of what devvm promises at its surface.
-func TestScript(t *testing.T) { runScripts(t, "testdata/script", "") }
-
-// TestStates runs the table of exit codes in docs/scripting.md, a script for each state.
-func TestStates(t *testing.T) { runScripts(t, "testdata/states", "") }
+func TestScript(t *testing.T) { runScripts(t, "testdata/script", "", nil) }
 
 // TestAudit is apart from the scripts that run at the same time: audit looks at all
 // processes of devvm's that the user has. It works below a directory that nobody else
@@ -52,7 +50,7 @@ func TestAudit(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(dir) })
-			runScripts(t, "testdata/audit", dir)
+			runScripts(t, "testdata/audit", dir, nil)
 			return
 		}
 	}
@@ -70,8 +68,9 @@ func replaceable(dir string) bool {
 		dir != "/" && replaceable(filepath.Dir(dir))
 }
 
-// runScripts runs the scripts of dir. Their directories are in root; "": the usual one.
-func runScripts(t *testing.T, dir, root string) {
+// runScripts runs the scripts of dir. Their directories are in root; "": the usual one. The
+// command states notes what it sees in codes.
+func runScripts(t *testing.T, dir, root string, codes *stateCodes) {
 	t.Helper()
 	last := map[string]*hinted{} // by the script's directory
 	var mu sync.Mutex
@@ -101,9 +100,10 @@ func runScripts(t *testing.T, dir, root string) {
 			"leftovers":    cmdLeftovers,
 			"foreign-twin": cmdForeignTwin,
 			"listen":       cmdListen,
-			"states":       cmdStates,
+			"states":       codes.states,
 			"narrow":       cmdNarrow,
 			"hint":         of((*hinted).hint),
+			"advise":       of((*hinted).advise),
 			"follow":       of((*hinted).follow),
 			"instead":      of((*hinted).instead),
 		},
@@ -339,7 +339,7 @@ func cmdListen(ts *testscript.TestScript, _ bool, args []string) {
 // foreign-twin makes a domain that has the name of the current directory's
 // project and is not devvm's.
 func cmdForeignTwin(ts *testscript.TestScript, _ bool, _ []string) {
-	p, err := project.New(ts.Getenv("WORK") + "/app")
+	p, err := state.New(ts.Getenv("WORK") + "/app")
 	ts.Check(err)
 	ts.Check(vmtest.NewFake(ts.Getenv(fakeEnv), vmtest.Options{}).AddForeign(context.Background(), vm.DomainPrefix+p.Name))
 }

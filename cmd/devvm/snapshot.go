@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -23,13 +25,13 @@ func (a *app) newSnapshotCmd() *cobra.Command {
 }
 
 // withSnapshot runs f for the project at hand and the snapshot that is named.
-func (a *app) withSnapshot(f func(ctx context.Context, s *project.Service, p project.Project, name string) error) func(*cobra.Command, []string) error {
+func (a *app) withSnapshot(f func(ctx context.Context, s *project.Service, p state.Project, name string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		name := ""
 		if len(args) > 0 {
 			name = args[0]
 		}
-		return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return f(ctx, s, p, name)
 		})(cmd, args)
 	}
@@ -43,7 +45,7 @@ func (a *app) newSnapshotCreateCmd() *cobra.Command {
 running VM stands still meanwhile, and connections into it end. Snapshots belong to
 the VM: they go with it when it is nuked, and nuke --undo does not list them again.`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
+		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p state.Project, name string) error {
 			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
 				name, err = s.CreateSnapshot(ctx, p, name, pr)
 				return err
@@ -72,7 +74,7 @@ func (a *app) newSnapshotLsCmd() *cobra.Command {
 		Aliases: []string{"list"},
 		Short:   "List the snapshots of the VM",
 		Args:    cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			all, err := s.Snapshots(ctx, p)
 			if err != nil {
 				return err
@@ -120,7 +122,7 @@ func (a *app) newSnapshotRestoreCmd() *cobra.Command {
 		Use:   "restore NAME",
 		Short: "Put the VM back into the state of a snapshot",
 		Args:  cobra.ExactArgs(1),
-		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
+		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p state.Project, name string) error {
 			if !yes {
 				if err := s.HasSnapshot(ctx, p, name); err != nil {
 					return err
@@ -147,7 +149,7 @@ func (a *app) newSnapshotRmCmd() *cobra.Command {
 		Use:   "rm NAME",
 		Short: "Remove a snapshot; the VM stays as it is",
 		Args:  cobra.ExactArgs(1),
-		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p project.Project, name string) error {
+		RunE: a.withSnapshot(func(ctx context.Context, s *project.Service, p state.Project, name string) error {
 			if err := s.DeleteSnapshot(ctx, p, name); err != nil || !a.json {
 				return err
 			}

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/guest"
@@ -37,7 +39,7 @@ devvm-<name>. No port listens on this host: OpenSSH connects through devvm.`,
 			if (o.config || o.proxy) && len(args) > 0 {
 				return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("ssh --config and --proxy run no command, but got %q", args[0]), Hint: "see: devvm ssh --help"}
 			}
-			return a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				return a.runSSH(ctx, s, p, o, args)
 			})(cmd, nil)
 		},
@@ -50,7 +52,7 @@ devvm-<name>. No port listens on this host: OpenSSH connects through devvm.`,
 	return cmd
 }
 
-func (a *app) runSSH(ctx context.Context, s *project.Service, p project.Project, o sshOptions, args []string) error {
+func (a *app) runSSH(ctx context.Context, s *project.Service, p state.Project, o sshOptions, args []string) error {
 	switch {
 	case o.config:
 		keys, err := s.Keys(p)
@@ -73,7 +75,7 @@ func (a *app) runSSH(ctx context.Context, s *project.Service, p project.Project,
 }
 
 // runProxy carries bytes between OpenSSH and the VM's sshd.
-func (a *app) runProxy(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) runProxy(ctx context.Context, s *project.Service, p state.Project) error {
 	conn, err := s.DialSSH(ctx, p)
 	if err != nil {
 		return err

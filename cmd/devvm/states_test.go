@@ -13,10 +13,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -25,60 +27,105 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// stateTable is the table of exit codes: by command, then by the state of the VM.
-type stateTable struct {
-	states []string
-	rows   []stateRow
+// engineDead is the state of a VM that runs and whose Docker Engine does not start.
+const engineDead = "engine dead"
+
+// vmStates are the states of a VM, as in the table of docs/scripting.md.
+var vmStates = []string{"no VM", "down", "suspended", "running", engineDead}
+
+// stateCommands are the commands of that table: all that need a VM, and up.
+var stateCommands = []string{
+	"status", "inspect", "ports",
+	"expose", "expose 8080 --to 198.51.100.7", "expose --stop",
+	"egress",
+	"exec -n true", "ssh -n true", "ssh --config", "ssh --proxy", "docker -n version", "cp vm:/etc/hostname -",
+	"logs", "logs --console", "logs --supervisor",
+	"snapshot create", "snapshot ls", "snapshot restore none --yes", "snapshot rm none",
+	"nuke --undo --yes",
+	"up", "restart", "suspend", "down", "nuke", "nuke --yes", "rm", "rm --yes", "move",
 }
 
-type stateRow struct {
-	command []string
-	codes   map[string]string // "3", or words for a code that is another program's
+// stateCodes are the exit codes that were seen: by command and state.
+type stateCodes struct {
+	mu   sync.Mutex
+	seen map[[2]string]string
 }
 
-// readStates reads the table in docs/scripting.md.
-func readStates() (stateTable, error) {
-	b, err := os.ReadFile(filepath.Join("..", "..", "docs", "scripting.md"))
+// Each command ends, in each state of the VM, as the table in docs/scripting.md says. -update
+// writes the table.
+func TestStates(t *testing.T) {
+	codes := &stateCodes{seen: map[[2]string]string{}}
+	t.Run("scripts", func(t *testing.T) { runScripts(t, "testdata/states", "", codes) })
+	file := filepath.Join("..", "..", "docs", "scripting.md")
+	b, err := os.ReadFile(file)
 	if err != nil {
-		return stateTable{}, err
+		t.Fatal(err)
 	}
-	var t stateTable
-	for line := range strings.Lines(string(b)) {
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-		for i := range cells {
-			cells[i] = strings.Trim(cells[i], " ")
-		}
-		switch {
-		case cells[0] == "command":
-			t.states = cells[1:]
-		case t.states == nil || strings.HasPrefix(cells[0], "-"):
-		case len(cells) != len(t.states)+1:
-			return t, nil
-		default:
-			row := stateRow{strings.Fields(strings.Trim(cells[0], "`")), map[string]string{}}
-			for i, state := range t.states {
-				row.codes[state] = cells[i+1]
+	const begin, end = "<!-- by go test ./cmd/devvm -run TestStates -update -->\n", "<!-- end -->\n"
+	before, rest, ok := strings.Cut(string(b), begin)
+	was, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the table", file)
+	}
+	had := readStates(was)
+	var table strings.Builder
+	fmt.Fprintf(&table, "\n| command | %s |\n|---%s|\n", strings.Join(vmStates, " | "), strings.Repeat("|---", len(vmStates)))
+	for _, command := range stateCommands {
+		fmt.Fprintf(&table, "| `%s` |", command)
+		for _, state := range vmStates {
+			at := [2]string{command, state}
+			code, ran := codes.seen[at]
+			switch {
+			case !ran: // -run chose other states, or the script of this one has failed
+				code = had[at]
+			case code != had[at] && !*update:
+				t.Errorf("%s: devvm %s ends with %q, in docs/scripting.md it is %q", state, command, code, had[at])
 			}
-			t.rows = append(t.rows, row)
+			table.WriteString(" " + code + " |")
 		}
+		table.WriteString("\n")
 	}
-	return t, nil
+	table.WriteString("\n")
+	switch {
+	case table.String() == was || t.Failed():
+	case *update:
+		if err := os.WriteFile(file, []byte(before+begin+table.String()+end+after), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	default:
+		t.Errorf("the table of docs/scripting.md is another one (-update writes it):\n%s", cmp.Diff(was, table.String()))
+	}
 }
 
-// states STATE runs each command of the table on a VM in that state.
-func cmdStates(ts *testscript.TestScript, _ bool, args []string) {
-	table, err := readStates()
-	ts.Check(err)
+// readStates reads the cells of the table.
+func readStates(table string) map[[2]string]string {
+	cells := map[[2]string]string{}
+	for line := range strings.Lines(table) {
+		row := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		if len(row) != len(vmStates)+1 {
+			continue
+		}
+		for i, state := range vmStates {
+			cells[[2]string{strings.Trim(row[0], " `"), state}] = strings.TrimSpace(row[i+1])
+		}
+	}
+	return cells
+}
+
+// states STATE runs each command of the table on a VM in that state: without a terminal, on one
+// and with --json.
+func (c *stateCodes) states(ts *testscript.TestScript, _ bool, args []string) {
 	state := args[0]
-	if !slices.Contains(table.states, state) || len(table.rows) < 20 {
-		ts.Fatalf("the table has states %q and %d rows", table.states, len(table.rows))
+	if !slices.Contains(vmStates, state) {
+		ts.Fatalf("there is no state %q, but %q", state, vmStates)
 	}
 	must := func(args ...string) { ts.Check(ts.Exec("devvm", args...)) }
 	if state != "no VM" {
 		must("up")
+		must("exec", "true")
 	}
 	if state == engineDead { // by the settings of its next start
-		must("exec", "true")
+		ts.Check(os.WriteFile(filepath.Join(ts.Getenv(fakeEnv), "ready"), []byte("300ms"), 0o600))
 		ts.Check(os.WriteFile(ts.MkAbs("devvm.toml"), []byte("[docker.daemon]\nnonsense = true\n"), 0o600))
 		must("down")
 		_ = devvmCode(ts, "up", "--yes")
@@ -100,37 +147,58 @@ func cmdStates(ts *testscript.TestScript, _ bool, args []string) {
 			if code := devvmCode(ts, "up", "--yes"); code != 1 {
 				ts.Fatalf("up of a VM whose engine does not start ends with %d", code)
 			}
+		default:
+			return
+		}
+		if state != "no VM" && state != engineDead { // nuke and rm ask nothing of a VM that nobody has used
+			must("up")
+			must("exec", "true")
+			switch state {
+			case "down":
+				must("down")
+			case "suspended":
+				must("suspend")
+			}
 		}
 	}
 	enter()
 	root := newApp(&ui.Streams{}, os.Getenv, nil).newRootCmd()
-	for _, row := range table.rows {
-		want, err := strconv.Atoi(row.codes[state])
-		got := devvmCode(ts, row.command...)
-		switch {
-		case err != nil && (got < 3 || got > 6), err == nil && got == want: // another program's code
-		default:
-			ts.Logf("%s: devvm %s ends with %d, want %s", state, strings.Join(row.command, " "), got, row.codes[state])
-			ts.Fatalf("the table of docs/scripting.md is wrong, or devvm")
-		}
-		if got == 3 || got == 4 {
-			if cmd, _, err := root.Find(row.command); err == nil && cmd.Flags().Lookup("json") != nil {
-				checkJSONCode(ts, got, row.command)
+	for _, command := range stateCommands {
+		words := strings.Fields(command)
+		after := func() {
+			if slices.Contains([]string{"up", "restart", "suspend", "down", "nuke", "rm"}, words[0]) {
+				enter()
 			}
-			if code := onTerminal(ts, row.command); code != got {
-				ts.Fatalf("devvm %q ends with %d on a terminal, else with %d", row.command, code, got)
+			if command == "snapshot create" && state != "no VM" { // the next one may have the same name
+				must("snapshot", "ls", "-q")
+				for _, name := range strings.Fields(ts.ReadFile("stdout")) {
+					must("snapshot", "rm", name)
+				}
 			}
 		}
-		if (want == 0 || state == engineDead) && slices.Contains([]string{"up", "restart", "suspend", "down", "nuke", "rm"}, row.command[0]) {
-			enter()
+		cmd, _, err := root.Find(words)
+		ts.Check(err)
+		plain := devvmCode(ts, words...)
+		after()
+		terminal := onTerminal(ts, words)
+		after()
+		cell := strconv.Itoa(plain)
+		if words[0] == "docker" && (plain < 3 || plain > 6) {
+			cell = "Docker's"
+		} else if terminal != plain {
+			cell += ", on a terminal " + strconv.Itoa(terminal)
 		}
+		if cmd.Flags().Lookup("json") != nil {
+			checkJSONCode(ts, plain, words)
+			after()
+		}
+		c.mu.Lock()
+		c.seen[[2]string{command, state}] = cell
+		c.mu.Unlock()
 	}
 }
 
-// engineDead is the state of a VM that runs and whose Docker Engine does not start.
-const engineDead = "engine dead"
-
-// onTerminal runs devvm on a terminal of its own, where nobody answers, and returns its exit code.
+// onTerminal runs devvm on a terminal of its own, where what it asks is answered with no, and returns its exit code.
 func onTerminal(ts *testscript.TestScript, args []string) int {
 	control, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	ts.Check(err)
@@ -155,6 +223,8 @@ func onTerminal(ts *testscript.TestScript, args []string) int {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	ts.Check(cmd.Start())
 	_ = terminal.Close()
+	_, err = control.WriteString("n\n\x04") // and the end of its input
+	ts.Check(err)
 	go func() { _, _ = io.Copy(io.Discard, control) }() // ends with the command
 	_ = cmd.Wait()
 	return cmd.ProcessState.ExitCode()
@@ -173,21 +243,21 @@ func devvmCode(ts *testscript.TestScript, args ...string) int {
 	return exit.ExitCode()
 }
 
-// checkJSONCode runs a command that is refused with --json, too: the same code, and on
-// standard output, if it is an error that is said.
+// checkJSONCode runs a command with --json, too: the same code, and what is refused because of the
+// VM's state says so in an error on standard output that has a hint.
 func checkJSONCode(ts *testscript.TestScript, code int, command []string) {
 	command = append(slices.Clone(command), "--json")
 	if got := devvmCode(ts, command...); got != code {
 		ts.Fatalf("devvm %q ends with %d, without --json with %d", command, got, code)
+	}
+	if code == 0 || command[0] == "status" || command[0] == "inspect" {
+		return // the state is the answer
 	}
 	var said struct {
 		Type, Hint string
 		Code       int
 	}
 	out := ts.ReadFile("stdout")
-	if command[0] == "status" || command[0] == "inspect" {
-		return // the state is the answer
-	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &said); err != nil || said.Type != "error" || said.Code != code || said.Hint == "" {
 		ts.Fatalf("devvm %q says %q (%v)", command, out, err)
@@ -196,17 +266,13 @@ func checkJSONCode(ts *testscript.TestScript, code int, command []string) {
 
 // Each command is in the table, or is one that needs no VM.
 func TestStatesAll(t *testing.T) {
-	table, err := readStates()
-	if err != nil {
-		t.Fatal(err)
-	}
 	need := map[string]bool{}
 	for _, name := range strings.Fields("ls env config df doctor audit init trust version prune completion help image template") {
 		need["devvm "+name] = false
 	}
 	root := newApp(&ui.Streams{}, os.Getenv, func(context.Context, vm.Options, *slog.Logger) (vm.Hypervisor, error) { return nil, nil }).newRootCmd()
-	for _, row := range table.rows {
-		cmd, _, err := root.Find(row.command)
+	for _, command := range stateCommands {
+		cmd, _, err := root.Find(strings.Fields(command))
 		if err != nil {
 			t.Fatal(err)
 		}

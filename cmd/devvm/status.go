@@ -7,6 +7,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -19,7 +23,7 @@ func (a *app) newStatusCmd() *cobra.Command {
 		Use:   "status",
 		Short: "Show the project's VM, asking the engine through docker.sock",
 		Args:  cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.runStatus(ctx, s, p)
 		}),
 	}
@@ -29,7 +33,7 @@ func (a *app) newStatusCmd() *cobra.Command {
 
 // runStatus prints the state. The exit code tells it, too: 0 the engine
 // answers, 1 the VM runs and it does not, or is not provisioned, 3 and 4 as everywhere.
-func (a *app) runStatus(ctx context.Context, s *project.Service, p project.Project) error {
+func (a *app) runStatus(ctx context.Context, s *project.Service, p state.Project) error {
 	st, err := s.Status(ctx, p)
 	if err != nil {
 		return err
@@ -81,7 +85,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
 	if sup := st.Supervisor; sup != nil && time.Since(sup.ShortAt) < time.Hour {
-		line("no room", "a pull, build or load has failed for want of room in the VM at %s: %s", sup.ShortAt.Local().Format(time.TimeOnly), project.AdviceFull)
+		line("no room", "a pull, build or load has failed for want of room in the VM at %s: %s", sup.ShortAt.Local().Format(time.TimeOnly), machine.AdviceFull)
 	}
 	if st.Supervisor != nil && st.Supervisor.Alone {
 		line("note", "a process of devvm's has ended (devvm owner): should the host's disk get full, the VM does not go on by itself; devvm up replaces it")
@@ -115,7 +119,7 @@ func showStatus(w io.Writer, st project.Status) {
 			if f.Writable {
 				mode = ""
 			}
-			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Road), f.Why)
+			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Transport), f.Why)
 			if f.Unwatched {
 				line("", "some of its directories are NOT watched, there are too many: programs in the VM do not hear of changes there (sysctl fs.inotify.max_user_watches)")
 			}
@@ -128,7 +132,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("pings", "the VM's do not leave: this host lets your group send none; to change that: sudo sysctl net.ipv4.ping_group_range='0 2147483647', then devvm down; devvm up")
 	}
 	for _, c := range st.Clashes {
-		line("hidden", "%s; %s", c, project.AdviceClash)
+		line("hidden", "%s; %s", c, machine.AdviceClash)
 	}
 	if st.Socket != "" {
 		line("socket", "%s", st.Socket)

@@ -32,7 +32,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 			o, err := s.SupervisorOptions(name, emulated)
 			if err == nil {
 				o.Log = slog.New(slog.NewJSONHandler(background.NewLog(os.Stderr), nil))
-				o.Ready, o.Forked = background.Ready, forked
+				o.Ready, o.Forked, o.WaitReady = background.Ready, forked, a.ready
 				err = superviseConfined(cmd.Context(), s, name, o)
 			}
 			if err != nil {

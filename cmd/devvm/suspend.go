@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -17,7 +19,7 @@ func (a *app) newSuspendCmd() *cobra.Command {
 containers stand still and go on, with the clock set right, at the next devvm up.
 Connections into the VM end; docker.sock says so meanwhile.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			return a.withProgress(ctx, func(pr *ui.Progress) error { return s.Suspend(ctx, p, pr) })
 		}),
 	}

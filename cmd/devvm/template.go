@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -32,7 +34,7 @@ func (a *app) newTemplateBuildCmd() *cobra.Command {
 		Use:   "build",
 		Short: "Make the template of the project's shape ahead of its first up",
 		Args:  cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			var id string
 			err := a.withProgress(ctx, func(pr *ui.Progress) (err error) {
 				id, err = s.BuildTemplate(ctx, p, pr)
@@ -82,7 +84,7 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 			}
 			used, unknown := s.TemplatesInUse(ctx)
 			if unknown != nil { // each may be
-				fmt.Fprintf(a.Err, "note: %s\n", ui.Escape(unknown.Error()))
+				a.Note("%s", unknown.Error())
 				used = map[string]bool{}
 				for _, t := range all {
 					used[t.ID] = true
@@ -139,7 +141,7 @@ func (a *app) newTemplateLsCmd() *cobra.Command {
 					state += ", in use"
 				}
 				table.Row(d.ID, "", "", "", "", ui.Size(d.Used()), state)
-				fmt.Fprintf(a.Err, "note: template %s: %s; remove it with: devvm template rm %s\n", d.ID, ui.Escape(d.Err.Error()), d.ID)
+				a.Note("template %s: %s; remove it with: devvm template rm %s", d.ID, d.Err.Error(), d.ID)
 			}
 			return table.Flush()
 		}),
@@ -158,7 +160,7 @@ func (a *app) newTemplateRmCmd() *cobra.Command {
 			t, err := s.Templates.Remove(ctx, args[0], s.TemplatesInUse)
 			switch {
 			case errors.Is(err, template.ErrInUse):
-				fmt.Fprintf(a.Err, "note: no VM is forked from %s any more; its disk stays, because disks of VMs lie on it\n", t.ID)
+				a.Note("no VM is forked from %s any more; its disk stays, because disks of VMs lie on it", t.ID)
 			case errors.Is(err, template.ErrNotFound):
 				return &ui.Error{Hint: "list them with: devvm template ls", Err: err}
 			case err != nil:

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
@@ -50,7 +52,7 @@ func (a *app) trust(list trust.List, name string, remove bool) error {
 			return err
 		}
 	}
-	p, err := project.New(path)
+	p, err := state.New(path)
 	if err == nil {
 		path = p.Dir
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/dockercontext"
@@ -30,7 +32,7 @@ func (a *app) newUpCmd() *cobra.Command {
 Engine answers. It can be run again at any time: what an interrupted run left
 half done is completed, and a VM that runs already is left alone.`,
 		Args: cobra.NoArgs,
-		RunE: a.withProject(func(ctx context.Context, s *project.Service, p project.Project) error {
+		RunE: a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 			if o.timeout < 0 {
 				return &ui.Error{Code: ui.ExitUsage, Msg: "--timeout is below zero", Hint: "as in: devvm up --timeout 10m"}
 			}
@@ -46,7 +48,7 @@ half done is completed, and a VM that runs already is left alone.`,
 	return cmd
 }
 
-func (a *app) runUp(ctx context.Context, s *project.Service, p project.Project, o upOptions) error {
+func (a *app) runUp(ctx context.Context, s *project.Service, p state.Project, o upOptions) error {
 	if what := s.Unusual(p); what != "" && !o.yes {
 		ok, err := a.Confirm(ctx, fmt.Sprintf("This would make a VM for %s (%s). Go ahead?", what, p.Dir))
 		if err != nil {
@@ -93,7 +95,7 @@ const mostAsked = 200
 
 // agree asks the user about all that devvm.toml asks for beyond what was agreed to before, if
 // there is any.
-func (a *app) agree(ctx context.Context, s *project.Service, p project.Project, yes bool) error {
+func (a *app) agree(ctx context.Context, s *project.Service, p state.Project, yes bool) error {
 	asked, err := s.Asked(p)
 	if err != nil || len(asked.Lines) == 0 {
 		return err
@@ -110,7 +112,7 @@ func (a *app) agree(ctx context.Context, s *project.Service, p project.Project, 
 		fmt.Fprintf(&b, "  … and %d more\n", more)
 	}
 	if yes {
-		fmt.Fprintf(a.Err, "%sagreed to, by --yes\n", b.String())
+		fmt.Fprintf(a.ErrLines(0), "%sagreed to, by --yes\n", b.String())
 		return s.Agree(ctx, p, asked)
 	}
 	ok, err := a.Confirm(ctx, b.String()+"Agree?")
@@ -124,7 +126,7 @@ func (a *app) agree(ctx context.Context, s *project.Service, p project.Project, 
 }
 
 // showUp ends a successful up by saying how to use the VM.
-func (a *app) showUp(s *project.Service, p project.Project, o upOptions) error {
+func (a *app) showUp(s *project.Service, p state.Project, o upOptions) error {
 	if a.json {
 		return a.JSONLine(struct {
 			Type       string `json:"type"`
@@ -137,6 +139,6 @@ func (a *app) showUp(s *project.Service, p project.Project, o upOptions) error {
 	if o.context {
 		use = "docker --context " + dockercontext.Name(p.Name) + " …   or   " + use
 	}
-	fmt.Fprintf(a.Err, "\n%s is up. To use it:\n  %s\n  docker run …        any Docker client, unchanged (none here? devvm docker run …)\n  devvm ssh           a shell in the VM\n", ui.Escape(p.Name), use)
+	fmt.Fprintf(a.ErrLines(22), "\n%s is up. To use it:\n  %s\n  docker run …        any Docker client, unchanged (none here? devvm docker run …)\n  devvm ssh           a shell in the VM\n", ui.Escape(p.Name), use)
 	return nil
 }

@@ -18,7 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -75,7 +76,7 @@ func newSurvivor(t *testing.T, data string) *survivor {
 	if err := os.WriteFile(filepath.Join(v.dir, "devvm.toml"), []byte("cpus = 2\nmemory = \"2GiB\"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p, err := project.New(v.dir)
+	p, err := state.New(v.dir)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,9 +15,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/devvm/devvm/pkg/state"
 
-	"github.com/devvm/devvm/pkg/project"
+	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
@@ -371,7 +371,7 @@ next:
 
 // projectName is the name of the current directory's project.
 func projectName(ts *testscript.TestScript) string {
-	p, err := project.New(ts.MkAbs("."))
+	p, err := state.New(ts.MkAbs("."))
 	ts.Check(err)
 	return p.Name
 }

@@ -18,6 +18,8 @@ type Edit struct {
 	// Path leads to the string: names of fields, keys of maps, indices of lists.
 	Path []string
 	To   string
+	// Optional says that the text may pass as it is where it has no such string.
+	Optional bool
 }
 
 // edit returns a JSON text with other strings in it. Every other byte stays, so that fields
@@ -33,7 +35,7 @@ func edit(text []byte, edits []Edit) ([]byte, error) {
 		return nil, err
 	}
 	for i, s := range l.spans {
-		if s.end == 0 {
+		if s.end == 0 && !edits[i].Optional {
 			return nil, fmt.Errorf("%s is not a string of the request", strings.Join(edits[i].Path, "."))
 		}
 	}
@@ -41,6 +43,9 @@ func edit(text []byte, edits []Edit) ([]byte, error) {
 	var out []byte
 	rest := 0
 	for _, i := range all {
+		if l.spans[i].end == 0 {
+			continue
+		}
 		to, err := json.Marshal(edits[i].To)
 		if err != nil {
 			return nil, err

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -346,6 +347,9 @@ func (s *sender) rewrite(req *http.Request, head int, body []byte, edits []Edit)
 	text, err := edit(body, edits)
 	if err == nil {
 		text, err = reframe(req, s.held[:head], text)
+	}
+	if err != nil && !slices.ContainsFunc(edits, func(e Edit) bool { return !e.Optional }) {
+		return nil
 	}
 	if err != nil {
 		return &Refusal{Status: http.StatusBadRequest, Message: "devvm has to change a path or a port in this request, and cannot: " + err.Error()}

@@ -46,7 +46,7 @@ func (d *doctor) proxy(context.Context) Result {
 	}
 	return warn("one is set here, and the engine in the VM has none",
 		"it pulls images without a proxy, which may not be possible here",
-		"# add this to "+d.o.ConfigFile+", below the tables that are there already, without the # (README: behind a proxy):\n#   "+strings.Join(lines, "\n#   "))
+		"# add this to "+d.o.ConfigFile+", below the tables that are there already, without the # (docs/proxy.md):\n#   "+strings.Join(lines, "\n#   "))
 }
 
 // forVM is a proxy as the VM sees it. One of this host's is host.docker.internal there, if

@@ -33,22 +33,36 @@ func (r Range) Len() int { return int(r.Last) - int(r.First) + 1 }
 // has tells whether the range is about a port.
 func (r Range) has(port uint16) bool { return r.First <= port && port <= r.Last }
 
-// RangeBinding is a binding that names a range.
+// RangeBinding is a binding that lets the engine choose.
 type RangeBinding struct {
 	Port  string // the container's own: "80/tcp"
 	Index int    // among the bindings of that
-	Range
+	Range        // from which to choose
+	// Free says that the binding names none, or only such as the project takes then.
+	Free bool
 }
 
-// Ranges are the bindings that let the engine choose from a range, in a fixed order. See Wants.
-func Ranges(bindings map[string][]Binding, vm VM) []RangeBinding {
+// Ranges are the bindings that let the engine choose, from a range or freely, in a fixed order.
+// own is the project's own address. See Wants.
+func Ranges(bindings map[string][]Binding, vm VM, own netip.Addr) []RangeBinding {
 	var list []RangeBinding
 	for port, wishes := range bindings {
 		for i, b := range wishes {
 			protocol, reached := vm.reaches(port, b)
-			first, last, ok := parseRange(b.HostPort)
-			if reached && ok && first > 0 && first <= last {
-				list = append(list, RangeBinding{Port: port, Index: i, Range: Range{protocol, first, last}})
+			r := RangeBinding{Port: port, Index: i, Range: Range{Protocol: protocol}}
+			first, last := dynamic(own)
+			switch b.HostPort {
+			case "", "0":
+				r.First, r.Last, r.Free = first, last, true
+			default:
+				var ok bool
+				if r.First, r.Last, ok = parseRange(b.HostPort); !ok {
+					continue
+				}
+				r.Free = first <= r.First && r.Last <= last
+			}
+			if reached && r.First > 0 && r.First <= r.Last && (protocol == TCP || protocol == UDP) {
+				list = append(list, r)
 			}
 		}
 	}
@@ -75,6 +89,25 @@ func (vm VM) reaches(port string, b Binding) (protocol string, ok bool) {
 	return protocol, vm.target(Published{Protocol: protocol, IP: ip}).IsValid()
 }
 
+// Ports that an engine chooses freely: Linux's own (ip_local_port_range in ip(7)), in parts.
+const (
+	firstDynamic = 32768
+	lastDynamic  = 60999
+	partDynamic  = 256
+)
+
+// dynamic is the part of these ports from which a project's engine chooses. All engines begin
+// with the same number, and on this host only one of them can have it.
+func dynamic(own netip.Addr) (first, last uint16) {
+	const parts = (lastDynamic + 1 - firstDynamic) / partDynamic
+	sum := 0
+	for _, b := range own.AsSlice() {
+		sum = (sum<<8 + int(b)) % parts
+	}
+	first = uint16(firstDynamic + sum*partDynamic)
+	return first, first + partDynamic - 1
+}
+
 // parseRange reads a range from which the engine is to choose ("8000-8010").
 func parseRange(s string) (first, last uint16, ok bool) {
 	a, b, found := strings.Cut(s, "-")
@@ -95,8 +128,9 @@ type promise struct {
 
 // Narrow finds the part of a range whose ports the project can have on this host. Of several
 // parts it is the one with the most room. It is the whole range if all can be had, and the zero
-// Range if none can. A container that is made with a part gets it by [Table.Promise]. taken is the first port that cannot, without its owner: see FindOwner. Of a
-// long range it is enough to find as many ports as the project may have; MaxMost are tried.
+// Range if none can. A container that is made with a part gets it by [Table.Promise]. taken is
+// the first port that cannot, without its owner: see FindOwner. Of a long range it is enough to
+// find as many ports as the project may have; MaxMost are tried.
 func (t *Table) Narrow(r Range) (best Range, taken *TakenError) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -2,18 +2,17 @@ package project
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/egress"
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/grant"
 	"github.com/devvm/devvm/pkg/ui"
 )
@@ -31,7 +30,7 @@ type Asked struct {
 }
 
 // Asked compares the project's devvm.toml with what the user has agreed to.
-func (s *Service) Asked(p Project) (Asked, error) {
+func (s *Service) Asked(p state.Project) (Asked, error) {
 	cfg, err := s.Config(p.Dir)
 	if err != nil {
 		return Asked{}, err
@@ -40,23 +39,23 @@ func (s *Service) Asked(p Project) (Asked, error) {
 	if err != nil {
 		return Asked{}, err
 	}
-	return s.asked(p, grant.Of(p.Dir, cfg, all.granted(p)))
+	return s.asked(p, grant.Of(p.Dir, cfg, grantShares(all, p)))
 }
 
 // Agree notes that the user agrees to what was asked, as it was shown: a devvm.toml that
 // asks for still more by now is not agreed to.
-func (s *Service) Agree(ctx context.Context, p Project, a Asked) error {
-	f := s.Dirs.paths(p.Name)
-	lock, err := f.acquire(ctx, "up", nil)
+func (s *Service) Agree(ctx context.Context, p state.Project, a Asked) error {
+	f := s.Dirs.Files(p.Name)
+	lock, err := f.Acquire(ctx, "up", nil)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	return f.writeAgreed(a.wanted)
+	return f.WriteAgreed(a.wanted)
 }
 
-func (s *Service) asked(p Project, wanted grant.Grant) (Asked, error) {
-	if s.isTemplate(p.Dir) { // its configuration is that of a project, which was asked about
+func (s *Service) asked(p state.Project, wanted grant.Grant) (Asked, error) {
+	if s.IsTemplate(p.Dir) { // its configuration is that of a project, which was asked about
 		return Asked{wanted: wanted}, nil
 	}
 	agreed, why, err := s.agreed(p, wanted)
@@ -68,7 +67,7 @@ func (s *Service) asked(p Project, wanted grant.Grant) (Asked, error) {
 
 // granted returns the project's configuration, if the user has agreed to it. Where its
 // mounts lead is not looked at.
-func (s *Service) granted(p Project) (config.Config, error) {
+func (s *Service) granted(p state.Project) (config.Config, error) {
 	cfg, err := s.Config(p.Dir)
 	if err != nil {
 		return cfg, err
@@ -78,7 +77,7 @@ func (s *Service) granted(p Project) (config.Config, error) {
 
 // checkAgreed is no error if the user has agreed to a configuration and the directories that
 // its mounts lead to.
-func (s *Service) checkAgreed(p Project, cfg config.Config, shares []grant.Share) error {
+func (s *Service) checkAgreed(p state.Project, cfg config.Config, shares []grant.Share) error {
 	a, err := s.asked(p, grant.Of(p.Dir, cfg, shares))
 	if err != nil {
 		return err
@@ -87,22 +86,22 @@ func (s *Service) checkAgreed(p Project, cfg config.Config, shares []grant.Share
 }
 
 // grantedShares is shares, if the user has agreed to all that the configuration asks for.
-func (s *Service) grantedShares(p Project, cfg config.Config) (shared, string, error) {
+func (s *Service) grantedShares(p state.Project, cfg config.Config) (machine.Shares, string, error) {
 	all, note, err := s.shares(p, cfg)
 	if err != nil {
 		return all, note, err
 	}
-	return all, note, s.checkAgreed(p, cfg, all.granted(p))
+	return all, note, s.checkAgreed(p, cfg, grantShares(all, p))
 }
 
 // settle is grantedShares that keeps what was taken, so that more than that is asked about
 // from now on.
-func (s *Service) settle(p Project, cfg config.Config) error {
+func (s *Service) settle(p state.Project, cfg config.Config) error {
 	all, _, err := s.grantedShares(p, cfg)
-	if err != nil || s.isTemplate(p.Dir) {
+	if err != nil || s.IsTemplate(p.Dir) {
 		return err
 	}
-	return s.Dirs.paths(p.Name).writeAgreed(grant.Of(p.Dir, cfg, all.granted(p)))
+	return s.Dirs.Files(p.Name).WriteAgreed(grant.Of(p.Dir, cfg, grantShares(all, p)))
 }
 
 // refusal is the error of a verb that does not ask.
@@ -128,14 +127,14 @@ var errNotAgreed = errors.New("not agreed to")
 
 // agreed returns what the user has agreed to for a project, or what counts as such, and in
 // sentences why that is little.
-func (s *Service) agreed(p Project, wanted grant.Grant) (grant.Grant, []string, error) {
-	f := s.Dirs.paths(p.Name)
-	g, err := f.readAgreed(p.Dir)
+func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []string, error) {
+	f := s.Dirs.Files(p.Name)
+	g, err := f.ReadAgreed(p.Dir)
 	if err == nil {
 		return g, nil, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return g, []string{fmt.Sprintf("What you agreed to before cannot be read (%s), so all of it is asked about.", f.agreed())}, nil
+		return g, []string{fmt.Sprintf("What you agreed to before cannot be read (%s), so all of it is asked about.", f.Agreed())}, nil
 	}
 	cfg, err := s.Config("")
 	if err != nil {
@@ -143,9 +142,9 @@ func (s *Service) agreed(p Project, wanted grant.Grant) (grant.Grant, []string, 
 	}
 	own := grant.Of(p.Dir, cfg, nil)
 	if all, _, err := s.shares(p, cfg); err == nil {
-		own.Shares = all.granted(p)
+		own.Shares = grantShares(all, p)
 	}
-	if g, ok := f.readFormerly(own, wanted); ok {
+	if g, ok := f.ReadFormerly(own, wanted); ok {
 		return g, nil, nil
 	}
 	outer, why, err := s.outer(p)
@@ -160,8 +159,8 @@ func (s *Service) agreed(p Project, wanted grant.Grant) (grant.Grant, []string, 
 
 // settled is the configuration as the last up has taken it. A supervisor goes by that: what
 // devvm.toml says by now may be the VM's.
-func (s *Service) settled(f paths) (config.Config, error) {
-	g, err := f.readAgreed("")
+func (s *Service) settled(f state.Files) (config.Config, error) {
+	g, err := f.ReadAgreed("")
 	if errors.Is(err, fs.ErrNotExist) { // a template's, or of a devvm that kept no such file
 		return s.Config("")
 	}
@@ -169,7 +168,7 @@ func (s *Service) settled(f paths) (config.Config, error) {
 }
 
 // granted are the directories of the host that need the user's word: all but the project's.
-func (a shared) granted(p Project) []grant.Share {
+func grantShares(a machine.Shares, p state.Project) []grant.Share {
 	var out []grant.Share
 	for _, e := range a.Exports {
 		if e.Source != p.Dir {
@@ -177,59 +176,4 @@ func (a shared) granted(p Project) []grant.Share {
 		}
 	}
 	return out
-}
-
-// readAgreed returns what the user has agreed to; fs.ErrNotExist if there is no file. With
-// any other error it is grant.Nothing.
-func (f paths) readAgreed(dir string) (grant.Grant, error) {
-	b, err := os.ReadFile(f.agreed())
-	if err != nil {
-		return grant.Nothing(dir), err
-	}
-	return grant.Parse(dir, b)
-}
-
-// writeAgreed keeps what the user has agreed to, also over a power cut.
-func (f paths) writeAgreed(g grant.Grant) error {
-	b, err := g.Text()
-	if err != nil {
-		return err
-	}
-	if was, err := os.ReadFile(f.agreed()); err == nil && string(was) == string(b) {
-		return nil
-	}
-	if err := file.Replace(f.agreed(), b, 0o600); err != nil {
-		return err
-	}
-	if err := os.Remove(f.formerMounts()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("note what was agreed to: %w", err)
-	}
-	return file.Sync(f.root)
-}
-
-// formerMounts is where a devvm before agreed.json has kept directories that were agreed to.
-func (f paths) formerMounts() string { return filepath.Join(f.root, "mounts.json") }
-
-// readFormerly returns what was agreed to with a devvm before agreed.json: a policy of the
-// network, which is the one that the VM has, and directories.
-func (f paths) readFormerly(own, wanted grant.Grant) (grant.Grant, bool) {
-	policy, err := f.readPolicy()
-	if errors.Is(err, fs.ErrNotExist) {
-		return grant.Grant{}, false
-	}
-	g := grant.First(own, wanted)
-	if err != nil {
-		policy = egress.Policy{}
-	}
-	g = g.WithPolicy(policy)
-	var lines []string
-	if b, err := os.ReadFile(f.formerMounts()); err == nil {
-		_ = json.Unmarshal(b, &lines) // what cannot be understood grants nothing
-	}
-	for _, s := range wanted.Shares {
-		if slices.Contains(lines, s.String()) {
-			g.Shares = append(g.Shares, s)
-		}
-	}
-	return g, true
 }

@@ -7,20 +7,22 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/audit"
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
 // hostFile keeps the fingerprint of the host from before the first VM of this boot.
-func (d Dirs) hostFile() string { return filepath.Join(d.Data, "host.json") }
+func hostFile(d state.Dirs) string { return filepath.Join(d.Data, "host.json") }
 
 // rememberHost keeps the fingerprint of the host as it is before the first VM, for
 // audit. An up does not fail for it.
 func (s *Service) rememberHost(ctx context.Context) {
-	err := os.MkdirAll(s.Dirs.Data, s.Dirs.passable())
+	err := os.MkdirAll(s.Dirs.Data, s.Dirs.Passable())
 	if err == nil {
-		err = audit.Remember(ctx, audit.System(), s.Dirs.hostFile())
+		err = audit.Remember(ctx, audit.System(), hostFile(s.Dirs))
 	}
 	if err != nil {
 		s.Log.Warn("remember the host as it is, for devvm audit", "err", err)
@@ -34,8 +36,8 @@ func (s *Service) Audit(ctx context.Context, since string) (audit.Report, error)
 	o := audit.Options{
 		Version:   s.Version,
 		Program:   s.Exe,
-		Dirs:      s.Dirs.audited(),
-		Dir:       func(project string) string { return s.Dirs.paths(project).readRecord() },
+		Dirs:      auditDirs(s.Dirs),
+		Dir:       func(project string) string { return s.Dirs.Files(project).RecordedDir() },
 		Exposures: s.auditExposures,
 	}
 	before, err := s.hostBefore(h, since)
@@ -56,13 +58,13 @@ func (s *Service) Audit(ctx context.Context, since string) (audit.Report, error)
 
 // auditExposures lists what this user has exposed, in all projects.
 func (s *Service) auditExposures(context.Context) ([]audit.Exposure, error) {
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return nil, err
 	}
 	var out []audit.Exposure
 	for _, name := range names {
-		all, err := ports.ReadExposures(s.Dirs.paths(name).exposures())
+		all, err := ports.ReadExposures(s.Dirs.Files(name).Exposures())
 		if err != nil {
 			return nil, err
 		}
@@ -93,7 +95,7 @@ var (
 func (s *Service) hostBefore(h audit.Host, since string) (audit.Fingerprint, error) {
 	path := since
 	if path == "" {
-		path = s.Dirs.hostFile()
+		path = hostFile(s.Dirs)
 	}
 	f, err := audit.Load(path)
 	boot, namespace := audit.Identity(h)
@@ -111,7 +113,7 @@ func (s *Service) hostBefore(h audit.Host, since string) (audit.Fingerprint, err
 }
 
 // audited are the directories that audit walks.
-func (d Dirs) audited() audit.Dirs {
+func auditDirs(d state.Dirs) audit.Dirs {
 	a := audit.Dirs{
 		Data: d.Data, Runtime: []string{d.Runtime}, Config: d.Config, Shared: d.Shared,
 		Saves: filepath.Join(filepath.Dir(d.Config), "libvirt", "qemu", "save"),

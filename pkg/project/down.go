@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/devvm/devvm/pkg/guest"
-	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
@@ -15,15 +17,13 @@ import (
 
 // Patience of the verbs that stop a VM.
 const (
-	patienceOff   = 90 * time.Second // for the guest to stop its containers and power off
 	patienceStuck = 30 * time.Second // the same, if it waits for files of the host in vain
-	patienceSSH   = 15 * time.Second // for an SSH connection to a guest that may be ill
 	patienceSync  = 20 * time.Second // for the guest to write its caches to the disk
 )
 
 // Down stops the project's VM as a clean shutdown of the guest. A VM that is
 // off already is no error. Of a suspended one it discards the memory, if told to.
-func (s *Service) Down(ctx context.Context, p Project, discard bool, pr *ui.Progress) error {
+func (s *Service) Down(ctx context.Context, p state.Project, discard bool, pr *ui.Progress) error {
 	return s.locked(ctx, p, "down", func(hv vm.Hypervisor, dom vm.Domain) error {
 		dom, err := s.outlast(ctx, hv, p, dom, pr)
 		if err != nil && !errors.Is(err, errHalt) { // that ends below
@@ -34,7 +34,7 @@ func (s *Service) Down(ctx context.Context, p Project, discard bool, pr *ui.Prog
 			if err := hv.DropSaved(ctx, p.Name); err != nil {
 				return err
 			}
-			if err := s.stopHelpers(ctx, p); err != nil {
+			if err := s.Daemons(p).Stop(ctx); err != nil {
 				return err
 			}
 			phase.Done()
@@ -45,12 +45,12 @@ func (s *Service) Down(ctx context.Context, p Project, discard bool, pr *ui.Prog
 }
 
 // locked runs f under the lock of a project that has a VM.
-func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.Hypervisor, vm.Domain) error) error {
-	files := s.Dirs.paths(p.Name)
-	if !exists(files.root) {
+func (s *Service) locked(ctx context.Context, p state.Project, verb string, f func(vm.Hypervisor, vm.Domain) error) error {
+	files := s.Dirs.Files(p.Name)
+	if !state.Exists(files.Root) {
 		return s.errNoVM(p)
 	}
-	lock, err := files.acquire(ctx, verb, nil)
+	lock, err := files.Acquire(ctx, verb, nil)
 	if err != nil {
 		return err
 	}
@@ -68,12 +68,12 @@ func (s *Service) locked(ctx context.Context, p Project, verb string, f func(vm.
 }
 
 // down stops the VM and its helpers, under the lock.
-func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
+func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) error {
 	if dom.State == vm.StateSaved {
 		return errSuspended()
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")
-	if dom.Halt == vm.HaltIO && s.errFull(s.Dirs.paths(p.Name)) == nil {
+	if dom.Halt == vm.HaltIO && s.ErrFull(s.Dirs.Files(p.Name)) == nil {
 		// What it has not written yet is lost if its plug is pulled.
 		if err := hv.Proceed(ctx, p.Name, vm.HaltIO); err != nil {
 			s.Log.Info("let the paused VM go on", "err", err)
@@ -88,7 +88,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.
 	} else if err := hv.Destroy(ctx, p.Name); err != nil { // paused or crashed: nothing left to ask
 		return err
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
+	if err := s.Daemons(p).Stop(ctx); err != nil {
 		return err
 	}
 	phase.Done()
@@ -105,47 +105,45 @@ func errSuspended() error {
 }
 
 // powerOff asks the guest to power off and pulls the plug if it does not.
-func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
-	patience := patienceOff
+func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
+	patience := machine.PatienceOff
 	// The guest unmounts what it has of the host, which takes a server.
-	if has, err := f.readShares(); err == nil && len(has.Exports) > 0 {
-		if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
+	if has, err := machine.ReadShares(f); err == nil && len(has.Exports) > 0 {
+		if err := s.Daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
 			patience = patienceStuck
 		}
 	}
 	// Without its network process the VM cannot unmount them, and nobody can log in.
-	_, unreachable := usernet.NewDialer(f.dialSocket()).Status(ctx)
+	_, unreachable := usernet.NewDialer(f.DialSocket()).Status(ctx)
 	if !errors.Is(unreachable, usernet.ErrNoNetwork) {
 		unreachable = nil // it is there, and slow perhaps
 	} else {
 		patience = patienceStuck
 	}
-	if err := f.markStopping(dom); err != nil { // the disk may be full
+	if err := f.MarkStopping(dom.PID); err != nil { // the disk may be full
 		s.Log.Warn("note that the VM powers off", "err", err)
 	}
 	err := unreachable
 	if err == nil {
-		err = s.inGuest(ctx, p, dom, patienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff")
+		err = s.RunInGuest(ctx, p, dom, machine.PatienceSSH, "sh", "-c", "timeout 5 fstrim / ; exec systemctl --no-block poweroff")
 	}
 	if err != nil {
 		s.Log.Info("power off over SSH", "err", err)
-		if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
-			s.Log.Info("power off by ACPI", "err", err)
-		}
+		s.pressPower(ctx, hv, p)
 	}
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	off, err := s.awaitOff(patient, hv, p)
 	switch {
 	case err == nil && off.State == vm.StateSaved: // by a suspend that was killed
-		return errors.Join(errSuspended(), unmark(f.stopping()))
+		return errors.Join(errSuspended(), state.Unmark(f.Stopping()))
 	case err == nil && off.State == vm.StatePaused:
-		pr.Note("the VM was paused meanwhile%s: pulling its plug", because(off.Reason))
-		return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
+		pr.Note("the VM was paused meanwhile%s: pulling its plug", machine.Because(off.Reason))
+		return errors.Join(hv.Destroy(ctx, p.Name), state.Unmark(f.Stopping()))
 	case err == nil:
-		return unmark(f.stopping())
+		return state.Unmark(f.Stopping())
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case patient.Err() == nil:
@@ -156,15 +154,23 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p Project, dom
 	} else {
 		pr.Note("the guest did not power off within %s: pulling its plug", patience)
 	}
-	return errors.Join(hv.Destroy(ctx, p.Name), unmark(f.stopping()))
+	return errors.Join(hv.Destroy(ctx, p.Name), state.Unmark(f.Stopping()))
+}
+
+// pressPower asks the guest to power off by ACPI.
+func (s *Service) pressPower(ctx context.Context, hv vm.Hypervisor, p state.Project) {
+	if err := hv.Shutdown(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotRunning) {
+		s.Log.Info("power off by ACPI", "err", err)
+	}
 }
 
 // offPoll is how often a VM is looked at that is halted while it powers off.
 const offPoll = 500 * time.Millisecond
 
 // awaitOff waits until a VM that powers off is off, or suspended. One that is halted meanwhile
-// goes on as soon as it can: what it has not written yet is lost if its plug is pulled.
-func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Domain, error) {
+// goes on as soon as it can: what it has not written yet is lost if its plug is pulled. It is
+// asked again, for it may not have heard what was asked of it.
+func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p state.Project) (vm.Domain, error) {
 	tick := time.NewTicker(offPoll)
 	defer tick.Stop()
 	for {
@@ -172,19 +178,22 @@ func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p Project) (vm
 		if err != nil || dom.State != vm.StatePaused {
 			return dom, err
 		}
+		goesOn := false
 		switch dom.Halt {
 		case vm.HaltSignal:
-			err = hv.Proceed(ctx, p.Name, dom.Halt)
+			goesOn = true
 		case vm.HaltIO:
-			if s.errFull(s.Dirs.paths(p.Name)) == nil {
-				err = hv.Proceed(ctx, p.Name, dom.Halt)
-			}
+			goesOn = s.ErrFull(s.Dirs.Files(p.Name)) == nil
 		case vm.HaltPassing:
 		default:
 			return dom, nil
 		}
-		if err != nil {
-			s.Log.Info("let the VM go on, which is to power off", "err", err)
+		if goesOn {
+			if err := hv.Proceed(ctx, p.Name, dom.Halt); err != nil {
+				s.Log.Info("let the VM go on, which is to power off", "err", err)
+			} else {
+				s.pressPower(ctx, hv, p)
+			}
 		}
 		select {
 		case <-tick.C:
@@ -196,18 +205,18 @@ func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p Project) (vm
 
 // syncGuest makes the guest write its caches: by the supervisor's connection, which
 // is there already, or else by one of its own.
-func (s *Service) syncGuest(ctx context.Context, p Project, dom vm.Domain) error {
+func (s *Service) syncGuest(ctx context.Context, p state.Project, dom vm.Domain) error {
 	return s.finishSync(ctx, p, dom, s.beginSync(ctx, p))
 }
 
 // beginSync has the supervisor sync the guest. The channel yields one result, after
 // patienceSync at the latest, or when ctx ends.
-func (s *Service) beginSync(ctx context.Context, p Project) <-chan error {
+func (s *Service) beginSync(ctx context.Context, p state.Project) <-chan error {
 	synced := make(chan error, 1)
 	go func() {
 		ctx, cancel := context.WithTimeout(ctx, patienceSync)
 		defer cancel()
-		err := s.supervisor(p).Sync(ctx)
+		err := s.Daemons(p).Supervisor().Sync(ctx)
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
@@ -218,44 +227,17 @@ func (s *Service) beginSync(ctx context.Context, p Project) <-chan error {
 
 // finishSync waits for what beginSync began. What the supervisor could not do is done
 // by a connection of our own.
-func (s *Service) finishSync(ctx context.Context, p Project, dom vm.Domain, synced <-chan error) error {
+func (s *Service) finishSync(ctx context.Context, p state.Project, dom vm.Domain, synced <-chan error) error {
 	err := <-synced
 	if err == nil || errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
 		return err
 	}
-	return s.inGuest(ctx, p, dom, patienceSync, "sync")
-}
-
-// inGuest runs a command in the guest within the time given.
-func (s *Service) inGuest(ctx context.Context, p Project, dom vm.Domain, patience time.Duration, argv ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	client, err := s.dial(ctx, p, dom.Accel)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	code, err := client.Run(ctx, guest.Command{Argv: argv})
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		return fmt.Errorf("%v: exit code %d", argv, code)
-	}
-	return nil
-}
-
-// stopHelpers ends the supervisor and the network process of a stopped VM, and what was
-// exposed of it.
-func (s *Service) stopHelpers(ctx context.Context, p Project) error {
-	err := s.stopSupervisor(ctx, p)
-	_, ferr := ports.Forget(s.Dirs.paths(p.Name).exposures(), 0)
-	return errors.Join(err, ferr, s.stopNet(ctx, p))
+	return s.RunInGuest(ctx, p, dom, patienceSync, "sync")
 }
 
 // unplug stops the VM at once, but waits until the guest has written its caches, see
 // beginSync: its disk may be wanted again.
-func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, synced <-chan error) error {
+func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, synced <-chan error) error {
 	if dom.State == vm.StateRunning {
 		if err := s.finishSync(ctx, p, dom, synced); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
@@ -264,5 +246,5 @@ func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	if err := hv.Destroy(ctx, p.Name); err != nil {
 		return err
 	}
-	return s.stopHelpers(ctx, p)
+	return s.Daemons(p).Stop(ctx)
 }

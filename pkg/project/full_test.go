@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
@@ -33,9 +37,9 @@ func TestShortOfRoom(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer os.RemoveAll(run)
-			s := &Service{Dirs: Dirs{Data: t.TempDir(), Runtime: run}}
-			p := Project{Name: "app-12345678"}
-			socket := s.Dirs.paths(p.Name).controlSocket()
+			s := &Service{Env: machine.Env{Dirs: state.Dirs{Data: t.TempDir(), Runtime: run}}}
+			p := state.Project{Name: "app-12345678"}
+			socket := s.Dirs.Files(p.Name).ControlSocket()
 			if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
 				t.Fatal(err)
 			}

@@ -1,6 +1,7 @@
 package project
 
 import (
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,62 +11,74 @@ import (
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/tree"
 )
 
 // The .git of a worktree or a submodule is a file that names a directory elsewhere
 // (gitrepository-layout(5)). The VM can write that file. So it is believed only where that
-// directory names the project's in turn: else a VM could have devvm ask for any directory.
+// directory names the project's in turn: else a VM could have devvm ask for any directory. That of
+// git init --separate-git-dir names none: the user is told how to have it do so.
 
 // longestGit is the most that is read of a file of git's, in bytes.
 const longestGit = 64 << 10
 
-// noteGit says how the VM gets a history that is outside of what it has.
-func (b *boot) noteGit(exports []share.Export) {
+// gitNotes say how the VM gets a history that is outside of what it has.
+func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 	has := func(path string) bool {
 		return slices.ContainsFunc(exports, func(e share.Export) bool { return within(e.Target, path) })
 	}
-	if !has(b.project.Dir) {
-		return
+	if !has(p.Dir) {
+		return nil
 	}
-	dir := gitElsewhere(b.Writable(b.project), b.project.Dir)
+	dir, claimed := gitElsewhere(s.Writable(p), p.Dir)
 	if dir == "" || has(dir) {
-		return
+		return nil
 	}
-	toml := filepath.Join(b.project.Dir, config.FileName)
-	const what = "git does not work in the VM: this working tree has its history in %s, which the VM does not have"
-	if why := b.unfit(share.Export{Source: dir, Target: dir}); why != "" {
-		b.progress.Note(what+" and cannot have: %s", dir, why)
-		return
+	if claimed {
+		return []string{
+			fmt.Sprintf("git does not work in the VM: .git leads to %s, which the VM does not have", dir),
+			fmt.Sprintf("If that is this project's history, say so there: git --git-dir=%s config core.worktree %s", shell.Quote(dir), shell.Quote(p.Dir)),
+			"Then devvm down && devvm up says how to share it.",
+		}
 	}
-	b.progress.Note(what+". To share it, add this at the end of %s and run devvm down && devvm up:", dir, toml)
+	what := fmt.Sprintf("git does not work in the VM: this working tree has its history in %s, which the VM does not have", dir)
+	if why := s.unfit(share.Export{Source: dir, Target: dir}); why != "" {
+		return []string{what + " and cannot have: " + why}
+	}
+	toml := filepath.Join(p.Dir, config.FileName)
+	notes := []string{what + ". To share it, add this at the end of " + toml + " and run devvm down && devvm up:"}
 	for line := range strings.Lines(guard.Lines(dir, dir, true)) {
-		b.progress.Note("%s", strings.TrimSuffix(line, "\n"))
+		notes = append(notes, strings.TrimSuffix(line, "\n"))
 	}
-	b.progress.Note("To commit in the VM, add writable = true as well. Then git on this host runs hooks that the VM writes there.")
+	return append(notes, "To commit in the VM, add writable = true as well. Then git on this host runs hooks that the VM writes there.")
 }
 
-// gitElsewhere is the directory that a working tree has its history in, if that is a worktree
-// or a submodule of a repository at another place; "" if not.
-func gitElsewhere(untrusted tree.Untrusted, dir string) string {
+// gitElsewhere is the directory that a working tree has its history in, if that is at another
+// place; "" if not. It is only claimed if it does not name the working tree in turn.
+func gitElsewhere(untrusted tree.Untrusted, dir string) (at string, claimed bool) {
 	to, ok := strings.CutPrefix(readGit(untrusted, filepath.Join(dir, ".git")), "gitdir: ")
 	to = strings.TrimRight(to, "\r\n")
 	if !ok || to == "" || strings.ContainsAny(to, "\x00\n") {
-		return ""
+		return "", false
 	}
 	git := from(dir, to)
 	if trees := filepath.Dir(git); filepath.Base(trees) == "worktrees" {
 		back := strings.TrimRight(readGit(untrusted, filepath.Join(git, "gitdir")), "\r\n")
 		if filepath.Base(back) != ".git" || !sameDir(filepath.Dir(from(git, back)), dir) {
-			return ""
+			return "", false
 		}
-		return filepath.Dir(trees)
+		return filepath.Dir(trees), false
 	}
-	back := workTree(readGit(untrusted, filepath.Join(git, "config")))
-	if back == "" || !sameDir(from(git, back), dir) {
-		return ""
+	settings := readGit(untrusted, filepath.Join(git, "config"))
+	switch back := workTree(settings); {
+	case back != "" && sameDir(from(git, back), dir):
+		return git, false
+	case back == "" && settings != "" && readGit(untrusted, filepath.Join(git, "HEAD")) != "":
+		return git, true
 	}
-	return git
+	return "", false
 }
 
 // workTree is core.worktree in a text of git-config(1), as git itself writes it.

@@ -35,14 +35,19 @@ func TestGitElsewhere(t *testing.T) {
 	run("-C", "main", "worktree", "add", "-q", "-b", "b", filepath.Join(top, "a \"tree\""))
 	run("init", "-q", "super")
 	run("-C", "super", "submodule", "add", "-q", filepath.Join(top, "main"), "lib")
+	run("init", "-q", "--separate-git-dir", filepath.Join(top, "apart's.git"), "apart")
+	run("init", "-q", "--separate-git-dir", filepath.Join(top, "said.git"), "said")
+	run("--git-dir="+filepath.Join(top, "said.git"), "config", "core.worktree", filepath.Join(top, "said")) // as up advises
 	for dir, want := range map[string]string{
 		"main": "", "super": "", "nowhere": "",
+		"apart":      filepath.Join(top, "apart's.git"),
+		"said":       filepath.Join(top, "said.git"),
 		"a \"tree\"": filepath.Join(top, "main/.git"),
 		"super/lib":  filepath.Join(top, "super/.git/modules/lib"),
 	} {
-		dir = filepath.Join(top, dir)
-		if got := gitElsewhere(tree.NewUntrusted(dir), dir); got != want {
-			t.Errorf("%s: %q, want %q", dir, got, want)
+		at := filepath.Join(top, dir)
+		if got, claimed := gitElsewhere(tree.NewUntrusted(at), at); got != want || claimed != (dir == "apart") {
+			t.Errorf("%s: %q, want %q; only claimed: %v", dir, got, want, claimed)
 		}
 	}
 }
@@ -64,7 +69,13 @@ func TestGitHostile(t *testing.T) {
 	}
 	write(dotGit, "gitdir: "+other+"\n")
 	write(filepath.Join(other, "gitdir"), dotGit+"\n")
-	ask := func() string { return gitElsewhere(tree.NewUntrusted(app), app) }
+	ask := func() string {
+		got, claimed := gitElsewhere(tree.NewUntrusted(app), app)
+		if claimed {
+			t.Errorf("%q is taken for a repository", got)
+		}
+		return got
+	}
 	if got := ask(); got != filepath.Join(top, "other/.git") { // the control
 		t.Fatalf("a good one: %q", got)
 	}

@@ -3,14 +3,18 @@ package project
 import (
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 
 // guardOptions say what a project's supervisor does with containers that bind what the
 // VM does not have.
-func (s *Service) guardOptions(f paths) supervisor.Guard {
-	dir := f.readRecord()
+func (s *Service) guardOptions(f state.Files) supervisor.Guard {
+	dir := f.RecordedDir()
 	return supervisor.Guard{
 		Dir: dir,
 		Off: func() (bool, error) {
@@ -25,12 +29,12 @@ func (s *Service) guardOptions(f paths) supervisor.Guard {
 
 // GuestDir is where the project's VM has a directory of this host; "": nowhere, as far
 // as is known here.
-func (s *Service) GuestDir(p Project, dir string) string {
+func (s *Service) GuestDir(p state.Project, dir string) string {
 	resolved, err := filepath.EvalSymlinks(dir)
 	if err == nil {
 		resolved, err = filepath.Abs(resolved)
 	}
-	all, readErr := s.Dirs.paths(p.Name).readShares()
+	all, readErr := machine.ReadShares(s.Dirs.Files(p.Name))
 	if err != nil || readErr != nil {
 		return ""
 	}
@@ -45,8 +49,8 @@ func (s *Service) GuestDir(p Project, dir string) string {
 }
 
 // SharedDirs are the directories of this host that the project's VM has.
-func (s *Service) SharedDirs(p Project) []string {
-	all, err := s.Dirs.paths(p.Name).readShares()
+func (s *Service) SharedDirs(p state.Project) []string {
+	all, err := machine.ReadShares(s.Dirs.Files(p.Name))
 	if err != nil {
 		return nil // up says so
 	}

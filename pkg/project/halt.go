@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
 	"time"
 
-	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -28,12 +29,9 @@ const patienceJob = 30 * time.Second
 // haltPoll is how often a VM is looked at that will soon be in another state.
 const haltPoll = 100 * time.Millisecond
 
-// errWentOff says that a VM that ran has ended in good order while up looked after it.
-var errWentOff = errors.New("the VM has gone off meanwhile")
-
 // outlast waits until the VM is in a state that stays: what libvirt is at has ended, and a QEMU
 // that a signal has stopped goes on. It returns the VM as it is then.
-func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
+func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
 	var phase *ui.Phase
 	patience := s.Halt
 	if patience == 0 {
@@ -67,7 +65,7 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom 
 		}
 		if time.Since(start) > patience {
 			return dom, &ui.Error{
-				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, because(dom.Reason), patience),
+				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, machine.Because(dom.Reason), patience),
 				Hint: "try again, if it takes that long, or pull its plug, which leaves its disk: devvm down (what libvirt is at: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
 				Kind: errHalt,
 			}
@@ -87,24 +85,13 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p Project, dom 
 // errHalt says that outlast has waited in vain.
 var errHalt = errors.New("the VM stays in a state that should pass")
 
-// markStopping says that the guest is about to be asked to power off: until its QEMU has ended,
-// the VM is not one that runs.
-func (f paths) markStopping(dom vm.Domain) error {
-	return file.Replace(f.stopping(), []byte(strconv.Itoa(dom.PID)+"\n"), 0o600)
-}
-
-// isStopping tells whether the QEMU that runs has been asked to end. A mark of another one is
-// of a VM that has ended.
-func (f paths) isStopping(dom vm.Domain) bool {
-	if dom.State != vm.StateRunning {
-		return false
-	}
-	b, err := os.ReadFile(f.stopping())
-	return err == nil && string(b) == strconv.Itoa(dom.PID)+"\n"
+// isStopping tells whether a VM runs only until it has powered off.
+func isStopping(f state.Files, dom vm.Domain) bool {
+	return dom.State == vm.StateRunning && f.IsStopping(dom.PID)
 }
 
 // finishDown brings to its end what an interrupted down has begun.
-func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
+func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
 	pr.Note("the VM is powering off, because of a devvm down that was interrupted: waiting until it is off")
 	if err := s.down(ctx, hv, p, dom, pr); err != nil {
 		return dom, err
@@ -113,7 +100,7 @@ func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p Project, d
 }
 
 // errStopping says that nothing can be done with a VM that is powering off.
-func errStopping(p Project) error {
+func errStopping(p state.Project) error {
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
 		Msg:  fmt.Sprintf("the VM of project %s is powering off, because of a devvm down that was interrupted", p.Name),

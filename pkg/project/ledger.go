@@ -2,10 +2,13 @@ package project
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
+
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/template"
@@ -15,10 +18,8 @@ import (
 
 // Kinds of an [Entry].
 const (
-	KindImage    = "image"
-	KindTemplate = "template"
-	KindProject  = "project"
-	KindUndo     = "undo"
+	KindProject = "project"
+	KindUndo    = "undo"
 )
 
 // Entry is a line of the disk ledger: something that takes room on this host.
@@ -46,7 +47,7 @@ const patienceRoom = time.Second
 func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
 	ctx, cancel := context.WithTimeout(ctx, patienceRoom)
 	defer cancel()
-	st, err := s.supervisor(Project{Name: name}).Status(ctx)
+	st, err := s.Daemons(state.Project{Name: name}).Supervisor().Status(ctx)
 	if err != nil {
 		return nil
 	}
@@ -66,29 +67,10 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	users := map[string]int{}
-	unknown := false
-	damaged := map[string]string{} // by project
-	for _, u := range all {
-		on := u.below
-		if u.err != nil || u.path == "" { // then libvirt's word counts
-			on = u.known
-		}
-		if u.err != nil {
-			unknown = true
-			damaged[u.project] = u.err.Error()
-		}
-		seen := map[string]bool{}
-		for _, path := range on {
-			if kind, id := storeOf(path); kind != "" && !seen[id] {
-				seen[id] = true
-				users[id]++
-			}
-		}
-	}
+	users, damaged := countUses(all)
 	var out []Entry
 	add := func(id string, e Entry) {
-		e.Users, e.AtLeast = users[id], unknown
+		e.Users, e.AtLeast = users[id], len(damaged) > 0
 		out = append(out, e)
 	}
 	images, err := s.Images.List(ctx)
@@ -96,28 +78,28 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 		return nil, err
 	}
 	for _, i := range images {
-		add(i.Digest, Entry{Kind: KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Created: i.Created})
+		add(i.Digest, Entry{Kind: machine.KindImage, Name: i.Name + " " + i.Digest[:12], Used: i.Size(), Created: i.Created})
 	}
 	badImages, err := s.Images.Damaged(ctx)
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range badImages {
-		add(d.Digest, Entry{Kind: KindImage, Name: d.Digest[:12], Used: d.Used(), Damaged: d.Err.Error()})
+		add(d.Digest, Entry{Kind: machine.KindImage, Name: d.Digest[:12], Used: d.Used(), Damaged: d.Err.Error()})
 	}
 	templates, err := s.Templates.List()
 	if err != nil {
 		return nil, err
 	}
 	for _, t := range templates {
-		add(t.ID, Entry{Kind: KindTemplate, Name: t.ID, Used: t.Used(), Created: t.Created})
+		add(t.ID, Entry{Kind: machine.KindTemplate, Name: t.ID, Used: t.Used(), Created: t.Created})
 	}
 	badTemplates, err := s.Templates.Damaged()
 	if err != nil {
 		return nil, err
 	}
 	for _, d := range badTemplates {
-		add(d.ID, Entry{Kind: KindTemplate, Name: d.ID, Used: d.Used(), Damaged: d.Err.Error()})
+		add(d.ID, Entry{Kind: machine.KindTemplate, Name: d.ID, Used: d.Used(), Damaged: d.Err.Error()})
 	}
 	projects, err := s.List(ctx)
 	if err != nil {
@@ -142,6 +124,29 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 		}
 	}
 	return out, nil
+}
+
+// countUses says how many disks lie on each image and template, by digest or ID, and why those
+// of some projects, by name, are not counted.
+func countUses(all []use) (users map[string]int, damaged map[string]string) {
+	users, damaged = map[string]int{}, map[string]string{}
+	for _, u := range all {
+		on := u.below
+		if u.err != nil || u.path == "" { // then libvirt's word counts
+			on = u.known
+		}
+		if u.err != nil {
+			damaged[u.project] = u.err.Error()
+		}
+		seen := map[string]bool{}
+		for _, path := range on {
+			if kind, id := machine.StoreOf(path); kind != "" && !seen[id] {
+				seen[id] = true
+				users[id]++
+			}
+		}
+	}
+	return users, damaged
 }
 
 // Pruned is what [Service.Prune] has given back, in bytes.
@@ -187,7 +192,7 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	gone := map[string]bool{} // templates that would be
 	if o.DryRun {
 		out.Templates, gone, err = s.Templates.Prunable(ctx, func(ctx context.Context, gone map[string]bool) (map[string]bool, error) {
-			return s.inUse(ctx, KindTemplate, s.without(gone))
+			return s.inUse(ctx, machine.KindTemplate, s.without(gone))
 		}, keep)
 	} else {
 		out.Templates, err = s.Templates.Prune(ctx, s.TemplatesInUse, keep)
@@ -195,7 +200,7 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	if err != nil || o.KeepWarm {
 		return out, err
 	}
-	based, err := s.inUse(ctx, KindImage, s.without(gone))
+	based, err := s.inUse(ctx, machine.KindImage, s.without(gone))
 	if err != nil {
 		return out, err
 	}
@@ -216,25 +221,25 @@ func (s *Service) without(gone map[string]bool) func(use) bool {
 
 // clearBuilders removes the VMs of templates whose making was killed.
 func (s *Service) clearBuilders(ctx context.Context) error {
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		dir := s.Dirs.paths(name).readRecord()
-		if !s.isTemplate(dir) {
+		dir := s.Dirs.Files(name).RecordedDir()
+		if !s.IsTemplate(dir) {
 			continue
 		}
-		if err := s.clearBuilder(ctx, identify(dir)); err != nil {
+		if err := s.clearBuilder(ctx, state.Identify(dir)); err != nil {
 			return fmt.Errorf("clear up an interrupted template: %w", err)
 		}
 	}
 	return nil
 }
 
-func (s *Service) clearBuilder(ctx context.Context, p Project) error {
-	b := boot{Service: s, project: p, files: s.Dirs.paths(p.Name)}
-	lock, err := b.files.acquire(ctx, "prune", nil)
+func (s *Service) clearBuilder(ctx context.Context, p state.Project) error {
+	b := machine.Machine{Env: &s.Env, Project: p, Files: s.Dirs.Files(p.Name)}
+	lock, err := b.Files.Acquire(ctx, "prune", nil)
 	if ui.ExitCode(err) == ui.ExitBusy {
 		return nil // it is being made
 	}
@@ -242,14 +247,14 @@ func (s *Service) clearBuilder(ctx context.Context, p Project) error {
 		return err
 	}
 	defer lock.Close()
-	if b.hv, err = s.Open(ctx); err != nil {
+	if b.Hypervisor, err = s.Open(ctx); err != nil {
 		return err
 	}
-	defer b.hv.Close()
-	if err := b.discard(ctx); err != nil {
+	defer b.Hypervisor.Close()
+	if err := b.Discard(ctx); err != nil {
 		return err
 	}
-	return b.files.remove()
+	return b.Files.Remove()
 }
 
 // Forkable returns what tells whether a VM of this host could still be forked from a
@@ -276,7 +281,7 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 
 // BuildTemplate makes the template that the project's next new VM is forked from,
 // unless there is one. It returns the ID.
-func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress) (string, error) {
+func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Progress) (string, error) {
 	cfg, err := s.checkConfig(p, true)
 	if err == nil {
 		err = s.checkImage(ctx, cfg)
@@ -287,8 +292,8 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	if err != nil {
 		return "", err
 	}
-	f := s.Dirs.paths(p.Name)
-	lock, err := f.acquire(ctx, "template", nil)
+	f := s.Dirs.Files(p.Name)
+	lock, err := f.Acquire(ctx, "template", nil)
 	if err != nil {
 		return "", err
 	}
@@ -302,33 +307,15 @@ func (s *Service) BuildTemplate(ctx context.Context, p Project, pr *ui.Progress)
 	if err != nil {
 		return "", err
 	}
-	if err := s.makeDirs(f); err != nil {
+	if err := s.MakeDirs(f); err != nil {
 		return "", err
 	}
-	show := &steps{Progress: pr}
-	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: show, accel: s.Accel.Choose(host).Accel}
-	id, err := b.buildTemplate(ctx)
-	if !exists(f.disk()) && !exists(f.undo) && err == nil { // there is no VM: leave nothing of one
-		err = f.remove()
+	show := &machine.Steps{Progress: pr}
+	b := machine.Machine{Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg, Files: f, Progress: show, Accel: s.Accelerators.Choose(host).Accel}
+	id, err := b.BuildTemplate(ctx)
+	if !state.Exists(f.Disk()) && !state.Exists(f.Undo) && err == nil { // there is no VM: leave nothing of one
+		err = f.Remove()
 	}
 	show.Done()
 	return id, err
-}
-
-func (b *boot) buildTemplate(ctx context.Context) (string, error) {
-	img, err := b.newImage(ctx)
-	if err != nil {
-		return "", err
-	}
-	if err := errors.Join(b.checkRoomForVM(), b.cfg.CheckDisk(img.DiskSize)); err != nil {
-		return "", err
-	}
-	if !img.Forks {
-		return "", &ui.Error{
-			Msg:  fmt.Sprintf("VMs of image %s cannot be forked", img.Name),
-			Hint: "build the image anew if it is an old one of devvm's: devvm image build",
-		}
-	}
-	t, err := b.template(ctx, img)
-	return t.ID, err
 }

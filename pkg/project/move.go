@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
@@ -24,7 +28,7 @@ import (
 
 // Former is a directory that another one was before it was renamed or moved, with its VM.
 type Former struct {
-	Project
+	state.Project
 	Same      bool // it is known to be the same directory
 	State     vm.State
 	Snapshots int
@@ -32,8 +36,8 @@ type Former struct {
 
 // Moves returns the project whose VM a directory could take over: from names it by its path or
 // name; "" finds the one that this directory was. False: there is none.
-func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bool, error) {
-	var former Project
+func (s *Service) Moves(ctx context.Context, p state.Project, from string) (Former, bool, error) {
+	var former state.Project
 	switch {
 	case from == "":
 		f, ok := s.adopted(p)
@@ -45,7 +49,7 @@ func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bo
 		}
 		former = f
 	case filepath.IsAbs(from):
-		former = identify(canonicalGone(from))
+		former = state.Identify(canonicalGone(from))
 	default:
 		f, err := s.Lookup(ctx, from)
 		if err != nil {
@@ -54,8 +58,8 @@ func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bo
 		former = f
 	}
 	out := Former{Project: former}
-	_, being := s.Dirs.paths(former.Name).recorded()
-	out.Same = isSure(being) && being == beingOf(p.Dir)
+	_, being := s.Dirs.Files(former.Name).Recorded()
+	out.Same = state.IsSure(being) && being == state.BeingOf(p.Dir)
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return out, false, err
@@ -76,71 +80,27 @@ func (s *Service) Moves(ctx context.Context, p Project, from string) (Former, bo
 }
 
 // adopted returns the project whose VM this one has begun to take over.
-func (s *Service) adopted(p Project) (Project, bool) {
-	r, err := s.Dirs.paths(p.Name).read()
+func (s *Service) adopted(p state.Project) (state.Project, bool) {
+	r, err := s.Dirs.Files(p.Name).ReadRecord()
 	if err != nil || r.Adopts == "" {
-		return Project{}, false
+		return state.Project{}, false
 	}
-	return identify(string(r.From)), true
-}
-
-// adopter returns the directory of the project that has begun to take over this one's VM.
-func (f paths) adopter() (dir string, ok bool) {
-	all, _ := filepath.Glob(filepath.Join(filepath.Dir(f.root), "*", filepath.Base(f.record)))
-	for _, path := range all {
-		r, err := paths{record: path}.read()
-		if err == nil && r.Adopts == filepath.Base(f.root) && path != f.record {
-			return string(r.Dir), true
-		}
-	}
-	return "", false
-}
-
-// checkMoved keeps other verbs away from a project of which a part is elsewhere, because a move
-// was interrupted. What rm leaves is whole.
-func (f paths) checkMoved(verb string) error {
-	if verb == "move" || verb == "rm" {
-		return nil
-	}
-	if verb != "up" && f.adopts() != "" { // up completes it
-		return errAdopts()
-	}
-	if dir, ok := f.adopter(); ok {
-		return errLeaves(dir)
-	}
-	return nil
-}
-
-// errAdopts says that a project has taken over a part of another one's VM.
-func errAdopts() error {
-	return &ui.Error{
-		Msg:  "this directory has begun to take over the VM of another one, and was interrupted",
-		Hint: "complete that with: devvm move",
-	}
-}
-
-// errLeaves says that a part of a project's VM is with that of another directory.
-func errLeaves(dir string) error {
-	to := identify(dir).Name
-	return &ui.Error{
-		Msg:  fmt.Sprintf("%s has begun to take over the VM of this project, and was interrupted", dir),
-		Hint: fmt.Sprintf("complete that with: devvm move --project %s (or, if that directory is gone: devvm rm --project %s)", to, to),
-	}
+	return state.Identify(string(r.From)), true
 }
 
 // Replaced tells whether the project's VM was made for another directory, which was at this path
 // and is gone.
-func (s *Service) Replaced(p Project) bool { return s.Dirs.paths(p.Name).isReplaced(p.Dir) }
+func (s *Service) Replaced(p state.Project) bool { return s.Dirs.Files(p.Name).IsReplaced(p.Dir) }
 
 // Keep gives the VM of a directory that is gone to the one that is in its place.
-func (s *Service) Keep(ctx context.Context, p Project) error {
-	f := s.Dirs.paths(p.Name)
-	lock, err := f.acquire(ctx, "up", nil)
+func (s *Service) Keep(ctx context.Context, p state.Project) error {
+	f := s.Dirs.Files(p.Name)
+	lock, err := f.Acquire(ctx, "up", nil)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	return f.writeRecord(p.Dir)
+	return f.WriteRecord(p.Dir)
 }
 
 // canonicalGone is a path without symbolic links above its last name, which need not be there.
@@ -149,32 +109,32 @@ func canonicalGone(path string) string {
 }
 
 // checkMove finds what is against a move.
-func (s *Service) checkMove(p Project, from Former) error {
-	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(from.Name)
-	if dir, ok := old.adopter(); ok && dir != p.Dir {
-		return errLeaves(dir)
+func (s *Service) checkMove(p state.Project, from Former) error {
+	f, old := s.Dirs.Files(p.Name), s.Dirs.Files(from.Name)
+	if dir, ok := old.Adopter(); ok && dir != p.Dir {
+		return state.ErrLeaves(dir)
 	}
 	switch {
 	case from.Dir == p.Dir:
 		return nil
-	case s.isTemplate(from.Dir):
+	case s.IsTemplate(from.Dir):
 		return s.errNoVM(from.Project)
-	case old.keepsDir(from):
+	case old.KeepsDir(from.Dir, from.Same):
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s is still the directory of its VM: a VM has one directory", from.Dir),
 			Hint: "make a VM for this one: devvm up",
 		}
-	case f.adopts() == from.Name: // it is under way
+	case f.Adopts() == from.Name: // it is under way
 		return nil
-	case f.adopts() != "":
-		return errAdopts()
-	case !exists(old.disk()):
+	case f.Adopts() != "":
+		return state.ErrAdopts()
+	case !state.Exists(old.Disk()):
 		return &ui.Error{
 			Code: ui.ExitNoVM,
 			Msg:  "no VM is known of " + from.Dir,
 			Hint: "list the projects with: devvm ls",
 		}
-	case f.isUsed() || exists(f.undo):
+	case f.IsUsed() || state.Exists(f.Undo):
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s has a VM of its own", p.Dir),
 			Hint: fmt.Sprintf("remove it, with all that is in it, and move the other one here: devvm rm && devvm move %s", from.Name),
@@ -183,30 +143,23 @@ func (s *Service) checkMove(p Project, from Former) error {
 	return nil
 }
 
-// keepsDir tells whether a project's directory is still where it was. If the one that the project
-// knows is known to be elsewhere, what is in its place is another.
-func (f paths) keepsDir(p Former) bool {
-	_, being := f.recorded()
-	return exists(p.Dir) && !(p.Same && beingOf(p.Dir) != being)
-}
-
 // Move gives a directory the VM of another one that is gone. What was agreed to comes along if
 // the directory is known to be the same.
-func (s *Service) Move(ctx context.Context, p Project, from Former, pr *ui.Progress) (err error) {
+func (s *Service) Move(ctx context.Context, p state.Project, from Former, pr *ui.Progress) (err error) {
 	if err := s.checkMove(p, from); err != nil || from.Dir == p.Dir {
 		return err
 	}
-	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(from.Name)
+	f, old := s.Dirs.Files(p.Name), s.Dirs.Files(from.Name)
 	for _, name := range []string{from.Name, p.Name} {
-		lock, err := s.Dirs.paths(name).acquire(ctx, "move", nil)
+		lock, err := s.Dirs.Files(name).Acquire(ctx, "move", nil)
 		if err != nil {
 			return err
 		}
 		defer lock.Close()
 	}
 	defer func() {
-		if left, rerr := os.ReadDir(f.root); rerr == nil && len(left) == 1 && left[0].Name() == filepath.Base(f.lock) { // it has come to nothing
-			err = errors.Join(err, removeAll(f.root))
+		if left, rerr := os.ReadDir(f.Root); rerr == nil && len(left) == 1 && left[0].Name() == filepath.Base(f.Lock) { // it has come to nothing
+			err = errors.Join(err, state.RemoveAll(f.Root))
 		}
 	}()
 	hv, err := s.Open(ctx)
@@ -224,20 +177,20 @@ func (s *Service) Move(ctx context.Context, p Project, from Former, pr *ui.Progr
 	if err := s.release(ctx, hv, from.Project, pr); err != nil {
 		return err
 	}
-	if err := f.writeAdopts(p.Dir, from); err != nil {
+	if err := f.WriteAdopts(p.Dir, from.Project, from.Same); err != nil {
 		return err
 	}
 	if err := s.takeOver(p, from.Project, from.Same); err != nil {
 		return err
 	}
 	phase.Done()
-	return old.remove()
+	return old.Remove()
 }
 
 // clearFor removes what there is of the project's own VM, which nobody has used.
-func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p Project, from Former) error {
-	f := s.Dirs.paths(p.Name)
-	if f.adopts() == from.Name {
+func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Project, from Former) error {
+	f := s.Dirs.Files(p.Name)
+	if f.Adopts() == from.Name {
 		return nil
 	}
 	_, err := s.find(ctx, hv, p)
@@ -246,23 +199,23 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p Project, fro
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return err
 		}
-		if err := forget(ctx, hv, p); err != nil {
+		if err := machine.Forget(ctx, hv, p); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
+	if err := s.Daemons(p).Stop(ctx); err != nil {
 		return err
 	}
-	if f.isUsed() {
+	if f.IsUsed() {
 		return &ui.Error{
 			Msg:  fmt.Sprintf("the VM of %s has come into use meanwhile, so nothing was moved; it is stopped", p.Dir),
 			Hint: "go on with it: devvm up, or run devvm move again",
 		}
 	}
-	for _, path := range []string{f.vm, f.agreed(), f.egress(), f.owners(), f.shares()} {
-		if err := removeAll(path); err != nil {
+	for _, path := range []string{f.VM, f.Agreed(), f.Egress(), f.Owners(), f.Shares()} {
+		if err := state.RemoveAll(path); err != nil {
 			return err
 		}
 	}
@@ -271,10 +224,10 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p Project, fro
 
 // release stops the VM of a former project and has libvirt forget it. What libvirt alone knows
 // goes: saved memory and snapshots.
-func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former Project, pr *ui.Progress) error {
+func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Project, pr *ui.Progress) error {
 	dom, err := s.find(ctx, hv, former)
 	if errors.Is(err, vm.ErrNotFound) {
-		return s.stopHelpers(ctx, former)
+		return s.Daemons(former).Stop(ctx)
 	}
 	if err != nil {
 		return err
@@ -286,7 +239,7 @@ func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former Project,
 		if err := hv.DropSaved(ctx, former.Name); err != nil {
 			return err
 		}
-		if err := s.stopHelpers(ctx, former); err != nil {
+		if err := s.Daemons(former).Stop(ctx); err != nil {
 			return err
 		}
 	} else if err := s.down(ctx, hv, former, dom, pr); err != nil {
@@ -301,50 +254,50 @@ func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former Project,
 			return err
 		}
 	}
-	return forget(ctx, hv, former)
+	return machine.Forget(ctx, hv, former)
 }
 
 // takeOver moves the files, the disk last, and ends the move.
-func (s *Service) takeOver(p, former Project, same bool) error {
-	f, old := s.Dirs.paths(p.Name), s.Dirs.paths(former.Name)
-	if exists(old.disk()) {
+func (s *Service) takeOver(p, former state.Project, same bool) error {
+	f, old := s.Dirs.Files(p.Name), s.Dirs.Files(former.Name)
+	if state.Exists(old.Disk()) {
 		if err := s.moveOwners(p, former); err != nil {
 			return err
 		}
 	}
-	files := []struct{ from, to string }{{old.owners(), f.owners()}, {old.egress(), f.egress()}, {old.logs, f.logs}, {old.undo, f.undo}, {old.vm, f.vm}}
+	files := []struct{ from, to string }{{old.Owners(), f.Owners()}, {old.Egress(), f.Egress()}, {old.Logs, f.Logs}, {old.Undo, f.Undo}, {old.VM, f.VM}}
 	if same {
-		files = slices.Insert(files, 0, struct{ from, to string }{old.agreed(), f.agreed()})
+		files = slices.Insert(files, 0, struct{ from, to string }{old.Agreed(), f.Agreed()})
 	}
 	if !same { // whoever made the new directory was agreed to nothing
-		if err := removeAll(old.egress()); err != nil {
+		if err := state.RemoveAll(old.Egress()); err != nil {
 			return err
 		}
 	}
 	for _, file := range files {
-		if !exists(file.from) {
+		if !state.Exists(file.from) {
 			continue
 		}
-		if exists(file.to) && (file.to == f.vm || file.to == f.undo) { // no verb that makes one goes before this
+		if state.Exists(file.to) && (file.to == f.VM || file.to == f.Undo) { // no verb that makes one goes before this
 			return fmt.Errorf("move the VM: %s is in the way", file.to)
 		}
-		if err := removeAll(file.to); err != nil {
+		if err := state.RemoveAll(file.to); err != nil {
 			return err
 		}
 		if err := os.Rename(file.from, file.to); err != nil {
 			return fmt.Errorf("move the VM: %w", err)
 		}
 	}
-	if err := unmark(f.vacant()); err != nil {
+	if err := state.Unmark(f.Vacant()); err != nil {
 		return err
 	}
-	return f.writeRecord(p.Dir)
+	return f.WriteRecord(p.Dir)
 }
 
 // moveOwners has whose files are in the VM hold by the new path.
-func (s *Service) moveOwners(p, former Project) error {
-	old := s.Dirs.paths(former.Name)
-	has, err := old.readShares()
+func (s *Service) moveOwners(p, former state.Project) error {
+	old := s.Dirs.Files(former.Name)
+	has, err := machine.ReadShares(old)
 	if err != nil {
 		return nil //nolint:nilerr // it is written again
 	}
@@ -354,25 +307,25 @@ func (s *Service) moveOwners(p, former Project) error {
 			to[e.Target] = filepath.Join(p.Dir, rel)
 		}
 	}
-	if err := share.MoveOwners(old.owners(), to, s.Log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := share.MoveOwners(old.Owners(), to, s.Log); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil
 }
 
 // finishMove completes a move that was interrupted, under the project's lock.
-func (s *Service) finishMove(ctx context.Context, hv vm.Hypervisor, p Project, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
-	r, err := f.read()
+func (s *Service) finishMove(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
+	r, err := f.ReadRecord()
 	if err != nil || r.Adopts == "" {
 		return nil // none is under way
 	}
-	old := s.Dirs.paths(r.Adopts)
-	if !exists(old.root) {
-		return f.writeRecord(p.Dir)
+	old := s.Dirs.Files(r.Adopts)
+	if !state.Exists(old.Root) {
+		return f.WriteRecord(p.Dir)
 	}
-	former := identify(string(r.From))
-	lock, err := old.acquire(ctx, "move", nil)
+	former := state.Identify(string(r.From))
+	lock, err := old.Acquire(ctx, "move", nil)
 	if err != nil {
 		return err
 	}
@@ -383,5 +336,5 @@ func (s *Service) finishMove(ctx context.Context, hv vm.Hypervisor, p Project, p
 	if err := s.takeOver(p, former, r.Same); err != nil {
 		return err
 	}
-	return old.remove()
+	return old.Remove()
 }

@@ -7,6 +7,10 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/grant"
 )
 
@@ -14,8 +18,8 @@ import (
 // directory, and a sentence about each. What a VM has written is no word of the user's: root
 // in a VM that reaches little would else make a devvm.toml below its directory for one that
 // reaches all. Records that cannot be read count as such a project's, with nothing.
-func (s *Service) outer(p Project) ([]grant.Grant, []string, error) {
-	names, err := s.Dirs.projects()
+func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -23,10 +27,10 @@ func (s *Service) outer(p Project) ([]grant.Grant, []string, error) {
 	var out []grant.Grant
 	var why []string
 	for _, name := range names {
-		f := s.Dirs.paths(name)
-		dir, has, err := f.reaches()
+		f := s.Dirs.Files(name)
+		dir, has, err := reaches(f)
 		switch {
-		case name == p.Name || s.isTemplate(dir):
+		case name == p.Name || s.IsTemplate(dir):
 			continue
 		case err != nil:
 			out = append(out, grant.Nothing(p.Dir))
@@ -37,9 +41,9 @@ func (s *Service) outer(p Project) ([]grant.Grant, []string, error) {
 			if !within(d, p.Dir) && !isOneOf(d, above) {
 				continue
 			}
-			g, err := f.readAgreed(dir)
+			g, err := f.ReadAgreed(dir)
 			if errors.Is(err, fs.ErrNotExist) {
-				g, err = f.formerly(dir), nil
+				g, err = f.Formerly(dir), nil
 			}
 			out = append(out, g)
 			where := "is inside that of project " + name
@@ -59,14 +63,14 @@ func (s *Service) outer(p Project) ([]grant.Grant, []string, error) {
 
 // reaches returns the project's directory and those of the host that its VM can write, as
 // recorded: none if it never had a VM.
-func (f paths) reaches() (dir string, writable []string, err error) {
-	if !exists(f.record) && !exists(f.shares()) {
+func reaches(f state.Files) (dir string, writable []string, err error) {
+	if !state.Exists(f.Record) && !state.Exists(f.Shares()) {
 		return "", nil, nil
 	}
-	if dir, _ = f.recorded(); dir == "" {
-		return "", nil, fmt.Errorf("read %s: it names no directory", f.record)
+	if dir, _ = f.Recorded(); dir == "" {
+		return "", nil, fmt.Errorf("read %s: it names no directory", f.Record)
 	}
-	all, err := f.readShares()
+	all, err := machine.ReadShares(f)
 	if err != nil {
 		return dir, nil, err
 	}
@@ -77,16 +81,6 @@ func (f paths) reaches() (dir string, writable []string, err error) {
 		}
 	}
 	return dir, writable, nil
-}
-
-// formerly is what counts as agreed to for a project of a devvm before agreed.json: the
-// network that its VM has. Its size is not known, and counts as none.
-func (f paths) formerly(dir string) grant.Grant {
-	g := grant.Nothing(dir)
-	if policy, err := f.readPolicy(); err == nil {
-		g = g.WithPolicy(policy)
-	}
-	return g
 }
 
 // lineage are the states of a directory and of those above it.

@@ -3,12 +3,10 @@ package project
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
@@ -30,20 +28,20 @@ type Loss struct {
 }
 
 // Loss asks the engine what the project's VM holds.
-func (s *Service) Loss(ctx context.Context, p Project) (Loss, error) {
-	f := s.Dirs.paths(p.Name)
-	if !exists(f.vm) && !exists(f.undo) {
+func (s *Service) Loss(ctx context.Context, p state.Project) (Loss, error) {
+	f := s.Dirs.Files(p.Name)
+	if !state.Exists(f.VM) && !state.Exists(f.Undo) {
 		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
 			return Loss{}, err
 		}
 	}
-	loss := Loss{VM: f.isUsed(), Disk: file.Used(f.vm), Undo: file.Used(f.undo)}
+	loss := Loss{VM: f.IsUsed(), Disk: file.Used(f.VM), Undo: file.Used(f.Undo)}
 	if all, err := s.Snapshots(ctx, p); err == nil {
 		loss.Snapshots = len(all)
 	}
-	ctx, cancel := context.WithTimeout(ctx, patienceSSH)
+	ctx, cancel := context.WithTimeout(ctx, machine.PatienceSSH)
 	defer cancel()
-	usage, err := engine.GetUsage(ctx, f.dockerSocket())
+	usage, err := engine.GetUsage(ctx, f.DockerSocket())
 	if err != nil {
 		s.Log.Info("ask the engine what it holds", "err", err)
 		loss.TooMuch = errors.Is(err, engine.ErrTooMuch)
@@ -64,20 +62,12 @@ type NukeOptions struct {
 
 // Nuke destroys the project's VM and brings up a pristine one. The former disk
 // is kept as the undo; the undo before it is removed.
-func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
-	if !exists(f.root) {
-		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
-			return err
-		}
+func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
+	if err := s.checkNuked(ctx, p, o); err != nil {
+		return err
 	}
-	if o.Undo && !exists(f.undo) {
-		return &ui.Error{
-			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
-			Hint: "see the project's state with: devvm status",
-		}
-	}
-	lock, err := f.acquire(ctx, "nuke", nil)
+	lock, err := f.Acquire(ctx, "nuke", nil)
 	if err != nil {
 		return err
 	}
@@ -91,164 +81,128 @@ func (s *Service) Nuke(ctx context.Context, p Project, o NukeOptions, pr *ui.Pro
 	}
 	defer hv.Close()
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
-		cfg, err := s.checkConfig(p, !o.Undo)
-		var all shared
-		if err == nil {
-			all, _, err = s.shares(p, cfg)
-		}
-		if err == nil && !o.Undo {
-			err = s.checkImage(ctx, cfg)
-		}
-		if err == nil {
-			err = s.checkAgreed(p, cfg, all.granted(p))
-		}
-		switch {
-		case err != nil:
-		case o.Undo:
-			err = s.checkRoomToRun(f)
-		default:
-			err = s.checkRoomToNuke(f)
-		}
-		if errors.Is(err, errNotAgreed) {
-			err = &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
-		}
-		if err != nil {
+		if err := s.checkNewVM(ctx, p, o); err != nil {
 			return err
 		}
 	}
-	show := &steps{Progress: pr}
+	show := &machine.Steps{Progress: pr}
 	dom, err := s.find(ctx, hv, p)
 	// Of a VM that ran, libvirt still has something to do when its QEMU has ended. The
 	// next VM does not wait for that until it takes the name.
 	overtakes := err == nil && dom.State == vm.StateRunning && !o.NoUp && !o.Undo
 	switch {
 	case err == nil:
-		show.Start("destroy", "destroy the VM")
-		err := s.unplug(ctx, hv, p, dom, synced)
-		if err == nil && !overtakes {
-			err = forget(ctx, hv, p)
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
-			}
+		if err := s.destroy(ctx, hv, p, dom, synced, !overtakes, show); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	switch {
-	case o.Unused && f.isUsed():
-		err = &ui.Error{
-			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
-			Hint: "go on with it: devvm up, or run devvm nuke again",
-		}
-	case o.Undo:
-		err = f.swap()
-	default:
-		err = f.setAside()
-	}
-	if err != nil {
+	if err := replaceDisk(f, o); err != nil {
 		return err
 	}
 	show.Done()
-	switch {
-	case o.NoUp:
+	if o.NoUp {
 		return nil
-	case overtakes:
+	}
+	if overtakes {
 		err = s.upFrom(ctx, hv, p, vm.Domain{}, show)
-		if err != nil && !exists(f.disk()) { // it has not come to the new VM
-			err = errors.Join(err, forget(context.WithoutCancel(ctx), hv, p))
+		if err != nil && !state.Exists(f.Disk()) { // it has not come to the new VM
+			err = errors.Join(err, machine.Forget(context.WithoutCancel(ctx), hv, p))
 		}
-	default:
+	} else {
 		err = s.up(ctx, hv, p, show)
 	}
-	if err != nil && !o.Undo && exists(f.undo) {
+	if err != nil && !o.Undo && state.Exists(f.Undo) {
 		show.Note("the former VM is kept; to have it back: devvm nuke --undo")
 	}
 	return err
 }
 
-// forget makes libvirt forget the VM, if it knows it.
-func forget(ctx context.Context, hv vm.Hypervisor, p Project) error {
-	if err := hv.Undefine(ctx, p.Name); err != nil && !errors.Is(err, vm.ErrNotFound) {
-		return err
+// destroy stops the VM at once, with its disk synced, and has libvirt forget it, if that is wanted.
+func (s *Service) destroy(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, synced <-chan error, forget bool, show *machine.Steps) error {
+	show.Start("destroy", "destroy the VM")
+	err := s.unplug(ctx, hv, p, dom, synced)
+	if err == nil && forget {
+		err = machine.Forget(ctx, hv, p)
+	}
+	if err != nil && ctx.Err() != nil {
+		show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
+	}
+	return err
+}
+
+// checkNuked finds out whether there is what a nuke is to replace or bring back.
+func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions) error {
+	f := s.Dirs.Files(p.Name)
+	if !state.Exists(f.Root) {
+		if _, err := s.get(ctx, p); err != nil { // the domain may be all that is left
+			return err
+		}
+	}
+	if o.Undo && !state.Exists(f.Undo) {
+		return &ui.Error{
+			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
+			Hint: "see the project's state with: devvm status",
+		}
 	}
 	return nil
 }
 
-// leavesUndo tells whether a nuke removes the VM, and leaves an undo that there is: the VM holds
-// nothing that could be wanted back.
-func (f paths) leavesUndo() bool {
-	return !exists(f.disk()) || f.isBegun() || !f.isUsed() && exists(f.undo)
-}
-
-// setAside makes the VM's files the undo. Each step leaves a state from which
-// the next run goes on: a VM, or its undo, is always whole.
-func (f paths) setAside() error {
-	if f.leavesUndo() {
-		return f.removeVM()
+// checkNewVM finds what is against a VM in the place of the one that is there.
+func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) error {
+	cfg, err := s.checkConfig(p, !o.Undo)
+	var all machine.Shares
+	if err == nil {
+		all, _, err = s.shares(p, cfg)
 	}
-	if err := f.removeWhole(f.undo); err != nil {
-		return err
+	if err == nil && !o.Undo {
+		err = s.checkImage(ctx, cfg)
 	}
-	if err := f.markVacant(); err != nil {
-		return err
+	if err == nil {
+		err = s.checkAgreed(p, cfg, grantShares(all, p))
 	}
-	if err := os.Rename(f.vm, f.undo); err != nil {
-		return fmt.Errorf("keep the old disk aside: %w", err)
-	}
-	return nil
-}
-
-// swap exchanges the VM's files with the undo, in one step of the kernel's, so
-// that an undo can be undone.
-func (f paths) swap() error {
-	var err error
-	if exists(f.disk()) && !f.isBegun() {
-		err = unix.Renameat2(unix.AT_FDCWD, f.vm, unix.AT_FDCWD, f.undo, unix.RENAME_EXCHANGE)
-	} else if err = f.removeVM(); err == nil {
-		err = os.Rename(f.undo, f.vm)
+	if errors.Is(err, errNotAgreed) {
+		return &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
 	}
 	if err != nil {
-		return fmt.Errorf("put the old disk back: %w", err)
+		return err
 	}
-	return unmark(f.vacant())
+	if o.Undo {
+		return s.CheckRoomToRun(s.Dirs.Files(p.Name))
+	}
+	return s.CheckRoomToNuke(s.Dirs.Files(p.Name))
 }
 
-// removeAll removes a directory tree of ours.
-func removeAll(path string) error {
-	err := os.RemoveAll(path)
-	if errors.Is(err, fs.ErrPermission) { // a directory of ours that lets nobody in
-		_ = filepath.WalkDir(path, func(at string, d fs.DirEntry, _ error) error {
-			if d != nil && d.IsDir() {
-				_ = os.Chmod(at, 0o700)
-			}
-			return nil
-		})
-		err = os.RemoveAll(path)
+// replaceDisk puts the VM that has been stopped aside, or the one before it in its place.
+func replaceDisk(f state.Files, o NukeOptions) error {
+	switch {
+	case o.Unused && f.IsUsed():
+		return &ui.Error{
+			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
+			Hint: "go on with it: devvm up, or run devvm nuke again",
+		}
+	case o.Undo:
+		return f.Swap()
 	}
-	if err != nil {
-		return fmt.Errorf("remove: %w", err)
-	}
-	return nil
+	return f.SetAside()
 }
 
 // Rm removes the project's VM, its undo and all other traces of it. It is done
 // even where parts are missing already; that nothing was there is errNoVM.
-func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
+func (s *Service) Rm(ctx context.Context, p state.Project, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return err
 	}
 	defer hv.Close()
-	if !exists(f.root) { // the domain may be all that is left
+	if !state.Exists(f.Root) { // the domain may be all that is left
 		if _, err := s.find(ctx, hv, p); err != nil {
 			return err
 		}
 	}
-	lock, err := f.acquire(ctx, "rm", nil)
+	lock, err := f.Acquire(ctx, "rm", nil)
 	if err != nil {
 		return err
 	}
@@ -260,16 +214,16 @@ func (s *Service) Rm(ctx context.Context, p Project, pr *ui.Progress) error {
 		if err := hv.Destroy(ctx, p.Name); err != nil {
 			return err
 		}
-		if err := forget(ctx, hv, p); err != nil {
+		if err := machine.Forget(ctx, hv, p); err != nil {
 			return err
 		}
 	case !errors.Is(err, vm.ErrNotFound):
 		return err
 	}
-	if err := s.stopHelpers(ctx, p); err != nil {
+	if err := s.Daemons(p).Stop(ctx); err != nil {
 		return err
 	}
-	if err := f.remove(); err != nil {
+	if err := f.Remove(); err != nil {
 		return err
 	}
 	phase.Done()

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"path/filepath"
 	"time"
+
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/share"
@@ -16,20 +19,20 @@ import (
 
 // NetOptions are the paths of a project's network process, and what its VM may
 // reach.
-func (d Dirs) NetOptions(name string) (usernet.Options, error) {
+func NetOptions(d state.Dirs, name string) (usernet.Options, error) {
 	if err := d.Secure(name); err != nil {
 		return usernet.Options{}, err
 	}
-	f := d.paths(name)
-	policy, err := f.readPolicy()
+	f := d.Files(name)
+	policy, err := f.ReadPolicy()
 	if err != nil {
 		return usernet.Options{}, fmt.Errorf("read what the VM may reach: %w", err)
 	}
 	return usernet.Options{
-		Config:     usernet.Config{Policy: &policy, Services: map[uint16]string{share.Port: f.shareSocket()}},
-		NetSocket:  f.netSocket(),
-		DialSocket: f.dialSocket(),
-		Lock:       f.netLock(),
+		Config:     usernet.Config{Policy: &policy, Services: map[uint16]string{share.Port: f.ShareSocket()}},
+		NetSocket:  f.NetSocket(),
+		DialSocket: f.DialSocket(),
+		Lock:       f.NetLock(),
 	}, nil
 }
 
@@ -43,12 +46,12 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 	if err := s.Dirs.Secure(name); err != nil {
 		return supervisor.Options{}, err
 	}
-	f := s.Dirs.paths(name)
-	target, err := s.Target(Project{Name: name}, emulated)
+	f := s.Dirs.Files(name)
+	target, err := s.Target(state.Project{Name: name}, emulated)
 	if err != nil {
 		return supervisor.Options{}, err
 	}
-	shares, err := f.readShares()
+	shares, err := machine.ReadShares(f)
 	if err != nil {
 		return supervisor.Options{}, err
 	}
@@ -60,32 +63,32 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 	}
 	return supervisor.Options{
 		Name:    name,
-		Lock:    f.supervisorLock(),
-		Control: f.controlSocket(),
-		Docker:  f.dockerSocket(),
+		Lock:    f.SupervisorLock(),
+		Control: f.ControlSocket(),
+		Docker:  f.DockerSocket(),
 		Target:  target,
 		Gone:    func(err error) bool { return errors.Is(err, usernet.ErrNoNetwork) },
 		Version: s.Version,
 		Share: supervisor.Share{
-			Socket:  f.shareSocket(),
+			Socket:  f.ShareSocket(),
 			Address: usernet.Gateway,
 			Exports: shares.Exports,
 			Durable: shares.Durable,
 			Ignore:  shares.Ignore,
-			Watches: s.Dirs.watches(),
-			Owners:  f.owners(),
+			Watches: s.Dirs.Watches(),
+			Owners:  f.Owners(),
 			Had:     shares.Had,
-			Told:    exists(filepath.Join(f.credentials(), credentialShare)),
+			Told:    machine.IsToldShares(f),
 		},
 		Ping: func(ctx context.Context) error {
-			if err := engine.Ping(ctx, f.dockerSocket()); err != nil {
+			if err := engine.Ping(ctx, f.DockerSocket()); err != nil {
 				return err
 			}
-			return f.markAnswering()
+			return f.MarkAnswering()
 		},
-		Used:  f.markUsed,
+		Used:  f.MarkUsed,
 		Ports: s.portOptions(f),
 		Guard: s.guardOptions(f),
-		Disk:  supervisor.Disk{Full: func() bool { return s.errFull(f) != nil }},
+		Disk:  supervisor.Disk{Full: func() bool { return s.ErrFull(f) != nil }},
 	}, nil
 }

@@ -9,6 +9,10 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
@@ -17,25 +21,25 @@ import (
 )
 
 // Address is the project's own loopback address, derived from its directory.
-func (p Project) Address() netip.Addr {
+func Address(p state.Project) netip.Addr {
 	sum := sha256.Sum256([]byte(p.Dir))
 	return ports.OwnAddress(sum[:])
 }
 
 // portOptions say what a project's supervisor does with published ports.
-func (s *Service) portOptions(f paths) supervisor.PortOptions {
-	p := Project{Dir: f.readRecord()}
+func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
+	p := state.Project{Dir: f.RecordedDir()}
 	at := ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback}
-	if !marked(f.management()) {
-		at.SSH = sshPort
+	if !state.Marked(f.Management()) {
+		at.SSH = machine.SSHPort
 	}
 	return supervisor.PortOptions{
 		Options: ports.Options{
 			VM:        at,
-			Own:       p.Address(),
-			Dial:      usernet.NewDialer(f.dialSocket()).Dial,
+			Own:       Address(p),
+			Dial:      usernet.NewDialer(f.DialSocket()).Dial,
 			Project:   s.ProjectOf,
-			Exposures: f.exposures(),
+			Exposures: f.Exposures(),
 		},
 		Settings: func() (ports.Settings, error) {
 			cfg, err := s.settled(f)
@@ -50,18 +54,18 @@ func (s *Service) portOptions(f paths) supervisor.PortOptions {
 // ProjectOf names in words the project whose supervisor a process is, "" if it is none.
 // The supervisors themselves are asked, so that the answer is never an old one.
 func (s *Service) ProjectOf(ctx context.Context, pid int) string {
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return ""
 	}
 	for _, name := range names {
-		f := s.Dirs.paths(name)
-		if !exists(f.controlSocket()) {
+		f := s.Dirs.Files(name)
+		if !state.Exists(f.ControlSocket()) {
 			continue
 		}
-		status, err := supervisor.NewClient(f.controlSocket()).Status(ctx)
+		status, err := supervisor.NewClient(f.ControlSocket()).Status(ctx)
 		if err == nil && status.PID == pid {
-			dir := f.readRecord()
+			dir := f.RecordedDir()
 			return fmt.Sprintf("devvm project %q (%s)", filepath.Base(dir), dir)
 		}
 	}
@@ -69,16 +73,16 @@ func (s *Service) ProjectOf(ctx context.Context, pid int) string {
 }
 
 // Ports returns the published ports of the project's running VM.
-func (s *Service) Ports(ctx context.Context, p Project) (ports.Report, error) {
-	r, err := s.supervisor(p).Ports(ctx)
+func (s *Service) Ports(ctx context.Context, p state.Project) (ports.Report, error) {
+	r, err := s.Daemons(p).Supervisor().Ports(ctx)
 	return r, s.attended(ctx, p, err)
 }
 
 // WatchPorts calls f with the published ports and then with each change, until ctx or
 // the supervisor ends.
-func (s *Service) WatchPorts(ctx context.Context, p Project, f func(ports.Report)) error {
+func (s *Service) WatchPorts(ctx context.Context, p state.Project, f func(ports.Report)) error {
 	seen := false
-	err := s.supervisor(p).WatchPorts(ctx, func(r ports.Report) bool {
+	err := s.Daemons(p).Supervisor().WatchPorts(ctx, func(r ports.Report) bool {
 		seen = true
 		f(r)
 		return true
@@ -91,12 +95,12 @@ func (s *Service) WatchPorts(ctx context.Context, p Project, f func(ports.Report
 
 // Expose opens a published port of the project's running VM to the addresses of a range,
 // for a time. It returns what is exposed now.
-func (s *Service) Expose(ctx context.Context, p Project, port uint16, to netip.Prefix, duration time.Duration) (ports.Report, error) {
+func (s *Service) Expose(ctx context.Context, p state.Project, port uint16, to netip.Prefix, duration time.Duration) (ports.Report, error) {
 	e := ports.Exposure{Port: port, To: to.Masked(), Until: time.Now().Add(duration).Round(time.Second)}
 	if err := e.Check(time.Now()); err != nil {
 		return ports.Report{}, &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
 	}
-	if err := s.attended(ctx, p, s.supervisor(p).Expose(ctx, e)); err != nil {
+	if err := s.attended(ctx, p, s.Daemons(p).Supervisor().Expose(ctx, e)); err != nil {
 		return ports.Report{}, err
 	}
 	return s.Ports(ctx, p)
@@ -104,25 +108,25 @@ func (s *Service) Expose(ctx context.Context, p Project, port uint16, to netip.P
 
 // Conceal ends the exposure of a port, 0: all of the project's, whether its VM runs or
 // not. It says how many there were.
-func (s *Service) Conceal(ctx context.Context, p Project, port uint16) (int, error) {
-	n, err := s.supervisor(p).Conceal(ctx, port)
+func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (int, error) {
+	n, err := s.Daemons(p).Supervisor().Conceal(ctx, port)
 	if !errors.Is(err, supervisor.ErrNone) {
 		return n, err
 	}
 	if !s.Exists(p) {
 		return 0, s.errNoVM(p)
 	}
-	return ports.Forget(s.Dirs.paths(p.Name).exposures(), port)
+	return ports.Forget(s.Dirs.Files(p.Name).Exposures(), port)
 }
 
 // Serves is no error if programs in the VM can use what it has of this host, for which
 // its supervisor must be there.
-func (s *Service) Serves(ctx context.Context, p Project) error {
-	has, err := s.Dirs.paths(p.Name).readShares()
+func (s *Service) Serves(ctx context.Context, p state.Project) error {
+	has, err := machine.ReadShares(s.Dirs.Files(p.Name))
 	if err != nil || len(has.Exports) == 0 {
 		return err
 	}
-	_, err = s.supervisor(p).Status(ctx)
+	_, err = s.Daemons(p).Supervisor().Status(ctx)
 	if errors.Is(err, supervisor.ErrNone) || errors.Is(err, supervisor.ErrHung) {
 		return &ui.Error{
 			Msg:  "the supervisor does not answer, and what uses this host's files in the VM would wait for it",
@@ -134,7 +138,7 @@ func (s *Service) Serves(ctx context.Context, p Project) error {
 }
 
 // attended explains why a project's supervisor cannot be asked.
-func (s *Service) attended(ctx context.Context, p Project, err error) error {
+func (s *Service) attended(ctx context.Context, p state.Project, err error) error {
 	if !errors.Is(err, supervisor.ErrNone) {
 		return err
 	}

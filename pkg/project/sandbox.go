@@ -5,6 +5,10 @@ import (
 	"log/slog"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/sandbox"
 )
 
@@ -35,12 +39,12 @@ var world = sandbox.Policy{
 
 // NetPolicy is what a project's network process uses when its sockets are there: the
 // host's resolver, wherever that is kept, and the socket of the files.
-func (d Dirs) NetPolicy(name string) sandbox.Policy {
-	f := d.paths(name)
+func NetPolicy(d state.Dirs, name string) sandbox.Policy {
+	f := d.Files(name)
 	p := sandbox.Policy{
 		Files:   []string{"/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman"},
-		Remove:  []string{f.run},
-		Connect: []string{f.run},
+		Remove:  []string{f.Run},
+		Connect: []string{f.Run},
 	}
 	for _, link := range []string{"/etc/resolv.conf", "/etc/hosts"} {
 		if at, err := filepath.EvalSymlinks(link); err == nil {
@@ -53,18 +57,18 @@ func (d Dirs) NetPolicy(name string) sandbox.Policy {
 // SupervisorPolicy is what a project's supervisor uses: the project's own data, the
 // directories that the VM has, and what the user has written down.
 func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
-	f := s.Dirs.paths(name)
-	shares, err := f.readShares()
+	f := s.Dirs.Files(name)
+	shares, err := machine.ReadShares(f)
 	if err != nil {
 		return sandbox.Policy{}, err
 	}
-	dir := f.readRecord()
+	dir := f.RecordedDir()
 	p := sandbox.Policy{
 		Read:    []string{s.Dirs.Config},
 		Files:   []string{dir}, // devvm.toml
-		Write:   []string{f.root, s.Dirs.watches()},
-		Remove:  []string{f.run},
-		Connect: []string{f.run},
+		Write:   []string{f.Root, s.Dirs.Watches()},
+		Remove:  []string{f.Run},
+		Connect: []string{f.Run},
 	}
 	// The user's own file may be a link. That of the project is the VM's to change.
 	if at, err := filepath.EvalSymlinks(filepath.Join(s.Dirs.Config, "config.toml")); err == nil {

@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/share"
 )
@@ -28,7 +32,7 @@ func TestPolicyChild(t *testing.T) {
 	var err error
 	switch kind {
 	case "net":
-		p = s.Dirs.NetPolicy("one")
+		p = NetPolicy(s.Dirs, "one")
 	case "supervisor":
 		p, err = s.SupervisorPolicy("one")
 	}
@@ -58,9 +62,9 @@ func TestPolicyChild(t *testing.T) {
 // policyHost is a host with two projects and a home of their user.
 func policyHost(t *testing.T, home string) (*Service, []string) {
 	t.Helper()
-	s := &Service{Dirs: Dirs{
+	s := &Service{Env: machine.Env{Dirs: state.Dirs{
 		Data: filepath.Join(home, "data"), Runtime: filepath.Join(home, "run"), Config: filepath.Join(home, "config"),
-	}}
+	}}}
 	var paths []string
 	for _, name := range []string{
 		".ssh/id_test", "config/config.toml", "data/projects/one/egress.json", "data/projects/two/egress.json",
@@ -91,18 +95,18 @@ func TestPolicies(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	f := s.Dirs.paths("one")
-	shares, err := json.Marshal(shared{Exports: []share.Export{
+	f := s.Dirs.Files("one")
+	shares, err := json.Marshal(machine.Shares{Exports: []share.Export{
 		{Source: filepath.Join(home, "src/one"), Target: "/one", Writable: true},
 		{Source: filepath.Join(home, "src/read-only"), Target: "/ro"},
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(f.shares(), shares, 0o600); err != nil {
+	if err := os.WriteFile(f.Shares(), shares, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.writeRecord(filepath.Join(home, "src/one")); err != nil {
+	if err := f.WriteRecord(filepath.Join(home, "src/one")); err != nil {
 		t.Fatal(err)
 	}
 	for kind, want := range map[string]string{

@@ -1,46 +1,31 @@
-// Package project is what devvm does: a directory gets a VM of its own.
+// Package project has devvm's verbs, a file each: up, down, suspend, snapshot, nuke, status, …
 //
-// It derives a project's identity and files from its directory, and carries
-// out the verbs (a file each: up, down, suspend, snapshot, nuke, status, …) by
-// composing config, image, template, disk, vm, usernet and supervisor. Each
-// verb looks at what is there, takes the project's lock and does what is
-// missing, so that it can be run twice, interrupted or killed at any instant;
-// the next run converges.
+// Each verb looks at what is there, takes the project's lock and does what is missing. So it can be
+// run twice, interrupted or killed at any instant: the next run converges. What a project has on
+// the disk is in package state, its two processes are package daemon's, and its VM is package
+// machine's.
 //
-// It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a
-// user must act on are *ui.Error with the next command to run.
+// It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a user must act on are
+// *ui.Error with the next command to run.
 package project
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net"
-	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/gofrs/flock"
-	"golang.org/x/sys/unix"
+	"github.com/devvm/devvm/pkg/machine"
 
-	"github.com/devvm/devvm/pkg/background"
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/egress"
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
-	"github.com/devvm/devvm/pkg/image"
-	"github.com/devvm/devvm/pkg/lock"
-	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
-	"github.com/devvm/devvm/pkg/subnet"
-	"github.com/devvm/devvm/pkg/supervisor"
-	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
@@ -49,69 +34,17 @@ import (
 
 // Service carries out the verbs.
 type Service struct {
-	Dirs      Dirs
-	Images    *image.Store
-	Templates *template.Store
-	Cold      bool                                             // boot new VMs, do not fork them from templates
-	Open      func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
-	Config    func(dir string) (config.Config, error)
-	Trust     trust.Rule // whose devvm.toml counts
-	Accel     *vm.AccelStore
-	Exe       string        // this program, for its background processes
-	Version   string        // of this program
-	Home      string        // the user's
-	Zone      string        // time zone for the guests, e.g. "Europe/Berlin"
-	Timeout   time.Duration // for the engine to answer after a start; 0: by the accelerator
-	Kernel    time.Duration // for the kernel to come up in that time; 0: patienceKernel
-	Halt      time.Duration // for what libvirt is at to end; 0: patienceHalt
-	Slow      time.Duration // without a word of the VM's, before a command that waits for it says so; 0: aliveEvery
-	Note      func(string)  // shows the user a line; nil: nobody looks
-	// Free is how many bytes can be written into a directory; nil: file.Free.
-	Free func(dir string) (int64, error)
-	// Routes are the networks that this host reaches; nil: subnet.HostRoutes.
-	Routes func() ([]subnet.Route, error)
-	Log    *slog.Logger
+	machine.Env
+	Cold   bool                                             // boot new VMs, do not fork them from templates
+	Open   func(ctx context.Context) (vm.Hypervisor, error) // the caller closes it
+	Config func(dir string) (config.Config, error)
+	Trust  trust.Rule    // whose devvm.toml counts
+	Home   string        // the user's
+	Halt   time.Duration // for what libvirt is at to end; 0: patienceHalt
 }
-
-// Patience with a VM whose engine does not answer yet.
-const (
-	patienceKVM = 2 * time.Minute
-	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM.
-	patienceKernel = 90 * time.Second
-	// patienceForPorts is for those of containers to be open, when the engine answers.
-	patienceForPorts = 5 * time.Second
-)
-
-// sshAddress is where the guest's sshd listens on the VM's network.
-func (f paths) sshAddress() string {
-	at := usernet.Guest
-	if marked(f.management()) {
-		at = usernet.Management
-	}
-	return netip.AddrPortFrom(at, sshPort).String()
-}
-
-// sshPort is the port of the guest's sshd.
-const sshPort = 22
-
-// noteAddress notes where the sshd of VMs of an image listens, which is as the image was made.
-func (f paths) noteAddress(img image.Image) error {
-	if !img.Management {
-		return unmark(f.management())
-	}
-	if marked(f.management()) {
-		return nil
-	}
-	return file.Replace(f.management(), nil, 0o600)
-}
-
-// guestMAC is the address of the guest's network card. It is the same for all:
-// each VM is alone on its network, and a fork keeps its template's.
-const guestMAC = "52:54:00:64:76:6d"
 
 // errNoVM says that the project has no VM.
-func (s *Service) errNoVM(p Project) error {
+func (s *Service) errNoVM(p state.Project) error {
 	hint := "make one with: devvm up"
 	if above, ok := s.above(p); ok {
 		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, shell.Quote(above.Dir))
@@ -119,10 +52,10 @@ func (s *Service) errNoVM(p Project) error {
 	if former, ok := s.former(p); ok {
 		hint = takeOverHint(former)
 	}
-	if f := s.Dirs.paths(p.Name); exists(f.disk()) && !f.isBegun() {
+	if f := s.Dirs.Files(p.Name); state.Exists(f.Disk()) && !f.IsBegun() {
 		return &ui.Error{
 			Code: ui.ExitNotRunning,
-			Msg:  "libvirt does not know the VM of this project; its disk is there: " + f.disk(),
+			Msg:  "libvirt does not know the VM of this project; its disk is there: " + f.Disk(),
 			Hint: "start it with: devvm up",
 			Kind: vm.ErrNotFound,
 		}
@@ -137,51 +70,51 @@ func (s *Service) errNoVM(p Project) error {
 
 // Above returns the nearest project above a directory that has a VM, if there is one and
 // the directory itself has none.
-func (s *Service) Above(p Project) (Project, bool) {
+func (s *Service) Above(p state.Project) (state.Project, bool) {
 	if s.Exists(p) {
-		return Project{}, false
+		return state.Project{}, false
 	}
 	return s.above(p)
 }
 
 // Exists tells whether the project has a VM, or files of one.
-func (s *Service) Exists(p Project) bool { return exists(s.Dirs.paths(p.Name).root) }
+func (s *Service) Exists(p state.Project) bool { return state.Exists(s.Dirs.Files(p.Name).Root) }
 
 // HasVM tells whether the project has a VM that may hold something of the user's.
-func (s *Service) HasVM(p Project) bool { return s.Dirs.paths(p.Name).isUsed() }
+func (s *Service) HasVM(p state.Project) bool { return s.Dirs.Files(p.Name).IsUsed() }
 
 // above is Above for a directory of which nothing is known.
-func (s *Service) above(p Project) (Project, bool) {
+func (s *Service) above(p state.Project) (state.Project, bool) {
 	for d := p.Dir; d != filepath.Dir(d); {
 		d = filepath.Dir(d)
-		if q := identify(d); exists(s.Dirs.paths(q.Name).disk()) {
+		if q := state.Identify(d); state.Exists(s.Dirs.Files(q.Name).Disk()) {
 			return q, true
 		}
 	}
-	return Project{}, false
+	return state.Project{}, false
 }
 
 // former returns the project with a VM that a directory was before it was renamed or moved.
-func (s *Service) former(p Project) (Project, bool) {
-	self := beingOf(p.Dir)
-	names, _ := s.Dirs.projects() // none: nor a VM
+func (s *Service) former(p state.Project) (state.Project, bool) {
+	self := state.BeingOf(p.Dir)
+	names, _ := s.Dirs.Projects() // none: nor a VM
 	for _, name := range names {
-		f := s.Dirs.paths(name)
-		dir, being := f.recorded()
-		if being != "" && being == self && dir != p.Dir && exists(f.disk()) && beingOf(dir) != self {
-			return identify(dir), true
+		f := s.Dirs.Files(name)
+		dir, being := f.Recorded()
+		if being != "" && being == self && dir != p.Dir && state.Exists(f.Disk()) && state.BeingOf(dir) != self {
+			return state.Identify(dir), true
 		}
 	}
-	return Project{}, false
+	return state.Project{}, false
 }
 
 // takeOverHint says what to do about a former project.
-func takeOverHint(former Project) string {
+func takeOverHint(former state.Project) string {
 	return fmt.Sprintf("take over the VM of %s, which this directory was: devvm move (to be rid of that VM: devvm rm --project %s)", former.Dir, former.Name)
 }
 
 // errNotRunning says that the project's VM is off.
-func errNotRunning(p Project, state vm.State) error {
+func errNotRunning(p state.Project, state vm.State) error {
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
 		Msg:  fmt.Sprintf("the VM of project %s is not running (%s)", p.Name, state),
@@ -191,7 +124,7 @@ func errNotRunning(p Project, state vm.State) error {
 }
 
 // Socket returns the path of the project's docker.sock; it need not exist.
-func (s *Service) Socket(p Project) string { return s.Dirs.paths(p.Name).dockerSocket() }
+func (s *Service) Socket(p state.Project) string { return s.Dirs.Files(p.Name).DockerSocket() }
 
 // Logs are the paths of a project's log files.
 type Logs struct {
@@ -199,53 +132,39 @@ type Logs struct {
 }
 
 // Logs returns the paths; the files need not exist.
-func (s *Service) Logs(p Project) Logs {
-	f := s.Dirs.paths(p.Name)
-	return Logs{f.console(), f.supervisorLog(), f.netLog(), f.provisionLog()}
-}
-
-// see is where more can be read, in brackets; "" if the log has nothing: on a full disk none is
-// written.
-func see(log, where string) string {
-	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
-		return ""
-	}
-	return " (" + where + ")"
-}
-
-// seeConsole is see for what the guest says.
-func (f paths) seeConsole() string {
-	return see(f.console(), "what the guest says: devvm logs --console")
+func (s *Service) Logs(p state.Project) Logs {
+	f := s.Dirs.Files(p.Name)
+	return Logs{f.Console(), f.SupervisorLog(), f.NetLog(), f.ProvisionLog()}
 }
 
 // Lookup finds a project by its name, from the files of earlier runs and from
 // libvirt. The part of it that is its directory's name is enough where no other
 // project has that.
-func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
+func (s *Service) Lookup(ctx context.Context, name string) (state.Project, error) {
 	if filepath.Base(name) == name {
-		if dir := s.Dirs.paths(name).readRecord(); dir != "" {
-			return identify(dir), nil
+		if dir := s.Dirs.Files(name).RecordedDir(); dir != "" {
+			return state.Identify(dir), nil
 		}
 	}
 	hv, err := s.Open(ctx)
 	if err != nil {
-		return Project{}, err
+		return state.Project{}, err
 	}
 	defer hv.Close()
 	if dom, err := hv.Get(ctx, name); err == nil {
-		return identify(dom.Project), nil
+		return state.Identify(dom.Project), nil
 	}
-	var same []Project
-	all, _ := s.Dirs.projects() // none: then nobody has that name
+	var same []state.Project
+	all, _ := s.Dirs.Projects() // none: then nobody has that name
 	for _, full := range all {
-		dir := s.Dirs.paths(full).readRecord()
-		if dir != "" && (filepath.Base(dir) == name || slug(filepath.Base(dir)) == name) && !s.isTemplate(dir) {
-			same = append(same, identify(dir))
+		dir := s.Dirs.Files(full).RecordedDir()
+		if dir != "" && (filepath.Base(dir) == name || state.Slug(filepath.Base(dir)) == name) && !s.IsTemplate(dir) {
+			same = append(same, state.Identify(dir))
 		}
 	}
 	switch len(same) {
 	case 0:
-		return Project{}, &ui.Error{
+		return state.Project{}, &ui.Error{
 			Code: ui.ExitNoVM,
 			Msg:  fmt.Sprintf("no project is named %q, and no such directory exists", name),
 			Hint: "list the projects with: devvm ls",
@@ -257,38 +176,21 @@ func (s *Service) Lookup(ctx context.Context, name string) (Project, error) {
 	for i, p := range same {
 		names[i] = p.Name
 	}
-	return Project{}, &ui.Error{
+	return state.Project{}, &ui.Error{
 		Code: ui.ExitUsage,
 		Msg:  fmt.Sprintf("%d projects are named %q: %s", len(same), name, strings.Join(names, ", ")),
 		Hint: "name one of them in full; devvm ls shows their directories",
 	}
 }
 
-// Target is how SSH reaches the project's guest.
-func (s *Service) Target(p Project, emulated bool) (guest.Target, error) {
-	f := s.Dirs.paths(p.Name)
-	keys, err := guest.LoadKeys(f.keys())
-	if err != nil {
-		return guest.Target{}, fmt.Errorf("load keys of project %s: %w", p.Name, err)
-	}
-	return guest.Target{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			return usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", f.sshAddress())
-		},
-		User:     "root",
-		Keys:     keys,
-		Emulated: emulated,
-	}, nil
-}
-
 // Connect opens an SSH connection to the project's running guest. From then on the VM is
 // in use.
-func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error) {
+func (s *Service) Connect(ctx context.Context, p state.Project) (*guest.Client, error) {
 	client, err := s.Look(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+	if err := s.Dirs.Files(p.Name).MarkUsed(); err != nil {
 		_ = client.Close()
 		return nil, err
 	}
@@ -298,16 +200,16 @@ func (s *Service) Connect(ctx context.Context, p Project) (*guest.Client, error)
 
 // settleFiles lets the VM see the project's files as they are now. Without a supervisor
 // nobody can.
-func (s *Service) settleFiles(ctx context.Context, p Project) {
+func (s *Service) settleFiles(ctx context.Context, p state.Project) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	if err := s.supervisor(p).Settle(ctx); err != nil {
+	if err := s.Daemons(p).Supervisor().Settle(ctx); err != nil {
 		s.Log.Debug("files are not settled", "err", err)
 	}
 }
 
 // Look is Connect for who only looks.
-func (s *Service) Look(ctx context.Context, p Project) (*guest.Client, error) {
+func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, error) {
 	dom, err := s.get(ctx, p)
 	if err != nil {
 		return nil, err
@@ -315,60 +217,24 @@ func (s *Service) Look(ctx context.Context, p Project) (*guest.Client, error) {
 	if dom.State != vm.StateRunning {
 		return nil, errNotRunning(p, dom.State)
 	}
-	client, err := s.dial(ctx, p, dom.Accel)
+	client, err := s.ConnectSSH(ctx, p, dom.Accel)
 	if err != nil {
 		return nil, &ui.Error{
 			Msg:  fmt.Sprintf("the VM of project %s runs, but its SSH does not answer", p.Name),
-			Hint: "repair the connection with: devvm up" + s.Dirs.paths(p.Name).seeConsole(),
+			Hint: "repair the connection with: devvm up" + machine.SeeConsole(s.Dirs.Files(p.Name)),
 			Err:  err,
 		}
 	}
 	return client, nil
 }
 
-// aliveEvery is how often a connection that serves one command looks whether the VM is there:
-// one that freezes for good must not hang it (guest.SilenceLimit).
-const aliveEvery = 10 * time.Second
-
-// dial opens an SSH connection that ends when the guest is silent for minutes. Whoever waits
-// for one that is silent is told, once.
-func (s *Service) dial(ctx context.Context, p Project, accel vm.Accel) (*guest.Client, error) {
-	target, err := s.Target(p, accel == vm.AccelTCG)
-	if err != nil {
-		return nil, err
-	}
-	slow := cmp.Or(s.Slow, aliveEvery)
-	note := sync.OnceFunc(func() {
-		if s.Note != nil {
-			s.Note("the VM does not answer yet (slow host?); still waiting, Ctrl-C to stop")
-		}
-	})
-	connecting, cancel := context.WithTimeout(ctx, guest.SilenceLimit)
-	defer cancel()
-	timer := time.AfterFunc(slow, note)
-	client, err := guest.Connect(connecting, target)
-	timer.Stop()
-	if err != nil {
-		return nil, err
-	}
-	go func() { // ends with the connection
-		err := client.Keepalive(context.WithoutCancel(ctx), guest.Silence{Every: slow / 2, Slow: slow, Changed: func(since time.Time) {
-			if !since.IsZero() {
-				note()
-			}
-		}})
-		s.Log.Debug("SSH connection ended", "err", err)
-	}()
-	return client, nil
-}
-
 // DialSSH opens a raw connection to the guest's sshd, for OpenSSH's
 // ProxyCommand.
-func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
-	f := s.Dirs.paths(p.Name)
-	conn, err := usernet.NewDialer(f.dialSocket()).Dial(ctx, "tcp", f.sshAddress())
+func (s *Service) DialSSH(ctx context.Context, p state.Project) (net.Conn, error) {
+	f := s.Dirs.Files(p.Name)
+	conn, err := usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", machine.SSHAddress(f))
 	if err == nil {
-		if err := f.markUsed(); err != nil {
+		if err := f.MarkUsed(); err != nil {
 			_ = conn.Close()
 			return nil, err
 		}
@@ -392,8 +258,8 @@ func (s *Service) DialSSH(ctx context.Context, p Project) (net.Conn, error) {
 }
 
 // Keys returns the SSH keys of the project's VM.
-func (s *Service) Keys(p Project) (guest.Keys, error) {
-	keys, err := guest.LoadKeys(s.Dirs.paths(p.Name).keys())
+func (s *Service) Keys(p state.Project) (guest.Keys, error) {
+	keys, err := guest.LoadKeys(s.Dirs.Files(p.Name).Keys())
 	if errors.Is(err, fs.ErrNotExist) {
 		return keys, s.errNoVM(p)
 	}
@@ -401,7 +267,7 @@ func (s *Service) Keys(p Project) (guest.Keys, error) {
 }
 
 // get reads the project's VM, with the errors that users see.
-func (s *Service) get(ctx context.Context, p Project) (vm.Domain, error) {
+func (s *Service) get(ctx context.Context, p state.Project) (vm.Domain, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return vm.Domain{}, err
@@ -411,216 +277,15 @@ func (s *Service) get(ctx context.Context, p Project) (vm.Domain, error) {
 }
 
 // find reads the project's VM and refuses one that is somebody else's.
-func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p Project) (vm.Domain, error) {
+func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (vm.Domain, error) {
 	dom, err := hv.Get(ctx, p.Name)
 	switch {
 	case errors.Is(err, vm.ErrNotFound):
 		return dom, s.errNoVM(p)
-	case errors.Is(err, vm.ErrForeign):
-		return dom, &ui.Error{
-			Msg:  fmt.Sprintf("a libvirt domain named %s%s exists that devvm did not make; it stays as it is", vm.DomainPrefix, p.Name),
-			Hint: "rename it (virsh domrename) or remove it, then run devvm again",
-			Err:  err,
-		}
-	case err != nil:
+	case err != nil && !errors.Is(err, vm.ErrForeign):
 		return dom, fmt.Errorf("look for the VM: %w", err)
-	case dom.Project != p.Dir:
-		return dom, &ui.Error{
-			Msg:  fmt.Sprintf("the VM %s belongs to another directory: %s", p.Name, dom.Project),
-			Hint: "rename one of the two directories",
-		}
 	}
-	return dom, nil
-}
-
-// startNet starts the project's network process, unless it runs. The user has
-// agreed to the policy, or to that of the project whose template it is.
-func (s *Service) startNet(ctx context.Context, p Project, policy egress.Policy, host vm.Host) error {
-	f := s.Dirs.paths(p.Name)
-	if err := f.writePolicy(policy); err != nil {
-		return err
-	}
-	args := []string{"net", "--project-name", p.Name}
-	if host.QEMUUser >= 0 {
-		args = append(args, fmt.Sprintf("--qemu-user=%d:%d", host.QEMUUser, host.QEMUGroup))
-	}
-	err := background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.netLog()})
-	if err != nil {
-		return fmt.Errorf("start the network process: %w", err)
-	}
-	return nil
-}
-
-// stopNet ends the network process, if there is one; by force, if need be.
-func (s *Service) stopNet(ctx context.Context, p Project) error {
-	socket := s.Dirs.paths(p.Name).dialSocket()
-	err := usernet.NewDialer(socket).Stop(ctx)
-	if errors.Is(err, usernet.ErrHung) {
-		s.Log.Warn("killing a network process that does not end", "project", p.Name)
-		err = background.Kill(ctx, socket)
-	}
-	if err == nil {
-		err = s.evict(ctx, s.Dirs.paths(p.Name).netLock())
-	}
-	if err != nil {
-		return fmt.Errorf("stop the network process: %w", err)
-	}
-	return nil
-}
-
-// patienceLock is how long a process of ours that cannot be asked any more may hold its lock:
-// one that ends lets go of it sooner.
-const patienceLock = 3 * time.Second
-
-// evict ends who holds a lock though nobody can talk to it, because its socket was removed.
-func (s *Service) evict(ctx context.Context, path string) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for start := time.Now(); exists(path); {
-		l := flock.New(path, flock.SetPermissions(0o600))
-		free, err := l.TryLock()
-		_ = l.Close()
-		if free || err != nil {
-			return err
-		}
-		if time.Since(start) > patienceLock {
-			s.Log.Warn("killing a process whose socket has been removed", "lock", path)
-			return background.KillHolder(ctx, path)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// supervisor is a client of the project's supervisor.
-func (s *Service) supervisor(p Project) *supervisor.Client {
-	return supervisor.NewClient(s.Dirs.paths(p.Name).controlSocket())
-}
-
-// startSupervisor starts the project's supervisor, unless it runs. More arguments
-// are for the new one.
-func (s *Service) startSupervisor(ctx context.Context, p Project, emulated bool, more ...string) error {
-	f := s.Dirs.paths(p.Name)
-	client := s.supervisor(p)
-	var status supervisor.Status
-	err := s.outwait(ctx, f.supervisorLock(), supervisor.ErrHung, func() (err error) {
-		status, err = client.Status(ctx)
-		return err
-	})
-	if err == nil && exists(f.dockerSocket()) && (status.Version == s.Version && !status.Alone || status.Connections > 0) {
-		if err := client.Resume(ctx); err != nil && status.Version == s.Version {
-			return err
-		}
-		return nil
-	}
-	switch {
-	case err == nil: // of another version or alone, and nobody uses it; or nobody can: docker.sock was removed
-		err = s.stopSupervisor(ctx, p)
-	case errors.Is(err, supervisor.ErrHung):
-		err = s.killSupervisor(ctx, p)
-	default:
-		err = s.evict(ctx, f.supervisorLock())
-	}
-	if err != nil {
-		return err
-	}
-	args := []string{"supervisor", "--project-name", p.Name}
-	if emulated {
-		args = append(args, "--emulated")
-	}
-	args = append(args, more...)
-	err = background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.supervisorLog()})
-	if err != nil {
-		return fmt.Errorf("start the supervisor: %w", err)
-	}
-	return nil
-}
-
-// patienceBusy is for a process of ours to answer that runs: on a busy host it needs its time, and
-// another in its place would cut whoever uses it.
-const patienceBusy = 30 * time.Second
-
-// outwait asks a process of ours again for as long as it fails with busy and is not lost.
-func (s *Service) outwait(ctx context.Context, path string, busy error, ask func() error) error {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for start := time.Now(); ; {
-		err := ask()
-		if !errors.Is(err, busy) || s.lost(path, start) {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// lost tells whether a process of ours that has not answered since then never will: it has no
-// lock any more, a signal has stopped it, or it has had patienceBusy.
-func (s *Service) lost(path string, since time.Time) bool {
-	if time.Since(since) >= patienceBusy || lock.Stopped(path) != 0 {
-		return true
-	}
-	f, err := os.OpenFile(path, os.O_RDONLY, 0)
-	if err != nil { // an earlier version had none, or somebody has removed it
-		return true
-	}
-	defer f.Close()
-	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil
-}
-
-// stopSupervisor ends the supervisor, if there is one; by force, if need be.
-func (s *Service) stopSupervisor(ctx context.Context, p Project) error {
-	defer func() {
-		if err := share.SweepWatches(s.Dirs.watches()); err != nil {
-			s.Log.Debug("watches are not swept", "err", err)
-		}
-	}()
-	err := s.supervisor(p).Stop(ctx)
-	if errors.Is(err, supervisor.ErrHung) {
-		return s.killSupervisor(ctx, p)
-	}
-	if errors.Is(err, supervisor.ErrNone) {
-		err = s.evict(ctx, s.Dirs.paths(p.Name).supervisorLock())
-	}
-	if err != nil {
-		return fmt.Errorf("stop the supervisor: %w", err)
-	}
-	return nil
-}
-
-// rest has the supervisor, if there is one, close its link to the guest until it is told to
-// go on. One that does not answer is ended, and with it its link.
-func (s *Service) rest(ctx context.Context, p Project) error {
-	err := s.supervisor(p).Suspend(ctx)
-	switch {
-	case errors.Is(err, supervisor.ErrNone):
-		return nil
-	case errors.Is(err, supervisor.ErrHung):
-		return s.killSupervisor(ctx, p)
-	}
-	return err
-}
-
-// killSupervisor ends a supervisor that does not answer.
-func (s *Service) killSupervisor(ctx context.Context, p Project) error {
-	s.Log.Warn("killing a supervisor that does not answer", "project", p.Name)
-	if err := background.Kill(ctx, s.Dirs.paths(p.Name).controlSocket()); err != nil {
-		return fmt.Errorf("kill the supervisor: %w", err)
-	}
-	return nil
-}
-
-// exists tells whether there is a file at the path.
-func exists(path string) bool {
-	_, err := os.Lstat(path)
-	return !errors.Is(err, fs.ErrNotExist)
+	return dom, machine.CheckOwner(p, dom, err)
 }
 
 // Host asks libvirt about this host, starting its daemon if need be.

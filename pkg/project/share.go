@@ -2,7 +2,6 @@ package project
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -12,10 +11,12 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/share"
-	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/usernet"
 )
@@ -25,20 +26,12 @@ import (
 // the user has agreed to what is outside the project's directory, and writes it where
 // the VM cannot; the supervisor reads it there.
 
-// shared is what a project's VM has of the host, as kept in shares.json.
-type shared struct {
-	Exports []share.Export `json:"exports"`
-	Durable bool           `json:"durable,omitempty"`
-	Ignore  []string       `json:"ignore,omitempty"`
-	Had     bool           `json:"had,omitempty"` // there were exports once
-}
-
 // shares works out what devvm.toml asks for, and a note if the project's directory is
 // not to be had.
-func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
-	all := shared{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
+func (s *Service) shares(p state.Project, cfg config.Config) (machine.Shares, string, error) {
+	all := machine.Shares{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
 	note := ""
-	if s.isTemplate(p.Dir) {
+	if s.IsTemplate(p.Dir) {
 		return all, note, nil
 	}
 	if cfg.Mount {
@@ -52,7 +45,7 @@ func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
 	for _, m := range cfg.Mounts {
 		e, err := s.export(p, m)
 		if err != nil {
-			return shared{}, "", &ui.Error{
+			return machine.Shares{}, "", &ui.Error{
 				Code: ui.ExitUsage,
 				Msg:  fmt.Sprintf("%s: the mount of %s: %v", cfg.Origin("mounts"), m.Source, err),
 				Hint: "correct or remove it there",
@@ -64,15 +57,15 @@ func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
 	slices.SortStableFunc(all.Exports, func(a, b share.Export) int { return strings.Compare(a.Target, b.Target) })
 	for i, e := range all.Exports[min(1, len(all.Exports)):] {
 		if e.Target == all.Exports[i].Target {
-			return shared{}, "", &ui.Error{
+			return machine.Shares{}, "", &ui.Error{
 				Code: ui.ExitUsage,
 				Msg:  fmt.Sprintf("%s: two directories would be at %s in the VM", cfg.Origin("mounts"), e.Target),
 				Hint: "give one of them another target",
 			}
 		}
 	}
-	if len(credentialOf(all.Exports)) >= credentialSizes[credentialShare] {
-		return shared{}, "", &ui.Error{
+	if !machine.FitsCredential(all.Exports) {
+		return machine.Shares{}, "", &ui.Error{
 			Code: ui.ExitUsage,
 			Msg:  fmt.Sprintf("%s: the paths of all mounts together are longer than a VM can be told", cfg.Origin("mounts")),
 			Hint: "share a directory above some of them",
@@ -81,13 +74,8 @@ func (s *Service) shares(p Project, cfg config.Config) (shared, string, error) {
 	return all, note, nil
 }
 
-// credentialOf tells a VM what to mount.
-func credentialOf(exports []share.Export) []byte {
-	return supervisor.Share{Address: usernet.Gateway, Exports: exports}.Credential()
-}
-
 // export resolves one mount.
-func (s *Service) export(p Project, m config.Mount) (share.Export, error) {
+func (s *Service) export(p state.Project, m config.Mount) (share.Export, error) {
 	e := share.Export{Source: m.Source, Target: m.Target, Writable: m.Writable}
 	switch {
 	case m.Source == "~", strings.HasPrefix(m.Source, "~/"):
@@ -167,70 +155,25 @@ func within(dir, path string) bool {
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-// checkShares finds directories that a suspended VM has mounted and that are gone: without
-// them nobody could serve the others.
-func (b *boot) checkShares() error {
-	has, err := b.files.readShares()
-	if err != nil {
-		return err
-	}
-	for _, e := range has.Exports {
-		if !exists(e.Source) {
-			return &ui.Error{
-				Msg:  fmt.Sprintf("the suspended VM has %s of this host, and that is gone", e.Source),
-				Hint: "make the directory again and run devvm up, or begin afresh: devvm nuke",
-			}
-		}
-	}
-	return nil
+// projectSharing is the sharing of a project's VM.
+type projectSharing struct {
+	*Service
+	project state.Project
+	cfg     config.Config
 }
 
-// settleShares writes down what the VM has from now on.
-func (b *boot) settleShares() error {
-	all, note, err := b.grantedShares(b.project, b.cfg)
+func (s projectSharing) Wanted() (machine.Shares, error) {
+	all, _, err := s.shares(s.project, s.cfg)
+	return all, err
+}
+
+func (s projectSharing) Granted() (all machine.Shares, notes []string, err error) {
+	all, note, err := s.grantedShares(s.project, s.cfg)
 	if err != nil {
-		return err
+		return all, nil, err
 	}
 	if note != "" {
-		b.progress.Note("%s", note)
+		notes = append(notes, note)
 	}
-	b.noteGit(all.Exports)
-	before, err := b.files.readShares()
-	all.Had = err != nil || before.Had || len(all.Exports) > 0 // what is not known may have been
-	text, err := json.Marshal(all)
-	if err != nil {
-		return fmt.Errorf("write %s: %w", b.files.shares(), err)
-	}
-	return file.Replace(b.files.shares(), text, 0o600)
-}
-
-// readShares returns what settleShares has written last.
-func (f paths) readShares() (shared, error) {
-	var all shared
-	b, err := os.ReadFile(f.shares())
-	if errors.Is(err, fs.ErrNotExist) { // a VM of an older devvm
-		return all, nil
-	}
-	if err != nil {
-		return all, fmt.Errorf("read what the VM has of the host: %w", err)
-	}
-	if err := json.Unmarshal(b, &all); err != nil {
-		return shared{}, &ui.Error{
-			Msg:  "what the VM has of the host is not known: " + f.shares() + " is damaged",
-			Hint: "settle it again by devvm.toml: devvm up",
-			Err:  err,
-		}
-	}
-	return all, nil
-}
-
-// mendShares settles what a VM that runs or is suspended has of the host, if the file that
-// says so is damaged: by devvm.toml, as when the VM started.
-func (b *boot) mendShares() error {
-	_, err := b.files.readShares()
-	if err == nil {
-		return nil
-	}
-	b.progress.Warn("%v: settling it by %s", err, config.FileName)
-	return b.settleShares()
+	return all, append(notes, s.gitNotes(s.project, all.Exports)...), nil
 }

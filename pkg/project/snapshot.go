@@ -8,6 +8,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -21,7 +25,7 @@ var snapshotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 // CreateSnapshot keeps the state of the project's VM under the name; "" makes one
 // from the time. It returns the name.
-func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr *ui.Progress) (string, error) {
+func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name string, pr *ui.Progress) (string, error) {
 	if name == "" {
 		name = time.Now().Format("2006-01-02.150405")
 	}
@@ -37,7 +41,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		if err != nil {
 			return err
 		}
-		if s.Dirs.paths(p.Name).isStopping(dom) {
+		if isStopping(s.Dirs.Files(p.Name), dom) {
 			return errStopping(p)
 		}
 		if dom.State != vm.StateRunning && dom.State != vm.StateStopped {
@@ -60,17 +64,17 @@ func (s *Service) CreateSnapshot(ctx context.Context, p Project, name string, pr
 		what := "keep the VM's disk"
 		if dom.State == vm.StateRunning {
 			what = "keep the VM's disk and memory"
-			if err := s.checkRoomForMemory(s.Dirs.Data, dom); err != nil {
+			if err := s.CheckRoomForMemory(s.Dirs.Data, dom); err != nil {
 				return err
 			}
 			// A connection that is in the snapshot would have nobody at its other
 			// end when that is restored.
-			if err := s.rest(ctx, p); err != nil {
+			if err := s.Daemons(p).Rest(ctx); err != nil {
 				return err
 			}
 			defer s.takeUp(ctx, p)
 		}
-		if err := s.Dirs.paths(p.Name).markUsed(); err != nil {
+		if err := s.Dirs.Files(p.Name).MarkUsed(); err != nil {
 			return err
 		}
 		phase := pr.Start("snapshot", what)
@@ -98,11 +102,11 @@ func explainSnapshot(name string, dom vm.Domain, err error) error {
 // takeUp has the supervisor of a running VM take up its work again, and waits until
 // docker.sock and published ports are as they were. It does not wait for long, nor for
 // Ctrl-C: they come by themselves.
-func (s *Service) takeUp(ctx context.Context, p Project) {
-	sup := s.supervisor(p)
+func (s *Service) takeUp(ctx context.Context, p state.Project) {
+	sup := s.Daemons(p).Supervisor()
 	err := sup.Resume(context.WithoutCancel(ctx))
 	if err == nil {
-		patient, cancel := context.WithTimeout(ctx, 2*patienceForPorts)
+		patient, cancel := context.WithTimeout(ctx, 2*machine.PatienceForPorts)
 		defer cancel()
 		err = sup.Watch(patient, func(st supervisor.Status) bool {
 			return st.Version == s.Version && (st.State != supervisor.StateReady || !st.PortsKnown) && st.EngineFailed == ""
@@ -114,7 +118,7 @@ func (s *Service) takeUp(ctx context.Context, p Project) {
 }
 
 // Snapshots lists the snapshots of the project's VM, the oldest first.
-func (s *Service) Snapshots(ctx context.Context, p Project) ([]vm.Snapshot, error) {
+func (s *Service) Snapshots(ctx context.Context, p state.Project) ([]vm.Snapshot, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {
 		return nil, err
@@ -128,7 +132,7 @@ func (s *Service) Snapshots(ctx context.Context, p Project) ([]vm.Snapshot, erro
 
 // RestoreSnapshot puts the project's VM back into the state that a snapshot has kept
 // and, if it ran then, waits for its engine. What the VM is now is lost.
-func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, pr *ui.Progress) error {
+func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name string, pr *ui.Progress) error {
 	return s.locked(ctx, p, "restore", func(hv vm.Hypervisor, dom vm.Domain) error {
 		all, err := hv.Snapshots(ctx, p.Name)
 		if err != nil {
@@ -142,20 +146,20 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if err != nil {
 			return err
 		}
-		if err := s.checkRoomToRun(s.Dirs.paths(p.Name)); err != nil {
+		if err := s.CheckRoomToRun(s.Dirs.Files(p.Name)); err != nil {
 			return err
 		}
 		host, err := hv.Host(ctx)
 		if err != nil {
 			return err
 		}
-		show := &steps{Progress: pr}
-		b := boot{
-			Service: s, hv: hv, host: host, project: p, cfg: cfg,
-			files: s.Dirs.paths(p.Name), progress: show, accel: dom.Accel,
+		show := &machine.Steps{Progress: pr}
+		b := machine.Machine{
+			Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg,
+			Files: s.Dirs.Files(p.Name), Progress: show, Accel: dom.Accel,
 		}
 		show.Start("stop", "stop the VM")
-		if err := unmark(b.files.stopping()); err != nil {
+		if err := state.Unmark(b.Files.Stopping()); err != nil {
 			return err
 		}
 		if err := hv.Destroy(ctx, p.Name); err != nil {
@@ -164,37 +168,40 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p Project, name string, p
 		if err := hv.DropSaved(ctx, p.Name); err != nil { // it would be resumed onto another disk
 			return err
 		}
-		if err := s.stopHelpers(ctx, p); err != nil {
+		if err := s.Daemons(p).Stop(ctx); err != nil {
 			return err
 		}
-		if err := s.makeDirs(b.files); err != nil {
+		if err := s.MakeDirs(b.Files); err != nil {
 			return err
 		}
 		show.Start("restore", "go back to snapshot "+name)
 		if snapshot.Memory {
-			if err := s.startNet(ctx, p, b.cfg.Policy(), host); err != nil {
+			if err := s.Daemons(p).StartNetwork(ctx, b.Config.Policy(), host); err != nil {
 				return err
 			}
 		}
 		if err := hv.Revert(ctx, p.Name, name); err != nil {
-			_ = s.stopNet(context.WithoutCancel(ctx), p)
+			_ = s.Daemons(p).StopNetwork(context.WithoutCancel(ctx))
 			return err
 		}
 		if snapshot.Memory {
-			if err := s.startSupervisor(ctx, p, dom.Accel == vm.AccelTCG); err != nil {
+			if err := s.Daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 				return err
 			}
-			if err := b.await(ctx, nil); err != nil {
+			if err := b.WaitReady(ctx, nil); err != nil {
 				return err
 			}
 		}
 		show.Done()
+		if snapshot.Memory {
+			b.NoteClashes(ctx)
+		}
 		return nil
 	})
 }
 
 // HasSnapshot is no error if the project's VM has a snapshot of the name.
-func (s *Service) HasSnapshot(ctx context.Context, p Project, name string) error {
+func (s *Service) HasSnapshot(ctx context.Context, p state.Project, name string) error {
 	all, err := s.Snapshots(ctx, p)
 	if err != nil {
 		return err
@@ -213,7 +220,7 @@ func named(all []vm.Snapshot, name string) (vm.Snapshot, error) {
 }
 
 // DeleteSnapshot removes a snapshot of the project's VM.
-func (s *Service) DeleteSnapshot(ctx context.Context, p Project, name string) error {
+func (s *Service) DeleteSnapshot(ctx context.Context, p state.Project, name string) error {
 	return s.locked(ctx, p, "snapshot", func(hv vm.Hypervisor, _ vm.Domain) error {
 		err := hv.DeleteSnapshot(ctx, p.Name, name)
 		if errors.Is(err, vm.ErrNoSnapshot) {

@@ -7,6 +7,10 @@ import (
 	"sort"
 	"time"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/subnet"
@@ -56,16 +60,16 @@ type Status struct {
 // Used is what the project takes of this host's disk, in bytes.
 func (st Status) Used() int64 { return st.DiskUsed + st.SavedUsed + st.UndoUsed }
 
-// probePatience bounds the engine's answer in status.
-const probePatience = 5 * time.Second
+// patienceAnswer bounds the engine's answer in status.
+const patienceAnswer = 5 * time.Second
 
 // patienceSlow is how long a VM may be slow before the advice is to boot it again.
 const patienceSlow = 2 * time.Minute
 
 // Status looks at the project end to end: it asks the engine through the same
 // socket that users use.
-func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
-	f := s.Dirs.paths(p.Name)
+func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
+	f := s.Dirs.Files(p.Name)
 	dom, err := s.get(ctx, p)
 	if errors.Is(err, vm.ErrNotFound) {
 		if st, ok := s.forgotten(p.Name, p.Dir); ok {
@@ -77,48 +81,26 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		return Status{}, err
 	}
 	st := s.summary(dom)
-	st.Socket = f.dockerSocket()
+	st.Socket = f.DockerSocket()
 	if dom.State != vm.StateRunning {
 		s.examine(ctx, &st)
 		if dom.Halt == vm.HaltIO {
 			st.Problem, st.Next = "a write to its disk has failed", "devvm up"
-			if err := s.errFull(f); err != nil {
+			if err := s.ErrFull(f); err != nil {
 				st.Problem, st.Next = err.Error(), ui.Hint(err)
 			}
 		}
 		return st, nil
 	}
-	if f.isStopping(dom) {
+	if isStopping(f, dom) {
 		st.Problem, st.Next = "it is powering off: devvm down has asked it to", "devvm up"
 		return st, nil
 	}
 	asked := ctx
-	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	ctx, cancel := context.WithTimeout(ctx, patienceAnswer)
 	defer cancel()
-	switch net, err := usernet.NewDialer(f.dialSocket()).Status(ctx); {
-	case err == nil:
-		st.Network = &net
-	case errors.Is(err, usernet.ErrNoNetwork):
-		st.Problem = "the VM's network process is gone"
-	default:
-		st.Problem = "the VM's network process does not answer"
-	}
-	switch sup, err := s.supervisor(p).Look(ctx); {
-	case err == nil:
-		st.Supervisor = &sup
-	case errors.Is(err, supervisor.ErrNone):
-		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
-	case st.Problem == "":
-		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
-	}
-	if st.Problem == "" && st.Supervisor != nil && !st.Supervisor.SlowSince.IsZero() {
-		st.Slow = true
-		st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
-			time.Since(st.Supervisor.SlowSince).Round(time.Second))
-		st.Next = "devvm status" // it goes on by itself, mostly
-		if time.Since(st.Supervisor.SlowSince) > patienceSlow {
-			st.Next = "devvm down; devvm up"
-		}
+	s.askDaemons(ctx, p, &st)
+	if st.Slow {
 		return st, nil
 	}
 	if st.Problem == "" {
@@ -127,12 +109,12 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 		if err == nil {
 			st.Healthy, st.Engine = true, version
 			st.Latency = float64(time.Since(start).Microseconds()) / 1000
-			st.Clashes = s.clashes(ctx, f)
+			st.Clashes = s.Clashes(ctx, f)
 			if st.Unprovisioned {
-				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.provisioned(), "devvm up"
+				st.Problem, st.Next = "provisioning failed, or has not finished (devvm logs --provision): there is no "+f.Provisioned(), "devvm up"
 			}
-			if full := problemFull(*st.Supervisor); full != "" {
-				st.Problem, st.Next = full, AdviceFull
+			if full := machine.DiskProblem(*st.Supervisor); full != "" {
+				st.Problem, st.Next = full, machine.AdviceFull
 			}
 			return st, nil
 		}
@@ -145,70 +127,100 @@ func (s *Service) Status(ctx context.Context, p Project) (Status, error) {
 	if st.Supervisor != nil && st.Supervisor.EngineFailed != "" {
 		st.Problem = "Docker Engine does not start in the VM: " + st.Supervisor.EngineFailed
 		st.Next = "devvm down; devvm up" // by then [docker.daemon] is mended, if that was to blame
-		if full := problemFull(*st.Supervisor); full != "" {
-			st.Problem, st.Next = full+"; "+st.Problem, AdviceFull
+		if full := machine.DiskProblem(*st.Supervisor); full != "" {
+			st.Problem, st.Next = full+"; "+st.Problem, machine.AdviceFull
 		}
 	}
 	return st, nil
 }
 
+// askDaemons adds what the VM's network process and supervisor say.
+func (s *Service) askDaemons(ctx context.Context, p state.Project, st *Status) {
+	switch net, err := usernet.NewDialer(s.Dirs.Files(p.Name).DialSocket()).Status(ctx); {
+	case err == nil:
+		st.Network = &net
+	case errors.Is(err, usernet.ErrNoNetwork):
+		st.Problem = "the VM's network process is gone"
+	default:
+		st.Problem = "the VM's network process does not answer"
+	}
+	switch sup, err := s.Daemons(p).Supervisor().Look(ctx); {
+	case err == nil:
+		st.Supervisor = &sup
+	case errors.Is(err, supervisor.ErrNone):
+		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
+	case st.Problem == "":
+		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
+	}
+	if st.Problem != "" || st.Supervisor == nil || st.Supervisor.SlowSince.IsZero() {
+		return
+	}
+	st.Slow = true
+	st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
+		time.Since(st.Supervisor.SlowSince).Round(time.Second))
+	st.Next = "devvm status" // it goes on by itself, mostly
+	if time.Since(st.Supervisor.SlowSince) > patienceSlow {
+		st.Next = "devvm down; devvm up"
+	}
+}
+
 // forgotten is what the files say of a project that libvirt does not know: false if they
 // say nothing.
 func (s *Service) forgotten(name, dir string) (Status, bool) {
-	f := s.Dirs.paths(name)
+	f := s.Dirs.Files(name)
 	st := Status{
-		Project: name, Dir: dir, DirGone: !exists(dir), State: StateAbsent,
-		DiskUsed: file.Used(f.vm), UndoUsed: file.Used(f.undo), Next: "devvm up",
+		Project: name, Dir: dir, DirGone: !state.Exists(dir), State: StateAbsent,
+		DiskUsed: file.Used(f.VM), UndoUsed: file.Used(f.Undo), Next: "devvm up",
 	}
 	switch {
-	case exists(f.disk()) && !f.isBegun():
+	case state.Exists(f.Disk()) && !f.IsBegun():
 		st.State, st.Reason = vm.StateStopped, "libvirt does not know it; its disk is there, and devvm up starts it"
-	case f.isLost(false):
+	case f.IsLost(false):
 		st.setLost(f)
-	case !exists(f.undo):
+	case !state.Exists(f.Undo):
 		return st, false
 	}
 	return st, true
 }
 
 // setLost notes that the VM's disk is gone.
-func (st *Status) setLost(f paths) {
-	st.Problem, st.Next = "the VM's disk is gone: "+f.disk(), f.afresh()
+func (st *Status) setLost(f state.Files) {
+	st.Problem, st.Next = "the VM's disk is gone: "+f.Disk(), machine.Afresh(f)
 }
 
 // examine looks whether the disk of a VM that is off is good.
 func (s *Service) examine(ctx context.Context, st *Status) {
-	f := s.Dirs.paths(st.Project)
+	f := s.Dirs.Files(st.Project)
 	if st.Next == "" {
 		st.Next = "devvm up"
 	}
-	if !exists(f.disk()) {
+	if !state.Exists(f.Disk()) {
 		return
 	}
-	if _, err := below(ctx, f.disk()); err != nil {
-		st.Problem, st.Next = err.Error(), f.afresh()
+	if _, err := machine.Below(ctx, f.Disk()); err != nil {
+		st.Problem, st.Next = err.Error(), machine.Afresh(f)
 	}
 }
 
 // summary is what libvirt and the files say about a project.
 func (s *Service) summary(dom vm.Domain) Status {
-	f := s.Dirs.paths(dom.Name)
+	f := s.Dirs.Files(dom.Name)
 	st := Status{
 		Project:   dom.Name,
 		Dir:       dom.Project,
-		DirGone:   !exists(dom.Project),
+		DirGone:   !state.Exists(dom.Project),
 		State:     dom.State,
 		Reason:    dom.Reason,
 		CPUs:      dom.CPUs,
 		Memory:    dom.Memory,
 		Accel:     dom.Accel,
 		Image:     dom.Image,
-		DiskUsed:  file.Used(f.vm),
-		UndoUsed:  file.Used(f.undo),
+		DiskUsed:  file.Used(f.VM),
+		UndoUsed:  file.Used(f.Undo),
 		SavedUsed: dom.Saved,
 	}
-	st.Unprovisioned = dom.State == vm.StateRunning && exists(f.disk()) && !f.isBegun() && !exists(f.provisioned())
-	if f.isLost(true) {
+	st.Unprovisioned = dom.State == vm.StateRunning && state.Exists(f.Disk()) && !f.IsBegun() && !state.Exists(f.Provisioned())
+	if f.IsLost(true) {
 		st.setLost(f)
 	}
 	return st
@@ -230,25 +242,25 @@ func (s *Service) List(ctx context.Context) ([]Status, error) {
 	known := map[string]bool{}
 	for _, dom := range doms {
 		known[dom.Name] = true
-		if s.isTemplate(dom.Project) {
+		if s.IsTemplate(dom.Project) {
 			continue
 		}
 		out = append(out, s.summary(dom))
 	}
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return nil, err
 	}
 	for _, name := range names {
-		f := s.Dirs.paths(name)
+		f := s.Dirs.Files(name)
 		if known[name] {
 			continue
 		}
-		dir := f.readRecord()
-		if s.isTemplate(dir) {
+		dir := f.RecordedDir()
+		if s.IsTemplate(dir) {
 			continue
 		}
-		if st, ok := s.forgotten(name, dir); ok || exists(f.record) {
+		if st, ok := s.forgotten(name, dir); ok || state.Exists(f.Record) {
 			out = append(out, st)
 		}
 	}

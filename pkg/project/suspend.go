@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )
@@ -11,7 +13,7 @@ import (
 // Suspend saves the memory of the project's running VM and stops it; the next up
 // lets it go on where it stood. The supervisor stays, to tell clients so. A VM that
 // is suspended already is no error.
-func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error {
+func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress) error {
 	return s.locked(ctx, p, "suspend", func(hv vm.Hypervisor, dom vm.Domain) error {
 		dom, err := s.outlast(ctx, hv, p, dom, pr)
 		if err != nil {
@@ -21,7 +23,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		case vm.StateSaved:
 			return nil
 		case vm.StateRunning:
-			if s.Dirs.paths(p.Name).isStopping(dom) {
+			if isStopping(s.Dirs.Files(p.Name), dom) {
 				return errStopping(p)
 			}
 		default:
@@ -31,7 +33,7 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		if err != nil {
 			return err
 		}
-		if err := s.checkRoomForMemory(host.SaveDir, dom); err != nil {
+		if err := s.CheckRoomForMemory(host.SaveDir, dom); err != nil {
 			return err
 		}
 		phase := pr.Start("suspend", "save the VM's memory")
@@ -40,11 +42,11 @@ func (s *Service) Suspend(ctx context.Context, p Project, pr *ui.Progress) error
 		if err := s.syncGuest(ctx, p, dom); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}
-		if err := s.rest(ctx, p); err != nil {
+		if err := s.Daemons(p).Rest(ctx); err != nil {
 			return err
 		}
 		if err := hv.Save(ctx, p.Name); err != nil {
-			_ = s.supervisor(p).Resume(context.WithoutCancel(ctx)) // the VM runs on
+			_ = s.Daemons(p).Supervisor().Resume(context.WithoutCancel(ctx)) // the VM runs on
 			return fmt.Errorf("suspend the VM: %w", err)
 		}
 		if ctx.Err() != nil {

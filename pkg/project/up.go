@@ -1,46 +1,26 @@
 package project
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"os"
-	"path/filepath"
-	"slices"
-	"strings"
-	"sync"
-	"syscall"
-	"time"
 
-	"golang.org/x/sync/errgroup"
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/disk"
-	"github.com/devvm/devvm/pkg/engine"
-	"github.com/devvm/devvm/pkg/file"
-	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
-	"github.com/devvm/devvm/pkg/subnet"
-	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// kernelMarker is what the guest prints on its console when its kernel runs.
-const kernelMarker = "devvm: kernel up"
-
 // Up gives the project a running VM whose engine answers on docker.sock. What
 // is there already is kept; what an earlier run left half done is completed.
-func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
-	f := s.Dirs.paths(p.Name)
-	cfg, err := s.checkConfig(p, !exists(f.provisioned())) // before anything is made
-	if err == nil && (!exists(f.disk()) || f.isBegun()) {
+func (s *Service) Up(ctx context.Context, p state.Project, pr *ui.Progress) error {
+	f := s.Dirs.Files(p.Name)
+	cfg, err := s.checkConfig(p, !state.Exists(f.Provisioned())) // before anything is made
+	if err == nil && (!state.Exists(f.Disk()) || f.IsBegun()) {
 		err = s.checkImage(ctx, cfg)
 	}
 	if err == nil {
@@ -51,7 +31,7 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 	}
 	s.rememberHost(ctx)
 	s.sweep(ctx)
-	lock, err := f.acquire(ctx, "up", func(who string) {
+	lock, err := f.Acquire(ctx, "up", func(who string) {
 		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
 	})
 	if err != nil {
@@ -63,13 +43,13 @@ func (s *Service) Up(ctx context.Context, p Project, pr *ui.Progress) error {
 		return err
 	}
 	defer hv.Close()
-	return s.up(ctx, hv, p, &steps{Progress: pr})
+	return s.up(ctx, hv, p, &machine.Steps{Progress: pr})
 }
 
 // checkConfig reads the project's configuration and finds what is wrong with it, for a VM
 // that is yet to be provisioned or for any.
-func (s *Service) checkConfig(p Project, provision bool) (config.Config, error) {
-	if !exists(p.Dir) {
+func (s *Service) checkConfig(p state.Project, provision bool) (config.Config, error) {
+	if !state.Exists(p.Dir) {
 		return config.Config{}, &ui.Error{
 			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
 			Hint: fmt.Sprintf("where it is now, take its VM over (devvm move %s); bring it back; or remove its VM: devvm rm --project %s", p.Name, p.Name),
@@ -92,25 +72,11 @@ func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 	case errors.Is(err, image.ErrNotFound) && image.RecipeDigest(cfg.Image) != "":
 		return nil
 	}
-	return explainImage(cfg, err)
-}
-
-// explainImage says what is wrong with the image of a configuration.
-func explainImage(cfg config.Config, err error) error {
-	if errors.Is(err, image.ErrDamaged) {
-		return &ui.Error{
-			Err:  err,
-			Hint: "look which one with: devvm image ls; put it right, or remove it (devvm image rm), and devvm image build or import it again",
-		}
-	}
-	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
-		return err
-	}
-	return &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "see what there is with: devvm image ls"}
+	return machine.ExplainImage(cfg, err)
 }
 
 // up is Up under the project's lock.
-func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps) error {
+func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *machine.Steps) error {
 	if err := s.finishMove(ctx, hv, p, pr.Progress); err != nil {
 		return err
 	}
@@ -118,8 +84,8 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 	if err != nil && !errors.Is(err, vm.ErrNotFound) {
 		return err
 	}
-	if f := s.Dirs.paths(p.Name); f.isLost(err == nil) {
-		return f.errLost(dom.State == vm.StateRunning)
+	if f := s.Dirs.Files(p.Name); f.IsLost(err == nil) {
+		return machine.ErrLost(f, dom.State == vm.StateRunning)
 	}
 	if above, ok := s.above(p); ok && err != nil {
 		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
@@ -136,16 +102,16 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p Project, pr *steps
 }
 
 // upFrom is up for a VM as it was found; the zero Domain if there is none.
-func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom vm.Domain, pr *steps) error {
+func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *machine.Steps) error {
 	cfg, err := s.granted(p)
 	if err != nil {
 		return err
 	}
-	f := s.Dirs.paths(p.Name)
+	f := s.Dirs.Files(p.Name)
 	if err := s.settle(p, cfg); err != nil {
 		return err
 	}
-	if err := s.makeDirs(f); err != nil {
+	if err := s.MakeDirs(f); err != nil {
 		return err
 	}
 	host, err := hv.Host(ctx)
@@ -155,1093 +121,68 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p Project, dom v
 	if dom, err = s.outlast(ctx, hv, p, dom, pr.Progress); err != nil {
 		return err
 	}
-	if f.isStopping(dom) {
+	if isStopping(f, dom) {
 		if dom, err = s.finishDown(ctx, hv, p, dom, pr.Progress); err != nil {
 			return err
 		}
 	}
-	b := boot{Service: s, hv: hv, host: host, project: p, cfg: cfg, files: f, progress: pr, accel: dom.Accel, cold: s.Cold}
-	// A VM whose engine has never answered goes on only if it runs, and as it should.
-	runs := dom.State == vm.StateRunning || dom.State == vm.StatePaused
-	if f.isBegun() && !(runs && dom.Config == cfg.StartHash()) {
-		// Its supervisor is who may find just now that its engine answers.
-		if err := s.stopSupervisor(ctx, p); err != nil {
-			return err
-		}
+	m := &machine.Machine{
+		Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg, Files: f, Progress: pr, Accel: dom.Accel,
+		Sharing: projectSharing{s, p, cfg}, Cold: s.Cold,
 	}
-	if f.isBegun() && !(runs && dom.Config == cfg.StartHash()) {
-		if exists(f.disk()) {
-			pr.Note("the engine of the VM that is there has never answered: making it anew")
-		}
-		if err := b.discard(ctx); err != nil {
-			return err
-		}
-		if err := s.makeDirs(f); err != nil {
-			return err
-		}
-		dom = vm.Domain{}
-	}
-	if err := f.noteDir(p.Dir); err != nil {
+	if dom, err = s.discardBegun(ctx, m, dom); err != nil {
 		return err
 	}
-	if err := b.mendShares(); err != nil {
+	if err := f.NoteDir(p.Dir); err != nil {
 		return err
 	}
-	err = b.run(ctx, dom)
-	// A VM that ran may just be going off: libvirt knows only now, or a suspend that was
-	// killed had only just asked for it.
-	for again := 0; again < 2 && (errors.Is(err, errWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
-		pr.Fail(err)
-		if dom, err = s.find(ctx, hv, p); err == nil {
-			dom, err = s.outlast(ctx, hv, p, dom, pr.Progress)
-		}
-		if err == nil {
-			err = b.run(ctx, dom)
-		}
-	}
-	if err != nil {
+	if err := m.MendShares(); err != nil {
 		return err
 	}
-	if err := b.provision(ctx); err != nil {
+	if err := s.start(ctx, m, dom); err != nil {
+		return err
+	}
+	if err := m.Provision(ctx); err != nil {
 		return err
 	}
 	pr.Done()
 	return nil
 }
 
-// run brings a VM that was found in some state to where its engine answers.
-func (b *boot) run(ctx context.Context, dom vm.Domain) error {
-	switch dom.State {
-	case vm.StateSaved:
-		b.noteChanges(ctx, dom)
-		return b.start(ctx, true)
-	case vm.StateRunning:
-		return b.attend(ctx, dom)
-	case vm.StatePaused:
-		return b.unpause(ctx, dom)
+// discardBegun removes a VM whose engine has never answered, unless it runs, and as it should.
+func (s *Service) discardBegun(ctx context.Context, m *machine.Machine, dom vm.Domain) (vm.Domain, error) {
+	runs := (dom.State == vm.StateRunning || dom.State == vm.StatePaused) && dom.Config == m.Config.StartHash()
+	if !m.Files.IsBegun() || runs {
+		return dom, nil
 	}
-	return b.start(ctx, false)
+	// Its supervisor is who may find just now that its engine answers.
+	if err := s.Daemons(m.Project).StopSupervisor(ctx); err != nil {
+		return dom, err
+	}
+	if !m.Files.IsBegun() {
+		return dom, nil
+	}
+	if state.Exists(m.Files.Disk()) {
+		m.Progress.Note("the engine of the VM that is there has never answered: making it anew")
+	}
+	if err := m.Discard(ctx); err != nil {
+		return dom, err
+	}
+	return vm.Domain{}, s.MakeDirs(m.Files)
 }
 
-// makeDirs makes the project's directories.
-func (s *Service) makeDirs(f paths) error {
-	for _, dir := range []struct {
-		path string
-		mode os.FileMode
-	}{
-		{s.Dirs.Data, s.Dirs.passable()},
-		{filepath.Dir(f.root), s.Dirs.passable()},
-		{f.root, s.Dirs.passable()},
-		{f.vm, s.Dirs.passable()},
-		{f.credentials(), s.Dirs.passable()},
-		{f.keys(), 0o700},
-		{f.logs, 0o700},
-	} {
-		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
-			return fmt.Errorf("make directory: %w", err)
-		}
-		if err := os.Chmod(dir.path, dir.mode); err != nil { // MkdirAll is subject to umask
-			return fmt.Errorf("make directory: %w", err)
-		}
-	}
-	return s.Dirs.makeRuntime(f)
-}
-
-// boot is one run of up.
-type boot struct {
-	*Service
-	hv       vm.Hypervisor
-	host     vm.Host
-	project  Project
-	cfg      config.Config
-	files    paths
-	progress *steps
-	accel    vm.Accel
-	cold     bool         // boot, do not fork a template
-	forked   bool         // the VM has just been made without any container
-	attends  bool         // the VM ran before
-	backing  []string     // what the disk lies on, the uppermost first
-	pools    subnet.Pools // of the engine's networks; nil: not chosen yet
-}
-
-// attend brings a running VM's helpers back to life and waits for its engine.
-func (b *boot) attend(ctx context.Context, dom vm.Domain) error {
-	if err := b.checkKeys("devvm down; devvm up"); err != nil {
-		return err
-	}
-	b.attends = true
-	b.noteChanges(ctx, dom)
-	if img, err := b.Images.Resolve(ctx, dom.Image); err == nil {
-		b.noteImage(img)
-		if err := b.files.noteAddress(img); err != nil {
-			return err
-		}
-	}
-	var net usernet.Status
-	err := b.outwait(ctx, b.files.netLock(), errBusy, func() (err error) {
-		net, err = b.askNet(ctx)
-		return err
-	})
-	switch {
-	case ctx.Err() != nil:
-		err = context.Cause(ctx)
-	case err == nil:
-		err = b.enforce(ctx, net)
-	default:
-		err = b.rewire(ctx)
-	}
-	if err != nil {
-		return err
-	}
-	if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
-		return err
-	}
-	if err := b.await(ctx, nil); err != nil {
-		return err
-	}
-	b.tellClashes(ctx)
-	return nil
-}
-
-// errBusy says that the VM's network process runs and does not answer.
-var errBusy = errors.New("the VM's network process is busy")
-
-// askNet asks the VM's network process how it is: errBusy, or usernet.ErrNoNetwork if nobody
-// listens.
-func (b *boot) askNet(ctx context.Context) (usernet.Status, error) {
-	status, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
-	if err != nil && !errors.Is(err, usernet.ErrNoNetwork) {
-		err = fmt.Errorf("%w: %w", errBusy, err)
-	}
-	return status, err
-}
-
-// unpause lets a VM go on that QEMU has stopped, most often because the host's
-// disk was full.
-func (b *boot) unpause(ctx context.Context, dom vm.Domain) error {
-	if dom.Halt == vm.HaltIO {
-		if err := b.errFull(b.files); err != nil {
-			// Who lets it go on must be there.
-			if err := b.startSupervisor(ctx, b.project, dom.Accel == vm.AccelTCG); err != nil {
-				b.Log.Warn("start the supervisor of a paused VM", "err", err)
-			}
-			return err
-		}
-	}
-	b.progress.Start("resume", "resume the paused VM"+because(dom.Reason))
-	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		return &ui.Error{
-			Msg:  "the VM is paused" + because(dom.Reason) + " and does not go on",
-			Hint: "make room on the disk if it is full and try again, or start it afresh with: devvm down && devvm up",
-			Err:  err,
-		}
-	}
-	return b.attend(ctx, dom)
-}
-
-// noteChanges says which settings a VM that goes on as it is does not have yet.
-func (b *boot) noteChanges(ctx context.Context, dom vm.Domain) {
-	if dom.Config == b.cfg.StartHash() {
-		return
-	}
-	if changes := b.changes(ctx, dom); len(changes) > 0 {
-		b.progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", strings.Join(changes, ", "))
-	}
-}
-
-// changes names the settings in which a VM differs from devvm.toml.
-func (b *boot) changes(ctx context.Context, dom vm.Domain) []string {
-	var out []string
-	if dom.CPUs != b.cfg.CPUs {
-		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, b.cfg.CPUs))
-	}
-	if dom.Memory != b.cfg.Memory {
-		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(b.cfg.Memory)))
-	}
-	if info, err := disk.Stat(ctx, b.files.disk()); err == nil {
-		switch has := info.VirtualSize; {
-		case has > b.cfg.Disk:
-			b.noteDisk(has)
-		case has < b.cfg.Disk:
-			out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(has), ui.Size(b.cfg.Disk)))
-		}
-	}
-	daemon, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialDaemon))
-	pools, _ := subnet.Of(daemon) // others are no change of devvm.toml's
-	if err == nil && !bytes.Equal(daemon, b.engineConfig(pools)) {
-		out = append(out, "docker.daemon")
-	}
-	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
-		out = append(out, "perhaps docker.daemon")
-	}
-	has, err := b.files.readShares()
-	next, _, nerr := b.shares(b.project, b.cfg)
-	if err == nil && nerr == nil {
-		if !slices.Equal(has.Exports, next.Exports) {
-			out = append(out, "mounts")
-		}
-		if has.Durable != next.Durable || !slices.Equal(has.Ignore, next.Ignore) {
-			out = append(out, "share")
-		}
-	}
-	return out
-}
-
-// noteDisk says that a disk which is larger than devvm.toml wants it stays so.
-func (b *boot) noteDisk(has int64) {
-	b.progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(has))
-}
-
-// rewire gives a running VM a new network process. QEMU 8.0 and later comes
-// back to the socket by itself; an older one must be saved and restored.
-func (b *boot) rewire(ctx context.Context) error {
-	b.progress.Start("network", "the VM's network process does not answer: starting another")
-	if err := b.stopNet(ctx, b.project); err != nil {
-		return err
-	}
-	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
-		return err
-	}
-	if vm.Reconnects(b.host) {
-		return nil
-	}
-	b.progress.Note("this QEMU cannot reconnect: saving and resuming the VM, which takes some seconds")
-	if err := b.hv.Save(ctx, b.project.Name); err != nil {
-		return err
-	}
-	// The network process ended with the QEMU that it never saw, or waits; the
-	// new QEMU must find one.
-	if _, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx); err != nil {
-		if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
-			return err
-		}
-	}
-	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		return err
-	}
-	return nil
-}
-
-// start gives the project a running VM: it forks a new one, and boots or resumes
-// one that is there.
-func (b *boot) start(ctx context.Context, saved bool) error {
-	b.attends = false
-	if exists(b.files.disk()) {
-		if err := b.checkRoomToRun(b.files); err != nil {
-			return err
-		}
-	}
-	if err := unmark(b.files.stopping()); err != nil {
-		return err
-	}
-	if err := b.files.noteDir(b.project.Dir); err != nil {
-		return err
-	}
-	settle := b.settleShares
-	if saved {
-		settle = b.checkShares // a resumed VM has mounted what it has
-	}
-	if err := settle(); err != nil {
-		return err
-	}
-	img, err := b.image(ctx)
-	if err != nil {
-		return err
-	}
-	if err := b.detach(ctx, saved); err != nil {
-		return err
-	}
-	if saved {
-		err := b.resume(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoResume) {
-			return err
-		}
-		b.progress.Fail(err)
-		b.progress.Warn("%v: booting it afresh", err)
-		if err := b.hv.DropSaved(ctx, b.project.Name); err != nil {
-			return err
-		}
-		if err := errors.Join(b.stopHelpers(ctx, b.project), b.settleShares()); err != nil {
-			return err
-		}
-	}
-	if !exists(b.files.disk()) {
-		if err := b.checkRoomForVM(); err != nil {
-			return err
-		}
-	}
-	verdict := b.Accel.Choose(b.host)
-	if verdict.Note != "" && !b.isTemplate(b.project.Dir) { // said already
-		b.progress.Note("%s", verdict.Note)
-	}
-	b.accel = verdict.Accel
-	if !exists(b.files.disk()) && !b.cold && img.Forks {
-		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
-			return err
-		}
-		err := b.fork(ctx, img)
-		if err == nil || ctx.Err() != nil || !errors.Is(err, errNoTemplate) || exists(b.files.disk()) && !b.files.isBegun() {
-			return err
-		}
-		b.progress.Fail(err)
-		b.progress.Warn("%v: booting instead, which takes longer", err)
-		b.forked = false
-		if err := errors.Join(b.discard(ctx), b.makeDirs(b.files)); err != nil {
-			return err
-		}
-	}
-	if !exists(b.files.disk()) { // what libvirt still knows is of a VM that is gone
-		if err := forget(ctx, b.hv, b.project); err != nil {
-			return err
-		}
-	}
-	if err := b.prepare(ctx, img); err != nil {
-		return err
-	}
-	untried := b.accel == vm.AccelKVM && !verdict.Proven
-	err = b.launch(ctx, img)
-	if errors.Is(err, errNoKernel) && !untried {
-		b.progress.Fail(err)
-		b.progress.Warn("%v: starting the VM again", err)
-		err = b.relaunch(ctx, img)
-	}
-	if hung := errors.Is(err, errNoKernel); b.accel == vm.AccelKVM && (hung || errors.Is(err, vm.ErrAccel)) {
-		why := err.Error()
-		if _, words, found := strings.Cut(why, vm.ErrAccel.Error()+": "); found {
-			why = words
-		}
-		b.progress.Fail(err)
-		b.progress.Warn("KVM does not work here (%s): using software emulation, which is much slower", why)
-		b.accel = vm.AccelTCG
-		if err = b.relaunch(ctx, img); err == nil && (untried || !hung) {
-			if rerr := b.Accel.Record(b.host, false, why); rerr != nil {
-				b.Log.Warn("remember that KVM does not work", "err", rerr)
-			}
-		}
-	}
-	if err != nil {
-		return err
-	}
-	if b.accel == vm.AccelKVM {
-		if err := b.Accel.Record(b.host, true, ""); err != nil {
-			b.Log.Warn("remember that KVM works", "err", err)
-		}
-	}
-	return nil
-}
-
-// detach ends what served the VM's former run: a network process that waits for a QEMU
-// that is gone, and a supervisor that may not know yet that its link is dead. That of
-// a suspended VM stays, to tell clients so.
-func (b *boot) detach(ctx context.Context, saved bool) error {
-	if !saved {
-		return b.stopHelpers(ctx, b.project)
-	}
-	if err := b.rest(ctx, b.project); err != nil {
-		return err
-	}
-	return b.stopNet(ctx, b.project)
-}
-
-// prepare makes sure that the VM's files are there: disk, keys, credentials.
-func (b *boot) prepare(ctx context.Context, img image.Image) error {
-	size := b.cfg.Disk
-	if exists(b.files.disk()) {
-		info, err := disk.Stat(ctx, b.files.disk())
-		if err != nil {
-			return err
-		}
-		switch {
-		case size > info.VirtualSize:
-			b.progress.Note("growing the disk from %s to %s", ui.Size(info.VirtualSize), ui.Size(size))
-			if err := disk.Grow(ctx, b.files.disk(), size); err != nil {
-				return err
-			}
-		case size < info.VirtualSize:
-			b.noteDisk(info.VirtualSize)
-		}
-	} else {
-		if err := b.cfg.CheckDisk(img.DiskSize); err != nil {
-			return err
-		}
-		if err := b.files.markNew(); err != nil {
-			return err
-		}
-		b.progress.Start("disk", "making a disk of "+ui.Size(size))
-		b.backing = []string{img.Disk()}
-		if err := disk.CreateOverlay(ctx, b.files.disk(), img.Disk(), size); err != nil {
-			return err
-		}
-	}
-	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
-		if _, err := guest.GenerateKeys(b.files.keys()); err != nil {
-			return fmt.Errorf("make keys: %w", err)
-		}
-	}
-	return b.writeCredentials(img)
-}
-
-// image finds the image of the VM: the one that its disk was made from, else
-// the one of the configuration, which is built when it is not there yet.
-func (b *boot) image(ctx context.Context) (image.Image, error) {
-	if exists(b.files.disk()) {
-		backing, err := below(ctx, b.files.disk())
-		if err != nil {
-			return image.Image{}, b.files.errDisk(err)
-		}
-		if err := b.checkBacking(backing); err != nil {
-			return image.Image{}, err
-		}
-		b.backing = backing
-		digest := imageOf(backing)
-		img, err := b.Images.Resolve(ctx, digest)
-		if errors.Is(err, image.ErrNotFound) || errors.Is(err, image.ErrDamaged) {
-			what := "gone"
-			if errors.Is(err, image.ErrDamaged) {
-				what = "damaged"
-			}
-			return img, &ui.Error{
-				Msg:  fmt.Sprintf("the image that this VM's disk is based on is %s (%s)", what, filepath.Dir(backing[len(backing)-1])),
-				Hint: "bring it back (devvm image import), or start afresh with: devvm nuke",
-				Err:  err,
-			}
+// start starts the VM. One that ran may just be going off: libvirt knows only now, or a suspend
+// that was killed had only just asked for it.
+func (s *Service) start(ctx context.Context, m *machine.Machine, dom vm.Domain) error {
+	err := m.Start(ctx, dom)
+	for again := 0; again < 2 && (errors.Is(err, machine.ErrWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {
+		m.Progress.Fail(err)
+		if dom, err = s.find(ctx, m.Hypervisor, m.Project); err == nil {
+			dom, err = s.outlast(ctx, m.Hypervisor, m.Project, dom, m.Progress.Progress)
 		}
 		if err == nil {
-			b.noteImage(img)
-		}
-		return img, err
-	}
-	return b.newImage(ctx)
-}
-
-// noteImage says that a VM is not of the image that devvm.toml asks for.
-func (b *boot) noteImage(img image.Image) {
-	if b.cfg.Image != img.Name && !strings.HasPrefix(img.Digest, b.cfg.Image) {
-		b.progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, b.cfg.Image, img.Name)
-	}
-}
-
-// newImage finds the image of the configuration, which is built when it is not
-// there yet.
-func (b *boot) newImage(ctx context.Context) (image.Image, error) {
-	recipe := image.RecipeDigest(b.cfg.Image)
-	img, err := b.Images.Resolve(ctx, b.cfg.Image)
-	if err == nil && img.Recipe != "" && recipe != "" && img.Recipe != recipe {
-		b.progress.Note("this devvm comes with a newer recipe of image %s; build it with: devvm image build %s", img.Name, img.Name)
-	}
-	switch {
-	case err == nil:
-		return img, nil
-	case !errors.Is(err, image.ErrNotFound), recipe == "":
-		return img, explainImage(b.cfg, err)
-	}
-	b.progress.Start("image", "building the base image "+b.cfg.Image+" (once)")
-	log, err := os.OpenFile(filepath.Join(b.files.logs, "image-build.log"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return img, fmt.Errorf("open log: %w", err)
-	}
-	defer log.Close()
-	img, err = b.Images.Build(ctx, image.BuildOptions{
-		Name: b.cfg.Image, Log: log,
-		Progress: func(step string) { b.progress.running.Detail("%s", step) },
-	})
-	if err != nil {
-		return img, &ui.Error{
-			Msg:  "the base image could not be built",
-			Hint: "see what this host lacks with: devvm doctor" + see(log.Name(), "the build's log: "+log.Name()),
-			Err:  err,
+			err = m.Start(ctx, dom)
 		}
 	}
-	return img, nil
-}
-
-// imageOf returns the digest of the image below a disk: images stand in
-// directories named by their digests.
-func imageOf(backing []string) string {
-	if len(backing) == 0 {
-		return ""
-	}
-	return filepath.Base(filepath.Dir(backing[len(backing)-1]))
-}
-
-// Names of the guest's system credentials; images/debian-13 reads them.
-const (
-	credentialKeys     = "devvm.authorized_keys"
-	credentialHostKey  = "devvm.host_key"
-	credentialHostname = "devvm.hostname"
-	credentialTimezone = "devvm.timezone"
-	credentialDaemon   = "devvm.daemon.json"
-	credentialShare    = "devvm.share"
-	// credentialMachine is also how a fork knows that it is one: its template's
-	// was another.
-	credentialMachine = "system.machine_id"
-)
-
-// credentialSizes are the sizes, in bytes, to which credentials are padded with line
-// ends. A fork's kernel knows its template's sizes and reads its own with them.
-var credentialSizes = map[string]int{
-	credentialKeys: 512, credentialHostKey: 1024, credentialHostname: 128, credentialTimezone: 128,
-	credentialShare: 8192,
-}
-
-// seed is the path of the seed that sets up a cloud image; "" for our own
-// images, which read credentials.
-func (b *boot) seed(img image.Image) string {
-	if !img.CloudInit {
-		return ""
-	}
-	return filepath.Join(b.files.credentials(), "seed.iso")
-}
-
-// writeCredentials writes what the guest is told at its boot. What is to be kept is written
-// only if it is not there.
-func (b *boot) writeCredentials(img image.Image, keep ...string) error {
-	if err := b.files.noteAddress(img); err != nil {
-		return err
-	}
-	keys, err := guest.LoadKeys(b.files.keys())
-	if err != nil {
-		return fmt.Errorf("load keys: %w", err)
-	}
-	if img.CloudInit {
-		seed, err := image.Seed(image.Guest{
-			InstanceID:     b.project.UUID,
-			Hostname:       b.project.Name,
-			Timezone:       b.Zone,
-			AuthorizedKeys: keys.AuthorizedKey(),
-			HostKey:        string(keys.HostKeyPEM()),
-			HostKeyPublic:  keys.HostPublicKey(),
-			DaemonJSON:     string(b.daemonJSON()),
-		})
-		if err != nil {
-			return err
-		}
-		return image.WriteSeed(b.seed(img), seed)
-	}
-	machine, err := b.machineID()
-	if err != nil {
-		return err
-	}
-	has, err := b.files.readShares()
-	if err != nil {
-		return err
-	}
-	all := map[string][]byte{
-		credentialMachine:  machine,
-		credentialKeys:     []byte(keys.AuthorizedKey()),
-		credentialHostKey:  keys.HostKeyPEM(),
-		credentialHostname: []byte(b.project.Name),
-		credentialTimezone: []byte(b.Zone),
-	}
-	if path := filepath.Join(b.files.credentials(), credentialDaemon); !slices.Contains(keep, credentialDaemon) || !exists(path) {
-		all[credentialDaemon] = b.daemonJSON()
-	}
-	if img.Mounts {
-		all[credentialShare] = credentialOf(has.Exports)
-	}
-	var writing errgroup.Group // each waits for the disk
-	for name, content := range all {
-		path := filepath.Join(b.files.credentials(), name)
-		if slices.Contains(keep, name) && exists(path) {
-			continue
-		}
-		writing.Go(func() error {
-			for len(content) < credentialSizes[name] {
-				content = append(content, '\n')
-			}
-			return file.Replace(path, content, 0o600)
-		})
-	}
-	return writing.Wait()
-}
-
-// daemonJSON configures the engine. Containers on its own bridge have the link's MTU: under
-// emulation each packet costs, and with Docker's 1500 they send a quarter of what they can.
-func (b *boot) daemonJSON() []byte { return b.engineConfig(b.choosePools()) }
-
-func (b *boot) engineConfig(pools subnet.Pools) []byte {
-	if pools == nil {
-		return b.cfg.DaemonJSON(usernet.DefaultMTU, nil)
-	}
-	return b.cfg.DaemonJSON(usernet.DefaultMTU, pools)
-}
-
-// machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
-func (b *boot) machineID() ([]byte, error) {
-	id, err := os.ReadFile(filepath.Join(b.files.credentials(), credentialMachine))
-	if err == nil {
-		return id, nil
-	}
-	if !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("read machine id: %w", err)
-	}
-	var random [16]byte
-	_, _ = rand.Read(random[:]) // never fails
-	return hex.AppendEncode(nil, random[:]), nil
-}
-
-// spec is the VM as the configuration wants it.
-func (b *boot) spec(img image.Image) vm.Spec {
-	credentials := map[string]string{}
-	if !img.CloudInit {
-		for _, name := range []string{credentialMachine, credentialKeys, credentialHostKey, credentialHostname, credentialTimezone, credentialDaemon} {
-			credentials[name] = filepath.Join(b.files.credentials(), name)
-		}
-		if img.Mounts {
-			credentials[credentialShare] = filepath.Join(b.files.credentials(), credentialShare)
-		}
-	}
-	return vm.Spec{
-		Name:        b.project.Name,
-		UUID:        b.project.UUID,
-		Project:     b.project.Dir,
-		Config:      b.cfg.StartHash(),
-		Image:       img.Digest,
-		CPUs:        b.cfg.CPUs,
-		Memory:      b.cfg.Memory,
-		Accel:       b.accel,
-		Disk:        b.files.disk(),
-		Backing:     b.backing,
-		Seed:        b.seed(img),
-		Kernel:      img.Kernel(),
-		Initrd:      img.Initrd(),
-		Cmdline:     img.Cmdline,
-		NetSocket:   b.files.netSocket(),
-		MAC:         guestMAC,
-		MTU:         usernet.DefaultMTU,
-		Console:     b.files.console(),
-		Credentials: credentials,
-	}
-}
-
-// launch defines and starts the VM and waits for its engine. An error wraps
-// vm.ErrAccel when the accelerator is to blame.
-func (b *boot) launch(ctx context.Context, img image.Image) error {
-	b.progress.Start("define", "define the VM")
-	if err := b.hv.Define(ctx, b.spec(img)); err != nil {
-		return err
-	}
-	b.progress.Start("start", "start the VM")
-	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
-		return err
-	}
-	console, err := follow(b.files.console(), kernelMarker)
-	if err != nil {
-		return err
-	}
-	defer console.Close()
-	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		return err
-	}
-	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
-		return err
-	}
-	return b.await(ctx, console)
-}
-
-// relaunch is launch, after what a launch that came to nothing has left.
-func (b *boot) relaunch(ctx context.Context, img image.Image) error {
-	if err := b.hv.Destroy(ctx, b.project.Name); err != nil {
-		return err
-	}
-	if err := b.stopHelpers(ctx, b.project); err != nil {
-		return err
-	}
-	return b.launch(ctx, img)
-}
-
-// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
-// stays, unless it is errNoResume.
-func (b *boot) resume(ctx context.Context, img image.Image) error {
-	b.progress.Start("resume", "resume the suspended VM")
-	if err := b.checkKeys("devvm down --discard; devvm up"); err != nil {
-		return err
-	}
-	// QEMU reads them again. The guest has read them; its engine's settings are still those.
-	if err := b.writeCredentials(img, credentialDaemon); err != nil {
-		return err
-	}
-	if err := b.startNet(ctx, b.project, b.cfg.Policy(), b.host); err != nil {
-		return err
-	}
-	if err := b.hv.Start(ctx, b.project.Name); err != nil {
-		_ = b.stopNet(context.WithoutCancel(ctx), b.project)
-		if errors.Is(err, vm.ErrMemory) {
-			return fmt.Errorf("%w: %w", errNoResume, err)
-		}
-		return errKept(err)
-	}
-	if err := b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err != nil {
-		return err
-	}
-	if err := b.await(ctx, nil); err != nil {
-		return err
-	}
-	b.tellClashes(ctx)
-	return nil
-}
-
-// errKept explains why a suspended VM stays so.
-func errKept(err error) error {
-	hint := "mend that, then: devvm up"
-	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		hint = "make room (devvm df, devvm prune), then: devvm up"
-	case errors.Is(err, syscall.ENOMEM):
-		hint = "end what else takes this host's memory, then: devvm up"
-	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
-		hint = "try again: devvm up (what this host lacks: devvm doctor)"
-	case errors.Is(err, vm.ErrAccel):
-		hint = "let KVM work again (devvm doctor), then: devvm up"
-	}
-	return &ui.Error{
-		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
-		Hint: hint + "\nor boot it without its memory, as after a power cut: devvm down --discard; devvm up",
-		Err:  err,
-	}
-}
-
-// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
-// boot. Afresh are the commands that boot it.
-func (b *boot) checkKeys(afresh string) error {
-	if _, err := guest.LoadKeys(b.files.keys()); err != nil {
-		return &ui.Error{
-			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + b.files.keys(),
-			Hint: "put them back, or boot it with new ones: " + afresh,
-			Err:  err,
-		}
-	}
-	return nil
-}
-
-// errNoResume says that a suspended VM's memory is of no use any more.
-var errNoResume = errors.New("the VM's saved memory cannot be resumed")
-
-// console waits for a line in what a file gains from now on.
-type console struct {
-	*os.File
-	marker string
-	seen   []byte
-}
-
-// follow opens the console's log at its end; the file is made if need be.
-func follow(path, marker string) (*console, error) {
-	// QEMU appends to the file as its own user; it makes it if there is none.
-	f, err := os.OpenFile(path, os.O_RDONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open console log: %w", err)
-	}
-	if _, err := f.Seek(0, io.SeekEnd); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("open console log: %w", err)
-	}
-	return &console{File: f, marker: marker}, nil
-}
-
-// shows tells whether the line has come.
-func (c *console) shows() bool {
-	fresh, err := io.ReadAll(c)
-	if err != nil {
-		return false
-	}
-	c.seen = append(c.seen, fresh...)
-	return bytes.Contains(c.seen, []byte(c.marker))
-}
-
-// await waits until the engine answers. It gives up when the VM stops or
-// patience ends. A nil console means that the kernel is up already.
-func (b *boot) await(ctx context.Context, con *console) error {
-	err := b.watch(ctx, con)
-	if errors.Is(err, supervisor.ErrHung) {
-		b.progress.Fail(err)
-		if err = b.startSupervisor(ctx, b.project, b.accel == vm.AccelTCG); err == nil {
-			err = b.watch(ctx, con)
-		}
-	}
-	if !errors.Is(err, usernet.ErrNoNetwork) {
-		return err
-	}
-	b.progress.Fail(err)
-	if err := b.rewire(ctx); err != nil {
-		return err
-	}
-	return b.watch(ctx, nil)
-}
-
-// probeHelpers looks now and then whether the VM's supervisor and network process answer, until
-// ctx ends or one never will: supervisor.ErrHung, usernet.ErrNoNetwork.
-func (b *boot) probeHelpers(ctx context.Context) error {
-	tick := time.NewTicker(probePatience)
-	defer tick.Stop()
-	var hung, silent time.Time // since when; zero: it has answered
-	for gone := false; ; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
-		asked := time.Now()
-		_, serr := b.supervisor(b.project).Status(ctx)
-		_, nerr := b.askNet(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(serr, supervisor.ErrHung) {
-			if hung = cmp.Or(hung, asked); b.lost(b.files.supervisorLock(), hung) {
-				return serr
-			}
-		} else {
-			hung = time.Time{}
-		}
-		if nerr != nil {
-			silent = cmp.Or(silent, asked)
-			nobody := errors.Is(nerr, usernet.ErrNoNetwork)
-			if nobody && gone || !nobody && b.lost(b.files.netLock(), silent) { // once may be one that is being started
-				return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
-			}
-			gone = nobody
-		} else {
-			silent, gone = time.Time{}, false
-		}
-	}
-}
-
-// watch is await, but for a VM whose network process ends meanwhile: that is
-// usernet.ErrNoNetwork. A supervisor that stops answering is supervisor.ErrHung.
-func (b *boot) watch(ctx context.Context, con *console) error {
-	patience := b.Timeout
-	if patience == 0 {
-		patience = patienceKVM
-		if b.accel == vm.AccelTCG {
-			patience = patienceTCG
-		}
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, errPatience)
-	defer cancel()
-
-	states := make(chan supervisor.Status)
-	watched := make(chan error, 1)
-	var owned sync.WaitGroup
-	defer owned.Wait()
-	defer cancel()
-	owned.Go(func() {
-		watched <- b.supervisor(b.project).Watch(ctx, func(st supervisor.Status) bool {
-			select {
-			case states <- st:
-				return true
-			case <-ctx.Done():
-				return false
-			}
-		})
-	})
-
-	silent := make(chan error, 1)
-	owned.Go(func() {
-		if err := b.probeHelpers(ctx); err != nil {
-			silent <- err
-		}
-	})
-
-	look := time.NewTicker(50 * time.Millisecond)
-	defer look.Stop()
-	check := time.NewTicker(500 * time.Millisecond)
-	defer check.Stop()
-
-	kernelUp := con == nil
-	patienceKernel := cmp.Or(b.Kernel, patienceKernel)
-	kernel := time.NewTimer(patienceKernel)
-	defer kernel.Stop()
-	phase := "kernel"
-	if kernelUp {
-		phase = "ssh"
-	}
-	b.progress.Start(phase, phaseText[phase])
-	var last supervisor.Status
-	noted := false // that the VM is slow
-	fresh := false // the first status is what the supervisor knew before
-	// Ready is what the supervisor knows, and a VM that has just crashed looks ready for
-	// some seconds: the engine itself has the last word.
-	answers := make(chan error, 1)
-	asking, answered := false, false
-	var patiencePorts <-chan time.Time
-	// libvirt may take its time, too, and has nothing to do with the rest.
-	type looked struct {
-		vm.Domain
-		err error
-	}
-	looks := make(chan looked, 1)
-	looking := false
-	ask := func() {
-		if asking || answered || last.State != supervisor.StateReady {
-			return
-		}
-		asking = true
-		owned.Go(func() { answers <- engine.Ping(ctx, b.files.dockerSocket()) })
-	}
-	for {
-		select {
-		case err := <-answers:
-			asking = false
-			if err != nil {
-				break
-			}
-			if b.forked || last.PortsKnown || last.Version != b.Version { // another version may not tell
-				return nil
-			}
-			answered, patiencePorts = true, time.After(patienceForPorts)
-		case <-patiencePorts: // they come by themselves
-			return nil
-		case last = <-states:
-			if last.State != supervisor.StateReady {
-				answered, patiencePorts = false, nil
-			}
-			if answered && last.PortsKnown {
-				return nil
-			}
-			if full := problemFull(last); full != "" && last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
-				return &ui.Error{Msg: full + "; Docker Engine does not start: " + ui.Escape(last.EngineFailed), Hint: AdviceFull}
-			}
-			if last.EngineFailed != "" && last.State != supervisor.StateSSH && fresh {
-				return &ui.Error{
-					Msg:  "Docker Engine does not start in the VM: " + ui.Escape(last.EngineFailed),
-					Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
-				}
-			}
-			fresh = true
-			if !noted && !last.SlowSince.IsZero() {
-				noted = true
-				b.progress.Note("the VM is slow: it has said nothing for %s; still waiting", time.Since(last.SlowSince).Round(time.Second))
-			}
-			kernelUp = kernelUp || last.State == supervisor.StateSSH || last.State == supervisor.StateReady
-			if next := phaseOf(last.State); next != phase && next != "" && kernelUp {
-				if next == "ssh" { // back again
-					b.progress.Fail(errors.New(cmp.Or(last.Error, "the link broke")))
-				}
-				phase = next
-				b.progress.Start(phase, phaseText[phase])
-			}
-			ask()
-			if last.State == supervisor.StateStopped { // by what it knows, which may be old
-				_, err := usernet.NewDialer(b.files.dialSocket()).Status(ctx)
-				if errors.Is(err, usernet.ErrNoNetwork) {
-					return err
-				}
-			}
-		case <-look.C:
-			if !kernelUp && con.shows() {
-				kernelUp = true
-				phase = "ssh"
-				b.progress.Start(phase, phaseText[phase])
-			}
-		case <-check.C:
-			ask()
-			if looking {
-				break
-			}
-			looking = true
-			owned.Go(func() {
-				dom, err := b.hv.Get(ctx, b.project.Name)
-				looks <- looked{dom, err}
-			})
-		case l := <-looks:
-			looking = false
-			switch {
-			case errors.Is(l.err, vm.ErrNoLibvirt):
-				return l.err
-			case l.err == nil && l.State != vm.StateRunning:
-				return b.died(l.Domain, kernelUp)
-			}
-		case <-kernel.C:
-			if !kernelUp {
-				return fmt.Errorf("%w within %s", errNoKernel, patienceKernel)
-			}
-		case err := <-silent:
-			return err
-		case err := <-watched:
-			if ctx.Err() == nil {
-				return &ui.Error{
-					Msg:  "the supervisor ended while the VM was starting",
-					Hint: "run devvm up again" + see(b.files.supervisorLog(), "its log: devvm logs --supervisor"),
-					Err:  err,
-				}
-			}
-		case <-ctx.Done():
-			if !errors.Is(context.Cause(ctx), errPatience) {
-				return ctx.Err()
-			}
-			if !last.SlowSince.IsZero() {
-				return &ui.Error{
-					Msg:  fmt.Sprintf("the VM is slow: it runs, and has said nothing for %s (short of memory, or this host is busy)", time.Since(last.SlowSince).Round(time.Second)),
-					Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, b.files.seeConsole()),
-					Err:  errPatience,
-				}
-			}
-			return &ui.Error{
-				Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, phase, because(last.Error)),
-				Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, b.files.seeConsole()),
-				Err:  errPatience,
-			}
-		}
-	}
-}
-
-// errNoKernel says that the guest's kernel does not get on. Under emulation a boot now
-// and then comes to rest for ever, with both CPUs halted and no timer that would wake
-// them (seen once in some forty boots of a busy host, QEMU 7.2); the next one does not.
-// Under a KVM that has never run a VM here, nested in another hypervisor, none may.
-var errNoKernel = errors.New("the guest's kernel did not come up")
-
-var errPatience = errors.New("the engine did not answer in time")
-
-// phaseText says to people what a boot waits for.
-var phaseText = map[string]string{
-	"kernel": "boot the kernel",
-	"ssh":    "wait for SSH",
-	"engine": "wait for Docker Engine",
-}
-
-// phaseOf maps what the supervisor waits for to the phase that is shown.
-func phaseOf(s supervisor.State) string {
-	switch s {
-	case supervisor.StateConnecting, supervisor.StateLost, supervisor.StateStopped:
-		return "ssh"
-	case supervisor.StateSSH, supervisor.StateReady:
-		return "engine"
-	}
-	return ""
-}
-
-// because puts a reason in brackets, if there is one.
-func because(reason string) string {
-	if reason == "" {
-		return ""
-	}
-	return " (" + reason + ")"
-}
-
-// died explains a VM that stopped while its engine was awaited.
-func (b *boot) died(dom vm.Domain, kernelUp bool) error {
-	if b.attends && (dom.State == vm.StateStopped || dom.State == vm.StateSaved || dom.Halt == vm.HaltPassing || dom.Halt == vm.HaltSignal) {
-		return fmt.Errorf("%w: it is %s%s", errWentOff, dom.State, because(dom.Reason))
-	}
-	if dom.Halt == vm.HaltIO {
-		if err := b.errFull(b.files); err != nil {
-			return err
-		}
-	}
-	if b.accel == vm.AccelKVM && !kernelUp && dom.Halt == "" {
-		return fmt.Errorf("%w: the guest died before its kernel ran (%s)", vm.ErrAccel, dom.Reason)
-	}
-	hint := "start it again with: devvm up" + b.files.seeConsole()
-	if dom.Halt == vm.HaltSignal {
-		hint = "let it go on with: devvm up"
-	}
-	return &ui.Error{
-		Msg:  fmt.Sprintf("the VM stopped while it was starting: %s%s", dom.State, because(dom.Reason)),
-		Hint: hint,
-	}
+	return err
 }

@@ -11,6 +11,10 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/disk"
@@ -21,8 +25,6 @@ import (
 // What a disk lies on must stay as long as the disk: without it, the disk is lost. So who
 // asks what may be removed counts every disk that there is, and every file that libvirt
 // knows of; a disk that cannot be read lies on what nobody knows, and nothing is removed.
-
-const diskName = "disk.qcow2"
 
 // use is a disk, or a domain, that lies on others.
 type use struct {
@@ -47,19 +49,19 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 	if err != nil {
 		return nil, err
 	}
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		return nil, err
 	}
 	var out []use
-	c := chains{}
+	c := machine.Chains{}
 	for _, name := range names {
 		all, err := s.usesOf(ctx, name, c)
 		if err != nil {
 			return nil, err
 		}
 		for i := range all {
-			if all[i].path == s.Dirs.paths(name).disk() {
+			if all[i].path == s.Dirs.Files(name).Disk() {
 				all[i].known = domains[name]
 				delete(domains, name)
 			}
@@ -75,22 +77,22 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 
 // usesOf finds the disks of one project: those of its VM and undo, and what a killed run has
 // left of others. nuke exchanges them, so what was found must still be there when it is read.
-func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, error) {
+func (s *Service) usesOf(ctx context.Context, name string, c machine.Chains) ([]use, error) {
 	const attempts = 10
 	for range attempts {
-		before, unread := s.Dirs.paths(name).disks()
+		before, unread := disks(s.Dirs.Files(name))
 		out := []use{}
 		for _, path := range slices.Sorted(maps.Keys(before)) {
-			backing, err := c.below(ctx, path)
+			backing, err := c.Below(ctx, path)
 			out = append(out, use{project: name, path: path, below: backing, err: err})
 		}
 		if unread != nil {
-			out = append(out, use{project: name, path: s.Dirs.paths(name).root, err: unread})
+			out = append(out, use{project: name, path: s.Dirs.Files(name).Root, err: unread})
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		if after, _ := s.Dirs.paths(name).disks(); maps.Equal(before, after) {
+		if after, _ := disks(s.Dirs.Files(name)); maps.Equal(before, after) {
 			return out, nil
 		}
 	}
@@ -103,9 +105,9 @@ func (s *Service) usesOf(ctx context.Context, name string, c chains) ([]use, err
 
 // disks finds the project's disks, each with the number by which the file system knows it. An
 // error says that there may be more.
-func (f paths) disks() (map[string]uint64, error) {
+func disks(f state.Files) (map[string]uint64, error) {
 	out := map[string]uint64{}
-	entries, err := os.ReadDir(f.root)
+	entries, err := os.ReadDir(f.Root)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return out, nil
@@ -114,10 +116,10 @@ func (f paths) disks() (map[string]uint64, error) {
 	}
 	var unread error
 	for _, e := range entries {
-		if e.Name() == filepath.Base(f.removing()) {
+		if e.Name() == filepath.Base(f.Removing()) {
 			continue
 		}
-		path := filepath.Join(f.root, e.Name(), diskName)
+		path := filepath.Join(f.Root, e.Name(), machine.DiskName)
 		info, err := os.Lstat(path)
 		switch {
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
@@ -136,16 +138,16 @@ func (f paths) disks() (map[string]uint64, error) {
 // templateUses finds the disks of templates. One that is damaged is of use to nobody, unless
 // another disk lies on it, which then cannot be read itself; its manifest says what it
 // needs if it is mended.
-func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
+func (s *Service) templateUses(ctx context.Context, c machine.Chains) ([]use, error) {
 	templates, err := s.Templates.List()
 	if err != nil {
 		return nil, err
 	}
 	manifests := map[string][]string{}
 	for _, t := range templates {
-		known := []string{filepath.Join(s.Images.Dir(), t.Image, diskName)}
+		known := []string{filepath.Join(s.Images.Dir(), t.Image, machine.DiskName)}
 		if t.Parent != "" {
-			known = append(known, filepath.Join(s.Templates.Dir(), t.Parent, diskName))
+			known = append(known, filepath.Join(s.Templates.Dir(), t.Parent, machine.DiskName))
 		}
 		manifests[t.Disk()] = known
 	}
@@ -155,71 +157,17 @@ func (s *Service) templateUses(ctx context.Context, c chains) ([]use, error) {
 	}
 	var out []use
 	for _, e := range entries {
-		path := filepath.Join(s.Templates.Dir(), e.Name(), diskName)
+		path := filepath.Join(s.Templates.Dir(), e.Name(), machine.DiskName)
 		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 			continue
 		}
-		backing, err := c.below(ctx, path)
+		backing, err := c.Below(ctx, path)
 		if errors.Is(err, disk.ErrDamaged) {
 			err = nil
 		}
 		out = append(out, use{path: path, below: backing, known: manifests[path], err: err})
 	}
 	return out, nil
-}
-
-// longestChain is more disks than lie on one another: a project's, two templates' and an
-// image's.
-const longestChain = 8
-
-// below returns the disks that a disk lies on, the uppermost first: templates' and, as the
-// last, an image's. A disk of which that is not so is damaged.
-func below(ctx context.Context, path string) ([]string, error) { return chains{}.below(ctx, path) }
-
-// chains remembers what the disks of templates lie on, which never changes.
-type chains map[string]string
-
-func (c chains) below(ctx context.Context, path string) ([]string, error) {
-	var all []string
-	for range longestChain {
-		backing := c[path]
-		if backing == "" {
-			info, err := disk.Stat(ctx, path)
-			if err != nil {
-				return all, err
-			}
-			backing = info.Backing
-		}
-		if backing == "" {
-			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
-		}
-		if kind, _ := storeOf(path); kind != "" {
-			c[path] = backing
-		}
-		all = append(all, backing)
-		switch kind, _ := storeOf(backing); kind {
-		case KindImage:
-			return all, nil
-		case KindTemplate:
-			path = backing
-		default:
-			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, backing)
-		}
-	}
-	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
-}
-
-// storeOf tells by its path whose a file in one of the stores is: an image's or a
-// template's, and its digest or ID.
-func storeOf(path string) (kind, id string) {
-	dir := filepath.Dir(path)
-	switch filepath.Base(filepath.Dir(dir)) {
-	case "images":
-		kind = KindImage
-	case "templates":
-		kind = KindTemplate
-	}
-	return kind, filepath.Base(dir)
 }
 
 // inUse returns the IDs of those of a kind that a use for which of says yes lies on. The
@@ -238,7 +186,7 @@ func (s *Service) inUse(ctx context.Context, kind string, of func(use) bool) (ma
 			continue
 		}
 		for _, path := range u.all() {
-			if k, id := storeOf(path); k == kind {
+			if k, id := machine.StoreOf(path); k == kind {
 				in[id] = true
 			}
 		}
@@ -274,13 +222,13 @@ func anyUse(use) bool { return true }
 // undo, is based on. The result is nil with an error, never partial: what is
 // in use must not be removed.
 func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
-	return s.inUse(ctx, KindImage, anyUse)
+	return s.inUse(ctx, machine.KindImage, anyUse)
 }
 
 // TemplatesInUse returns the IDs of the templates that a disk of any project, or
 // another template, lies on. The result is nil with an error, never partial.
 func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
-	return s.inUse(ctx, KindTemplate, anyUse)
+	return s.inUse(ctx, machine.KindTemplate, anyUse)
 }
 
 // templatesToNuke returns the IDs of the templates that projects were forked from, whose
@@ -298,7 +246,7 @@ func (s *Service) templatesToNuke(ctx context.Context) (map[string]bool, error) 
 		if u.project == "" || len(u.below) == 0 {
 			continue
 		}
-		if kind, id := storeOf(u.below[0]); kind == KindTemplate {
+		if kind, id := machine.StoreOf(u.below[0]); kind == machine.KindTemplate {
 			in[id] = true
 		}
 	}

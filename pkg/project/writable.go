@@ -3,24 +3,26 @@ package project
 import (
 	"slices"
 
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/tree"
 )
 
 // Writable are the directories of this host in which a VM may have made what is there: the
 // project's own, and those of all other projects with what their VMs can write by now. What
 // a record that cannot be read would say is not known, so that then it is all of the host.
-func (s *Service) Writable(p Project) tree.Untrusted {
+func (s *Service) Writable(p state.Project) tree.Untrusted {
 	dirs := []string{p.Dir}
 	all := func(what string, err error) {
 		s.Log.Warn("which directories the VMs can write is not known: no symbolic link of this host is followed", "read", what, "error", err)
 		dirs = append(dirs, "/")
 	}
-	names, err := s.Dirs.projects()
+	names, err := s.Dirs.Projects()
 	if err != nil {
 		all("projects", err)
 	}
 	for _, name := range names {
-		dir, has, err := s.Dirs.paths(name).reaches()
+		dir, has, err := reaches(s.Dirs.Files(name))
 		if err != nil {
 			all(name, err)
 		}

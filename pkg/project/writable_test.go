@@ -8,6 +8,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/machine"
+
+	"github.com/devvm/devvm/pkg/state"
+
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/tree"
@@ -25,20 +29,20 @@ func TestWritable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := &Service{
-		Dirs: Dirs{Data: filepath.Join(top, "data"), Runtime: filepath.Join(top, "run")},
+	s := &Service{Env: machine.Env{
+		Dirs: state.Dirs{Data: filepath.Join(top, "data"), Runtime: filepath.Join(top, "run")},
 		Log:  slog.New(slog.DiscardHandler),
-	}
+	}}
 	s.Templates = template.NewStore(filepath.Join(top, "templates"), s.Log)
-	note := func(name, dir string, shares any) paths {
-		f := s.Dirs.paths(name)
-		err := os.MkdirAll(f.root, 0o755)
+	note := func(name, dir string, shares any) state.Files {
+		f := s.Dirs.Files(name)
+		err := os.MkdirAll(f.Root, 0o755)
 		if dir != "" {
-			err = errors.Join(err, f.writeRecord(filepath.Join(top, dir)))
+			err = errors.Join(err, f.WriteRecord(filepath.Join(top, dir)))
 		}
 		if shares != nil {
 			b, jerr := json.Marshal(shares)
-			err = errors.Join(err, jerr, os.WriteFile(f.shares(), b, 0o600))
+			err = errors.Join(err, jerr, os.WriteFile(f.Shares(), b, 0o600))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -46,7 +50,7 @@ func TestWritable(t *testing.T) {
 		return f
 	}
 	refused := func(dir string) bool {
-		at, err := s.Writable(identify(filepath.Join(top, "here"))).Find(filepath.Join(top, dir, "link"), true)
+		at, err := s.Writable(state.Identify(filepath.Join(top, "here"))).Find(filepath.Join(top, dir, "link"), true)
 		if err == nil {
 			at.Close()
 			return false
@@ -59,7 +63,7 @@ func TestWritable(t *testing.T) {
 	if !refused("here") || refused("other") {
 		t.Error("of no other project: its own directory, and nothing else")
 	}
-	note("other", "other", shared{Exports: []share.Export{
+	note("other", "other", machine.Shares{Exports: []share.Export{
 		{Source: filepath.Join(top, "mounted"), Target: "/srv", Writable: true},
 		{Source: filepath.Join(top, "read"), Target: "/ro"},
 	}})
@@ -70,7 +74,7 @@ func TestWritable(t *testing.T) {
 			t.Errorf("%s: refused: %v", dir, got)
 		}
 	}
-	for path, text := range map[string]string{gone.shares(): "{", gone.record: "{}"} {
+	for path, text := range map[string]string{gone.Shares(): "{", gone.Record: "{}"} {
 		was, _ := os.ReadFile(path)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -6,7 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// manyBinds bounds what Hold keeps in mind.
+// manyBinds bounds what Hold keeps in mind, and what HoldAhead does.
 const manyBinds = 512
 
 // Bind is a path of the VM that somebody there has, as it was when they got it.
@@ -74,7 +74,7 @@ func (s *Server) Hold(binds []Bind) {
 		if _, ok := s.binds[b]; ok {
 			continue
 		}
-		if !s.mayHold() {
+		if !s.mayHold(len(s.binds)) {
 			return
 		}
 		s.binds[b] = s.holdBind(b)
@@ -89,7 +89,7 @@ func (s *Server) HoldAhead(binds []Bind) (done func()) {
 	defer s.holding.Unlock()
 	var mine []*advance
 	for _, b := range binds {
-		if !s.mayHold() {
+		if !s.mayHold(len(s.ahead)) {
 			break
 		}
 		x := &advance{bind: s.holdBind(b), open: true}
@@ -111,9 +111,9 @@ func (s *Server) HoldAhead(binds []Bind) (done func()) {
 	}
 }
 
-// mayHold tells whether there is room for one more bind. The caller has locked holding.
-func (s *Server) mayHold() bool {
-	if len(s.binds)+len(s.ahead) < manyBinds {
+// mayHold tells whether there is room for one more bind than so many.
+func (s *Server) mayHold(binds int) bool {
+	if binds < manyBinds {
 		return true
 	}
 	s.log.Warn("the VM's containers bind too many paths: files that the host replaces may be lost to some", "limit", manyBinds)

@@ -1,17 +1,12 @@
 package share
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	_ "embed" // for agent.pl
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,20 +24,6 @@ import (
 // the server knows the agent by its user, does nothing, and answers as if it had. The
 // VM's kernel tells all who watch, and what it then believes of the directory is what is
 // so. See phantom.go for the answers.
-
-// Run runs a command in the VM, as root.
-type Run func(ctx context.Context, argv []string, stdin io.Reader, stdout io.Writer) error
-
-//go:embed agent.pl
-var agentScript string
-
-// agentCommand finds the numbers of the system calls utimensat, fadvise64, statx,
-// inotify_init1 and inotify_add_watch, and runs the agent.
-const agentCommand = `case $(uname -m) in x86_64) n='280 221 332 294 254' ;; *) n='88 223 291 26 27' ;; esac; exec perl -e "$1" "$2" $n "$3"`
-
-// agentUID is the agent's user in the VM, which nobody else is. Whether there is an
-// agent or not, nothing that this user asks for is ever carried out.
-const agentUID = 0xdeaf0e57
 
 // manyPending is how many changes wait for an agent while there is none; of more, the
 // later ones are not told.
@@ -344,218 +325,6 @@ func (m *mirror) wake() {
 	case m.news <- struct{}{}:
 	default:
 	}
-}
-
-// end notes that a directory has ended.
-func (m *mirror) end(ino uint64, born unix.StatxTimestamp) {
-	m.mu.Lock()
-	m.ended.put(being{ino, hashTime(born)}, struct{}{})
-	m.mu.Unlock()
-}
-
-// take returns the news, some at a time, in which a name goes once: it is by the name
-// that the agent finds what is gone.
-func (m *mirror) take(most int) []watch.Event {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	n, going := 0, map[string]bool{}
-	for ; n < min(most, len(m.pending)); n++ {
-		x := m.pending[n]
-		if x.Op != watch.Remove && x.Op != watch.Rename {
-			continue
-		}
-		if going[x.Path] {
-			break
-		}
-		going[x.Path] = true
-	}
-	events := m.pending[:n:n]
-	m.pending = m.pending[n:]
-	return events
-}
-
-// Mirror tells the VM's watchers what the host changes, until ctx ends or an agent
-// does: what has changed since the last one ended, too. One Mirror runs at a time.
-func (s *Server) Mirror(ctx context.Context, run Run) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	failed := make(chan error, len(s.exports))
-	running := 0
-	for _, e := range s.exports {
-		if e.mirror == nil {
-			continue
-		}
-		running++
-		go func() { failed <- e.repeat(ctx, run) }()
-	}
-	var first error
-	for range running {
-		if err := <-failed; err != nil && first == nil {
-			first = err
-		}
-		cancel()
-	}
-	return first
-}
-
-// agentGrace is how long an agent may take to end by itself.
-const agentGrace = time.Second
-
-// batchSize is how many events an agent gets before it must say that they are done, and
-// may be asked for something else.
-const batchSize = 32
-
-// repeat runs one agent.
-func (e *export) repeat(ctx context.Context, run Run) error {
-	m := e.mirror
-	m.attended(true)
-	defer m.attended(false)
-	defer m.haunt(nil)
-	defer m.ahead.attend(false)
-	// The agent ends with its input; to kill it takes longer.
-	running, kill := context.WithCancel(context.WithoutCancel(ctx))
-	in, toAgent := io.Pipe()
-	fromAgent, out := io.Pipe()
-	ended := make(chan error, 1)
-	go func() {
-		argv := []string{"sh", "-c", agentCommand, "agent", agentScript, strconv.FormatUint(agentUID, 10), e.Target}
-		err := run(running, argv, in, out)
-		if err == nil {
-			err = errors.New("it ended")
-		}
-		err = fmt.Errorf("the agent for %s in the VM: %w", e.Target, err)
-		_ = in.CloseWithError(err)
-		_ = out.CloseWithError(err)
-		ended <- err
-	}()
-	defer func() {
-		_ = toAgent.Close()
-		_ = fromAgent.Close()
-		late := time.AfterFunc(agentGrace, kill)
-		<-ended
-		late.Stop()
-		kill()
-	}()
-	// An agent that neither reads nor answers does not hold up the end.
-	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
-	answers := bufio.NewReader(fromAgent) // of which one must fit
-	fresh := false
-	for {
-		var err error
-		if fresh { // who asks all the time does not keep watchers from hearing
-			fresh = false
-		} else {
-			fresh, err = e.freshen(toAgent, answers)
-		}
-		if fresh || err != nil {
-			// a batch for the watchers comes next
-		} else if events := m.take(batchSize); len(events) > 0 {
-			if err = e.send(toAgent, answers, events); err == nil {
-				m.repeated()
-			}
-		} else if dirs := e.takeAhead(); len(dirs) > 0 {
-			err = e.sendAhead(toAgent, answers, dirs)
-		} else {
-			select {
-			case <-m.news:
-				continue
-			case err := <-ended:
-				ended <- err
-				if ctx.Err() != nil { // it ended for that
-					return nil
-				}
-				return err
-			case <-ctx.Done():
-				return nil
-			}
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
-		}
-	}
-}
-
-// send has the agent repeat a batch, and waits until it has.
-func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
-	e.mirror.ahead.attend(false)
-	e.mirror.haunt(e.ghostsOf(events))
-	defer e.mirror.haunt(nil)
-	var words []string
-	for _, x := range events {
-		words = append(words, e.words(x)...)
-	}
-	return e.order(w, answers, words)
-}
-
-// sendAhead has the agent list directories, and waits until it has.
-func (e *export) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) error {
-	var words []string
-	for _, dir := range dirs {
-		words = append(words, "list", dir)
-	}
-	err := e.order(w, answers, words)
-	e.mirror.ahead.dismiss(dirs...)
-	e.mirror.ahead.attend(err == nil)
-	return err
-}
-
-// order gives the agent its words, and waits until it has done what they say.
-func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error {
-	var b bytes.Buffer
-	for _, word := range append(words, "sync") {
-		b.WriteString(word)
-		b.WriteByte(0)
-	}
-	if _, err := w.Write(b.Bytes()); err != nil {
-		return err
-	}
-	answer, err := answers.ReadSlice('\n')
-	if errors.Is(err, bufio.ErrBufferFull) || err == nil && string(answer) != ".\n" {
-		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
-	}
-	return err
-}
-
-// haunt says what is gone and must be found.
-func (m *mirror) haunt(ghosts map[ghostKey]ghost) {
-	m.mu.Lock()
-	m.ghosts, m.attempt = ghosts, attempt{}
-	m.mu.Unlock()
-}
-
-// words are what the agent is told of an event.
-func (e *export) words(x watch.Event) []string {
-	switch x.Op {
-	case watch.Create:
-		if x.Dir {
-			return []string{"mkdir", x.Path}
-		}
-		if to, ok := e.linkAt(x.Path); ok {
-			return []string{"symlink", x.Path, to}
-		}
-		return []string{"create", x.Path}
-	case watch.Modify:
-		if x.Dir {
-			return nil
-		}
-		if e.wroteLately(x.Path) {
-			return []string{"modify", x.Path, "follow", x.Path}
-		}
-		return []string{"modify", x.Path}
-	case watch.Attrib:
-		return []string{"attrib", x.Path}
-	case watch.Remove:
-		if x.Dir {
-			return []string{"rmdir", x.Path}
-		}
-		return []string{"remove", x.Path}
-	case watch.Rename:
-		return []string{"rename", x.Path, x.To}
-	}
-	return nil
 }
 
 // A file that both sides write is usually a log that both append to. The VM's kernel puts

@@ -414,6 +414,27 @@ func TestHoldAhead(t *testing.T) {
 	held("of the second start, which failed", four, nfs3.ERR_STALE)
 }
 
+// TestHoldMany: a bind that is held from before its start counts once.
+func TestHoldMany(t *testing.T) {
+	dir, s, c := shared(t)
+	var binds []share.Bind
+	for i := range 500 {
+		name := fmt.Sprint("f", i)
+		put(t, filepath.Join(dir, name), name)
+		binds = append(binds, share.Bind{ID: name, Path: target + "/" + name})
+	}
+	for n := 100; n <= len(binds); n += 100 {
+		done := s.share.HoldAhead(binds[n-100 : n])
+		s.share.Hold(binds[:n])
+		done()
+	}
+	last := c.must("f499")
+	if err := os.Rename(filepath.Join(dir, "f0"), filepath.Join(dir, "f499")); err != nil {
+		t.Fatal(err)
+	}
+	s.files(c, last, "f499")
+}
+
 // files compares what a handle's file has.
 func (s *server) files(c *client, h []byte, want string) {
 	s.t.Helper()

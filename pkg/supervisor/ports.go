@@ -149,8 +149,8 @@ func (s *supervisor) refuseSSH(name string, port uint16) error {
 	return &dockerproxy.Refusal{
 		Status: http.StatusInternalServerError,
 		Message: fmt.Sprintf("driver failed programming external connectivity%s: Bind for 0.0.0.0:%d failed: port is already allocated: "+
-			"the sshd of this VM has port %[2]d; publish %[3]d and let it be port %[2]d of this host ([ports] map = { %[3]d = %[2]d } in devvm.toml, then devvm up), "+
-			"or make a VM whose sshd is out of the way, if it is of an older image of devvm's: devvm image build, then devvm nuke", name, port, otherPort+port),
+			"the sshd of this VM has port %[2]d; publish another one, such as %[3]d, "+
+			"or, if the VM is of an older image of devvm's, make one whose sshd is out of the way: devvm image build, then devvm nuke", name, port, otherPort+port),
 	}
 }
 
@@ -172,21 +172,25 @@ func (s *supervisor) refusePort(name string, taken *ports.TakenError, why string
 // how many ranges there are, and each port that is tried is opened for a moment.
 const mostTried = 4 * ports.MaxMost
 
-// admitRanges sees to it that the engine, which is to choose from a range, can choose no port
-// that somebody else has on this host. A container that is to be made gets the part of the range
-// that is free. One that is made already keeps its range, and is refused if a port of it has been
-// taken since: the engine would publish that one in the VM, and on this host somebody else would
-// answer.
+// admitRanges sees to it that the engine, which is to choose from a range, chooses no port that
+// somebody else has on this host: it would publish that one in the VM, and on this host somebody
+// else would answer. A container that is to be made gets the part of the range that is free. One
+// that is made already keeps its range, and is refused if a port of it has been taken since: the
+// engine tries one port, and it does not know of this host.
 func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w wishes) (edits []dockerproxy.Edit, err error) {
 	tried := 0
-	for _, b := range ports.Ranges(w.bindings, s.Ports.VM) {
+	for _, b := range ports.Ranges(w.bindings, s.Ports.VM, s.Ports.Own) {
+		if b.Free && kind == dockerproxy.Start {
+			continue // of 256 ports some are often in use for a moment, and the engine takes one
+		}
 		if tried += min(b.Len(), ports.MaxMost); tried > mostTried {
 			s.Log.Warn("a container wants a port of too many: not all ranges are looked at", "container", w.name, "range", b.String())
 			break
 		}
 		part, taken := s.ports.Narrow(b.Range)
 		switch {
-		case part == b.Range:
+		case part == b.Range && !b.Free:
+		case part == ports.Range{} && b.Free: // there may be others
 		case part == ports.Range{}:
 			s.ports.FindOwner(ctx, taken)
 			return nil, s.refusePort(w.name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
@@ -194,7 +198,7 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 			s.ports.Promise(part)
 			w.bindings[b.Port][b.Index].HostPort = part.String()
 			edits = append(edits, dockerproxy.Edit{
-				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(),
+				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(), Optional: b.Free,
 			})
 			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.String(), "to", part.String())
 		case taken != nil:

@@ -273,6 +273,52 @@ func TestPortRange(t *testing.T) {
 	}
 }
 
+// TestPortChosen: engines choose alike, and each project's gets a range of its own to choose
+// from, of which nobody has a part on this host.
+func TestPortChosen(t *testing.T) {
+	f := start(t)
+	f.until(t, supervisor.StateReady, 0)
+	create := func(name, binding string) string {
+		t.Helper()
+		if code, text := f.ask(t, http.MethodPost, "/containers/create?name="+name, `{"HostConfig":{"PortBindings":{"80/tcp":[`+binding+`]}}}`); code != http.StatusCreated {
+			t.Fatal(code, text)
+		}
+		for _, c := range f.engine.State().Containers {
+			if c.Name == name {
+				return c.Bindings["80/tcp"][0].HostPort
+			}
+		}
+		t.Fatal("no container", name)
+		return ""
+	}
+	var first, last uint16
+	if _, err := fmt.Sscanf(create("empty", `{"HostIp":"","HostPort":""}`), "%d-%d", &first, &last); err != nil || first < 32768 || last <= first {
+		t.Fatal(first, last, err)
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", first))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for name, binding := range map[string]string{"null": `{"HostPort":""}`, "zero": `{"hostport":"0"}`} {
+		var from uint16
+		if _, err := fmt.Sscanf(create(name, binding), "%d-", &from); err != nil || from <= first {
+			t.Errorf("%s: %d, %v; %d is taken", name, from, err, first)
+		}
+	}
+	if got := create("absent", `{}`); got != "" {
+		t.Errorf("a field was added: %q", got)
+	}
+	// What somebody has of it since is no reason not to start.
+	if code, text := f.ask(t, http.MethodPost, "/containers/empty/start", ""); code != http.StatusNoContent {
+		t.Fatal(code, text)
+	}
+	f.untilPorts(t, 1)
+	if r, err := f.client.Ports(t.Context()); err != nil || r.Ports[0].HostPort != first {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // TestPortRangesMany: a VM, or a client, that names a thousand long ranges has only some ports of
 // this host tried for them. What is not looked at is as the client asked.
 func TestPortRangesMany(t *testing.T) {

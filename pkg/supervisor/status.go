@@ -81,10 +81,10 @@ type Status struct {
 
 // Files is a directory of the host that the VM has.
 type Files struct {
-	Path     string `json:"path"` // in the VM
-	Writable bool   `json:"writable"`
-	Road     string `json:"road"` // how: "nfs"
-	Why      string `json:"why"`  // and not otherwise
+	Path      string `json:"path"` // in the VM
+	Writable  bool   `json:"writable"`
+	Transport string `json:"transport"` // "nfs"
+	Why       string `json:"why"`       // and not otherwise
 	// Unwatched says that there are more directories than the kernel lets devvm watch:
 	// programs in the VM do not hear of the host's changes in some of them.
 	Unwatched bool `json:"unwatched,omitempty"`

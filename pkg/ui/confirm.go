@@ -19,7 +19,7 @@ func (s *Streams) Confirm(ctx context.Context, question string) (bool, error) {
 			Code: ExitUsage,
 		}
 	}
-	if _, err := io.WriteString(s.Err, escapeLines(question)+" [y/N] "); err != nil {
+	if _, err := io.WriteString(s.Err, wrapLines(escapeLines(question)+" [y/N] ", s.ErrColumns, 0)); err != nil {
 		return false, fmt.Errorf("ask: %w", err)
 	}
 	type answer struct {

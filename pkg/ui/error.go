@@ -104,10 +104,14 @@ func (s *Streams) WriteError(err error) {
 		msg, hint = "cancelled", "" // what it was in the midst of is nothing to mend
 	}
 	var b strings.Builder
-	b.WriteString(s.paint(red, "devvm:") + " " + escapeLines(msg) + "\n")
+	msg, more, _ := strings.Cut(escapeLines(msg), "\n")
+	b.WriteString(s.labelled(red, "devvm:", msg))
+	if more != "" {
+		b.WriteString(wrapLines(more, s.ErrColumns, 0) + "\n")
+	}
 	if hint != "" {
 		for line := range strings.SplitSeq(hint, "\n") {
-			b.WriteString(s.paint(bold, "hint:") + " " + Escape(line) + "\n")
+			b.WriteString(s.labelled(bold, "hint:", Escape(line)))
 		}
 	}
 	_, _ = io.WriteString(s.Err, b.String())

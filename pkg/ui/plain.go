@@ -31,9 +31,9 @@ func (r *plainRenderer) advance(*Phase) {}
 func (r *plainRenderer) line(kind lineKind, text string) {
 	switch kind {
 	case lineNote:
-		r.print(Escape(text) + "\n")
+		r.print(wrap(Escape(text), r.s.ErrColumns, 2) + "\n")
 	case lineWarn:
-		r.print(r.s.paint(yellow, "warning:") + " " + Escape(text) + "\n")
+		r.s.Warning("%s", text)
 	case lineOutput:
 		r.print("  " + text + "\n")
 	}

@@ -34,6 +34,9 @@ type Streams struct {
 	// Columns is how wide the terminal of Out is; 0: Out is none, or one without a size.
 	Columns int
 
+	// ErrColumns is the same of Err.
+	ErrColumns int
+
 	Color   bool // Err understands colours and the user wants them
 	Unicode bool // Err shows UTF-8
 	Dumb    bool // Err cannot move its cursor: no animation
@@ -58,6 +61,9 @@ func System(getenv func(string) string) *Streams {
 	}
 	if w, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil && s.OutTerminal {
 		s.Columns = w
+	}
+	if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil && s.ErrTerminal {
+		s.ErrColumns = w
 	}
 	s.environment(getenv)
 	return s
@@ -119,7 +125,7 @@ func (s *Streams) now() time.Time {
 
 // paint wraps text in an SGR sequence where the terminal wants colours.
 func (s *Streams) paint(sgr, text string) string {
-	if !s.Color || text == "" {
+	if !s.Color || sgr == "" || text == "" {
 		return text
 	}
 	return "\x1b[" + sgr + "m" + text + "\x1b[0m"

@@ -143,9 +143,9 @@ func (r *terminalRenderer) advance(*Phase) {}
 func (r *terminalRenderer) line(kind lineKind, text string) {
 	switch kind {
 	case lineNote:
-		text = "  " + Escape(text)
+		text = wrap("  "+Escape(text), r.s.ErrColumns, 2)
 	case lineWarn:
-		text = r.s.paint(yellow, "! ") + Escape(text)
+		text = strings.TrimSuffix(r.s.labelled(yellow, "!", Escape(text)), "\n")
 	case lineOutput:
 		text = r.s.paint(dim, "  "+text)
 	}

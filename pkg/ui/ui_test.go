@@ -80,6 +80,55 @@ func TestWriteError(t *testing.T) {
 	}
 }
 
+// What goes to a narrow terminal is broken between words, and below the text it belongs to.
+func TestNarrowErr(t *testing.T) {
+	long := "the path /a/path/that/is/one/word/and/stays/whole is said in many words"
+	for name, c := range map[string]struct {
+		show func(s *Streams)
+		want string
+	}{
+		"error": {
+			func(s *Streams) {
+				s.WriteError(&Error{Msg: long + "; its last lines:\n  an indented line of more than forty columns\nlast", Hint: "do this and that, and then run: devvm up\ndevvm doctor"})
+			},
+			"devvm: the path\n       /a/path/that/is/one/word/and/stays/whole\n       is said in many words; its last\n       lines:\n" +
+				"  an indented line of more than forty\n  columns\nlast\n" +
+				"hint: do this and that, and then run:\n      devvm up\nhint: devvm doctor\n",
+		},
+		"question": {
+			func(s *Streams) {
+				_, _ = s.Confirm(t.Context(), "This is lost with it, and cannot be had again:\n  - one thing, and another thing beside it\nGo ahead, whatever becomes of it?")
+			},
+			"This is lost with it, and cannot be had\nagain:\n  - one thing, and another thing beside\n  it\nGo ahead, whatever becomes of it? [y/N] \n",
+		},
+		"note":    {func(s *Streams) { s.Note("%s\x1b", "one two three four five six seven eight") }, "note: one two three four five six seven\n      eight\\x1b\n"},
+		"warning": {func(s *Streams) { s.Warning("one two three four five six seven") }, "warning: one two three four five six\n         seven\n"},
+		"lines":   {func(s *Streams) { fmt.Fprintln(s.ErrLines(3), "one two three four five six seven eight nine") }, "one two three four five six seven eight\n   nine\n"},
+		"progress": {
+			func(s *Streams) {
+				p := s.Progress(t.Context(), FormatText)
+				p.Note("one two three four five six seven eight nine")
+				p.Warn("one two three four five six seven eight nine")
+				p.Close()
+			},
+			"one two three four five six seven eight\n  nine\nwarning: one two three four five six\n         seven eight nine\n",
+		},
+	} {
+		s, _, _, errs := Test()
+		s.InTerminal, s.ErrTerminal, s.ErrColumns = true, true, 40
+		c.show(s)
+		if diff := cmp.Diff(c.want, errs.String()); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+		s.Color = true
+		errs.Reset()
+		c.show(s)
+		if diff := cmp.Diff(c.want, dropSequences(errs.String())); diff != "" {
+			t.Errorf("%s in colours: %s", name, diff)
+		}
+	}
+}
+
 func TestErrorUnwraps(t *testing.T) {
 	if err := error(&Error{Err: io.EOF}); !errors.Is(err, io.EOF) || err.Error() != "EOF" {
 		t.Errorf("%v", err)

@@ -1,6 +1,7 @@
 package ui
 
 import (
+	"fmt"
 	"io"
 	"strings"
 
@@ -35,27 +36,53 @@ func wrap(line string, width, hang int) string {
 
 // Lines is a way to Out for whole lines of text. On a terminal those that are wider than it are
 // broken between words, and go on indented by hang.
-func (s *Streams) Lines(hang int) io.Writer { return lines{s, hang} }
+func (s *Streams) Lines(hang int) io.Writer { return lines{s.Out, s.Columns, hang} }
+
+// ErrLines is [Streams.Lines] to Err.
+func (s *Streams) ErrLines(hang int) io.Writer { return lines{s.Err, s.ErrColumns, hang} }
 
 type lines struct {
-	s    *Streams
-	hang int
+	w             io.Writer
+	columns, hang int
 }
 
 // Write implements io.Writer.
 func (l lines) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(l.w, wrapLines(string(p), l.columns, l.hang)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// wrapLines is wrap for each line of a text. The parts of a line that is indented are so, too.
+func wrapLines(text string, width, hang int) string {
 	var b strings.Builder
-	for line := range strings.Lines(string(p)) {
-		text, end := strings.CutSuffix(line, "\n")
-		b.WriteString(wrap(text, l.s.Columns, l.hang))
+	for line := range strings.Lines(text) {
+		line, end := strings.CutSuffix(line, "\n")
+		indent := len(line) - len(strings.TrimLeft(line, " "))
+		b.WriteString(wrap(line, width, max(hang, min(indent, width/2))))
 		if end {
 			b.WriteString("\n")
 		}
 	}
-	if _, err := io.WriteString(l.s.Out, b.String()); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	return b.String()
+}
+
+// labelled is a line for Err that begins with a word of a colour. What does not fit goes on below
+// the text.
+func (s *Streams) labelled(sgr, label, text string) string {
+	line := wrap(label+" "+text, s.ErrColumns, len(label)+1)
+	return s.paint(sgr, label) + line[len(label):] + "\n"
+}
+
+// Note shows, on Err, what is worth to know beside the answer. It escapes the text.
+func (s *Streams) Note(format string, args ...any) {
+	_, _ = io.WriteString(s.Err, s.labelled("", "note:", Escape(fmt.Sprintf(format, args...))))
+}
+
+// Warning shows, on Err, what may be a mistake. It escapes the text.
+func (s *Streams) Warning(format string, args ...any) {
+	_, _ = io.WriteString(s.Err, s.labelled(yellow, "warning:", Escape(fmt.Sprintf(format, args...))))
 }
 
 // Fill has the lines of each paragraph of a text be as long as fits into the columns. Lines that

@@ -1,0 +1,73 @@
+package machine
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"github.com/devvm/devvm/pkg/disk"
+)
+
+// DiskName is the name of a disk in the directory of an image, a template or a VM.
+const DiskName = "disk.qcow2"
+
+// The stores in which disks lie on one another.
+const (
+	KindImage    = "image"
+	KindTemplate = "template"
+)
+
+// longestChain is more disks than lie on one another: a project's, two templates' and an
+// image's.
+const longestChain = 8
+
+// Below returns the disks that a disk lies on, the uppermost first: templates' and, as the
+// last, an image's. A disk of which that is not so is damaged.
+func Below(ctx context.Context, path string) ([]string, error) { return Chains{}.Below(ctx, path) }
+
+// Chains remembers what the disks of templates lie on, which never changes.
+type Chains map[string]string
+
+// Below is the function of that name, with what is remembered.
+func (c Chains) Below(ctx context.Context, path string) ([]string, error) {
+	var all []string
+	for range longestChain {
+		backing := c[path]
+		if backing == "" {
+			info, err := disk.Stat(ctx, path)
+			if err != nil {
+				return all, err
+			}
+			backing = info.Backing
+		}
+		if backing == "" {
+			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
+		}
+		if kind, _ := StoreOf(path); kind != "" {
+			c[path] = backing
+		}
+		all = append(all, backing)
+		switch kind, _ := StoreOf(backing); kind {
+		case KindImage:
+			return all, nil
+		case KindTemplate:
+			path = backing
+		default:
+			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, backing)
+		}
+	}
+	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
+}
+
+// StoreOf tells by its path whose a file in one of the stores is: an image's or a
+// template's, and its digest or ID.
+func StoreOf(path string) (kind, id string) {
+	dir := filepath.Dir(path)
+	switch filepath.Base(filepath.Dir(dir)) {
+	case "images":
+		kind = KindImage
+	case "templates":
+		kind = KindTemplate
+	}
+	return kind, filepath.Base(dir)
+}

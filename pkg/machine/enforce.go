@@ -1,0 +1,43 @@
+package machine
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/usernet"
+)
+
+// enforce gives a network process that runs the policy of devvm.toml, unless it
+// has it.
+func (m *Machine) enforce(ctx context.Context, net usernet.Status) error {
+	now, next := net.Policy, m.Config.Policy()
+	if now == nil { // it is of a devvm that knew no other
+		now = &egress.Policy{All: true, Offline: net.Offline}
+	}
+	if err := m.Files.WritePolicy(next); err != nil {
+		return err
+	}
+	if now.Equal(next) {
+		return nil
+	}
+	cut, err := usernet.NewDialer(m.Files.DialSocket()).SetPolicy(ctx, next)
+	if err != nil {
+		return &ui.Error{
+			Msg:  "the running VM's network does not take the policy of " + config.FileName,
+			Hint: "start the VM afresh: devvm down && devvm up",
+			Err:  err,
+		}
+	}
+	note := "the VM now reaches: " + next.String()
+	if next.Offline {
+		note = "the VM is offline from now on"
+	}
+	if cut > 0 {
+		note += fmt.Sprintf(" (%d connections were cut)", cut)
+	}
+	m.Progress.Note("%s", note)
+	return nil
+}

@@ -1,0 +1,80 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
+// stays, unless it is errNoResume.
+func (m *Machine) resume(ctx context.Context, img image.Image) error {
+	m.Progress.Start("resume", "resume the suspended VM")
+	if err := m.checkKeys("devvm down --discard; devvm up"); err != nil {
+		return err
+	}
+	// QEMU reads them again. The guest has read them; its engine's settings are still those.
+	if err := m.writeCredentials(img, credentialDaemon); err != nil {
+		return err
+	}
+	if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
+		return err
+	}
+	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
+		_ = m.Daemons(m.Project).StopNetwork(context.WithoutCancel(ctx))
+		if errors.Is(err, vm.ErrMemory) {
+			return fmt.Errorf("%w: %w", errNoResume, err)
+		}
+		return errKept(err)
+	}
+	if err := m.Daemons(m.Project).StartSupervisor(ctx, m.Accel == vm.AccelTCG); err != nil {
+		return err
+	}
+	if err := m.WaitReady(ctx, nil); err != nil {
+		return err
+	}
+	m.NoteClashes(ctx)
+	return nil
+}
+
+// errKept explains why a suspended VM stays so.
+func errKept(err error) error {
+	hint := "mend that, then: devvm up"
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		hint = "make room (devvm df, devvm prune), then: devvm up"
+	case errors.Is(err, syscall.ENOMEM):
+		hint = "end what else takes this host's memory, then: devvm up"
+	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
+		hint = "try again: devvm up (what this host lacks: devvm doctor)"
+	case errors.Is(err, vm.ErrAccel):
+		hint = "let KVM work again (devvm doctor), then: devvm up"
+	}
+	return &ui.Error{
+		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
+		Hint: hint + "\nor boot it without its memory, as after a power cut: devvm down --discard; devvm up",
+		Err:  err,
+	}
+}
+
+// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
+// boot. Afresh are the commands that boot it.
+func (m *Machine) checkKeys(afresh string) error {
+	if _, err := guest.LoadKeys(m.Files.Keys()); err != nil {
+		return &ui.Error{
+			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + m.Files.Keys(),
+			Hint: "put them back, or boot it with new ones: " + afresh,
+			Err:  err,
+		}
+	}
+	return nil
+}
+
+// errNoResume says that a suspended VM's memory is of no use any more.
+var errNoResume = errors.New("the VM's saved memory cannot be resumed")

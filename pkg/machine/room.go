@@ -1,0 +1,97 @@
+package machine
+
+import (
+	"fmt"
+
+	"github.com/devvm/devvm/pkg/state"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vm"
+)
+
+// roomNeeded is what must be free for a new VM: its disk's first growth and, for a
+// fork, the copy of its memory.
+const roomNeeded = 2 << 30
+
+// CheckRoomForVM refuses to make a VM where the next write could fail.
+func (e *Env) CheckRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
+
+// CheckRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
+// what an earlier nuke has kept goes.
+func (e *Env) CheckRoomToNuke(f state.Files) error {
+	goes := f.Undo
+	if f.LeavesUndo() {
+		goes = f.VM
+	}
+	err := e.checkRoom(e.Dirs.Data, roomNeeded-file.Used(goes), "a new VM beside the one that is kept for devvm nuke --undo")
+	if err == nil {
+		return nil
+	}
+	return &ui.Error{
+		Msg:  "nothing was replaced: " + err.Error(),
+		Hint: ui.Hint(err) + "\nor, if nothing of the VM is to be kept: devvm rm; devvm up",
+		Kind: unix.ENOSPC,
+	}
+}
+
+// free is how many bytes can be written into a directory.
+func (e *Env) free(dir string) (int64, error) {
+	if e.Free != nil {
+		return e.Free(dir)
+	}
+	return file.Free(dir)
+}
+
+// roomToRun is what must be free where a VM's disk is for it to run: it is stopped by a write
+// that finds no room, and would be again by the next one.
+const roomToRun = 32 << 20
+
+// CheckRoomToRun refuses to start a VM that its first write would stop.
+func (e *Env) CheckRoomToRun(f state.Files) error {
+	return e.checkRoom(f.Root, roomToRun, "a running VM")
+}
+
+// ErrFull says that a VM cannot run because there is no room for what it writes; nil if there is.
+func (e *Env) ErrFull(f state.Files) error {
+	free, err := e.free(f.VM)
+	if err != nil || free >= roomToRun {
+		return nil //nolint:nilerr // then the disk is not known to be full
+	}
+	return &ui.Error{
+		Code: ui.ExitNotRunning,
+		Msg:  fmt.Sprintf("the VM is paused: the host's disk is full (%s are free in %s)", ui.Size(free), f.VM),
+		Hint: "make room, and it goes on by itself: devvm df shows what devvm takes, devvm prune gives back what nothing uses",
+		Kind: unix.ENOSPC,
+	}
+}
+
+// CheckRoomForMemory refuses to write a running VM's memory into dir if it may not
+// find room there, and leave some: what a snapshot has written when it fails, QEMU keeps for
+// the next one.
+func (e *Env) CheckRoomForMemory(dir string, dom vm.Domain) error {
+	need := dom.Memory
+	if p, err := procfs.NewProc(dom.PID); err == nil { // pages that the guest never used are not written
+		if stat, err := p.Stat(); err == nil {
+			need = min(need, int64(stat.ResidentMemory()))
+		}
+	}
+	return e.checkRoom(dir, need+roomToRun, "the VM's memory")
+}
+
+// checkRoom refuses to write where less than need bytes are free. A dir that does not
+// exist yet will be made where its parent is.
+func (e *Env) checkRoom(dir string, need int64, what string) error {
+	free, err := e.free(dir)
+	if err != nil || free >= need {
+		return nil //nolint:nilerr // what fails next says why
+	}
+	return &ui.Error{
+		Msg:  fmt.Sprintf("only %s are free in %s; %s needs %s", ui.Size(free), dir, what, ui.Size(need)),
+		Hint: "see what takes the room with: devvm df, and give back what nothing uses with: devvm prune",
+		Err:  unix.ENOSPC,
+	}
+}

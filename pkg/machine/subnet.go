@@ -1,0 +1,83 @@
+package machine
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/devvm/devvm/pkg/state"
+
+	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/subnet"
+)
+
+// The engine gives its networks addresses when they are made, from pools that it reads when it
+// starts. So they are chosen whenever a VM is forked or booted, and are part of its template's
+// shape: an engine is not restarted for them. What comes up on the host later can only be told.
+
+// routes are the networks that this host reaches now; none, if the kernel does not say.
+func (e *Env) routes() []subnet.Route {
+	look := e.Routes
+	if look == nil {
+		look = subnet.HostRoutes
+	}
+	list, err := look()
+	if err != nil {
+		e.Log.Warn("the engine's networks may hide what this host reaches", "err", err)
+	}
+	return list
+}
+
+// choosePools chooses from what the engine's networks get addresses; nil: devvm.toml says so.
+func (m *Machine) choosePools() subnet.Pools {
+	if m.pools != nil || m.Config.HasPools() {
+		return m.pools
+	}
+	daemon, _ := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon)) // none: a new VM
+	had, _ := subnet.Of(daemon)
+	routes := m.routes()
+	pools, why := subnet.Choose(routes, had)
+	m.pools = pools
+	if _, still := pools.Overlap(routes); still {
+		m.Progress.Note("the engine's networks hide %s of this host, and all other addresses that devvm has for them would hide something; choose some: [docker.daemon] default-address-pools in devvm.toml", why)
+	} else if why != (subnet.Route{}) && !slices.Equal(pools, had) {
+		m.Progress.Note("the engine's networks get addresses of %s: Docker's own would hide %s of this host", pools[0].Base, why)
+	}
+	return m.pools
+}
+
+// AdviceClash says what to do about a network that hides something of this host.
+const AdviceClash = "devvm down; devvm up lets the engine choose others, for networks when they are made again (docker compose down, docker network rm)"
+
+// patienceClashes bounds the engine's answer.
+const patienceClashes = 5 * time.Second
+
+// Clashes finds the networks of a running engine that hide what this host reaches now, perhaps
+// by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
+// made with.
+func (e *Env) Clashes(ctx context.Context, f state.Files) []subnet.Clash {
+	routes := e.routes()
+	if len(routes) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, patienceClashes)
+	defer cancel()
+	networks, err := engine.GetNetworks(ctx, f.DockerSocket())
+	if err != nil {
+		e.Log.Debug("the engine's networks are not known", "err", err)
+	}
+	list := make([]subnet.Network, len(networks))
+	for i, n := range networks {
+		list[i] = subnet.Network(n)
+	}
+	return subnet.Clashes(routes, list)
+}
+
+// NoteClashes notes the networks that hide something.
+func (m *Machine) NoteClashes(ctx context.Context) {
+	for _, c := range m.Clashes(ctx, m.Files) {
+		m.Progress.Note("%s; %s", c, AdviceClash)
+	}
+}

@@ -1,0 +1,159 @@
+package state
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/ui"
+)
+
+// Record is the content of project.json: which directory the files belong to
+// when no domain says it. Dir is bytes, since a path need not be UTF-8.
+type Record struct {
+	Dir   []byte `json:"dir"`
+	Being string `json:"being,omitempty"` // see BeingOf
+	// Adopts is the name of the project whose VM this one is taking over, see Move; From is its
+	// directory, and Same says that this is the same directory.
+	Adopts string `json:"adopts,omitempty"`
+	From   []byte `json:"from,omitempty"`
+	Same   bool   `json:"same,omitempty"`
+}
+
+// BeingOf is what a directory keeps when it is renamed, and a copy of it does not have: its
+// number, and when it was made, where the file system knows (statx(2)). It is "" if there is none.
+// A link to a directory is not the directory.
+func BeingOf(dir string) string {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
+		return ""
+	}
+	return fmt.Sprintf("%d %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
+}
+
+// IsSure tells whether what BeingOf has returned is of one directory alone: numbers are given again.
+func IsSure(being string) bool { return being != "" && !strings.HasSuffix(being, " 0.000000000") }
+
+// WriteRecord notes the directory beside the project's files.
+func (f Files) WriteRecord(dir string) error {
+	return f.write(Record{Dir: []byte(dir), Being: BeingOf(dir)})
+}
+
+// NoteDir is WriteRecord, unless the VM was made for another directory, which has gone from this
+// path: that one may come for its VM.
+func (f Files) NoteDir(dir string) error {
+	if f.IsReplaced(dir) {
+		return nil
+	}
+	return f.WriteRecord(dir)
+}
+
+// IsReplaced tells whether a directory is known not to be the one that the VM was made for.
+func (f Files) IsReplaced(dir string) bool {
+	_, being := f.Recorded()
+	now := BeingOf(dir)
+	return f.IsUsed() && IsSure(being) && now != "" && now != being
+}
+
+// WriteAdopts notes that the project is taking over another one's VM.
+func (f Files) WriteAdopts(dir string, from Project, same bool) error {
+	return f.write(Record{Dir: []byte(dir), Being: BeingOf(dir), Adopts: from.Name, From: []byte(from.Dir), Same: same})
+}
+
+func (f Files) write(r Record) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", f.Record, err)
+	}
+	return file.Replace(f.Record, b, 0o600)
+}
+
+// Adopts is the name of the project whose VM this one is taking over; "": none.
+func (f Files) Adopts() string {
+	r, err := f.ReadRecord()
+	if err != nil {
+		return ""
+	}
+	return r.Adopts
+}
+
+// RecordedDir returns the directory noted, or "".
+func (f Files) RecordedDir() string {
+	dir, _ := f.Recorded()
+	return dir
+}
+
+// Recorded returns the directory noted, and its being then.
+func (f Files) Recorded() (dir, being string) {
+	r, err := f.ReadRecord()
+	if err != nil {
+		return "", ""
+	}
+	return string(r.Dir), r.Being
+}
+
+// ReadRecord reads the record of whose the files are.
+func (f Files) ReadRecord() (Record, error) {
+	var r Record
+	b, err := os.ReadFile(f.Record)
+	if err == nil {
+		err = json.Unmarshal(b, &r)
+	}
+	return r, err
+}
+
+// Adopter returns the directory of the project that has begun to take over this one's VM.
+func (f Files) Adopter() (dir string, ok bool) {
+	all, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Root), "*", filepath.Base(f.Record)))
+	for _, path := range all {
+		r, err := Files{Record: path}.ReadRecord()
+		if err == nil && r.Adopts == filepath.Base(f.Root) && path != f.Record {
+			return string(r.Dir), true
+		}
+	}
+	return "", false
+}
+
+// checkMoved keeps other verbs away from a project of which a part is elsewhere, because a move
+// was interrupted. What rm leaves is whole.
+func (f Files) checkMoved(verb string) error {
+	if verb == "move" || verb == "rm" {
+		return nil
+	}
+	if verb != "up" && f.Adopts() != "" { // up completes it
+		return ErrAdopts()
+	}
+	if dir, ok := f.Adopter(); ok {
+		return ErrLeaves(dir)
+	}
+	return nil
+}
+
+// ErrAdopts says that a project has taken over a part of another one's VM.
+func ErrAdopts() error {
+	return &ui.Error{
+		Msg:  "this directory has begun to take over the VM of another one, and was interrupted",
+		Hint: "complete that with: devvm move",
+	}
+}
+
+// ErrLeaves says that a part of a project's VM is with that of another directory.
+func ErrLeaves(dir string) error {
+	to := Identify(dir).Name
+	return &ui.Error{
+		Msg:  fmt.Sprintf("%s has begun to take over the VM of this project, and was interrupted", dir),
+		Hint: fmt.Sprintf("complete that with: devvm move --project %s (or, if that directory is gone: devvm rm --project %s)", to, to),
+	}
+}
+
+// KeepsDir tells whether a project's directory is still where it was. Same says that the directory
+// of the record is known to be elsewhere: what is in its place is another.
+func (f Files) KeepsDir(dir string, same bool) bool {
+	_, being := f.Recorded()
+	return Exists(dir) && !(same && BeingOf(dir) != being)
+}
