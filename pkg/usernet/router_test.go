@@ -132,11 +132,16 @@ func TestIPv6InNamespace(t *testing.T) {
 		r.wants(t, "the host", udpProto, at(step.address), step.udp)
 		r.wants(t, "the host", icmp6Proto, at(step.address), step.ping)
 	}
-	for _, address := range []string{linkLocal(t), "fe80::1", "64:ff9b::127.0.0.1", "::127.0.0.1", "fd64:6576:766d::1"} {
+	for _, address := range []string{linkLocal(t), "fe80::1", "64:ff9b::127.0.0.1", "64:ff9b:1:0:1::8.8.8.8", "::127.0.0.1", "fd64:6576:766d::1"} {
 		r.wants(t, "no destination", tcpProto, at(address), "unreachable 1")
 		r.wants(t, "no destination", udpProto, at(address), "unreachable 1")
 	}
-	for _, address := range []string{"64:ff9b::" + hostAddr, "2002:a4d:1::1", "fd00:ec2::254"} {
+	if err := netlink.RouteAdd(&netlink.Route{
+		Dst: prefix("10.99.0.0/16"), LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, address := range []string{"64:ff9b::" + hostAddr, "64:ff9b::10.99.3.4", "2002:a4d:1::1", "fd00:ec2::254"} {
 		r.wants(t, "the host, or metadata, by another name", tcpProto, at(address), "rst")
 		r.wants(t, "the host, or metadata, by another name", udpProto, at(address), "unreachable 4")
 	}
