@@ -35,6 +35,12 @@ func ipFrame(proto tcpip.TransportProtocolNumber, src, dst string, port uint16) 
 	return ethernetFrame(socket.Protocol(to), append(ipHeader(proto, from, to, 64, len(payload)), payload...))
 }
 
+// fragment makes the packet of IPv4 in a frame a part of a larger one.
+func fragment(frame []byte, flags uint8, offset uint16) []byte {
+	header.IPv4(frame[header.EthernetMinimumSize:]).SetFlagsFragmentOffset(flags, offset)
+	return frame
+}
+
 // discoveryFrame makes one of neighbour discovery, for a target, if any.
 func discoveryFrame(kind header.ICMPv6Type, hops uint8, src, dst, target string) []byte {
 	message := make([]byte, 8)
@@ -74,6 +80,7 @@ func TestInspect(t *testing.T) {
 		{"ping of the gateway", ipFrame(icmp, "192.0.2.2", "192.0.2.1", 0), deliver, allowed},
 		{"ping of the host's alias", ipFrame(icmp, "192.0.2.2", "192.0.2.254", 0), deliver, allowed},
 		{"ping out", ipFrame(icmp, "192.0.2.2", "198.51.100.7", 0), echo, allowed},
+		{"the first part of a ping", fragment(ipFrame(icmp, "192.0.2.2", "198.51.100.7", 0), header.IPv4FlagMoreFragments, 0), reject, refuseProtocol},
 		{"ping of a neighbour", ipFrame(icmp, "192.0.2.2", "192.0.2.77", 0), reject, refuseProtocol},
 		{"ping from elsewhere", ipFrame(icmp, "10.1.2.3", "198.51.100.7", 0), reject, refuseSource},
 		{"ping from the management address", ipFrame(icmp, "192.0.2.4", "198.51.100.7", 0), reject, refuseSource},
@@ -212,10 +219,29 @@ func TestICMPError(t *testing.T) {
 		t.Errorf("quotes %x, want %x", quoted, want)
 	}
 
-	fragment := ipFrame(header.TCPProtocolNumber, "192.0.2.2", "127.0.0.2", 80)
-	header.IPv4(fragment[header.EthernetMinimumSize:]).SetFlagsFragmentOffset(0, 64)
-	if icmpError(fragment, prohibited) != nil {
-		t.Error("a later fragment was answered")
+	message := func(kind header.ICMPv4Type) []byte {
+		frame := ipFrame(header.ICMPv4ProtocolNumber, "192.0.2.2", "198.51.100.7", 0)
+		frame[header.EthernetMinimumSize+header.IPv4MinimumSize] = byte(kind)
+		return frame
+	}
+	const more = header.IPv4FlagMoreFragments
+	for _, c := range []struct {
+		name  string
+		frame []byte
+		want  bool
+	}{
+		{"a ping", message(header.ICMPv4Echo), true},
+		{"the first fragment of a ping", fragment(message(header.ICMPv4Echo), more, 0), true},
+		{"a later fragment of a ping", fragment(message(header.ICMPv4Echo), more, 64), false},
+		{"the last fragment of a ping", fragment(message(header.ICMPv4Echo), 0, 64), false},
+		{"an answer to a ping", message(header.ICMPv4EchoReply), false},
+		{"the first fragment of an error", fragment(message(header.ICMPv4DstUnreachable), more, 0), false},
+		{"the first fragment of a datagram", fragment(ipFrame(header.UDPProtocolNumber, "192.0.2.2", "198.51.100.7", 80), more, 0), true},
+		{"a later fragment of a segment", fragment(ipFrame(header.TCPProtocolNumber, "192.0.2.2", "127.0.0.2", 80), 0, 64), false},
+	} {
+		if got := icmpError(c.frame, prohibited) != nil; got != c.want {
+			t.Errorf("%s: answered %v, want %v", c.name, got, c.want)
+		}
 	}
 	if icmpError(answer, prohibited) != nil {
 		t.Error("an ICMP error was answered")

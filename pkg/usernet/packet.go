@@ -16,7 +16,7 @@ type packet struct {
 	proto         tcpip.TransportProtocolNumber
 	head, payload []byte
 	hops          uint8
-	part, later   bool // a fragment, and not the first one
+	part, later   bool // a fragment, and one that is not the first
 }
 
 // parsePacket reads the packet in a frame, which has an Ethernet header. It is false if that
@@ -49,10 +49,10 @@ func parsePacket(frame []byte) (packet, bool) {
 	return packet{}, false
 }
 
-// icmpType is the type of a message of either version; it is false for what is none, or not
-// whole.
+// icmpType is the type of a message of either version, which the first fragment has, too; it is
+// false for what is none.
 func (p packet) icmpType() (byte, bool) {
-	if p.proto != icmpProtocol(p.dst) || p.part || len(p.payload) < header.ICMPv4MinimumSize {
+	if p.proto != icmpProtocol(p.dst) || p.later || len(p.payload) < header.ICMPv4MinimumSize {
 		return 0, false
 	}
 	return p.payload[0], true
@@ -61,7 +61,7 @@ func (p packet) icmpType() (byte, bool) {
 // isPing tells whether a packet is a whole echo request.
 func (p packet) isPing() bool {
 	kind, ok := p.icmpType()
-	return ok && kind == echoRequest(p.dst) && p.payload[1] == 0
+	return ok && !p.part && kind == echoRequest(p.dst) && p.payload[1] == 0
 }
 
 // isDHCP says whether a packet goes to a DHCP server.
