@@ -28,48 +28,61 @@ var outside6 = netip.MustParseAddr("2000::1")
 var allNodes = netip.MustParseAddr("ff02::1")
 
 const (
-	// lookRoute is between two looks at the host's way out.
-	lookRoute = 5 * time.Second
+	// lookEvery is between two looks at the host's way out.
+	lookEvery = 5 * time.Second
 	// advertiseEvery is between two advertisements if nothing changes, and routeLife how long
 	// one holds for the VM.
 	advertiseEvery = 10 * time.Minute
 	routeLife      = time.Hour
-	// manyNeighbours bounds the addresses that the VM can send from at a time. The oldest makes
-	// room; what was under way to it is lost.
+	// manyNeighbours bounds the addresses that the VM can send from at a time. The one that has
+	// been silent longest makes room. What comes for it is lost until it sends again: nobody asks
+	// the VM where it is.
 	manyNeighbours = 16
 )
 
 // keepRoute tells the VM when the host gets or loses its way out, until ctx ends.
 func (s *Stack) keepRoute(ctx context.Context) {
-	tick := time.NewTicker(lookRoute)
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for last := time.Now(); ; {
-		has := s.hasRoute6(ctx)
-		if s.route6.Swap(has) != has || time.Since(last) >= advertiseEvery {
-			s.advertise()
-			last = time.Now()
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
+		if s.lookRoute(ctx) || time.Since(last) >= advertiseEvery {
+			s.advertise()
+			last = time.Now()
+		}
 	}
 }
 
-// hasRoute6 tells whether the VM can reach anybody by IPv6: the host has a default route, and
-// an address for it that others can answer to.
-func (s *Stack) hasRoute6(ctx context.Context) bool {
-	if s.policy.now().Offline {
-		return false
+// lookRoute looks whether the VM can reach everybody by IPv6: the host has a default route, and an
+// address for it that everybody can answer to, so no unique local one. It tells whether that has
+// changed. If the kernel does not answer, what was known holds.
+func (s *Stack) lookRoute(ctx context.Context) bool {
+	has := false
+	if !s.policy.now().Offline {
+		host, err := s.policy.look(ctx, outside6)
+		if err != nil {
+			return false
+		}
+		has = host.Route == routeUnicast && isGlobal6(host.From)
 	}
-	host, err := s.policy.look(ctx, outside6)
-	return err == nil && host.Route == routeUnicast && host.From.Is6() && host.From.IsGlobalUnicast()
+	return s.route6.Swap(has) != has
+}
+
+// isGlobal6 tells whether an address is one of IPv6 that everybody can answer to.
+func isGlobal6(a netip.Addr) bool {
+	return a.Is6() && a.IsGlobalUnicast() && !a.IsPrivate() && !siteLocal6.Contains(a)
 }
 
 // advertise sends a router advertisement to the VM's card alone: the management address has no
-// use for IPv6. Before the card is known there is nobody to send one to.
+// use for IPv6. Before the card is known there is nobody to send one to. One at a time looks and
+// sends, so that none of what held before overtakes it.
 func (s *Stack) advertise() {
+	s.advertising.Lock()
+	defer s.advertising.Unlock()
 	if mac, ok := s.guestMAC.Load().(tcpip.LinkAddress); ok {
 		s.cable.WriteFrame(icmpFrame(tcpip.LinkAddress(GatewayMAC), mac, Gateway6, allNodes, header.NDPHopLimit, routerAdvert(s.route6.Load())))
 	}
@@ -138,17 +151,17 @@ type neighbour struct {
 // learn tells the stack where an address is. The goroutine that reads from the VM calls it.
 func (s *Stack) learn(a netip.Addr, mac tcpip.LinkAddress) {
 	i := slices.IndexFunc(s.neighbours, func(n neighbour) bool { return n.addr == a })
+	known := i >= 0 && s.neighbours[i].mac == mac
 	switch {
-	case i >= 0 && s.neighbours[i].mac == mac:
-		return
 	case i >= 0:
-		s.neighbours[i].mac = mac
-	default:
-		if len(s.neighbours) == manyNeighbours {
-			_ = s.net.RemoveNeighbor(nic, socket.Protocol(a), socket.Address(s.neighbours[0].addr))
-			s.neighbours = slices.Delete(s.neighbours, 0, 1)
-		}
-		s.neighbours = append(s.neighbours, neighbour{a, mac})
+		s.neighbours = slices.Delete(s.neighbours, i, i+1)
+	case len(s.neighbours) == manyNeighbours:
+		_ = s.net.RemoveNeighbor(nic, socket.Protocol(a), socket.Address(s.neighbours[0].addr))
+		s.neighbours = slices.Delete(s.neighbours, 0, 1)
+	}
+	s.neighbours = append(s.neighbours, neighbour{a, mac})
+	if known {
+		return
 	}
 	if err := s.net.AddStaticNeighbor(nic, socket.Protocol(a), socket.Address(a), mac); err != nil {
 		s.log.Debug("the VM's address is lost", "address", a, "error", err.String())

@@ -154,8 +154,9 @@ type Stack struct {
 	pressure pressure
 	pings    bool // the host lets this process send some
 
-	route6     atomic.Bool // the host has a way out by IPv6
-	neighbours []neighbour // the oldest in front; the reading goroutine's
+	route6      atomic.Bool // the host has a way out by IPv6
+	advertising sync.Mutex  // held from looking at route6 until the VM is told
+	neighbours  []neighbour // the one that has been silent longest in front; the reading goroutine's
 
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
@@ -310,6 +311,8 @@ func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
 	served := false
 	err := s.cable.Serve(ctx, conn, func() {
 		served = true
+		s.lookRoute(ctx) // before the VM is heard and asks
+		s.advertise()    // if it is known, it knows what held when it was last here
 		wg.Go(func() { s.keepRoute(ctx) })
 		s.setSince(time.Now())
 		s.log.Info("VM connected")
