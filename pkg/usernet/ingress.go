@@ -108,10 +108,10 @@ func (p packet) inspect() (verdict, refusal) {
 
 // fromGuest tells whether a packet has a source that the guest may send from.
 func (p packet) fromGuest() bool {
-	switch {
-	case p.src == Guest:
+	switch p.src {
+	case Guest:
 		return true
-	case p.src == GuestLoopback, p.src == Management:
+	case GuestLoopback, Management:
 		return p.dst == Gateway
 	}
 	return Network6.Contains(p.src) && p.src != Network6.Addr()

@@ -42,7 +42,7 @@ func parsePacket(frame []byte) (packet, bool) {
 		}
 		return packet{
 			src: netip.AddrFrom16(ip.SourceAddress().As16()), dst: netip.AddrFrom16(ip.DestinationAddress().As16()),
-			proto: ip.TransportProtocol(), hops: ip.HopLimit(),
+			proto: tcpip.TransportProtocolNumber(ip.NextHeader()), hops: ip.HopLimit(),
 			head: b[:header.IPv6MinimumSize], payload: b[header.IPv6MinimumSize:][:ip.PayloadLength()],
 		}, true
 	}

@@ -83,7 +83,7 @@ func ipOf(b []byte) ipPacket {
 		return ipPacket{ip.SourceAddress(), ip.DestinationAddress(), ip.TransportProtocol(), b[ip.HeaderLength():]}
 	case len(b) >= header.IPv6MinimumSize && b[0]>>4 == 6:
 		ip := header.IPv6(b)
-		return ipPacket{ip.SourceAddress(), ip.DestinationAddress(), ip.TransportProtocol(), b[header.IPv6MinimumSize:]}
+		return ipPacket{ip.SourceAddress(), ip.DestinationAddress(), tcpip.TransportProtocolNumber(ip.NextHeader()), b[header.IPv6MinimumSize:]}
 	}
 	return ipPacket{} // ARP
 }
