@@ -146,6 +146,8 @@ func runVMScripts(t *testing.T, scripts ...string) {
 				return os.Getenv("DEVVM_TEST_LONG") != "", nil
 			case "outside":
 				return os.Getenv("DEVVM_TEST_OUTSIDE") != "", nil
+			case "outside6":
+				return os.Getenv("DEVVM_TEST_OUTSIDE6") != "", nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
@@ -190,6 +192,9 @@ func setUpVM(e *testscript.Env) error {
 	if host, port, err := net.SplitHostPort(os.Getenv("DEVVM_TEST_OUTSIDE")); err == nil {
 		e.Setenv("OUTSIDE_HOST", host)
 		e.Setenv("OUTSIDE_PORT", port)
+	}
+	if host, _, err := net.SplitHostPort(os.Getenv("DEVVM_TEST_OUTSIDE6")); err == nil {
+		e.Setenv("OUTSIDE6_HOST", host)
 	}
 	e.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	e.Setenv("DOCKER_CONFIG", filepath.Join(e.WorkDir, "docker"))

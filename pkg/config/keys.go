@@ -304,7 +304,8 @@ var schema = []field{
 				"- `\"203.0.113.7\"`, `\"10.20.0.0/16:5432\"`, `\"[2001:db8::]/32:443\"`: addresses and ranges.\n\n" +
 				"With a list or `\"none\"`, the VM's DNS answers only names that the list has; for others it says that they do not exist. " +
 				"A name stands for the addresses that the VM got for it, for as long as the answer says, but at least five minutes; connections that exist stay. " +
-				"It is the name asked for that counts, not those that it is an alias of. Other DNS servers are destinations like any other. The VM has no IPv6 outside of itself yet, so that entries of IPv6 match nothing. " +
+				"It is the name asked for that counts, not those that it is an alias of. Other DNS servers are destinations like any other. An entry of IPv6 means that address or range and no other: `\"0.0.0.0/0\"` allows none of IPv6, and a name both. " +
+				"A container has IPv6 only on [a network made for it](egress.md#ipv6). " +
 				"`devvm egress` shows what was refused, with the line that would allow it. [What it cannot do](security.md#where-the-claim-ends).",
 			Example: `egress = ["registry.example.com:443", "*.example.org", "10.20.0.0/16:5432"]`,
 			Consent: ConsentReach,

@@ -64,7 +64,7 @@ func TestSyntaxErrors(t *testing.T) {
 		"example.org/path", "example.org/24", "example.org:", "example.org:0", "example.org:443:80", "example.org:https", "example.org:65536", "example.org:0443",
 		"1.2.3", "1.2.3.4.5", "256.1.1.1", "1.2.3.4/33", "1.2.3.4/", "1.2.3.4/08", "10.20.0.5/16", "10.20.0.5/16:80", "0x7f.1", "a.0x7f",
 		"2001:db8::7", "2001:db8::7:443", "2001:db8::/32", "[2001:db8::7", "[2001:db8::7]x", "[1.2.3.4]", "[fe80::1%eth0]", "[2001:db8::7]:443:1", "[2001:db8::7]/129", "[::ffff:1.2.3.4]:80",
-		"bücher.example", "127.0.0.1:5432", "127.0.0.53", "localhost:3000", "host.docker.internal:6379", "*.docker.internal", "192.0.2.254:80", "[::1]:80",
+		"bücher.example", "127.0.0.1:5432", "127.0.0.53", "localhost:3000", "host.docker.internal:6379", "*.docker.internal", "192.0.2.254:80", "[fd64:6576:766d::2]", "[::1]:80",
 		"169.254.169.254", "169.254.0.0/16:80", "0.0.0.0", "224.0.0.251:5353", "[fe80::1]", "[ff02::1]",
 		strings.Repeat("a", 64) + ".org", strings.Repeat("a.", 127) + "a",
 	} {

@@ -211,6 +211,7 @@ var never = []struct {
 	{netip.MustParsePrefix("127.0.0.0/8"), "is the host's loopback, or the VM's own", true},
 	{netip.MustParsePrefix("::1/128"), "is the host's loopback, or the VM's own", true},
 	{netip.MustParsePrefix("192.0.2.0/24"), "is on the VM's own network", true},
+	{netip.MustParsePrefix("fd64:6576:766d::/64"), "is on the VM's own network", true},
 	{netip.MustParsePrefix("0.0.0.0/8"), "is no destination", false},
 	{netip.MustParsePrefix("::/128"), "is no destination", false},
 	{netip.MustParsePrefix("169.254.0.0/16"), "is link-local, where clouds give out credentials: no VM reaches it", false},

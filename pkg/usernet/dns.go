@@ -313,8 +313,8 @@ func (r *resolver) answer(query *dns.Msg) *dns.Msg {
 }
 
 // renew looks a name up on behalf of the policy.
-func (r *resolver) renew(ctx context.Context, name string) {
-	query := new(dns.Msg).SetQuestion(dns.Fqdn(name), dns.TypeA)
+func (r *resolver) renew(ctx context.Context, name string, kind uint16) {
+	query := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind)
 	query.SetEdns0(dnsUpstreamSize, false)
 	m := r.hosts.answer(query)
 	if m == nil {

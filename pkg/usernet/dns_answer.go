@@ -16,7 +16,10 @@ var internalNames = map[string]bool{
 }
 
 // internalZones are answered here alone: nobody else knows their names.
-var internalZones = []string{"docker.internal.", "containers.internal.", "2.0.192.in-addr.arpa.", "localhost."}
+var internalZones = []string{
+	"docker.internal.", "containers.internal.", "localhost.",
+	"2.0.192.in-addr.arpa.", "0.0.0.0.d.6.6.7.6.7.5.6.4.6.d.f.ip6.arpa.",
+}
 
 // internalAnswer answers for this network, and is nil for other names.
 func internalAnswer(query *dns.Msg) *dns.Msg {

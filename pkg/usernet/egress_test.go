@@ -115,6 +115,7 @@ type outsideNet struct {
 	*clock
 	s *usernet.Stack
 	u *upstream
+	r *root // the same guest, by hand
 }
 
 func newOutside(t *testing.T, p *egress.Policy) outsideNet {
@@ -139,7 +140,14 @@ func newOutside(t *testing.T, p *egress.Policy) outsideNet {
 		},
 	})
 	n.s.SetHost(func(a netip.Addr) bool { return a == netip.MustParseAddr("198.51.100.99") })
-	n.client = client{t, plug(t, n.s, usernettest.Options{})}
+	n.r = &root{frames: make(chan []byte, 1000)}
+	n.client = client{t, plug(t, n.s, usernettest.Options{Frames: func(f []byte) {
+		select {
+		case n.r.frames <- f:
+		default: // nobody looks
+		}
+	}})}
+	n.r.Guest = n.g
 	return n
 }
 
@@ -291,6 +299,38 @@ func TestEgressAnswerGrowsOld(t *testing.T) {
 	n.wantReach("", "tcp", "198.51.100.2:80")
 	if got := n.u.queries()[before:]; len(got) != 0 {
 		t.Errorf("the nameserver was asked %q", got)
+	}
+}
+
+// A name's addresses of IPv6 count like those of IPv4, and are asked for again.
+func TestEgressIPv6(t *testing.T) {
+	n := newOutside(t, policyOf(t, "www.example.org", "[2001:db8:2::]/48:7"))
+	n.set(t, "www.example.org. 1 AAAA 2001:db8::1", "other.example.org. 1 AAAA 2001:db8::3")
+	n.r.wants(t, "not asked for yet", tcpProto, at("2001:db8::1"), "rst")
+	n.ask("udp", "www.example.org", dns.TypeAAAA)
+	n.ask("udp", "other.example.org", dns.TypeAAAA)
+	n.r.wants(t, "a name", tcpProto, at("2001:db8::1"), "syn-ack")
+	n.r.wants(t, "a range", tcpProto, at("2001:db8:2::9"), "syn-ack")
+	n.r.wants(t, "another name", tcpProto, at("2001:db8::3"), "rst")
+	n.r.wants(t, "beside the range", udpProto, at("2001:db8:3::9"), "unreachable 4")
+
+	n.forward(6 * time.Minute)
+	before := len(n.u.queries())
+	n.r.wants(t, "a name's, still", tcpProto, at("2001:db8::1"), "syn-ack")
+	if got := n.u.queries()[before:]; len(got) != 1 || got[0] != "udp www.example.org. AAAA" {
+		t.Errorf("the nameserver was asked %q", got)
+	}
+	n.set(t, "www.example.org. 1 AAAA 2001:db8::4")
+	n.forward(30 * time.Minute)
+	n.r.wants(t, "a name's no more", tcpProto, at("2001:db8::1"), "rst")
+
+	// What was refused comes with the line that would allow it.
+	found := false
+	for _, a := range n.s.Egress().Attempts {
+		found = found || a.Address == "2001:db8:3::9" && a.Allow != nil && a.Allow.Entry == `"[2001:db8:3::9]:7"`
+	}
+	if !found {
+		t.Errorf("%+v", n.s.Egress().Attempts)
 	}
 }
 

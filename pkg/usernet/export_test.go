@@ -20,6 +20,18 @@ func (s *Stack) SetHost(own func(netip.Addr) bool) {
 	}
 }
 
+// SetWayOut6 makes the host one that reaches everybody by IPv6, and sends from that address
+// there.
+func (s *Stack) SetWayOut6(from netip.Addr) {
+	s.policy.look = func(context.Context, netip.Addr) (hostView, error) { return hostView{From: from}, nil }
+}
+
+// HasRoute6 looks whether the host has a way out by IPv6, as the stack does now and then.
+func (s *Stack) HasRoute6(ctx context.Context) bool {
+	s.lookRoute(ctx)
+	return s.route6.Load()
+}
+
 // ParseHosts parses a hosts file.
 var ParseHosts = parseHosts
 

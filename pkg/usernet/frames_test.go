@@ -43,7 +43,21 @@ func FuzzFrames(f *testing.F) {
 	fragment := udpFrame(guest, at("198.51.100.7:53"), make([]byte, 64))
 	ip := header.IPv4(fragment[header.EthernetMinimumSize:])
 	ip.SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, 0)
+	guest6, outside6 := at("[fd64:6576:766d::2]:40000"), at("[2001:db8::7]:80")
+	echo6 := func(kind header.ICMPv6Type, rest ...byte) []byte {
+		return ipFrame(header.ICMPv6ProtocolNumber, guest6.Addr(), outside6.Addr(), append([]byte{byte(kind), 0, 0, 0, 0, 1, 0, 1}, rest...))
+	}
+	discovery := func(kind header.ICMPv6Type, from, to string, rest []byte) []byte {
+		frame := ipFrame(header.ICMPv6ProtocolNumber, netip.MustParseAddr(from), netip.MustParseAddr(to), append([]byte{byte(kind), 0, 0, 0, 0, 0, 0, 0}, rest...))
+		header.IPv6(frame[header.EthernetMinimumSize:]).SetHopLimit(header.NDPHopLimit)
+		return frame
+	}
 	for _, frames := range [][][]byte{
+		{hello, tcpFrame(guest6, outside6, 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest6, outside6, 2, 0, header.TCPFlagAck, 0, []byte("GET /"))},
+		{hello, udpFrame(guest6, at("[2001:db8::7]:53"), []byte("x")), echo6(header.ICMPv6EchoRequest), echo6(header.ICMPv6PacketTooBig, make([]byte, 48)...)},
+		{hello, tcpFrame(guest6, at("[::1]:22"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest6, at("[64:ff9b::10.66.0.1]:22"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest6, at("[::ffff:10.66.0.1]:22"), 1, 0, header.TCPFlagSyn, 65535, nil)},
+		{hello, discovery(header.ICMPv6RouterSolicit, "::", "ff02::2", nil), discovery(header.ICMPv6NeighborSolicit, "fe80::2", "ff02::1:ff00:1", usernet.Gateway6.AsSlice()), discovery(header.ICMPv6NeighborSolicit, "::", "ff02::1:ff00:1", usernet.Gateway6.AsSlice())},
+		{hello, ipFrame(44, guest6.Addr(), outside6.Addr(), append([]byte{17, 0, 0, 1, 0, 0, 0, 1}, make([]byte, 64)...)), ipFrame(0, guest6.Addr(), outside6.Addr(), append([]byte{6, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))},
 		{hello, tcpFrame(guest, at("198.51.100.7:80"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest, at("198.51.100.7:80"), 2, 0, header.TCPFlagAck, 0, []byte("GET /"))},
 		{hello, tcpFrame(guest, at("192.0.2.1:13"), 1, 0, header.TCPFlagSyn, 0, nil), tcpFrame(guest, at("192.0.2.1:53"), 1, 0, header.TCPFlagSyn, 0, nil)},
 		{hello, udpFrame(guest, at("198.51.100.7:53"), []byte("x")), udpFrame(guest, at("198.51.100.7:53"), nil)},

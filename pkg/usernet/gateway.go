@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
@@ -206,7 +205,7 @@ func serveDaytime(ctx context.Context, accept func() (*socket.TCP, error)) error
 // answer sends a datagram of a gateway's service to who has asked; to everybody, if
 // that is nobody's address.
 func (s *Stack) answer(from stack.TransportEndpointID, to netip.AddrPort, b []byte) error {
-	route, err := s.net.FindRoute(nic, socket.Address(Gateway), socket.Address(to.Addr()), ipv4.ProtocolNumber, false)
+	route, err := s.net.FindRoute(nic, socket.Address(Gateway), socket.Address(to.Addr()), socket.Protocol(Gateway), false)
 	if err != nil {
 		return errors.New(err.String())
 	}

@@ -445,6 +445,14 @@ func ethernetFrame(kind tcpip.NetworkProtocolNumber, payload []byte) []byte {
 }
 
 func ipFrame(proto tcpip.TransportProtocolNumber, src, dst netip.Addr, payload []byte) []byte {
+	if src.Is6() {
+		ip := header.IPv6(make([]byte, header.IPv6MinimumSize, header.IPv6MinimumSize+len(payload)))
+		ip.Encode(&header.IPv6Fields{
+			PayloadLength: uint16(len(payload)), TransportProtocol: proto, HopLimit: 64,
+			SrcAddr: tcpip.AddrFrom16(src.As16()), DstAddr: tcpip.AddrFrom16(dst.As16()),
+		})
+		return ethernetFrame(header.IPv6ProtocolNumber, append(ip, payload...))
+	}
 	ip := header.IPv4(make([]byte, header.IPv4MinimumSize, header.IPv4MinimumSize+len(payload)))
 	ip.Encode(&header.IPv4Fields{
 		TotalLength: uint16(header.IPv4MinimumSize + len(payload)), TTL: 64, Protocol: uint8(proto),

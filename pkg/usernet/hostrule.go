@@ -36,6 +36,7 @@ const (
 	refuseVMNetwork   refusal = "address of the VM's own network"
 	refuseHost        refusal = "address of the host"
 	refuseTranslated  refusal = "led to the host by its own rules"
+	refuseTranslation refusal = "leads to an unknown IPv4 address"
 	refuseUnknown     refusal = "host's addresses could not be read"
 	refuseOffline     refusal = "the VM is offline"
 	refuseEgress      refusal = "not in egress of devvm.toml"
@@ -53,24 +54,34 @@ var metadata = map[netip.Addr]bool{
 	netip.MustParseAddr("169.254.169.254"): true, // AWS, Azure, Google, OpenStack, Oracle, …
 	netip.MustParseAddr("169.254.170.2"):   true, // AWS ECS task credentials
 	netip.MustParseAddr("169.254.170.23"):  true, // AWS EKS pod identity
-	netip.MustParseAddr("fd00:ec2::254"):   true, // AWS
-	netip.MustParseAddr("fd00:ec2::23"):    true, // AWS EKS pod identity
-	netip.MustParseAddr("fd20:ce::254"):    true, // Google
 	netip.MustParseAddr("100.100.100.200"): true, // Alibaba
 	netip.MustParseAddr("168.63.129.16"):   true, // Azure's wire server
 	netip.MustParseAddr("192.0.0.192"):     true, // Oracle
 	netip.MustParseAddr("169.254.42.42"):   true, // Scaleway
-	netip.MustParseAddr("fd00:42::42"):     true, // Scaleway
+	// The same of IPv6. OpenStack's is link-local.
+	netip.MustParseAddr("fd00:ec2::254"):      true, // AWS
+	netip.MustParseAddr("fd00:ec2::23"):       true, // AWS EKS pod identity
+	netip.MustParseAddr("fd20:ce::254"):       true, // Google
+	netip.MustParseAddr("fd00:c1::a9fe:a9fe"): true, // Oracle
+	netip.MustParseAddr("fd00:42::42"):        true, // Scaleway
+	netip.MustParseAddr("fd00:a9fe:a9fe::1"):  true, // Akamai (Linode)
+	netip.MustParseAddr("fd00:100::100:200"):  true, // Alibaba
 }
 
 var (
-	thisNetwork   = netip.MustParsePrefix("0.0.0.0/8")
-	broadcast4    = netip.MustParseAddr("255.255.255.255")
-	siteLocal6    = netip.MustParsePrefix("fec0::/10") // deprecated, but kernels route it
-	compatible6   = netip.MustParsePrefix("::/96")
-	sixToFour     = netip.MustParsePrefix("2002::/16")
+	thisNetwork = netip.MustParsePrefix("0.0.0.0/8")
+	broadcast4  = netip.MustParseAddr("255.255.255.255")
+	siteLocal6  = netip.MustParsePrefix("fec0::/10") // deprecated, but kernels route it
+	compatible6 = netip.MustParsePrefix("::/96")
+	sixToFour   = netip.MustParsePrefix("2002::/16")
+	teredo      = netip.MustParsePrefix("2001::/32")
+	// A site translates with any part of localUse6 (RFC 8215), and where the IPv4 address is in
+	// it depends on that part's length (RFC 6052, 2.2). Most take localNAT64.
+	localUse6     = netip.MustParsePrefix("64:ff9b:1::/48")
+	localNAT64    = netip.MustParsePrefix("64:ff9b:1::/96")
 	translations6 = []netip.Prefix{ // the last 32 bits are an IPv4 address
 		netip.MustParsePrefix("64:ff9b::/96"),
+		localNAT64,
 		netip.MustParsePrefix("::ffff:0:0:0/96"),
 	}
 )
@@ -94,8 +105,10 @@ func staticRefusal(a netip.Addr) refusal {
 		return refuseMulticast
 	case a == broadcast4:
 		return refuseBroadcast
-	case Network.Contains(a):
+	case Network.Contains(a), Network6.Contains(a):
 		return refuseVMNetwork
+	case localUse6.Contains(a) && !localNAT64.Contains(a):
+		return refuseTranslation
 	}
 	if v4, ok := embedded4(a); ok {
 		return staticRefusal(v4)
@@ -112,6 +125,9 @@ func embedded4(a netip.Addr) (netip.Addr, bool) {
 	b := a.As16()
 	if sixToFour.Contains(a) {
 		return netip.AddrFrom4([4]byte(b[2:6])), true
+	}
+	if teredo.Contains(a) { // RFC 4380, 4
+		return netip.AddrFrom4([4]byte{^b[12], ^b[13], ^b[14], ^b[15]}), true
 	}
 	for _, p := range append(translations6, compatible6) {
 		if p.Contains(a) {
@@ -136,10 +152,11 @@ const (
 type hostView struct {
 	Addrs []netip.Prefix // of all interfaces, with their networks
 	Route routeKind      // of the address in question
+	From  netip.Addr     // what the host would send from, on that route; invalid: unknown
 }
 
 // hostRefusal judges an address by what the host is now. It says nothing of
-// what [staticRefusal] refuses.
+// what [staticRefusal] refuses, nor of an IPv4 address within.
 func hostRefusal(a netip.Addr, host hostView) refusal {
 	a = a.WithZone("").Unmap()
 	for _, p := range host.Addrs {
@@ -160,9 +177,6 @@ func hostRefusal(a netip.Addr, host hostView) refusal {
 	case routeMulticast:
 		return refuseMulticast
 	}
-	if v4, ok := embedded4(a); ok {
-		return hostRefusal(v4, host)
-	}
 	return allowed
 }
 
@@ -175,17 +189,27 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-// checkHost applies the whole first rule to one address, now. If the kernel
-// does not answer, the address is refused.
+// checkHost applies the whole first rule to one address, now, and to the IPv4
+// address that it holds, if any: a translator, maybe the host itself, sends there
+// what is sent to it. If the kernel does not answer, the address is refused.
 func checkHost(ctx context.Context, a netip.Addr, look func(context.Context, netip.Addr) (hostView, error)) (refusal, error) {
 	if r := staticRefusal(a); r != allowed {
 		return r, nil
 	}
-	host, err := look(ctx, a.WithZone("").Unmap())
-	if err != nil {
-		return refuseUnknown, fmt.Errorf("look up %s on the host: %w", a, err)
+	leads := []netip.Addr{a.WithZone("").Unmap()}
+	if v4, ok := embedded4(leads[0]); ok {
+		leads = append(leads, v4)
 	}
-	return hostRefusal(a, host), nil
+	for _, to := range leads {
+		host, err := look(ctx, to)
+		if err != nil {
+			return refuseUnknown, fmt.Errorf("look up %s on the host: %w", to, err)
+		}
+		if r := hostRefusal(to, host); r != allowed {
+			return r, nil
+		}
+	}
+	return allowed, nil
 }
 
 // lookTimeout bounds each answer of the kernel. The library's own limit is a
@@ -245,6 +269,9 @@ func askHost(kernel *netlink.Handle, a netip.Addr) (hostView, error) {
 		return hostView{}, fmt.Errorf("look up route: %w", err)
 	}
 	for _, r := range routes {
+		if from, ok := netip.AddrFromSlice(r.Src); ok {
+			host.From = from
+		}
 		switch r.Type {
 		case unix.RTN_LOCAL, unix.RTN_ANYCAST:
 			host.Route = routeLocal

@@ -46,6 +46,10 @@ func TestStaticRefusal(t *testing.T) {
 		{"192.0.0.192", refuseMetadata},
 		{"fd00:ec2::254", refuseMetadata},
 		{"fd20:ce::254", refuseMetadata},
+		{"fd00:c1::a9fe:a9fe", refuseMetadata},
+		{"fd00:42::42", refuseMetadata},
+		{"fd00:a9fe:a9fe::1", refuseMetadata},
+		{"fd00:100::100:200", refuseMetadata},
 		{"192.0.2.0", refuseVMNetwork},
 		{"192.0.2.1", refuseVMNetwork},
 		{"192.0.2.2", refuseVMNetwork},
@@ -66,6 +70,16 @@ func TestStaticRefusal(t *testing.T) {
 		{"::ffff:0:127.0.0.1", refuseLoopback},
 		{"2002:7f00:0001::1", refuseLoopback},
 		{"2002:a9fe:a9fe::", refuseMetadata},
+		{"64:ff9b:1::127.0.0.1", refuseLoopback},
+		{"64:ff9b:1::8.8.8.8", allowed},
+		{"64:ff9b:1:0:1::8.8.8.8", refuseTranslation},
+		{"64:ff9b:1:7f00:0:100::", refuseTranslation}, // 127.0.0.1 where the whole /48 translates (RFC 6052, 2.2)
+		{"64:ff9b:1:ffff:ffff:ffff:ffff:ffff", refuseTranslation},
+		{"2001:0:808:808::80ff:fffe", refuseLoopback}, // Teredo, of 127.0.0.1
+		{"fe80::1", refuseLinkLocal},
+		{"fd64:6576:766d::2", refuseVMNetwork},
+		{"fd64:6576:766d:1::2", allowed},
+		{"fd00::1", allowed},
 	} {
 		if got := staticRefusal(netip.MustParseAddr(c.addr)); got != c.want {
 			t.Errorf("%s: %q, want %q", c.addr, got, c.want)
@@ -103,23 +117,78 @@ func TestHostRefusal(t *testing.T) {
 		{"203.0.113.9", routeNone, allowed}, // the dial says that there is no way
 		{"2001:db8::5", routeUnicast, refuseHost},
 		{"2001:db8::6", routeUnicast, allowed},
-		{"64:ff9b::192.168.7.5", routeUnicast, refuseHost},
 		{"::ffff:192.168.7.5", routeUnicast, refuseHost},
-		{"2002:c0a8:0705::1", routeUnicast, refuseHost},
+		{"2001:db8:1::9", routeLocal, refuseHost},
 	} {
-		if got := hostRefusal(netip.MustParseAddr(c.addr), hostView{host, c.route}); got != c.want {
+		if got := hostRefusal(netip.MustParseAddr(c.addr), hostView{Addrs: host, Route: c.route}); got != c.want {
 			t.Errorf("%s, route %d: %q, want %q", c.addr, c.route, got, c.want)
 		}
+	}
+}
+
+// An address that holds one of IPv4 is judged by the host's view of both.
+func TestCheckHostEmbedded(t *testing.T) {
+	var asked []netip.Addr
+	look := func(_ context.Context, a netip.Addr) (hostView, error) {
+		asked = append(asked, a)
+		host := hostView{Addrs: []netip.Prefix{netip.MustParsePrefix("192.168.7.5/24")}}
+		switch a.String() {
+		case "203.0.113.9", "64:ff9b::cb00:710a": // ip route add local 203.0.113.9 dev lo
+			host.Route = routeLocal
+		case "203.0.113.255":
+			host.Route = routeBroadcast
+		case "203.0.113.11":
+			host.Route = routeMulticast
+		}
+		return host, nil
+	}
+	for _, c := range []struct {
+		addr string
+		want refusal
+	}{
+		{"64:ff9b::192.168.7.6", allowed},
+		{"64:ff9b::192.168.7.5", refuseHost},
+		{"64:ff9b::192.168.7.255", refuseBroadcast},
+		{"64:ff9b:1::192.168.7.5", refuseHost},
+		{"2002:c0a8:0705::1", refuseHost},
+		{"2001:0:808:808::3f57:f8fa", refuseHost}, // Teredo, of 192.168.7.5
+		{"64:ff9b::203.0.113.9", refuseHost},
+		{"64:ff9b:1::203.0.113.9", refuseHost},
+		{"::ffff:0:203.0.113.9", refuseHost},
+		{"2002:cb00:7109::1", refuseHost},
+		{"2001:0:808:808::34ff:8ef6", refuseHost}, // Teredo, of 203.0.113.9
+		{"64:ff9b::203.0.113.255", refuseBroadcast},
+		{"64:ff9b::203.0.113.11", refuseMulticast},
+		{"64:ff9b::203.0.113.10", refuseHost}, // itself
+		{"64:ff9b::203.0.113.12", allowed},
+	} {
+		if got, err := checkHost(t.Context(), netip.MustParseAddr(c.addr), look); got != c.want || err != nil {
+			t.Errorf("%s: %q, %v, want %q", c.addr, got, err, c.want)
+		}
+	}
+	asked = nil
+	if _, err := checkHost(t.Context(), netip.MustParseAddr("2001:db8::7"), look); err != nil || len(asked) != 1 {
+		t.Errorf("asked for %v, %v", asked, err)
 	}
 }
 
 // The rule holds when the kernel does not answer.
 func TestCheckHostFailsClosed(t *testing.T) {
 	broken := errors.New("no netlink")
-	r, err := checkHost(context.Background(), netip.MustParseAddr("198.51.100.7"),
-		func(context.Context, netip.Addr) (hostView, error) { return hostView{}, broken })
-	if r != refuseUnknown || !errors.Is(err, broken) {
-		t.Fatalf("got %q, %v", r, err)
+	for _, c := range []struct{ addr, fails string }{
+		{"198.51.100.7", "198.51.100.7"},
+		{"64:ff9b::198.51.100.7", "64:ff9b::198.51.100.7"},
+		{"64:ff9b::198.51.100.7", "198.51.100.7"},
+	} {
+		r, err := checkHost(t.Context(), netip.MustParseAddr(c.addr), func(_ context.Context, a netip.Addr) (hostView, error) {
+			if a == netip.MustParseAddr(c.fails) {
+				return hostView{}, broken
+			}
+			return hostView{}, nil
+		})
+		if r != refuseUnknown || !errors.Is(err, broken) {
+			t.Errorf("%s without a view of %s: %q, %v", c.addr, c.fails, r, err)
+		}
 	}
 }
 

@@ -10,10 +10,11 @@ import (
 type verdict int
 
 const (
-	drop    verdict = iota // not ours: multicast chatter, IPv6, what is malformed
-	deliver                // to the stack
-	reject                 // answered with an ICMP error
-	echo                   // an echo request to somebody outside
+	drop     verdict = iota // not ours: multicast chatter, what is malformed
+	deliver                 // to the stack
+	reject                  // answered with an ICMP error
+	echo                    // an echo request to somebody outside
+	discover                // a question of IPv6's neighbour discovery, see router.go
 )
 
 // inspect judges one frame from the VM before the stack sees it. The stack is
@@ -27,21 +28,23 @@ const (
 //     gateway alone, the guest's loopback or its management address. Loopback, zero and
 //     multicast destinations, which the stack drops in silence, are answered
 //     or known to be chatter.
+//   - IPv6: the source is of [Network6], of which the guest chooses its addresses, and
+//     nothing is between the header and TCP, UDP or ICMP: no fragment and no option. Of
+//     neighbour discovery the stack sees nothing, see router.go.
 //   - ICMP: it speaks for the gateway only. An echo request to somebody outside
 //     is for ping.go.
 //
 // frame has at least an Ethernet header.
 func inspect(frame []byte) (verdict, refusal) {
 	eth := header.Ethernet(frame)
-	payload := frame[header.EthernetMinimumSize:]
 	if header.IsMulticastEthernetAddress(eth.SourceAddress()) {
 		return drop, allowed // nobody can answer there
 	}
-	switch eth.Type() {
-	case header.ARPProtocolNumber:
-		return inspectARP(payload)
-	case header.IPv4ProtocolNumber:
-		return inspectIPv4(payload)
+	if eth.Type() == header.ARPProtocolNumber {
+		return inspectARP(frame[header.EthernetMinimumSize:])
+	}
+	if p, ok := parsePacket(frame); ok {
+		return p.inspect()
 	}
 	return drop, allowed
 }
@@ -64,130 +67,113 @@ func inspectARP(b []byte) (verdict, refusal) {
 	return drop, allowed
 }
 
-func inspectIPv4(b []byte) (verdict, refusal) {
-	ip := header.IPv4(b)
-	if len(b) < header.IPv4MinimumSize || !ip.IsValid(len(b)) {
-		return drop, allowed
-	}
-	src := netip.AddrFrom4(ip.SourceAddress().As4())
-	dst := netip.AddrFrom4(ip.DestinationAddress().As4())
-
-	if dhcp := isDHCP(ip); dhcp && (src == Guest || src.IsUnspecified()) && (dst == Gateway || dst == broadcast4) {
+func (p packet) inspect() (verdict, refusal) {
+	if p.isDHCP() && (p.src == Guest || p.src.IsUnspecified()) && (p.dst == Gateway || p.dst == broadcast4) {
 		return deliver, allowed
 	}
-	if dst.IsMulticast() || dst == broadcast4 || dst == lastAddr(Network) {
+	if p.isDiscovery() {
+		return discover, allowed
+	}
+	if p.dst.IsMulticast() || p.dst == broadcast4 || p.dst == lastAddr(Network) {
 		return drop, allowed // mDNS, SSDP and the like; nobody waits for an answer
 	}
-	if src != Guest && (src != GuestLoopback && src != Management || dst != Gateway) {
+	if !p.fromGuest() {
 		return reject, refuseSource
 	}
-	switch r := staticRefusal(dst); r {
-	case allowed, refuseLinkLocal, refuseMetadata:
+	switch r := staticRefusal(p.dst); {
+	case p.dst.Is4In6():
+		return reject, refuseInvalid // it would leave as IPv4
+	case r == allowed, r == refuseMetadata, r == refuseLinkLocal && p.dst.Is4():
 		// The forwarders refuse what must be, as the host's own addresses.
-	case refuseVMNetwork:
-		if dst == Guest || dst == GuestLoopback || dst == Management || dst == Network.Addr() {
+	case r == refuseVMNetwork && p.dst.Is4():
+		if p.dst == Guest || p.dst == GuestLoopback || p.dst == Management || p.dst == Network.Addr() {
 			return reject, r
 		}
 	default:
 		return reject, r
 	}
-	switch ip.TransportProtocol() {
+	switch p.proto {
 	case header.TCPProtocolNumber, header.UDPProtocolNumber:
 		return deliver, allowed
 	case header.ICMPv4ProtocolNumber:
-		if dst == Gateway || dst == HostAlias {
+		if p.dst == Gateway || p.dst == HostAlias {
 			return deliver, allowed
 		}
-		if isPing(ip) && !Network.Contains(dst) {
-			return echo, allowed
-		}
+	}
+	if p.isPing() && !Network.Contains(p.dst) {
+		return echo, allowed
 	}
 	return reject, refuseProtocol
 }
 
-// isDHCP says whether an IPv4 packet goes to a DHCP server.
-func isDHCP(ip header.IPv4) bool {
-	if ip.TransportProtocol() != header.UDPProtocolNumber || ip.FragmentOffset() != 0 {
-		return false
+// fromGuest tells whether a packet has a source that the guest may send from.
+func (p packet) fromGuest() bool {
+	switch p.src {
+	case Guest:
+		return true
+	case GuestLoopback, Management:
+		return p.dst == Gateway
 	}
-	udp := ip.Payload()
-	return len(udp) >= header.UDPMinimumSize && header.UDP(udp).DestinationPort() == dhcpServerPort
+	return Network6.Contains(p.src) && p.src != Network6.Addr()
 }
 
 // ingress takes each frame from the VM; the stack gets those that it accepts.
 func (s *Stack) ingress(frame []byte) bool {
 	s.notePressure(frame)
 	v, r := inspect(frame)
-	if v == echo {
-		s.echo(frame)
+	if v == drop {
 		return false
 	}
-	if mac := header.Ethernet(frame).SourceAddress(); v == deliver && s.guestMAC.Load() != mac && !fromManagement(frame) {
+	mac := header.Ethernet(frame).SourceAddress()
+	if v == deliver && s.guestMAC.Load() != mac && fromCard(frame) {
 		s.guestMAC.Store(mac)
+		s.advertise()
 	}
-	if v == reject {
-		ip := header.IPv4(frame[header.EthernetMinimumSize:])
-		s.policy.count(r, protocolName(ip), destination(ip))
-		if answer := icmpError(frame, header.ICMPv4AdminProhibited); answer != nil {
-			s.cable.WriteFrame(answer)
-		}
+	p, ok := parsePacket(frame)
+	if !ok {
+		return v == deliver // ARP
+	}
+	if p.src.Is6() && (v == deliver || v == echo) {
+		s.learn(p.src, mac)
+	}
+	switch v {
+	case discover:
+		s.discover(p, mac)
+	case echo:
+		s.echo(frame, p)
+	case reject:
+		s.policy.count(r, p.protocolName(), p.destination())
+		s.answerError(frame, prohibited)
 	}
 	return v == deliver
 }
 
 // echo sends a ping on its way, or answers why it does not go.
-func (s *Stack) echo(frame []byte) {
-	ip := header.IPv4(frame[header.EthernetMinimumSize:])
-	code := header.ICMPv4AdminProhibited
+func (s *Stack) echo(frame []byte, p packet) {
+	code := prohibited
 	if s.pings {
-		err := s.out.ping(ip)
+		err := s.out.ping(p)
 		if err == nil {
 			return
 		}
 		if isUnreachable(err) {
-			code = header.ICMPv4HostUnreachable
+			code = noHost
 		}
 	} else {
-		s.policy.count(refusePing, pingNetwork, destination(ip))
+		s.policy.count(refusePing, pingNetwork, p.destination())
 	}
-	if answer := icmpError(frame, code); answer != nil {
-		s.cable.WriteFrame(answer)
-	}
+	s.answerError(frame, code)
 }
 
-// fromManagement tells whether a frame that is delivered comes from the card of the
-// management address.
-func fromManagement(frame []byte) bool {
+// fromCard tells whether a frame that is delivered comes from the guest's own card, and not
+// from that of the management address. IPv4 and ARP alone can tell.
+func fromCard(frame []byte) bool {
 	payload := frame[header.EthernetMinimumSize:]
 	switch header.Ethernet(frame).Type() {
 	case header.ARPProtocolNumber:
-		return netip.AddrFrom4([4]byte(header.ARP(payload).ProtocolAddressSender())) == Management
+		return netip.AddrFrom4([4]byte(header.ARP(payload).ProtocolAddressSender())) != Management
 	case header.IPv4ProtocolNumber:
-		return netip.AddrFrom4(header.IPv4(payload).SourceAddress().As4()) == Management
+		return netip.AddrFrom4(header.IPv4(payload).SourceAddress().As4()) != Management
 	}
 	return false
-}
-
-// protocolName and destination describe a packet for the log.
-func protocolName(ip header.IPv4) string {
-	switch ip.TransportProtocol() {
-	case header.TCPProtocolNumber:
-		return "tcp"
-	case header.UDPProtocolNumber:
-		return "udp"
-	case header.ICMPv4ProtocolNumber:
-		return "icmp"
-	}
-	return "ip"
-}
-
-func destination(ip header.IPv4) netip.AddrPort {
-	var port uint16
-	switch ip.TransportProtocol() {
-	case header.TCPProtocolNumber, header.UDPProtocolNumber:
-		if b := ip.Payload(); ip.FragmentOffset() == 0 && len(b) >= 4 {
-			port = header.UDP(b).DestinationPort() // at the same place in both
-		}
-	}
-	return netip.AddrPortFrom(netip.AddrFrom4(ip.DestinationAddress().As4()), port)
 }

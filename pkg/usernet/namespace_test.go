@@ -24,11 +24,17 @@ import (
 // is a host of its own, and once more the world outside, joined by a veth:
 //
 //	guest ── usernet ── host 10.77.0.1 ──── 10.77.0.2 outside
+//	                         fd77::1        fd77::2
 const (
-	hostAddr    = "10.77.0.1"
-	outsideAddr = "10.77.0.2"
-	echoPort    = ":7"
+	hostAddr     = "10.77.0.1"
+	outsideAddr  = "10.77.0.2"
+	hostAddr6    = "fd77::1"
+	outsideAddr6 = "fd77::2"
+	echoPort     = ":7"
 )
+
+// guest6 is an address that the guest can have.
+var guest6 = netip.MustParseAddr("fd64:6576:766d::2")
 
 // inNamespace prepares a start of this test binary in a new network namespace;
 // where we are not root, in a user namespace too, in which we are.
@@ -81,16 +87,12 @@ func serveOutside() error {
 	if err := up("veth1", outsideAddr+"/24"); err != nil {
 		return err
 	}
-	l, err := net.Listen("tcp4", outsideAddr+echoPort)
-	if err != nil {
+	if err := up("veth1", outsideAddr6+"/64"); err != nil && hasIPv6() {
 		return err
 	}
-	go echoServer(l)
-	p, err := net.ListenPacket("udp4", outsideAddr+echoPort)
-	if err != nil {
+	if err := serveEcho(); err != nil {
 		return err
 	}
-	go echoPackets(p)
 	if err := serveHostile(); err != nil {
 		return err
 	}
@@ -98,6 +100,25 @@ func serveOutside() error {
 	io.Copy(io.Discard, os.Stdin)
 	return nil
 }
+
+// serveEcho serves the echo port on all addresses, of both versions.
+func serveEcho() error {
+	l, err := net.Listen("tcp", echoPort)
+	if err != nil {
+		return err
+	}
+	go echoServer(l)
+	for _, a := range []string{outsideAddr, "[" + outsideAddr6 + "]"} { // answers come from the address asked
+		if p, err := net.ListenPacket("udp", a+echoPort); err == nil {
+			go echoPackets(p)
+		} else if a == outsideAddr || hasIPv6() {
+			return err
+		}
+	}
+	return nil
+}
+
+func hasIPv6() bool { return exists("/proc/net/if_inet6") }
 
 func echoServer(l net.Listener) {
 	for {
@@ -132,6 +153,9 @@ func up(name, address string) error {
 		addr, err := netlink.ParseAddr(address)
 		if err != nil {
 			return err
+		}
+		if addr.IP.To4() == nil {
+			addr.Flags = unix.IFA_F_NODAD // at once
 		}
 		if err := netlink.AddrAdd(link, addr); err != nil {
 			return err
@@ -272,12 +296,7 @@ func TestHostInNamespace(t *testing.T) {
 	r.wants(t, "a port of the host by UDP", udpProto, usernet.HostAlias.String()+echoPort, "unreachable 3")
 	for _, source := range []string{outsideAddr, hostAddr, "192.0.2.254", "192.0.2.1", "10.1.2.3"} {
 		for _, to := range []string{outsideAddr + echoPort, usernet.HostAlias.String() + echoPort} {
-			r.port++
-			frame := r.packet(tcpProto, netip.AddrPortFrom(netip.MustParseAddr(source), 20000+r.port), netip.MustParseAddrPort(to))
-			r.WriteFrame(frame)
-			if got := r.answer(frame, 5*time.Second); got != "unreachable 13" {
-				t.Errorf("from %s to %s: %s", source, to, got)
-			}
+			r.wantsFrom(t, "forged", netip.MustParseAddr(source), tcpProto, to, "unreachable 13")
 		}
 	}
 	s.SetPolicy(egress.Policy{})
@@ -288,11 +307,20 @@ func TestHostInNamespace(t *testing.T) {
 // wants sends a packet from the guest by hand and wants a certain answer.
 func (r *root) wants(t *testing.T, what string, proto tcpip.TransportProtocolNumber, to, want string) {
 	t.Helper()
+	from := usernet.Guest
+	if netip.MustParseAddrPort(to).Addr().Is6() {
+		from = guest6
+	}
+	r.wantsFrom(t, what, from, proto, to, want)
+}
+
+func (r *root) wantsFrom(t *testing.T, what string, from netip.Addr, proto tcpip.TransportProtocolNumber, to, want string) {
+	t.Helper()
 	r.port++
-	frame := r.packet(proto, netip.AddrPortFrom(usernet.Guest, 20000+r.port), netip.MustParseAddrPort(to))
+	frame := r.packet(proto, netip.AddrPortFrom(from, 20000+r.port), netip.MustParseAddrPort(to))
 	r.WriteFrame(frame)
 	if got := r.answer(frame, 5*time.Second); got != want {
-		t.Errorf("%s, %s to %s: %s, want %s", what, protoNames[proto], to, got, want)
+		t.Errorf("%s, %s from %s to %s: %s, want %s", what, protoNames[proto], from, to, got, want)
 	}
 }
 
@@ -334,6 +362,9 @@ func startOutside(t *testing.T) {
 		if err := up(name, address); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := up("veth0", hostAddr6+"/64"); err != nil && hasIPv6() {
+		t.Fatal(err)
 	}
 	in.Write([]byte("x"))
 	ready()

@@ -8,9 +8,10 @@ import (
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
 // Pings leave by the host's own ping sockets (icmp(7)), which many hosts let each user open
@@ -31,7 +32,7 @@ const pingPort = 7
 
 // pingsAllowed tells whether this process may open ping sockets.
 func pingsAllowed() bool {
-	fd, err := pingSocket()
+	fd, err := pingSocket(Gateway)
 	if err != nil {
 		return false
 	}
@@ -39,8 +40,13 @@ func pingsAllowed() bool {
 	return true
 }
 
-func pingSocket() (int, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_ICMP)
+// pingSocket opens one of the version of an address.
+func pingSocket(to netip.Addr) (int, error) {
+	family, proto := unix.AF_INET, unix.IPPROTO_ICMP
+	if to.Is6() {
+		family, proto = unix.AF_INET6, unix.IPPROTO_ICMPV6
+	}
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 	if err != nil {
 		return 0, os.NewSyscallError("socket", err)
 	}
@@ -49,9 +55,15 @@ func pingSocket() (int, error) {
 
 // dialPing opens a ping socket that is deaf to this host. Its datagrams are ICMP messages.
 func dialPing(to netip.Addr) (net.Conn, error) {
-	fd, err := pingSocket()
+	fd, err := pingSocket(to)
 	if err != nil {
 		return nil, err
+	}
+	var peer unix.Sockaddr
+	if to.Is6() {
+		peer = &unix.SockaddrInet6{Addr: to.As16(), Port: pingPort}
+	} else {
+		peer = &unix.SockaddrInet4{Addr: to.As4(), Port: pingPort}
 	}
 	f := os.NewFile(uintptr(fd), "ping")
 	defer f.Close()
@@ -60,7 +72,7 @@ func dialPing(to netip.Addr) (net.Conn, error) {
 		err = deafen(raw)
 	}
 	if err == nil {
-		err = os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrInet4{Addr: to.As4(), Port: pingPort}))
+		err = os.NewSyscallError("connect", unix.Connect(fd, peer))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ping %s: %w", to, err)
@@ -72,19 +84,28 @@ func dialPing(to netip.Addr) (net.Conn, error) {
 	return conn, nil
 }
 
-// isPing tells whether an IPv4 packet is a whole echo request.
-func isPing(ip header.IPv4) bool {
-	p := ip.Payload()
-	return ip.TransportProtocol() == header.ICMPv4ProtocolNumber && !ip.More() && ip.FragmentOffset() == 0 &&
-		len(p) >= header.ICMPv4MinimumSize && header.ICMPv4(p).Type() == header.ICMPv4Echo && header.ICMPv4(p).Code() == 0
+// echoRequest and echoReply are the types of a ping and of its answer in the version of an
+// address.
+func echoRequest(a netip.Addr) byte {
+	if a.Is6() {
+		return byte(header.ICMPv6EchoRequest)
+	}
+	return byte(header.ICMPv4Echo)
+}
+
+func echoReply(a netip.Addr) byte {
+	if a.Is6() {
+		return byte(header.ICMPv6EchoReply)
+	}
+	return byte(header.ICMPv4EchoReply)
 }
 
 // ping takes an echo request of the guest's, on the goroutine that reads from the VM. The
 // error says why it does not leave.
-func (o *outbound) ping(ip header.IPv4) error {
-	message := ip.Payload()
+func (o *outbound) ping(p packet) error {
 	id := stack.TransportEndpointID{
-		LocalAddress: ip.DestinationAddress(), RemoteAddress: ip.SourceAddress(), RemotePort: header.ICMPv4(message).Ident(),
+		LocalAddress: socket.Address(p.dst), RemoteAddress: socket.Address(p.src),
+		RemotePort: header.ICMPv4(p.payload).Ident(), // at the same place in both
 	}
 	f := o.pings.find(id)
 	if f == nil {
@@ -93,42 +114,36 @@ func (o *outbound) ping(ip header.IPv4) error {
 			return err
 		}
 	}
-	o.sendUDP(f, message)
+	o.sendUDP(f, p.payload)
 	return nil
 }
 
 // sendEcho sends the guest the answer to an echo request, by its own identifier.
-func sendEcho(route *stack.Route, ident uint16, message []byte) {
-	if len(message) < header.ICMPv4MinimumSize || len(message) > maxDatagram || header.ICMPv4(message).Type() != header.ICMPv4EchoReply {
+func sendEcho(route *stack.Route, id stack.TransportEndpointID, message []byte) {
+	from, to := fromNet(id.LocalAddress), fromNet(id.RemoteAddress)
+	if len(message) < header.ICMPv4MinimumSize || len(message) > maxDatagram || message[0] != echoReply(to) {
 		return
 	}
+	header.ICMPv4(message).SetIdent(id.RemotePort)
+	setICMPChecksum(message, from, to)
+	proto := icmpProtocol(to)
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{
 		ReserveHeaderBytes: header.ICMPv4MinimumSize + int(route.MaxHeaderLength()),
 		Payload:            buffer.MakeWithData(message[header.ICMPv4MinimumSize:]),
 	})
 	defer p.DecRef()
-	h := header.ICMPv4(p.TransportHeader().Push(header.ICMPv4MinimumSize))
-	p.TransportProtocolNumber = header.ICMPv4ProtocolNumber
-	copy(h, message)
-	h.SetIdent(ident)
-	h.SetChecksum(0)
-	h.SetChecksum(header.ICMPv4Checksum(h, p.Data().Checksum()))
-	_ = route.WritePacket(stack.NetworkHeaderParams{
-		Protocol: header.ICMPv4ProtocolNumber, TTL: route.DefaultTTL(), TOS: stack.DefaultTOS,
-	}, p)
+	copy(p.TransportHeader().Push(header.ICMPv4MinimumSize), message)
+	p.TransportProtocolNumber = proto
+	_ = route.WritePacket(stack.NetworkHeaderParams{Protocol: proto, TTL: route.DefaultTTL(), TOS: stack.DefaultTOS}, p)
 }
 
 // quoteEcho is the start of an echo request, for an answer that quotes it. The sequence number
 // is lost, and ping(8) goes by the identifier.
 func quoteEcho(id stack.TransportEndpointID) []byte {
-	quote := make([]byte, header.IPv4MinimumSize+header.ICMPv4MinimumSize)
-	header.IPv4(quote).Encode(&header.IPv4Fields{
-		TotalLength: uint16(len(quote)), TTL: 64, Protocol: uint8(header.ICMPv4ProtocolNumber),
-		SrcAddr: id.RemoteAddress, DstAddr: id.LocalAddress,
-	})
-	icmp := header.ICMPv4(quote[header.IPv4MinimumSize:])
-	icmp.SetType(header.ICMPv4Echo)
-	icmp.SetIdent(id.RemotePort)
-	icmp.SetChecksum(^checksum.Checksum(icmp, 0))
-	return quote
+	from, to := fromNet(id.RemoteAddress), fromNet(id.LocalAddress)
+	message := make([]byte, header.ICMPv4MinimumSize)
+	message[0] = echoRequest(to)
+	header.ICMPv4(message).SetIdent(id.RemotePort)
+	setICMPChecksum(message, from, to)
+	return append(ipHeader(icmpProtocol(to), from, to, defaultHops, len(message)), message...)
 }

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"github.com/devvm/devvm/pkg/egress"
 )
 
@@ -18,7 +20,7 @@ import (
 // ports of the host that it opens at the address that means the host.
 type policy struct {
 	look    func(context.Context, netip.Addr) (hostView, error)
-	ask     func(ctx context.Context, name string) // notes in answers what a name leads to
+	ask     func(ctx context.Context, name string, kind uint16) // notes in answers what a name's records of a kind lead to
 	log     *slog.Logger
 	answers *answers
 	journal *journal
@@ -170,7 +172,11 @@ func (p *policy) renew(ctx context.Context, now egress.Policy, to netip.AddrPort
 	if name == "" {
 		return false
 	}
-	p.ask(ctx, name)
+	kind := dns.TypeA
+	if to.Addr().Is6() {
+		kind = dns.TypeAAAA
+	}
+	p.ask(ctx, name, kind)
 	return true
 }
 

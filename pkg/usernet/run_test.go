@@ -41,6 +41,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("USERNET_TEST_NAMESPACE") == "outside" {
 		os.Exit(beOutside())
 	}
+	if os.Getenv("USERNET_TEST_NAMESPACE") == "kernel" {
+		os.Exit(beKernel())
+	}
 	os.Exit(m.Run())
 }
 

@@ -24,6 +24,7 @@ type Status struct {
 	UDPFlows  int               `json:"udp_flows"`          // outbound
 	Pings     int               `json:"pings"`              // outbound, by destination and program
 	NoPings   bool              `json:"no_pings,omitempty"` // the host lets this process send none
+	IPv6      bool              `json:"ipv6"`               // the host has a way out by it, and so has the VM
 	DialIns   int               `json:"dial_ins"`           // connections into the VM through the unix socket
 	Refused   map[string]uint64 `json:"refused"`            // refused so far, by reason
 	PID       int               `json:"pid,omitempty"`      // of the network process
@@ -45,7 +46,7 @@ func (s *Stack) Status() Status {
 		Guest: Guest.String(), Offline: policy.Offline, Policy: &policy, MTU: s.cfg.MTU,
 		FramesIn: c.FramesIn, BytesIn: c.BytesIn,
 		FramesOut: c.FramesOut, BytesOut: c.BytesOut, Dropped: c.Dropped,
-		TCPFlows: len(s.out.tcpSlots), UDPFlows: s.out.udpFlows.len(), Pings: s.out.pings.len(), NoPings: !s.pings, DialIns: int(s.dialIns.Load()),
+		TCPFlows: len(s.out.tcpSlots), UDPFlows: s.out.udpFlows.len(), Pings: s.out.pings.len(), NoPings: !s.pings, IPv6: s.route6.Load(), DialIns: int(s.dialIns.Load()),
 		Refused: s.policy.refusals(),
 	}
 }

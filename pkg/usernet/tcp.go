@@ -53,7 +53,7 @@ func (o *outbound) handleTCP(r *tcp.ForwarderRequest) {
 		}
 		if silent := isUnreachable(err) && syn != nil; silent {
 			r.Complete(false)
-			o.s.sendUnreachable(id, header.ICMPv4HostUnreachable, syn)
+			o.s.sendUnreachable(id, noHost, syn)
 		} else {
 			r.Complete(true)
 		}

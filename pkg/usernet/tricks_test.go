@@ -36,47 +36,63 @@ func newRoot(t *testing.T, s *usernet.Stack) *root {
 	return r
 }
 
-// packet makes an IPv4 packet in an Ethernet frame to the gateway, with a TCP
+// packet makes an IP packet in an Ethernet frame to the gateway, with a TCP
 // SYN, a UDP datagram or an echo request.
 func (r *root) packet(proto tcpip.TransportProtocolNumber, src, dst netip.AddrPort) []byte {
-	const transport = header.TCPMinimumSize
-	frame := make([]byte, header.EthernetMinimumSize+header.IPv4MinimumSize+transport)
-	header.Ethernet(frame).Encode(&header.EthernetFields{
-		SrcAddr: tcpip.LinkAddress(r.MAC()), DstAddr: tcpip.LinkAddress(usernet.GatewayMAC), Type: header.IPv4ProtocolNumber,
-	})
-	ip := header.IPv4(frame[header.EthernetMinimumSize:])
-	ip.Encode(&header.IPv4Fields{
-		TotalLength: header.IPv4MinimumSize + transport, TTL: 64, Protocol: uint8(proto),
-		SrcAddr: tcpip.AddrFrom4(src.Addr().As4()), DstAddr: tcpip.AddrFrom4(dst.Addr().As4()),
-	})
-	ip.SetChecksum(^ip.CalculateChecksum())
-	sum := header.PseudoHeaderChecksum(proto, ip.SourceAddress(), ip.DestinationAddress(), transport)
-	switch b := ip.Payload(); proto {
-	case header.TCPProtocolNumber:
+	b := make([]byte, header.TCPMinimumSize)
+	from, to := tcpip.AddrFromSlice(src.Addr().AsSlice()), tcpip.AddrFromSlice(dst.Addr().AsSlice())
+	sum := header.PseudoHeaderChecksum(proto, from, to, uint16(len(b)))
+	switch proto {
+	case tcpProto:
 		tcp := header.TCP(b)
 		tcp.Encode(&header.TCPFields{
 			SrcPort: src.Port(), DstPort: dst.Port(), SeqNum: 1000, DataOffset: header.TCPMinimumSize,
 			Flags: header.TCPFlagSyn, WindowSize: 65535,
 		})
 		tcp.SetChecksum(^tcp.CalculateChecksum(sum))
-	case header.UDPProtocolNumber:
+	case udpProto:
 		udp := header.UDP(b)
-		udp.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: transport})
+		udp.Encode(&header.UDPFields{SrcPort: src.Port(), DstPort: dst.Port(), Length: uint16(len(b))})
 		udp.SetChecksum(^udp.CalculateChecksum(checksum.Checksum(udp.Payload(), sum)))
-	case header.ICMPv4ProtocolNumber:
+	case icmpProto:
 		icmp := header.ICMPv4(b)
 		icmp.SetType(header.ICMPv4Echo)
 		icmp.SetIdent(src.Port())
 		icmp.SetChecksum(^checksum.Checksum(icmp, 0))
+	case icmp6Proto:
+		icmp := header.ICMPv6(b)
+		icmp.SetType(header.ICMPv6EchoRequest)
+		icmp.SetIdent(src.Port())
+		icmp.SetChecksum(header.ICMPv6Checksum(header.ICMPv6ChecksumParams{Header: icmp, Src: from, Dst: to}))
 	}
-	return frame
+	return ipFrame(proto, src.Addr(), dst.Addr(), b)
+}
+
+// ipPacket is a packet of either version.
+type ipPacket struct {
+	src, dst tcpip.Address
+	proto    tcpip.TransportProtocolNumber
+	payload  []byte
+}
+
+// ipOf reads the packet that begins b. The rest of one that an ICMP error quotes is missing.
+func ipOf(b []byte) ipPacket {
+	switch {
+	case len(b) >= header.IPv4MinimumSize && b[0]>>4 == 4:
+		ip := header.IPv4(b)
+		return ipPacket{ip.SourceAddress(), ip.DestinationAddress(), ip.TransportProtocol(), b[ip.HeaderLength():]}
+	case len(b) >= header.IPv6MinimumSize && b[0]>>4 == 6:
+		ip := header.IPv6(b)
+		return ipPacket{ip.SourceAddress(), ip.DestinationAddress(), tcpip.TransportProtocolNumber(ip.NextHeader()), b[header.IPv6MinimumSize:]}
+	}
+	return ipPacket{} // ARP
 }
 
 // answer waits for what comes back for a packet: "rst", "syn-ack", "udp",
 // "echo", "unreachable N" with ICMP's code, or "nothing".
 func (r *root) answer(sent []byte, wait time.Duration) string {
-	ip := header.IPv4(sent[header.EthernetMinimumSize:])
-	port := binary.BigEndian.Uint16(ip.Payload())
+	ip := ipOf(sent[header.EthernetMinimumSize:])
+	port := binary.BigEndian.Uint16(ip.payload)
 	timeout := time.After(wait)
 	for {
 		var frame []byte
@@ -85,15 +101,13 @@ func (r *root) answer(sent []byte, wait time.Duration) string {
 		case <-timeout:
 			return "nothing"
 		}
-		if header.Ethernet(frame).Type() != header.IPv4ProtocolNumber {
+		got := ipOf(frame[header.EthernetMinimumSize:])
+		b := got.payload
+		if got.dst != ip.src || got.src != ip.dst {
 			continue
 		}
-		got := header.IPv4(frame[header.EthernetMinimumSize:])
-		if got.SourceAddress() != ip.DestinationAddress() || got.DestinationAddress() != ip.SourceAddress() {
-			continue
-		}
-		switch b := got.Payload(); got.TransportProtocol() {
-		case header.TCPProtocolNumber:
+		switch got.proto {
+		case tcpProto:
 			tcp := header.TCP(b)
 			if tcp.DestinationPort() != port {
 				continue
@@ -102,19 +116,20 @@ func (r *root) answer(sent []byte, wait time.Duration) string {
 				return "rst"
 			}
 			return "syn-ack"
-		case header.UDPProtocolNumber:
+		case udpProto:
 			if header.UDP(b).DestinationPort() == port {
 				return "udp"
 			}
-		case header.ICMPv4ProtocolNumber:
-			icmp := header.ICMPv4(b)
-			switch icmp.Type() {
-			case header.ICMPv4EchoReply:
-				return "echo"
-			case header.ICMPv4DstUnreachable:
-				quoted := header.IPv4(b[header.ICMPv4MinimumSize:])
-				if quoted.DestinationAddress() == ip.DestinationAddress() && binary.BigEndian.Uint16(quoted[header.IPv4MinimumSize:]) == port {
-					return fmt.Sprint("unreachable ", icmp.Code())
+		case icmpProto, icmp6Proto:
+			switch b[0] {
+			case byte(header.ICMPv4EchoReply), byte(header.ICMPv6EchoReply):
+				if got.proto == ip.proto {
+					return "echo"
+				}
+			case byte(header.ICMPv4DstUnreachable), byte(header.ICMPv6DstUnreachable):
+				quoted := ipOf(b[header.ICMPv4MinimumSize:])
+				if quoted.dst == ip.dst && binary.BigEndian.Uint16(quoted.payload) == port {
+					return fmt.Sprint("unreachable ", b[1])
 				}
 			}
 		}
@@ -125,9 +140,11 @@ const (
 	tcpProto  = header.TCPProtocolNumber
 	udpProto  = header.UDPProtocolNumber
 	icmpProto = header.ICMPv4ProtocolNumber
+
+	icmp6Proto = header.ICMPv6ProtocolNumber
 )
 
-var protoNames = map[tcpip.TransportProtocolNumber]string{tcpProto: "tcp", udpProto: "udp", icmpProto: "icmp"}
+var protoNames = map[tcpip.TransportProtocolNumber]string{tcpProto: "tcp", udpProto: "udp", icmpProto: "icmp", icmp6Proto: "icmp"}
 
 // TestRootsTricks: whatever root in the VM sends, no connection to the host is
 // even tried, and each attempt is answered at once.
@@ -311,15 +328,22 @@ func TestARP(t *testing.T) {
 		if !c.answered {
 			continue // an answer to it would meet the next question
 		}
+		if got := r.arp(5 * time.Second); got == nil || got.Op() != header.ARPReply || netip.AddrFrom4([4]byte(got.ProtocolAddressSender())).String() != c.target {
+			t.Errorf("%s: answered with %x", c.target, got)
+		}
+	}
+}
+
+// arp waits for the next frame of ARP; nil: none comes.
+func (r *root) arp(wait time.Duration) header.ARP {
+	for timeout := time.After(wait); ; {
 		select {
-		case got := <-r.frames:
-			answer := header.ARP(got[header.EthernetMinimumSize:])
-			sender, _ := netip.AddrFromSlice(answer.ProtocolAddressSender())
-			if header.Ethernet(got).Type() != header.ARPProtocolNumber || answer.Op() != header.ARPReply || sender.String() != c.target {
-				t.Errorf("%s: answered for %s", c.target, sender)
+		case frame := <-r.frames:
+			if header.Ethernet(frame).Type() == header.ARPProtocolNumber {
+				return header.ARP(frame[header.EthernetMinimumSize:])
 			}
-		case <-time.After(5 * time.Second):
-			t.Errorf("%s: no answer", c.target)
+		case <-timeout:
+			return nil
 		}
 	}
 }

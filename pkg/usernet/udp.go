@@ -17,8 +17,9 @@ import (
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
-	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
 // A datagram of the guest's is sent on by the goroutine that has read its frame, and what
@@ -287,7 +288,7 @@ func (o *outbound) receiveUDP(f *udpFlow) {
 	defer o.s.policy.leave(&f.flow)
 	defer f.in.remove(f)
 	defer context.AfterFunc(o.s.ctx, f.close)()
-	route, nerr := o.s.net.FindRoute(nic, f.id.LocalAddress, f.id.RemoteAddress, ipv4.ProtocolNumber, false)
+	route, nerr := o.s.net.FindRoute(nic, f.id.LocalAddress, f.id.RemoteAddress, socket.Protocol(f.to.Addr()), false)
 	if nerr != nil {
 		o.s.log.Debug("no route for answers", "to", f.to.String(), "error", nerr.String())
 		return
@@ -318,7 +319,7 @@ func (o *outbound) receiveUDP(f *udpFlow) {
 			f.answered.Store(true)
 			f.in.touch(f)
 			if f.network == pingNetwork {
-				sendEcho(route, f.id.RemotePort, b)
+				sendEcho(route, f.id, b)
 			} else {
 				sendDatagram(route, f.id.LocalPort, f.id.RemotePort, b)
 			}
@@ -369,16 +370,11 @@ func (o *outbound) refusedUDP(f *udpFlow, err error) {
 // unreachable tells the guest that a flow leads nowhere.
 func (o *outbound) unreachable(f *udpFlow) {
 	if f.network == pingNetwork {
-		o.s.sendUnreachable(f.id, header.ICMPv4HostUnreachable, quoteEcho(f.id))
+		o.s.sendUnreachable(f.id, noHost, quoteEcho(f.id))
 		return
 	}
-	quote := make([]byte, header.IPv4MinimumSize+header.UDPMinimumSize)
-	header.IPv4(quote).Encode(&header.IPv4Fields{
-		TotalLength: uint16(len(quote)), TTL: 64, Protocol: uint8(header.UDPProtocolNumber),
-		SrcAddr: f.id.RemoteAddress, DstAddr: f.id.LocalAddress,
-	})
-	header.UDP(quote[header.IPv4MinimumSize:]).Encode(&header.UDPFields{
-		SrcPort: f.id.RemotePort, DstPort: f.id.LocalPort, Length: header.UDPMinimumSize,
-	})
-	o.s.sendUnreachable(f.id, header.ICMPv4PortUnreachable, quote)
+	datagram := header.UDP(make([]byte, header.UDPMinimumSize))
+	datagram.Encode(&header.UDPFields{SrcPort: f.id.RemotePort, DstPort: f.id.LocalPort, Length: header.UDPMinimumSize})
+	quote := ipHeader(header.UDPProtocolNumber, fromNet(f.id.RemoteAddress), f.to.Addr(), defaultHops, len(datagram))
+	o.s.sendUnreachable(f.id, noPort, append(quote, datagram...))
 }

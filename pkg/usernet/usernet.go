@@ -3,13 +3,14 @@
 //
 // The VM sees a private network with a gateway that gives it its address by
 // DHCP, answers DNS with what the host's resolver says, and carries its TCP
-// and UDP connections out as ordinary sockets of the user who runs devvm.
+// and UDP connections out as ordinary sockets of the user who runs devvm, by
+// IPv4 and, while the host has a way out by it, by IPv6 (router.go).
 // Connections into the VM come through a unix socket ([Dialer]); no port of
 // the host listens, and no bridge, route or firewall rule is made.
 //
 // Nothing that comes from the VM reaches the host itself, whatever root in the
 // VM does: see hostrule.go. The guest is not trusted in anything: each frame
-// is looked at before the stack is (ingress.go), only the VM's own address is
+// is looked at before the stack is (ingress.go), only the VM's own addresses are
 // taken as a source, and what is refused gets an answer (RST or ICMP) rather
 // than silence.
 //
@@ -43,6 +44,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/link/ethernet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/arp"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/icmp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -74,6 +76,13 @@ var (
 	// HostAlias is what host.docker.internal resolves to. It refuses all but
 	// the host's ports that the policy opens.
 	HostAlias = netip.MustParseAddr("192.0.2.254")
+
+	// Network6 is where the VM has its addresses of IPv6, while the host has a way out by
+	// it: a unique local prefix (RFC 4193), so that programs in the VM prefer IPv4 where a
+	// name has both (RFC 6724). The VM chooses, see router.go. Nothing else is there.
+	Network6 = netip.MustParsePrefix("fd64:6576:766d::/64")
+	// Gateway6 is the VM's router. It has no services: these are on Gateway.
+	Gateway6 = netip.MustParseAddr("fe80::1")
 )
 
 // GatewayMAC is the gateway's link address: locally administered, and the same
@@ -145,6 +154,10 @@ type Stack struct {
 	pressure pressure
 	pings    bool // the host lets this process send some
 
+	route6      atomic.Bool // the host has a way out by IPv6
+	advertising sync.Mutex  // held from looking at route6 until the VM is told
+	neighbours  []neighbour // the one that has been silent longest in front; the reading goroutine's
+
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
@@ -204,37 +217,32 @@ const maxMTU = 65535 - 14
 
 func (s *Stack) makeNet() error {
 	s.net = stack.New(stack.Options{
-		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, arp.NewProtocol},
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol, arp.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4},
 		NUDConfigs:         neighbourTimes(),
 	})
 	if err := s.net.CreateNIC(nic, ethernet.New(s.cable)); err != nil {
 		return errors.New(err.String())
 	}
-	for _, a := range []netip.Addr{Gateway, HostAlias} {
+	for _, a := range []netip.Prefix{
+		netip.PrefixFrom(Gateway, Network.Bits()), netip.PrefixFrom(HostAlias, Network.Bits()), netip.PrefixFrom(Gateway6, 64),
+	} {
 		address := tcpip.ProtocolAddress{
-			Protocol:          ipv4.ProtocolNumber,
-			AddressWithPrefix: tcpip.AddressWithPrefix{Address: socket.Address(a), PrefixLen: Network.Bits()},
+			Protocol:          socket.Protocol(a.Addr()),
+			AddressWithPrefix: tcpip.AddressWithPrefix{Address: socket.Address(a.Addr()), PrefixLen: a.Bits()},
 		}
 		properties := stack.AddressProperties{}
-		if a != Gateway {
+		if a.Addr() == HostAlias {
 			properties.PEB = stack.NeverPrimaryEndpoint
 		}
 		if err := s.net.AddProtocolAddress(nic, address, properties); err != nil {
 			return errors.New(err.String())
 		}
 	}
-	subnet, err := tcpip.NewSubnet(socket.Address(Network.Addr()), tcpip.MaskFromBytes(net.CIDRMask(Network.Bits(), 32)))
-	if err != nil {
-		return err
-	}
-	loopback, err := tcpip.NewSubnet(socket.Address(GuestLoopback), tcpip.MaskFromBytes(net.CIDRMask(32, 32)))
-	if err != nil {
-		return err
-	}
 	s.net.SetRouteTable([]tcpip.Route{
-		{Destination: loopback, Gateway: socket.Address(Guest), NIC: nic}, // no neighbour of that name
-		{Destination: subnet, NIC: nic},
+		{Destination: subnet(netip.PrefixFrom(GuestLoopback, 32)), Gateway: socket.Address(Guest), NIC: nic}, // no neighbour of that name
+		{Destination: subnet(Network), NIC: nic},
+		{Destination: subnet(Network6), NIC: nic},
 	})
 
 	// Every address but the gateway's is somebody else's: the stack takes the
@@ -292,6 +300,8 @@ func tuneTCP(n *stack.Stack) error {
 // and leaves its conn open. The VM's connections outlive Serve.
 func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
 	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	defer cancel()
 	defer context.AfterFunc(s.ctx, cancel)()
 	if s.ctx.Err() != nil {
@@ -301,6 +311,9 @@ func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
 	served := false
 	err := s.cable.Serve(ctx, conn, func() {
 		served = true
+		s.lookRoute(ctx) // before the VM is heard and asks
+		s.advertise()    // if it is known, it knows what held when it was last here
+		wg.Go(func() { s.keepRoute(ctx) })
 		s.setSince(time.Now())
 		s.log.Info("VM connected")
 	}, s.ingress)

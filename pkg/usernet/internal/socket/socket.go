@@ -14,6 +14,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
@@ -54,7 +55,7 @@ func NewUDP(wq *waiter.Queue, ep tcpip.Endpoint) *UDP {
 // ctx ends meanwhile it returns its cause.
 func DialTCP(ctx context.Context, s *stack.Stack, from, to netip.AddrPort) (*TCP, error) {
 	var wq waiter.Queue
-	ep, err := s.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	ep, err := s.NewEndpoint(tcp.ProtocolNumber, Protocol(to.Addr()), &wq)
 	if err != nil {
 		return nil, Errno(err)
 	}
@@ -86,7 +87,7 @@ func DialTCP(ctx context.Context, s *stack.Stack, from, to netip.AddrPort) (*TCP
 // DialUDP connects a socket.
 func DialUDP(s *stack.Stack, from, to netip.AddrPort) (*UDP, error) {
 	var wq waiter.Queue
-	ep, err := s.NewEndpoint(udp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	ep, err := s.NewEndpoint(udp.ProtocolNumber, Protocol(to.Addr()), &wq)
 	if err != nil {
 		return nil, Errno(err)
 	}
@@ -107,7 +108,7 @@ const backlog = 1024
 // ListenTCP accepts connections.
 func ListenTCP(s *stack.Stack, at netip.AddrPort) (*gonet.TCPListener, error) {
 	var wq waiter.Queue
-	ep, err := s.NewEndpoint(tcp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	ep, err := s.NewEndpoint(tcp.ProtocolNumber, Protocol(at.Addr()), &wq)
 	if err != nil {
 		return nil, Errno(err)
 	}
@@ -124,7 +125,7 @@ func ListenTCP(s *stack.Stack, at netip.AddrPort) (*gonet.TCPListener, error) {
 // ListenUDP receives datagrams.
 func ListenUDP(s *stack.Stack, at netip.AddrPort) (*gonet.UDPConn, error) {
 	var wq waiter.Queue
-	ep, err := s.NewEndpoint(udp.ProtocolNumber, ipv4.ProtocolNumber, &wq)
+	ep, err := s.NewEndpoint(udp.ProtocolNumber, Protocol(at.Addr()), &wq)
 	if err != nil {
 		return nil, Errno(err)
 	}
@@ -136,7 +137,7 @@ func ListenUDP(s *stack.Stack, at netip.AddrPort) (*gonet.UDPConn, error) {
 	return gonet.NewUDPConn(&wq, ep), nil
 }
 
-// Full turns an IPv4 address and port into gVisor's form. An invalid address
+// Full turns an address and port into gVisor's form. An invalid address
 // means any.
 func Full(a netip.AddrPort) tcpip.FullAddress {
 	full := tcpip.FullAddress{NIC: NIC, Port: a.Port()}
@@ -146,8 +147,16 @@ func Full(a netip.AddrPort) tcpip.FullAddress {
 	return full
 }
 
-// Address turns an IPv4 address into gVisor's form.
-func Address(a netip.Addr) tcpip.Address { return tcpip.AddrFrom4(a.As4()) }
+// Address turns an address into gVisor's form.
+func Address(a netip.Addr) tcpip.Address { return tcpip.AddrFromSlice(a.AsSlice()) }
+
+// Protocol is the version of IP of an address; an invalid one is of IPv4.
+func Protocol(a netip.Addr) tcpip.NetworkProtocolNumber {
+	if a.Is6() {
+		return ipv6.ProtocolNumber
+	}
+	return ipv4.ProtocolNumber
+}
 
 // Errno names an error of the stack as the kernel would.
 func Errno(err tcpip.Error) error {
