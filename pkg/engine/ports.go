@@ -64,10 +64,8 @@ const (
 // Watch calls f with what running containers have of the host, at once and after each
 // change, until ctx ends or the connection breaks, and returns why. A container that dies
 // is told without asking the engine again.
-//
-// What comes by looks, which may be nil, asks for a list out of turn: it is called when f has
-// been told what the engine answered to a question after that, or when Watch ends.
-func Watch(ctx context.Context, dial Dial, looks <-chan func(), f func(Running)) error {
+// Who asks by looks, which may be nil, need not wait for a change.
+func Watch(ctx context.Context, dial Dial, looks *Looks, f func(Running)) error {
 	return over(dial, "follow the engine", func(c *client.Client) error {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -80,7 +78,7 @@ func Watch(ctx context.Context, dial Dial, looks <-chan func(), f func(Running))
 		due := time.NewTimer(0) // for the next list
 		defer due.Stop()
 		late, rest := settle, time.Time{}
-		var told []func() // by the next list, which is due now
+		told := looks.take() // by the next list, which is due now if there are any
 		tell := func() {
 			for _, f := range told {
 				f()
@@ -96,8 +94,8 @@ func Watch(ctx context.Context, dial Dial, looks <-chan func(), f func(Running))
 					due.Reset(max(0, time.Until(rest)))
 				}
 				late = settle
-			case f := <-looks:
-				told = append(told, f)
+			case <-looks.Asked():
+				told = append(told, looks.take()...)
 				due.Reset(0)
 			case <-due.C:
 				begin := time.Now()

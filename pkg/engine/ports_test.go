@@ -138,15 +138,21 @@ func TestWatchLook(t *testing.T) {
 	e, sock := fake(t, t.TempDir())
 	e.Mute()
 	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"}]}}}`)
-	looks, ended := make(chan func()), make(chan error, 1)
+	looks, ended := engine.NewLooks(), make(chan error, 1)
 	var list atomic.Pointer[[]engine.Port]
+	begun := make(chan struct{})
+	looks.Ask(func() { close(begun) }) // before there is somebody to ask
 	go func() {
 		ended <- engine.Watch(t.Context(), dialer(sock), looks, func(r engine.Running) { list.Store(&r.Ports) })
 	}()
 	look := func() <-chan struct{} {
 		known := make(chan struct{})
-		looks <- func() { close(known) }
+		looks.Ask(func() { close(known) })
 		return known
+	}
+	<-begun
+	if n := len(*list.Load()); n != 0 {
+		t.Errorf("%d ports to begin with", n)
 	}
 	for i := range 20 {
 		path, want := "/containers/web/start", 1

@@ -78,6 +78,19 @@ func TestPortsBeforeAnswerLost(t *testing.T) {
 	}
 	release()
 	f.untilPorts(t, 1)
+	// Nor is one that answers with nothing but errors waited for.
+	f.engine.FailLists(true)
+	begin = time.Now()
+	for range 5 {
+		if code, text := f.ask(t, http.MethodPost, "/containers/web/restart", ""); code != http.StatusNoContent {
+			t.Error(code, text)
+		}
+	}
+	if d := time.Since(begin); d > 20*time.Second {
+		t.Errorf("five restarts took %s", d) // 25 s if each is held
+	}
+	f.engine.FailLists(false)
+	f.untilPorts(t, 1)
 	f.engine.HoldLists()
 	begin = time.Now()
 	go f.server.CloseConns()

@@ -74,6 +74,8 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 		timer := time.NewTimer(wait)
 		select {
 		case <-timer.C:
+		case <-s.looks.Asked(): // who waits is not to wait for this
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 			return
@@ -101,14 +103,11 @@ func (s *supervisor) setPorts(link *guest.Client, running engine.Running) {
 }
 
 // awaitPorts returns when this host's sockets are those of the containers that run now, or
-// when ctx ends. Which ports these publish the engine alone knows, where it has chosen.
+// when ctx ends or the engine does not say. Which ports they publish the engine alone knows,
+// where it has chosen.
 func (s *supervisor) awaitPorts(ctx context.Context) {
 	known := make(chan struct{})
-	select {
-	case s.looks <- func() { close(known) }:
-	case <-ctx.Done():
-		return
-	}
+	s.looks.Ask(func() { close(known) })
 	select {
 	case <-known:
 	case <-ctx.Done():

@@ -32,6 +32,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/dockerproxy"
+	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/share"
@@ -114,7 +115,7 @@ type supervisor struct {
 	changed  chan struct{} // closed and replaced at each change
 	proxy    *dockerproxy.Proxy
 	ports    *ports.Table
-	looks    chan func()   // to followPorts; see engine.Watch
+	looks    *engine.Looks // of those who wait for followPorts
 	files    *share.Server // nil: the VM has nothing of the host's
 	ended    chan struct{} // closed when nothing runs any more but the server of control.sock
 
@@ -149,7 +150,7 @@ func Run(ctx context.Context, o Options) error {
 		ended:   make(chan struct{}),
 		room:    room{turn: make(chan struct{}, 1), wanted: make(chan struct{}, 1)},
 		called:  make(chan struct{}, 1),
-		looks:   make(chan func()),
+		looks:   engine.NewLooks(),
 	}
 	for _, e := range o.Share.Exports {
 		s.status.Files = append(s.status.Files, Files{Path: e.Target, Writable: e.Writable, Transport: "nfs", Why: whyNFS})

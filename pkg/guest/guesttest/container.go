@@ -91,7 +91,7 @@ func (e *Engine) OnPublish(f func(c Container, running bool)) {
 
 func (e *Engine) handleContainers(mux *http.ServeMux) {
 	mux.HandleFunc("GET /containers/json", func(w http.ResponseWriter, r *http.Request) {
-		if !e.awaitLists(r) {
+		if !e.awaitLists(w, r) {
 			return
 		}
 		all := r.URL.Query().Get("all")

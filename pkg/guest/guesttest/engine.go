@@ -53,6 +53,7 @@ type Engine struct {
 	publish     func(Container, bool)
 	daemon      daemon
 	mute        bool          // its events are lost
+	listless    bool          // its lists of containers fail
 	lists       chan struct{} // lists of containers wait until it is closed; nil: they do not
 }
 
@@ -170,20 +171,29 @@ func (e *Engine) HoldLists() (release func()) {
 	})
 }
 
-// awaitLists blocks while lists are held, and says whether the one who asks has waited.
-func (e *Engine) awaitLists(r *http.Request) bool {
+// FailLists has questions for lists of containers fail from now on, or not.
+func (e *Engine) FailLists(fail bool) {
 	e.mu.Lock()
-	held := e.lists
+	defer e.mu.Unlock()
+	e.listless = fail
+}
+
+// awaitLists blocks while lists are held, and says whether there is to be one.
+func (e *Engine) awaitLists(w http.ResponseWriter, r *http.Request) bool {
+	e.mu.Lock()
+	held, fail := e.lists, e.listless
 	e.mu.Unlock()
-	if held == nil {
-		return true
+	if held != nil {
+		select {
+		case <-held:
+		case <-r.Context().Done():
+			return false
+		}
 	}
-	select {
-	case <-held:
-		return true
-	case <-r.Context().Done():
-		return false
+	if fail {
+		answer(w, http.StatusInternalServerError, map[string]string{"message": "no list"})
 	}
+	return !fail
 }
 
 // State is what the engine holds now.
