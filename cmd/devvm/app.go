@@ -88,7 +88,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 		err = &ui.Error{Code: ui.ExitBusy, Err: err, Hint: stopped.Hint()}
 	}
 	if errors.Is(err, vm.ErrStopped) && ui.Hint(err) == "" {
-		err = &ui.Error{Err: err, Hint: "let it go on with: devvm up"}
+		err = &ui.Error{Err: err, Hint: "resume it with: devvm up"}
 	}
 	if hostLacks(err) && ui.ExitCode(err) == ui.ExitError {
 		e := &ui.Error{Code: ui.ExitHost, Err: err}
@@ -111,7 +111,7 @@ func shortage(err error) string {
 	start, _ := errors.AsType[*fs.PathError](err)
 	switch {
 	case small, errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		return "make room: devvm df shows what devvm takes, devvm prune gives back what nothing uses"
+		return "make room: devvm df shows what devvm takes, devvm prune frees what nothing uses"
 	case errors.Is(err, unix.EMFILE):
 		return "allow a process more open files and run the command again: ulimit -n 4096"
 	case errors.Is(err, unix.ENFILE):
