@@ -41,7 +41,7 @@ func (c Chains) Below(ctx context.Context, path string) ([]string, error) {
 			backing = info.Backing
 		}
 		if backing == "" {
-			return all, fmt.Errorf("%w: %s names no disk that it lies on", disk.ErrDamaged, path)
+			return all, fmt.Errorf("%w: %s names no backing file", disk.ErrDamaged, path)
 		}
 		if kind, _ := StoreOf(path); kind != "" {
 			c[path] = backing
@@ -53,10 +53,10 @@ func (c Chains) Below(ctx context.Context, path string) ([]string, error) {
 		case KindTemplate:
 			path = backing
 		default:
-			return all, fmt.Errorf("%w: %s lies on %s, which is no image's or template's", disk.ErrDamaged, path, backing)
+			return all, fmt.Errorf("%w: the backing file of %s is %s, which belongs to no image or template", disk.ErrDamaged, path, backing)
 		}
 	}
-	return all, fmt.Errorf("%w: %s lies on disks that lie on each other", disk.ErrDamaged, path)
+	return all, fmt.Errorf("%w: the backing files of %s form a loop", disk.ErrDamaged, path)
 }
 
 // StoreOf tells by its path whose a file in one of the stores is: an image's or a

@@ -26,14 +26,14 @@ func (m *Machine) enforce(ctx context.Context, net usernet.Status) error {
 	cut, err := usernet.NewDialer(m.Files.DialSocket()).SetPolicy(ctx, next)
 	if err != nil {
 		return &ui.Error{
-			Msg:  "the running VM's network does not take the policy of " + config.FileName,
-			Hint: "start the VM afresh: devvm down && devvm up",
+			Msg:  "the network process of the running VM does not accept the policy of " + config.FileName,
+			Hint: "restart the VM: devvm down && devvm up",
 			Err:  err,
 		}
 	}
 	note := "the VM now reaches: " + next.String()
 	if next.Offline {
-		note = "the VM is offline from now on"
+		note = "the VM is now offline"
 	}
 	if cut > 0 {
 		note += fmt.Sprintf(" (%d connections were cut)", cut)

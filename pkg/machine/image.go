@@ -37,7 +37,7 @@ func (m *Machine) image(ctx context.Context) (image.Image, error) {
 			}
 			return img, &ui.Error{
 				Msg:  fmt.Sprintf("the image that this VM's disk is based on is %s (%s)", what, filepath.Dir(backing[len(backing)-1])),
-				Hint: "bring it back (devvm image import), or start afresh with: devvm nuke",
+				Hint: "bring it back (devvm image import), or start over with: devvm nuke",
 				Err:  err,
 			}
 		}
@@ -52,7 +52,7 @@ func (m *Machine) image(ctx context.Context) (image.Image, error) {
 // noteImage says that a VM is not of the image that devvm.toml asks for.
 func (m *Machine) noteImage(img image.Image) {
 	if m.Config.Image != img.Name && !strings.HasPrefix(img.Digest, m.Config.Image) {
-		m.Progress.Note("%s asks for image %s; this VM was made from %s and keeps it until: devvm nuke", config.FileName, m.Config.Image, img.Name)
+		m.Progress.Note("%s asks for image %s; this VM was made from %s, which it keeps until devvm nuke", config.FileName, m.Config.Image, img.Name)
 	}
 }
 
@@ -62,7 +62,7 @@ func (m *Machine) newImage(ctx context.Context) (image.Image, error) {
 	recipe := image.RecipeDigest(m.Config.Image)
 	img, err := m.Images.Resolve(ctx, m.Config.Image)
 	if err == nil && img.Recipe != "" && recipe != "" && img.Recipe != recipe {
-		m.Progress.Note("this devvm comes with a newer recipe of image %s; build it with: devvm image build %s", img.Name, img.Name)
+		m.Progress.Note("this devvm comes with a newer recipe for image %s; build it with: devvm image build %s", img.Name, img.Name)
 	}
 	switch {
 	case err == nil:
@@ -138,11 +138,11 @@ func ExplainImage(cfg config.Config, err error) error {
 	if errors.Is(err, image.ErrDamaged) {
 		return &ui.Error{
 			Err:  err,
-			Hint: "look which one with: devvm image ls; put it right, or remove it (devvm image rm), and devvm image build or import it again",
+			Hint: "find it with devvm image ls; repair it, or remove it (devvm image rm) and build or import it again",
 		}
 	}
 	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
 		return err
 	}
-	return &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "see what there is with: devvm image ls"}
+	return &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "list the images with: devvm image ls"}
 }

@@ -16,7 +16,7 @@ import (
 func Afresh(f state.Files) string {
 	way := "begin with a new VM: devvm nuke"
 	if state.Exists(filepath.Join(f.Undo, DiskName)) {
-		way = "go back to the VM before it: devvm nuke --undo, or " + way
+		way = "go back to the previous VM: devvm nuke --undo, or " + way
 	}
 	return way
 }
@@ -40,18 +40,18 @@ func errDisk(f state.Files, err error) error {
 	case errors.Is(err, disk.ErrDamaged):
 		return &ui.Error{
 			Msg:  "the VM cannot start from its disk, " + f.Disk(),
-			Hint: "put a whole copy in its place, or " + Afresh(f),
+			Hint: "replace it with an intact copy, or " + Afresh(f),
 			Err:  err,
 		}
 	case errors.Is(err, fs.ErrPermission):
 		return &ui.Error{
 			Msg:  "the VM's disk cannot be read",
-			Hint: fmt.Sprintf("give yourself access to %s and what it lies on, and run the command again", f.Disk()),
+			Hint: fmt.Sprintf("give yourself access to %s and its backing files, and run the command again", f.Disk()),
 			Err:  err,
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		return &ui.Error{
-			Msg:  "what the VM's disk lies on is gone",
+			Msg:  "a backing file of the VM's disk is gone",
 			Hint: "bring it back, or " + Afresh(f),
 			Err:  err,
 		}

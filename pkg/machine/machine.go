@@ -123,8 +123,8 @@ func (m *Machine) unpause(ctx context.Context, dom vm.Domain) error {
 	m.Progress.Start("resume", "resume the paused VM"+Because(dom.Reason))
 	if err := m.Hypervisor.Start(ctx, m.Project.Name); err != nil {
 		return &ui.Error{
-			Msg:  "the VM is paused" + Because(dom.Reason) + " and does not go on",
-			Hint: "make room on the disk if it is full and try again, or start it afresh with: devvm down && devvm up",
+			Msg:  "the VM is paused" + Because(dom.Reason) + " and does not resume",
+			Hint: "make room if the host's disk is full and try again, or restart it with: devvm down && devvm up",
 			Err:  err,
 		}
 	}
@@ -144,7 +144,7 @@ func (m *Machine) replaceNetwork(ctx context.Context) error {
 	if vm.Reconnects(m.Host) {
 		return nil
 	}
-	m.Progress.Note("this QEMU cannot reconnect: saving and resuming the VM, which takes some seconds")
+	m.Progress.Note("this QEMU cannot reconnect: saving and resuming the VM, which takes a few seconds")
 	if err := m.Hypervisor.Save(ctx, m.Project.Name); err != nil {
 		return err
 	}
@@ -241,7 +241,7 @@ func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, er
 // dropMemory gives up the memory of a suspended VM that cannot be resumed.
 func (m *Machine) dropMemory(ctx context.Context, why error) error {
 	m.Progress.Fail(why)
-	m.Progress.Warn("%v: booting it afresh", why)
+	m.Progress.Warn("%v: booting it instead", why)
 	if err := m.Hypervisor.DropSaved(ctx, m.Project.Name); err != nil {
 		return err
 	}
@@ -388,7 +388,7 @@ func Because(reason string) string {
 }
 
 // ErrWentOff says that a VM that ran has ended in good order while up looked after it.
-var ErrWentOff = errors.New("the VM has gone off meanwhile")
+var ErrWentOff = errors.New("the VM went off")
 
 // Forget makes libvirt forget the VM, if it knows it.
 func Forget(ctx context.Context, hv vm.Hypervisor, p state.Project) error {

@@ -61,7 +61,7 @@ func (m *Machine) Provision(ctx context.Context) error {
 			}
 			return &ui.Error{
 				Msg: fmt.Sprintf("provisioning failed with exit code %d; %s", code, last.words()),
-				Hint: which + "mend [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
+				Hint: which + "fix [provision] in " + config.FileName + " and run devvm up again; in a VM made with devvm up --cold you can try the script by hand" +
 					see(m.Files.ProvisionLog(), "all of it: devvm logs --provision"),
 			}
 		}

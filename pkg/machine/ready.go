@@ -203,20 +203,20 @@ func (m *Machine) explainWait(err error, patience time.Duration) error {
 		}
 		return &ui.Error{
 			Msg:  "Docker Engine does not start in the VM: " + why,
-			Hint: "mend [docker.daemon] in devvm.toml if it is to blame, then: devvm down; devvm up",
+			Hint: "fix [docker.daemon] in devvm.toml if that is the cause, then: devvm down; devvm up",
 		}
 	}
 	if late, ok := errors.AsType[*PatienceError](err); ok {
 		if late.Silent > 0 {
 			return &ui.Error{
-				Msg:  fmt.Sprintf("the VM is slow: it runs, and has said nothing for %s (short of memory, or this host is busy)", late.Silent.Round(time.Second)),
+				Msg:  fmt.Sprintf("the VM is slow: it runs, but has not answered for %s (it is short of memory, or this host is busy)", late.Silent.Round(time.Second)),
 				Hint: fmt.Sprintf("wait longer: devvm up --timeout %s; or boot it again: devvm down; devvm up%s", 2*patience, SeeConsole(m.Files)),
 				Err:  err,
 			}
 		}
 		return &ui.Error{
-			Msg:  fmt.Sprintf("the VM runs, but after %s it has not come further than %q%s", patience, late.Phase, Because(late.Why)),
-			Hint: fmt.Sprintf("if it only needs longer: devvm up --timeout %s%s", 2*patience, SeeConsole(m.Files)),
+			Msg:  fmt.Sprintf("the VM runs, but is stuck at %q after %s%s", late.Phase, patience, Because(late.Why)),
+			Hint: fmt.Sprintf("if it only needs more time: devvm up --timeout %s%s", 2*patience, SeeConsole(m.Files)),
 			Err:  err,
 		}
 	}
@@ -248,7 +248,7 @@ func (m *Machine) died(dom vm.Domain, kernelUp bool) error {
 	}
 	hint := "start it again with: devvm up" + SeeConsole(m.Files)
 	if dom.Halt == vm.HaltSignal {
-		hint = "let it go on with: devvm up"
+		hint = "resume it with: devvm up"
 	}
 	return &ui.Error{
 		Msg:  fmt.Sprintf("the VM stopped while it was starting: %s%s", dom.State, Because(dom.Reason)),

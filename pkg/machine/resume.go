@@ -45,16 +45,16 @@ func (m *Machine) resume(ctx context.Context, img image.Image) error {
 
 // errKept explains why a suspended VM stays so.
 func errKept(err error) error {
-	hint := "mend that, then: devvm up"
+	hint := "fix that, then: devvm up"
 	switch {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		hint = "make room (devvm df, devvm prune), then: devvm up"
 	case errors.Is(err, syscall.ENOMEM):
-		hint = "end what else takes this host's memory, then: devvm up"
+		hint = "free some of this host's memory, then: devvm up"
 	case errors.Is(err, vm.ErrConnectionLost), errors.Is(err, vm.ErrNoLibvirt):
 		hint = "try again: devvm up (what this host lacks: devvm doctor)"
 	case errors.Is(err, vm.ErrAccel):
-		hint = "let KVM work again (devvm doctor), then: devvm up"
+		hint = "get KVM to work again (devvm doctor), then: devvm up"
 	}
 	return &ui.Error{
 		Msg:  "the VM could not be resumed; it stays suspended, with its memory",
@@ -68,7 +68,7 @@ func errKept(err error) error {
 func (m *Machine) checkKeys(afresh string) error {
 	if _, err := guest.LoadKeys(m.Files.Keys()); err != nil {
 		return &ui.Error{
-			Msg:  "the SSH keys of the VM that is there cannot be read, and it has no others: " + m.Files.Keys(),
+			Msg:  "the SSH keys of the existing VM cannot be read, and it accepts no others: " + m.Files.Keys(),
 			Hint: "put them back, or boot it with new ones: " + afresh,
 			Err:  err,
 		}

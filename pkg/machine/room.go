@@ -27,13 +27,13 @@ func (e *Env) CheckRoomToNuke(f state.Files) error {
 	if f.LeavesUndo() {
 		goes = f.VM
 	}
-	err := e.checkRoom(e.Dirs.Data, roomNeeded-file.Used(goes), "a new VM beside the one that is kept for devvm nuke --undo")
+	err := e.checkRoom(e.Dirs.Data, roomNeeded-file.Used(goes), "a new VM, next to the one kept for devvm nuke --undo,")
 	if err == nil {
 		return nil
 	}
 	return &ui.Error{
 		Msg:  "nothing was replaced: " + err.Error(),
-		Hint: ui.Hint(err) + "\nor, if nothing of the VM is to be kept: devvm rm; devvm up",
+		Hint: ui.Hint(err) + "\nor, to keep nothing of the VM: devvm rm; devvm up",
 		Kind: unix.ENOSPC,
 	}
 }
@@ -64,7 +64,7 @@ func (e *Env) ErrFull(f state.Files) error {
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
 		Msg:  fmt.Sprintf("the VM is paused: the host's disk is full (%s are free in %s)", ui.Size(free), f.VM),
-		Hint: "make room, and it goes on by itself: devvm df shows what devvm takes, devvm prune gives back what nothing uses",
+		Hint: "make room, and it resumes by itself: devvm df shows what devvm takes, devvm prune frees what nothing uses",
 		Kind: unix.ENOSPC,
 	}
 }
@@ -91,7 +91,7 @@ func (e *Env) checkRoom(dir string, need int64, what string) error {
 	}
 	return &ui.Error{
 		Msg:  fmt.Sprintf("only %s are free in %s; %s needs %s", ui.Size(free), dir, what, ui.Size(need)),
-		Hint: "see what takes the room with: devvm df, and give back what nothing uses with: devvm prune",
+		Hint: "see what takes the space with: devvm df, and free what nothing uses with: devvm prune",
 		Err:  unix.ENOSPC,
 	}
 }

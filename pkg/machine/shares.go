@@ -50,8 +50,8 @@ func (m *Machine) checkShares() error {
 	for _, e := range has.Exports {
 		if !state.Exists(e.Source) {
 			return &ui.Error{
-				Msg:  fmt.Sprintf("the suspended VM has %s of this host, and that is gone", e.Source),
-				Hint: "make the directory again and run devvm up, or begin afresh: devvm nuke",
+				Msg:  fmt.Sprintf("the suspended VM uses %s of this host, which is gone", e.Source),
+				Hint: "make the directory again and run devvm up, or start over: devvm nuke",
 			}
 		}
 	}
@@ -104,12 +104,12 @@ func ReadShares(f state.Files) (Shares, error) {
 		return all, nil
 	}
 	if err != nil {
-		return all, fmt.Errorf("read what the VM has of the host: %w", err)
+		return all, fmt.Errorf("read which files of the host the VM has: %w", err)
 	}
 	if err := json.Unmarshal(b, &all); err != nil {
 		return Shares{}, &ui.Error{
-			Msg:  "what the VM has of the host is not known: " + f.Shares() + " is damaged",
-			Hint: "settle it again by devvm.toml: devvm up",
+			Msg:  "devvm does not know which files of the host the VM has: " + f.Shares() + " is damaged",
+			Hint: "take them from devvm.toml again: devvm up",
 			Err:  err,
 		}
 	}
@@ -123,6 +123,6 @@ func (m *Machine) MendShares() error {
 	if err == nil {
 		return nil
 	}
-	m.Progress.Warn("%v: settling it by %s", err, config.FileName)
+	m.Progress.Warn("%v: taking them from %s", err, config.FileName)
 	return m.writeShares()
 }

@@ -311,8 +311,8 @@ func (e *Env) checkBacking(backing []string) error {
 	for _, path := range backing {
 		if dir := filepath.Dir(filepath.Dir(path)); dir != e.Images.Dir() && dir != e.Templates.Dir() {
 			return &ui.Error{
-				Msg:  fmt.Sprintf("the VM's disk says that it lies on %s, which is no image or template of devvm's: somebody has changed it", ui.Escape(path)),
-				Hint: "keep a copy of it if you want to know more, and start afresh with: devvm nuke",
+				Msg:  fmt.Sprintf("the backing file of the VM's disk is %s, which is not an image or template of devvm's: someone has changed the disk", ui.Escape(path)),
+				Hint: "keep a copy if you want to know more, and start over with: devvm nuke",
 			}
 		}
 	}
@@ -331,7 +331,7 @@ func (m *Machine) BuildTemplate(ctx context.Context) (string, error) {
 	if !img.Forks {
 		return "", &ui.Error{
 			Msg:  fmt.Sprintf("VMs of image %s cannot be forked", img.Name),
-			Hint: "build the image anew if it is an old one of devvm's: devvm image build",
+			Hint: "if it is an old image of devvm's, build it again: devvm image build",
 		}
 	}
 	t, err := m.template(ctx, img)

@@ -242,12 +242,12 @@ func (w *Wait) status(now supervisor.Status, at time.Time) Action {
 	a := w.ping()
 	if !w.noted && !now.SlowSince.IsZero() {
 		w.noted = true
-		a.Note = fmt.Sprintf("the VM is slow: it has said nothing for %s; still waiting", at.Sub(now.SlowSince).Round(time.Second))
+		a.Note = fmt.Sprintf("the VM is slow: it has not answered for %s; still waiting", at.Sub(now.SlowSince).Round(time.Second))
 	}
 	w.kernelUp = w.kernelUp || now.State == supervisor.StateSSH || now.State == supervisor.StateReady
 	if next := phaseOf(now.State); next != w.phase && next != "" && w.kernelUp {
 		if next == PhaseSSH { // again
-			a.Failed = errors.New(cmp.Or(now.Error, "the link broke"))
+			a.Failed = errors.New(cmp.Or(now.Error, "the connection broke"))
 		}
 		w.phase, a.Phase = next, next
 	}

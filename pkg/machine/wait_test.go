@@ -132,7 +132,7 @@ func TestWait(t *testing.T) {
 		}},
 		{"the link breaks without a reason", machine.Options{KernelUp: true, Version: "1"}, "show ssh", []step{
 			{in(supervisor.StateSSH), "show engine"},
-			{in(supervisor.StateConnecting), "failed(the link broke) show ssh"},
+			{in(supervisor.StateConnecting), "failed(the connection broke) show ssh"},
 		}},
 		{"an old failure of the engine counts for nothing", machine.Options{KernelUp: true, Version: "1"}, "show ssh", []step{
 			{in(supervisor.StateReady, engineFailed), "show engine ping"},

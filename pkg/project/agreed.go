@@ -117,7 +117,7 @@ func (a Asked) refusal() error {
 	msg := fmt.Sprintf("%s asks for more than you agreed to: %s", config.FileName, strings.Join(lines, ", "))
 	return &ui.Error{
 		Msg:  strings.Join(append(slices.Clone(a.Why), msg), "\n"),
-		Hint: "look at it, and agree with: devvm up",
+		Hint: "review it and agree with: devvm up",
 		Kind: errNotAgreed,
 	}
 }
@@ -134,7 +134,7 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 		return g, nil, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return g, []string{fmt.Sprintf("What you agreed to before cannot be read (%s), so all of it is asked about.", f.Agreed())}, nil
+		return g, []string{fmt.Sprintf("devvm cannot read what you agreed to before (%s), so it asks about all of it.", f.Agreed())}, nil
 	}
 	cfg, err := s.Config("")
 	if err != nil {

@@ -25,7 +25,7 @@ func (s *Service) rememberHost(ctx context.Context) {
 		err = audit.Remember(ctx, audit.System(), hostFile(s.Dirs))
 	}
 	if err != nil {
-		s.Log.Warn("remember the host as it is, for devvm audit", "err", err)
+		s.Log.Warn("save the state of the host, for devvm audit", "err", err)
 	}
 }
 

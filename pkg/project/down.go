@@ -99,8 +99,8 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p state.Project, d
 func errSuspended() error {
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
-		Msg:  "the VM is suspended: a clean stop needs it to run",
-		Hint: "let it go on and stop it (devvm up && devvm down), leave it as it is, or let its memory go, as in a power cut: devvm down --discard",
+		Msg:  "the VM is suspended; only a running VM can be shut down",
+		Hint: "resume it and shut it down (devvm up && devvm down), leave it suspended, or give up its memory, as in a power cut: devvm down --discard",
 	}
 }
 
@@ -140,7 +140,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	case err == nil && off.State == vm.StateSaved: // by a suspend that was killed
 		return errors.Join(errSuspended(), state.Unmark(f.Stopping()))
 	case err == nil && off.State == vm.StatePaused:
-		pr.Note("the VM was paused meanwhile%s: pulling its plug", machine.Because(off.Reason))
+		pr.Note("the VM was paused during its shutdown%s: pulling the plug", machine.Because(off.Reason))
 		return errors.Join(hv.Destroy(ctx, p.Name), state.Unmark(f.Stopping()))
 	case err == nil:
 		return state.Unmark(f.Stopping())
@@ -150,9 +150,9 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 		return fmt.Errorf("wait for the VM to stop: %w", err)
 	}
 	if off.Halt == vm.HaltIO {
-		pr.Note("the host's disk has been full for %s: pulling the VM's plug; what it has not written is lost", patience)
+		pr.Note("the host's disk has been full for %s: pulling the plug; what the VM has not written is lost", patience)
 	} else {
-		pr.Note("the guest did not power off within %s: pulling its plug", patience)
+		pr.Note("the guest did not power off within %s: pulling the plug", patience)
 	}
 	return errors.Join(hv.Destroy(ctx, p.Name), state.Unmark(f.Stopping()))
 }

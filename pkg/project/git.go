@@ -38,14 +38,14 @@ func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 	}
 	if claimed {
 		return []string{
-			fmt.Sprintf("git does not work in the VM: .git leads to %s, which the VM does not have", dir),
-			fmt.Sprintf("If that is this project's history, say so there: git --git-dir=%s config core.worktree %s", shell.Quote(dir), shell.Quote(p.Dir)),
+			fmt.Sprintf("git does not work in the VM: .git points to %s, which is not in the VM", dir),
+			fmt.Sprintf("If that is this project's repository, tell git so: git --git-dir=%s config core.worktree %s", shell.Quote(dir), shell.Quote(p.Dir)),
 			"Then devvm down && devvm up says how to share it.",
 		}
 	}
-	what := fmt.Sprintf("git does not work in the VM: this working tree has its history in %s, which the VM does not have", dir)
+	what := fmt.Sprintf("git does not work in the VM: the repository of this working tree is %s, which is not in the VM", dir)
 	if why := s.unfit(share.Export{Source: dir, Target: dir}); why != "" {
-		return []string{what + " and cannot have: " + why}
+		return []string{what + " and cannot be: " + why}
 	}
 	toml := filepath.Join(p.Dir, config.FileName)
 	notes := []string{what + ". To share it, add this at the end of " + toml + " and run devvm down && devvm up:"}

@@ -43,7 +43,7 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project
 	for {
 		switch dom.Halt {
 		case vm.HaltSignal:
-			pr.Note("QEMU (pid %d) was stopped by a signal: letting it go on", dom.PID)
+			pr.Note("QEMU (pid %d) was stopped by a signal: resuming it", dom.PID)
 			if err := hv.Proceed(ctx, p.Name, vm.HaltSignal); err != nil {
 				return dom, err
 			}
@@ -65,8 +65,8 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project
 		}
 		if time.Since(start) > patience {
 			return dom, &ui.Error{
-				Msg:  fmt.Sprintf("the VM is %s%s, and that has not come to an end within %s", dom.State, machine.Because(dom.Reason), patience),
-				Hint: "try again, if it takes that long, or pull its plug, which leaves its disk: devvm down (what libvirt is at: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
+				Msg:  fmt.Sprintf("the VM is still %s%s after %s", dom.State, machine.Because(dom.Reason), patience),
+				Hint: "wait and try again, or pull the plug, which keeps the disk: devvm down (what libvirt is doing: virsh domjobinfo " + vm.DomainPrefix + p.Name + ")",
 				Kind: errHalt,
 			}
 		}
@@ -92,7 +92,7 @@ func isStopping(f state.Files, dom vm.Domain) bool {
 
 // finishDown brings to its end what an interrupted down has begun.
 func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
-	pr.Note("the VM is powering off, because of a devvm down that was interrupted: waiting until it is off")
+	pr.Note("the VM is powering off because of an interrupted devvm down: waiting until it is off")
 	if err := s.down(ctx, hv, p, dom, pr); err != nil {
 		return dom, err
 	}
@@ -103,7 +103,7 @@ func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p state.Proj
 func errStopping(p state.Project) error {
 	return &ui.Error{
 		Code: ui.ExitNotRunning,
-		Msg:  fmt.Sprintf("the VM of project %s is powering off, because of a devvm down that was interrupted", p.Name),
+		Msg:  fmt.Sprintf("the VM of project %s is powering off because of an interrupted devvm down", p.Name),
 		Hint: "wait until it is off with: devvm down, or start it again with: devvm up",
 		Kind: vm.ErrNotRunning,
 	}

@@ -231,7 +231,7 @@ func (s *Service) clearBuilders(ctx context.Context) error {
 			continue
 		}
 		if err := s.clearBuilder(ctx, state.Identify(dir)); err != nil {
-			return fmt.Errorf("clear up an interrupted template: %w", err)
+			return fmt.Errorf("clean up after an interrupted template: %w", err)
 		}
 	}
 	return nil

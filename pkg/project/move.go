@@ -121,7 +121,7 @@ func (s *Service) checkMove(p state.Project, from Former) error {
 		return s.errNoVM(from.Project)
 	case old.KeepsDir(from.Dir, from.Same):
 		return &ui.Error{
-			Msg:  fmt.Sprintf("%s is still the directory of its VM: a VM has one directory", from.Dir),
+			Msg:  fmt.Sprintf("%s still exists and keeps its VM", from.Dir),
 			Hint: "make a VM for this one: devvm up",
 		}
 	case f.Adopts() == from.Name: // it is under way
@@ -131,13 +131,13 @@ func (s *Service) checkMove(p state.Project, from Former) error {
 	case !state.Exists(old.Disk()):
 		return &ui.Error{
 			Code: ui.ExitNoVM,
-			Msg:  "no VM is known of " + from.Dir,
+			Msg:  "devvm knows no VM of " + from.Dir,
 			Hint: "list the projects with: devvm ls",
 		}
 	case f.IsUsed() || state.Exists(f.Undo):
 		return &ui.Error{
 			Msg:  fmt.Sprintf("%s has a VM of its own", p.Dir),
-			Hint: fmt.Sprintf("remove it, with all that is in it, and move the other one here: devvm rm && devvm move %s", from.Name),
+			Hint: fmt.Sprintf("remove it with everything in it, and move the other one here: devvm rm && devvm move %s", from.Name),
 		}
 	}
 	return nil
@@ -210,8 +210,8 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	}
 	if f.IsUsed() {
 		return &ui.Error{
-			Msg:  fmt.Sprintf("the VM of %s has come into use meanwhile, so nothing was moved; it is stopped", p.Dir),
-			Hint: "go on with it: devvm up, or run devvm move again",
+			Msg:  fmt.Sprintf("the VM of %s was used while move ran: nothing was moved, and the VM is stopped", p.Dir),
+			Hint: "keep using it: devvm up, or run devvm move again",
 		}
 	}
 	for _, path := range []string{f.VM, f.Agreed(), f.Egress(), f.Owners(), f.Shares()} {

@@ -52,7 +52,7 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 			}
 			sentence := fmt.Sprintf("This directory %s, whose VM can write here.", where)
 			if err != nil {
-				sentence += " What you agreed to for that one cannot be read."
+				sentence += " devvm cannot read what you agreed to for that project."
 			}
 			why = append(why, sentence)
 			break

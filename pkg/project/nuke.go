@@ -114,7 +114,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 		err = s.up(ctx, hv, p, show)
 	}
 	if err != nil && !o.Undo && state.Exists(f.Undo) {
-		show.Note("the former VM is kept; to have it back: devvm nuke --undo")
+		show.Note("the old VM is kept; to get it back: devvm nuke --undo")
 	}
 	return err
 }
@@ -127,7 +127,7 @@ func (s *Service) destroy(ctx context.Context, hv vm.Hypervisor, p state.Project
 		err = machine.Forget(ctx, hv, p)
 	}
 	if err != nil && ctx.Err() != nil {
-		show.Note("nothing was replaced: the VM is as it was, or stopped; to go on with it: devvm up")
+		show.Note("nothing was replaced: the VM is as it was, or stopped; to keep using it: devvm up")
 	}
 	return err
 }
@@ -142,7 +142,7 @@ func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions
 	}
 	if o.Undo && !state.Exists(f.Undo) {
 		return &ui.Error{
-			Msg:  "there is nothing to undo: no disk of an earlier VM of this project is kept",
+			Msg:  "there is nothing to undo: no old disk of this project is kept",
 			Hint: "see the project's state with: devvm status",
 		}
 	}
@@ -163,7 +163,7 @@ func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions
 		err = s.checkAgreed(p, cfg, grantShares(all, p))
 	}
 	if errors.Is(err, errNotAgreed) {
-		return &ui.Error{Err: err, Hint: "to be rid of the VM, and have no other until you agree: devvm nuke --no-up"}
+		return &ui.Error{Err: err, Hint: "to remove the VM without making a new one: devvm nuke --no-up"}
 	}
 	if err != nil {
 		return err
@@ -179,8 +179,8 @@ func replaceDisk(f state.Files, o NukeOptions) error {
 	switch {
 	case o.Unused && f.IsUsed():
 		return &ui.Error{
-			Msg:  "the VM has come into use meanwhile, so nothing was replaced; it is stopped",
-			Hint: "go on with it: devvm up, or run devvm nuke again",
+			Msg:  "the VM was used while nuke ran: nothing was replaced, and the VM is stopped",
+			Hint: "keep using it: devvm up, or run devvm nuke again",
 		}
 	case o.Undo:
 		return f.Swap()

@@ -129,7 +129,7 @@ func (s *Service) Serves(ctx context.Context, p state.Project) error {
 	_, err = s.Daemons(p).Supervisor().Status(ctx)
 	if errors.Is(err, supervisor.ErrNone) || errors.Is(err, supervisor.ErrHung) {
 		return &ui.Error{
-			Msg:  "the supervisor does not answer, and what uses this host's files in the VM would wait for it",
+			Msg:  "the supervisor does not answer; what uses this host's files in the VM would hang",
 			Hint: "bring it back with: devvm up",
 			Err:  err,
 		}
@@ -149,5 +149,5 @@ func (s *Service) attended(ctx context.Context, p state.Project, err error) erro
 	case dom.State != vm.StateRunning:
 		return errNotRunning(p, dom.State)
 	}
-	return &ui.Error{Msg: "the supervisor is gone, so that no published port is open", Hint: "bring it back with: devvm up", Err: err}
+	return &ui.Error{Msg: "the supervisor is gone, so no published port is open", Hint: "bring it back with: devvm up", Err: err}
 }

@@ -47,7 +47,7 @@ type Service struct {
 func (s *Service) errNoVM(p state.Project) error {
 	hint := "make one with: devvm up"
 	if above, ok := s.above(p); ok {
-		hint = fmt.Sprintf("%s has one: name it with --project, or let it be found from below: (cd %s && devvm init)", above.Dir, shell.Quote(above.Dir))
+		hint = fmt.Sprintf("%s has one: use it with --project, or let subdirectories find it: (cd %s && devvm init)", above.Dir, shell.Quote(above.Dir))
 	}
 	if former, ok := s.former(p); ok {
 		hint = takeOverHint(former)
@@ -55,7 +55,7 @@ func (s *Service) errNoVM(p state.Project) error {
 	if f := s.Dirs.Files(p.Name); state.Exists(f.Disk()) && !f.IsBegun() {
 		return &ui.Error{
 			Code: ui.ExitNotRunning,
-			Msg:  "libvirt does not know the VM of this project; its disk is there: " + f.Disk(),
+			Msg:  "libvirt does not know the VM of this project, but its disk exists: " + f.Disk(),
 			Hint: "start it with: devvm up",
 			Kind: vm.ErrNotFound,
 		}
@@ -110,7 +110,7 @@ func (s *Service) former(p state.Project) (state.Project, bool) {
 
 // takeOverHint says what to do about a former project.
 func takeOverHint(former state.Project) string {
-	return fmt.Sprintf("take over the VM of %s, which this directory was: devvm move (to be rid of that VM: devvm rm --project %s)", former.Dir, former.Name)
+	return fmt.Sprintf("take over the VM of %s, the old path of this directory: devvm move (to remove that VM: devvm rm --project %s)", former.Dir, former.Name)
 }
 
 // errNotRunning says that the project's VM is off.
@@ -204,7 +204,7 @@ func (s *Service) catchUpFiles(ctx context.Context, p state.Project) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if err := s.Daemons(p).Supervisor().CatchUp(ctx); err != nil {
-		s.Log.Debug("files are not settled", "err", err)
+		s.Log.Debug("files are not up to date yet", "err", err)
 	}
 }
 

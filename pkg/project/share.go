@@ -39,7 +39,7 @@ func (s *Service) shares(p state.Project, cfg config.Config) (machine.Shares, st
 		if why := s.unfit(e); why == "" {
 			all.Exports = append(all.Exports, e)
 		} else {
-			note = fmt.Sprintf("the VM does not have the project's directory: %s (mount = false in %s says that you know)", why, config.FileName)
+			note = fmt.Sprintf("the VM does not have the project's directory: %s (to silence this, set mount = false in %s)", why, config.FileName)
 		}
 	}
 	for _, m := range cfg.Mounts {
@@ -67,7 +67,7 @@ func (s *Service) shares(p state.Project, cfg config.Config) (machine.Shares, st
 	if !machine.FitsCredential(all.Exports) {
 		return machine.Shares{}, "", &ui.Error{
 			Code: ui.ExitUsage,
-			Msg:  fmt.Sprintf("%s: the paths of all mounts together are longer than a VM can be told", cfg.Origin("mounts")),
+			Msg:  fmt.Sprintf("%s: the paths of all mounts together are too long for a VM", cfg.Origin("mounts")),
 			Hint: "share a directory above some of them",
 		}
 	}
@@ -101,7 +101,7 @@ func (s *Service) export(p state.Project, m config.Mount) (share.Export, error) 
 	case !within(p.Dir, e.Source): // it is the user's, who is asked about where it leads
 		e.Source = resolved
 	case resolved != e.Source: // it is the VM's to change
-		return e, fmt.Errorf("%s is, or is below, a symbolic link, and in the project's directory none is followed", e.Source)
+		return e, fmt.Errorf("%s is a symbolic link or below one, and devvm follows none in the project's directory", e.Source)
 	}
 	if why := s.unfit(e); why != "" {
 		return e, errors.New(why)
@@ -125,14 +125,14 @@ const longestSource = 255
 // unfit tells why a directory cannot be had; "" if it can.
 func (s *Service) unfit(e share.Export) string {
 	if strings.ContainsFunc(e.Target, unicode.IsControl) {
-		return "its path holds a control character"
+		return "its path contains a control character"
 	}
 	if most := longestSource - len(usernet.Gateway.String()+":"); len(e.Target) > most {
-		return fmt.Sprintf("its path has %d bytes; the VM's kernel mounts none with more than %d", len(e.Target), most)
+		return fmt.Sprintf("its path is %d bytes long; the VM's kernel mounts %d at most", len(e.Target), most)
 	}
 	for path, all := range systemPaths {
 		if within(e.Target, path) || all && within(path, e.Target) {
-			return fmt.Sprintf("%s is in the way of the VM's own %s", e.Target, path)
+			return fmt.Sprintf("%s would hide the VM's own %s", e.Target, path)
 		}
 	}
 	for _, dir := range []string{s.Dirs.Data, s.Dirs.Runtime, s.Dirs.Short, s.Dirs.Config, s.Dirs.Cache} {
@@ -143,7 +143,7 @@ func (s *Service) unfit(e share.Export) string {
 			dir = resolved
 		}
 		if within(e.Source, dir) || within(dir, e.Source) {
-			return fmt.Sprintf("%s holds devvm's own files (%s), keys of other VMs among them", e.Source, dir)
+			return fmt.Sprintf("%s contains devvm's own files (%s), among them the keys of other VMs", e.Source, dir)
 		}
 	}
 	return ""

@@ -13,7 +13,7 @@ func TestUnfit(t *testing.T) {
 	for length, fit := range map[int]bool{245: true, 246: false, 1000: false} {
 		path := "/" + strings.Repeat("x", length-1)
 		why := s.unfit(share.Export{Source: path, Target: path})
-		if (why == "") != fit || !fit && !strings.Contains(why, "none with more than 245") {
+		if (why == "") != fit || !fit && !strings.Contains(why, "mounts 245 at most") {
 			t.Errorf("%d bytes: %q", length, why)
 		}
 	}

@@ -32,7 +32,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name stri
 	if !snapshotName.MatchString(name) {
 		return "", &ui.Error{
 			Code: ui.ExitUsage,
-			Msg:  fmt.Sprintf("%q is no name for a snapshot", name),
+			Msg:  fmt.Sprintf("%q is not a name for a snapshot", name),
 			Hint: "use up to 64 letters, digits, dots, dashes and underscores",
 		}
 	}
@@ -48,7 +48,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name stri
 			return &ui.Error{
 				Code: ui.ExitNotRunning,
 				Msg:  fmt.Sprintf("a VM that is %s cannot be snapshotted", dom.State),
-				Hint: "let it go on with: devvm up",
+				Hint: "resume it with: devvm up",
 			}
 		}
 		all, err := hv.Snapshots(ctx, p.Name)
@@ -95,7 +95,7 @@ func explainSnapshot(name string, dom vm.Domain, err error) error {
 	}
 	return &ui.Error{
 		Err:  err,
-		Hint: fmt.Sprintf("make room (devvm df, devvm prune) and run devvm snapshot create %s again: it takes the place of what this one has written. Nothing else gives that back while the VM is kept", name),
+		Hint: fmt.Sprintf("make room (devvm df, devvm prune) and run devvm snapshot create %s again: it replaces what this one has written. Nothing else frees that space while the VM exists", name),
 	}
 }
 

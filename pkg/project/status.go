@@ -94,7 +94,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 		return st, nil
 	}
 	if isStopping(f, dom) {
-		st.Problem, st.Next = "it is powering off: devvm down has asked it to", "devvm up"
+		st.Problem, st.Next = "it is powering off, as devvm down asked", "devvm up"
 		return st, nil
 	}
 	asked := ctx
@@ -149,15 +149,15 @@ func (s *Service) askDaemons(ctx context.Context, p state.Project, st *Status) {
 	case err == nil:
 		st.Supervisor = &sup
 	case errors.Is(err, supervisor.ErrNone):
-		st.Problem = "the supervisor is gone, so that docker.sock leads nowhere"
+		st.Problem = "the supervisor is gone, so docker.sock does not work"
 	case st.Problem == "":
-		st.Problem = "the supervisor does not answer, so that docker.sock leads nowhere"
+		st.Problem = "the supervisor does not answer, so docker.sock does not work"
 	}
 	if st.Problem != "" || st.Supervisor == nil || st.Supervisor.SlowSince.IsZero() {
 		return
 	}
 	st.Slow = true
-	st.Problem = fmt.Sprintf("the VM is slow: it has said nothing for %s (short of memory, or this host is busy); what runs in it goes on, new requests wait",
+	st.Problem = fmt.Sprintf("the VM is slow: it has not answered for %s (it is short of memory, or this host is busy); what runs in it continues, new requests wait",
 		time.Since(st.Supervisor.SlowSince).Round(time.Second))
 	st.Next = "devvm status" // it goes on by itself, mostly
 	if time.Since(st.Supervisor.SlowSince) > patienceSlow {
@@ -175,7 +175,7 @@ func (s *Service) forgotten(name, dir string) (Status, bool) {
 	}
 	switch {
 	case state.Exists(f.Disk()) && !f.IsBegun():
-		st.State, st.Reason = vm.StateStopped, "libvirt does not know it; its disk is there, and devvm up starts it"
+		st.State, st.Reason = vm.StateStopped, "libvirt does not know it, but its disk exists; devvm up starts it"
 	case f.IsLost(false):
 		st.setLost(f)
 	case !state.Exists(f.Undo):

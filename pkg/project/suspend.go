@@ -50,7 +50,7 @@ func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress)
 			return fmt.Errorf("suspend the VM: %w", err)
 		}
 		if ctx.Err() != nil {
-			pr.Note("its memory was saved by then: the VM is suspended")
+			pr.Note("too late to cancel: the memory is saved, and the VM is suspended")
 		}
 		phase.Done()
 		return nil

@@ -32,7 +32,7 @@ func (s *Service) Up(ctx context.Context, p state.Project, pr *ui.Progress) erro
 	s.rememberHost(ctx)
 	s.sweep(ctx)
 	lock, err := f.Acquire(ctx, "up", func(who string) {
-		pr.Note("waiting for another devvm (%s) that is at work on this project", who)
+		pr.Note("waiting for another devvm (%s) of this project", who)
 	})
 	if err != nil {
 		return err
@@ -52,7 +52,7 @@ func (s *Service) checkConfig(p state.Project, provision bool) (config.Config, e
 	if !state.Exists(p.Dir) {
 		return config.Config{}, &ui.Error{
 			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
-			Hint: fmt.Sprintf("where it is now, take its VM over (devvm move %s); bring it back; or remove its VM: devvm rm --project %s", p.Name, p.Name),
+			Hint: fmt.Sprintf("if it moved, take over its VM there (devvm move %s); if not, bring it back or remove its VM: devvm rm --project %s", p.Name, p.Name),
 		}
 	}
 	cfg, err := s.Config(p.Dir)
@@ -88,7 +88,7 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr 
 		return machine.ErrLost(f, dom.State == vm.StateRunning)
 	}
 	if above, ok := s.above(p); ok && err != nil {
-		pr.Note("%s gets a VM of its own; to use that of the directory above: --project %s", p.Dir, above.Dir)
+		pr.Note("%s gets its own VM; to use the one of the directory above: --project %s", p.Dir, above.Dir)
 	}
 	if err != nil {
 		if former, ok := s.former(p); ok {
@@ -96,7 +96,7 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr 
 		}
 	}
 	if s.Replaced(p) {
-		pr.Note("%s is not the directory that this VM was made for, which was renamed or removed: to give the VM to that one, run devvm move there", p.Dir)
+		pr.Note("this VM was made for another directory at %s, which was renamed or removed; if it was renamed, run devvm move there to keep the VM", p.Dir)
 	}
 	return s.upFrom(ctx, hv, p, dom, pr)
 }
@@ -163,7 +163,7 @@ func (s *Service) discardBegun(ctx context.Context, m *machine.Machine, dom vm.D
 		return dom, nil
 	}
 	if state.Exists(m.Files.Disk()) {
-		m.Progress.Note("the engine of the VM that is there has never answered: making it anew")
+		m.Progress.Note("the existing VM never finished starting: recreating it")
 	}
 	if err := m.Discard(ctx); err != nil {
 		return dom, err

@@ -98,8 +98,8 @@ func (s *Service) usesOf(ctx context.Context, name string, c machine.Chains) ([]
 	}
 	return nil, &ui.Error{
 		Code: ui.ExitBusy,
-		Msg:  fmt.Sprintf("the disks of project %s change all the time", name),
-		Hint: "wait until the devvm that is at work on it is done, then run the command again",
+		Msg:  fmt.Sprintf("the disks of project %s keep changing", name),
+		Hint: "wait until the other devvm command is done, then run this one again",
 	}
 }
 
@@ -196,21 +196,21 @@ func (s *Service) inUse(ctx context.Context, kind string, of func(use) bool) (ma
 
 // unreadable explains why nothing is removed.
 func unreadable(u use) error {
-	hint := "let it be read again"
+	hint := "make it readable"
 	if errors.Is(u.err, disk.ErrDamaged) {
-		hint = "put a whole copy in its place"
+		hint = "replace it with an intact copy"
 	}
 	dir := filepath.Dir(u.path)
 	switch {
 	case u.project == "":
 		hint += ", or remove that template: rm -r " + shell.Quote(dir)
 	case filepath.Base(dir) == "undo":
-		hint += ", or remove what an earlier nuke has kept: rm -r " + shell.Quote(dir)
+		hint += ", or remove what an earlier nuke kept: rm -r " + shell.Quote(dir)
 	default:
-		hint += ", or give the VM up: devvm rm --project " + u.project
+		hint += ", or remove the VM: devvm rm --project " + u.project
 	}
 	return &ui.Error{
-		Msg:  "a disk cannot be read, so that nobody knows which images and templates it lies on; none is removed",
+		Msg:  "a disk cannot be read, so devvm cannot tell which images and templates it needs; none is removed",
 		Hint: hint,
 		Err:  u.err,
 	}

@@ -14,7 +14,7 @@ import (
 func (s *Service) Writable(p state.Project) tree.Untrusted {
 	dirs := []string{p.Dir}
 	all := func(what string, err error) {
-		s.Log.Warn("which directories the VMs can write is not known: no symbolic link of this host is followed", "read", what, "error", err)
+		s.Log.Warn("the directories that the VMs can write are not known, so no symbolic link on this host is followed", "read", what, "error", err)
 		dirs = append(dirs, "/")
 	}
 	names, err := s.Dirs.Projects()

@@ -62,7 +62,7 @@ func derive(env Environment) (Dirs, error) {
 			return filepath.Join(dir, "devvm"), nil
 		}
 		if env.Home == "" {
-			return "", &ui.Error{Msg: fmt.Sprintf("neither %s nor HOME is set, so that devvm does not know where its files are", name), Hint: "set HOME to your home directory"}
+			return "", &ui.Error{Msg: fmt.Sprintf("neither %s nor HOME is set, so devvm does not know where its files are", name), Hint: "set HOME to your home directory"}
 		}
 		return filepath.Join(env.Home, fallback, "devvm"), nil
 	}

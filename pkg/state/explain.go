@@ -37,7 +37,7 @@ func (d Dirs) Explain(err error) error {
 	case errors.Is(err, unix.EROFS):
 		hint = "its file system is read-only; devvm has to write there"
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		hint = "make room there: devvm df shows what devvm takes, devvm prune gives back what nothing uses"
+		hint = "make room there: devvm df shows what devvm takes, devvm prune frees what nothing uses"
 	default:
 		return err
 	}
@@ -77,7 +77,7 @@ func whose(path string) string {
 			return fmt.Sprintf("belongs to %s, mode %04o (%s)", name, info.Mode().Perm(), path)
 		}
 		if path == filepath.Dir(path) {
-			return "cannot be looked at"
+			return "cannot be inspected"
 		}
 		path = filepath.Dir(path)
 	}

@@ -37,7 +37,7 @@ func (f Files) WriteAgreed(g grant.Grant) error {
 		return err
 	}
 	if err := os.Remove(f.formerMounts()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("note what was agreed to: %w", err)
+		return fmt.Errorf("save what you agreed to: %w", err)
 	}
 	return file.Sync(f.Root)
 }

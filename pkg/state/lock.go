@@ -49,7 +49,7 @@ func (f Files) Acquire(ctx context.Context, verb string, waiting func(who string
 				}
 				return nil, &ui.Error{
 					Code: ui.ExitBusy,
-					Msg:  fmt.Sprintf("another devvm (%s) is at work on this project", who),
+					Msg:  fmt.Sprintf("another devvm command (%s) is running for this project", who),
 					Hint: "wait until it is done, then run the command again",
 				}
 			}
@@ -83,7 +83,7 @@ func (f Files) Acquire(ctx context.Context, verb string, waiting func(who string
 func errStopped(who string, err *lock.StoppedError) error {
 	return &ui.Error{
 		Code: ui.ExitBusy,
-		Msg:  fmt.Sprintf("another devvm (%s) that is at work on this project is stopped by a signal (Ctrl-Z, SIGSTOP)", who),
+		Msg:  fmt.Sprintf("another devvm command (%s) for this project is stopped by a signal (Ctrl-Z, SIGSTOP)", who),
 		Hint: err.Hint(),
 	}
 }

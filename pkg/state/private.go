@@ -200,7 +200,7 @@ func (o observer) judgeLast(dir string, info fs.FileInfo) error {
 	case !info.IsDir() || owner(info) != o.uid:
 		return exposed(dir, describe(dir, info), "remove it; if you cannot, set XDG_RUNTIME_DIR to a directory of yours (mode 0700)")
 	case info.Mode().Perm()&0o022 != 0: // what is in it may be anybody's
-		return exposed(dir, describe(dir, info), "end what uses it and remove it: rm -r "+shell.Quote(dir))
+		return exposed(dir, describe(dir, info), "stop what uses it and remove it: rm -r "+shell.Quote(dir))
 	case info.Mode().Perm() != 0o700:
 		return exposed(dir, describe(dir, info), "chmod 700 "+shell.Quote(dir))
 	}
@@ -231,7 +231,7 @@ func (o observer) judge(dir, path string, info fs.FileInfo) (open bool, err erro
 func exposed(dir, why, hint string) error {
 	return &ui.Error{
 		Code: ui.ExitHost,
-		Msg:  fmt.Sprintf("%s is no safe place for docker.sock: %s. Another user could answer there and take what Docker's clients send", dir, why),
+		Msg:  fmt.Sprintf("%s is not a safe place for docker.sock: %s. Another user could answer there and read what Docker clients send", dir, why),
 		Hint: hint,
 	}
 }
@@ -242,7 +242,7 @@ func describe(path string, info fs.FileInfo) string {
 	if info.Mode()&fs.ModeSymlink != 0 {
 		what += ", a symbolic link,"
 	} else if !info.IsDir() {
-		what += ", no directory,"
+		what += ", not a directory,"
 	}
 	uid := owner(info)
 	who := "uid " + strconv.Itoa(uid)

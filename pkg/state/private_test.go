@@ -57,7 +57,7 @@ func TestPrivate(t *testing.T) {
 			at: map[string]seen{"/listed": dir(0o775, 1000), "/listed/s": dir(0o700, 1000)}, path: "/listed/s", want: "an access control list lets others write",
 		},
 		"a list to read": {at: map[string]seen{"/listed": dir(0o755, 1000), "/listed/s": dir(0o700, 1000)}, path: "/listed/s"},
-		"no directory":   {at: map[string]seen{"/s": {0o600, 1000, 1000}}, path: "/s", want: "no directory"},
+		"no directory":   {at: map[string]seen{"/s": {0o600, 1000, 1000}}, path: "/s", want: "not a directory"},
 		"a link":         {at: map[string]seen{"/s": {fs.ModeSymlink | 0o777, 1000, 1000}}, links: map[string]string{"/s": "/r"}, path: "/s", want: "a symbolic link"},
 		"below a link of root's": {
 			at: map[string]seen{"/l": {fs.ModeSymlink | 0o777, 0, 0}, "/r": dir(0o755, 0), "/r/s": dir(0o700, 1000)}, links: map[string]string{"/l": "r"}, path: "/l/s",

@@ -137,8 +137,8 @@ func (f Files) checkMoved(verb string) error {
 // ErrAdopts says that a project has taken over a part of another one's VM.
 func ErrAdopts() error {
 	return &ui.Error{
-		Msg:  "this directory has begun to take over the VM of another one, and was interrupted",
-		Hint: "complete that with: devvm move",
+		Msg:  "this directory was taking over the VM of another one when devvm move was interrupted",
+		Hint: "finish that with: devvm move",
 	}
 }
 
@@ -146,8 +146,8 @@ func ErrAdopts() error {
 func ErrLeaves(dir string) error {
 	to := Identify(dir).Name
 	return &ui.Error{
-		Msg:  fmt.Sprintf("%s has begun to take over the VM of this project, and was interrupted", dir),
-		Hint: fmt.Sprintf("complete that with: devvm move --project %s (or, if that directory is gone: devvm rm --project %s)", to, to),
+		Msg:  fmt.Sprintf("%s was taking over the VM of this project when devvm move was interrupted", dir),
+		Hint: fmt.Sprintf("finish that with: devvm move --project %s (or, if that directory is gone: devvm rm --project %s)", to, to),
 	}
 }
 

@@ -18,7 +18,7 @@ const (
 	ExitNoVM       = 3   // no VM for this project
 	ExitNotRunning = 4   // the VM exists but is not running
 	ExitHost       = 5   // the host is not ready: devvm doctor
-	ExitBusy       = 6   // another devvm is at work on this project
+	ExitBusy       = 6   // another devvm command is running for this project
 	ExitCancelled  = 130 // Ctrl-C
 )
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
@@ -412,7 +413,7 @@ func TestDNSFlood(t *testing.T) {
 		}
 	}
 	answerAll()
-	eventually(t, "an answer", func() bool { return c.ask("udp", "example.com", dns.TypeA) == "203.0.113.80" })
+	condition.Wait(t, "an answer", func() bool { return c.ask("udp", "example.com", dns.TypeA) == "203.0.113.80" })
 }
 
 // Only plain questions reach the host's nameservers.

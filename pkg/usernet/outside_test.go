@@ -16,6 +16,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -160,7 +161,7 @@ func TestTranslatedInNamespace(t *testing.T) {
 			c.Close()
 		}
 		control.Close()
-		eventually(t, "the control's connections have ended", func() bool { return control.Relays() == 0 })
+		condition.Wait(t, "the control's connections have ended", func() bool { return control.Relays() == 0 })
 		bytes.Store(0)
 		conns.Store(0)
 		datagrams.Store(0)
@@ -182,12 +183,12 @@ func TestTranslatedInNamespace(t *testing.T) {
 					t.Fatal(err)
 				}
 				c.Write([]byte("hello"))
-				eventually(t, "the flow to "+target(n)+" is seen to lead to the host", func() bool { return refused() > before })
+				condition.Wait(t, "the flow to "+target(n)+" is seen to lead to the host", func() bool { return refused() > before })
 				c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 				if n, err := c.Read(make([]byte, 100)); n > 0 {
 					t.Errorf("udp to %s: %d bytes came back, %v", target(n), n, err)
 				}
-				eventually(t, "the flow has ended", func() bool { return s.Status().UDPFlows == 0 })
+				condition.Wait(t, "the flow has ended", func() bool { return s.Status().UDPFlows == 0 })
 				// From then on not even the first datagram passes.
 				r.wants(t, "again", udpProto, target(n), "unreachable 3")
 				c.Close()

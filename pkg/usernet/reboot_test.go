@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -38,7 +39,7 @@ func TestReboot(t *testing.T) {
 			go func() { _, _ = io.Copy(conn, conn) }()
 		}
 	}()
-	eventually(t, "the network serves the guest", func() bool { return s.Status().Connected })
+	condition.Wait(t, "the network serves the guest", func() bool { return s.Status().Connected })
 	conn, err := s.Dial(testContext(t), "tcp", "192.0.2.2:22")
 	if err != nil {
 		t.Fatal(err)

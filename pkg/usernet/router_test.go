@@ -20,6 +20,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
@@ -240,7 +241,7 @@ func TestAdvertiseAgain(t *testing.T) {
 		t.Error("the VM's first word is that there is no route")
 	}
 	r.Close()
-	eventually(t, "the VM is gone", func() bool { return !s.Status().Connected })
+	condition.Wait(t, "the VM is gone", func() bool { return !s.Status().Connected })
 	r = newRoot(t, s)
 	if life := r.advert(t); life == 0 {
 		t.Error("there is no route any more")

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -144,7 +145,7 @@ func connect(t *testing.T, path string) *usernettest.Guest {
 func dialGuest(t *testing.T, d *usernet.Dialer, network, address string) net.Conn {
 	t.Helper()
 	var conn net.Conn
-	eventually(t, "dial "+address, func() bool {
+	condition.Wait(t, "dial "+address, func() bool {
 		c, err := d.Dial(t.Context(), network, address)
 		if err != nil && !errors.Is(err, usernet.ErrNoGuest) {
 			t.Fatal(err)
@@ -200,7 +201,7 @@ func TestRun(t *testing.T) {
 	c.Close()
 	u := dialGuest(t, d, "udp", "192.0.2.2:53")
 	echoDatagrams(t, u)
-	eventually(t, "the first tunnel ends", func() bool {
+	condition.Wait(t, "the first tunnel ends", func() bool {
 		status, err := d.Status(ctx)
 		return err == nil && status.DialIns == 1
 	})
@@ -208,7 +209,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("status: %+v, %v", status, err)
 	}
 	u.Close()
-	eventually(t, "the tunnels end", func() bool {
+	condition.Wait(t, "the tunnels end", func() bool {
 		status, err := d.Status(ctx)
 		return err == nil && status.DialIns == 0
 	})
@@ -269,7 +270,7 @@ func TestDialerHalfClose(t *testing.T) {
 	c.(halfCloser).CloseWrite()
 	// The tunnel ends once both directions have.
 	d := usernet.NewDialer(r.DialSocket)
-	eventually(t, "the tunnel ends", func() bool {
+	condition.Wait(t, "the tunnel ends", func() bool {
 		status, err := d.Status(t.Context())
 		return err == nil && status.DialIns == 0
 	})
@@ -309,7 +310,7 @@ func TestDialerDeadline(t *testing.T) {
 	}
 	defer deaf.Close()
 	d := usernet.NewDialer(r.DialSocket)
-	eventually(t, "the VM is connected", func() bool {
+	condition.Wait(t, "the VM is connected", func() bool {
 		status, err := d.Status(t.Context())
 		return err == nil && status.Connected
 	})

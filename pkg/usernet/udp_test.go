@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -31,20 +32,6 @@ func localUDP(t *testing.T) net.Addr {
 		}
 	}()
 	return p.LocalAddr()
-}
-
-// eventually waits until a condition holds that nothing announces.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	ctx := testContext(t)
-	for tick := time.NewTicker(10 * time.Millisecond); !holds(); {
-		select {
-		case <-ctx.Done():
-			tick.Stop()
-			t.Fatalf("not in time: %s", what)
-		case <-tick.C:
-		}
-	}
 }
 
 func TestUDPOut(t *testing.T) {
@@ -88,7 +75,7 @@ func TestUDPIdle(t *testing.T) {
 	defer c.Close()
 	start := time.Now()
 	echoDatagrams(t, c)
-	eventually(t, "the flow ends", func() bool { return s.Status().UDPFlows == 0 })
+	condition.Wait(t, "the flow ends", func() bool { return s.Status().UDPFlows == 0 })
 	if d := time.Since(start); d < 4*idle {
 		t.Errorf("a flow with answers ended after %v", d)
 	}
@@ -127,7 +114,7 @@ func TestUDPRecheck(t *testing.T) {
 	defer c.Close()
 	echoDatagrams(t, c)
 	own.Store(true)
-	eventually(t, "the flow ends", func() bool {
+	condition.Wait(t, "the flow ends", func() bool {
 		c.Write([]byte("x"))
 		return s.Status().Refused["address of the host"] > 0 && s.Status().UDPFlows == 0
 	})

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
@@ -84,7 +85,7 @@ func plug(t testing.TB, s *usernet.Stack, options usernettest.Options) *usernett
 			t.Errorf("serve: %v", err)
 		}
 	})
-	eventually(t, "the network serves the guest", func() bool { return s.Status().Connected })
+	condition.Wait(t, "the network serves the guest", func() bool { return s.Status().Connected })
 	return g
 }
 
@@ -441,7 +442,7 @@ func TestPortReuse(t *testing.T) {
 	for range 3 {
 		start := time.Now()
 		var c net.Conn
-		eventually(t, "the port is free and the connection made", func() (ok bool) {
+		condition.Wait(t, "the port is free and the connection made", func() (ok bool) {
 			var err error
 			c, err = g.DialFrom(testContext(t), "tcp", from, outside+":80")
 			if err != nil && !errors.Is(err, syscall.EADDRINUSE) {
@@ -679,7 +680,7 @@ func TestLeftovers(t *testing.T) {
 	if got, err := io.ReadAll(c); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("got %d bytes, %v", len(got), err)
 	}
-	eventually(t, "the connection has ended", func() bool { return s.Relays() == 0 })
+	condition.Wait(t, "the connection has ended", func() bool { return s.Relays() == 0 })
 }
 
 // noted says when it is closed.
