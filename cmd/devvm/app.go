@@ -115,11 +115,11 @@ func shortage(err error) string {
 	case errors.Is(err, unix.EMFILE):
 		return "allow a process more open files and run the command again: ulimit -n 4096"
 	case errors.Is(err, unix.ENFILE):
-		return "the host has no room for more open files: end programs, or raise fs.file-max (sysctl)"
+		return "this host cannot open more files: close programs, or raise fs.file-max (sysctl)"
 	case errors.Is(err, unix.ENOMEM):
-		return "the host has no memory left: end programs, or suspend other VMs (devvm ls shows them)"
+		return "this host has no memory left: close programs, or suspend other VMs (devvm ls shows them)"
 	case start != nil && start.Op == "fork/exec" && errors.Is(err, unix.EAGAIN):
-		return "you may have no more processes: end some, or allow more with ulimit -u"
+		return "you cannot start more processes: end some, or allow more with ulimit -u"
 	}
 	return ""
 }
@@ -164,10 +164,10 @@ func (a *app) misused(ctx context.Context, cmd *cobra.Command, err error) error 
 	if none := cobra.NoArgs(cmd, words); none != nil && none.Error() == err.Error() && cmd.HasParent() && !cmd.HasSubCommands() {
 		e.Msg = fmt.Sprintf("%s takes no arguments, but got %q", cmd.CommandPath(), words[0])
 		if !cmd.Parent().HasParent() && a.isProject(ctx, words[0]) {
-			e.Hint = "a project is named with: " + cmd.CommandPath() + " --project " + shell.Quote(words[0])
+			e.Hint = "name a project with: " + cmd.CommandPath() + " --project " + shell.Quote(words[0])
 		}
 		if cmd.Flags().Lookup("shell") != nil && shell.Known(words[0]) {
-			e.Hint = "a shell is named with: " + cmd.CommandPath() + " --shell " + words[0]
+			e.Hint = "name a shell with: " + cmd.CommandPath() + " --shell " + words[0]
 		}
 	}
 	return e
@@ -369,7 +369,7 @@ func (a *app) find(ctx context.Context, s *project.Service) (state.Project, erro
 		}
 		if here, err := state.New(dir); err == nil && here.Dir != p.Dir && s.HasVM(here) && !a.noted {
 			a.noted = true
-			a.Note("this is project %s, by the devvm.toml in %s; the VM of this very directory: --project %s", p.Name, p.Dir, here.Name)
+			a.Note("this is project %s, because of the devvm.toml in %s; this directory has a VM too: --project %s", p.Name, p.Dir, here.Name)
 		}
 		return p, nil
 	}

@@ -84,8 +84,8 @@ func copies(args []string) (all []guest.Copy, toVM bool, err error) {
 		if fromVM == toVM {
 			return nil, false, &ui.Error{
 				Code: ui.ExitUsage,
-				Msg:  "the sources must be the VM's and the target this host's, or the other way round",
-				Hint: "write vm: before the VM's, as in: devvm cp file vm:/tmp/ (a file of this host with that name: ./vm:…)",
+				Msg:  "cp copies from this host to the VM or from the VM to this host",
+				Hint: "put vm: before a path of the VM, as in: devvm cp file vm:/tmp/ (if the name of a file here begins with vm: ./vm:…)",
 			}
 		}
 		c := guest.Copy{Local: from, Remote: to, Into: len(sources) > 1}
@@ -100,7 +100,7 @@ func copies(args []string) (all []guest.Copy, toVM bool, err error) {
 				return nil, false, &ui.Error{
 					Code: ui.ExitUsage,
 					Msg:  fmt.Sprintf("two sources are named %s, and one would replace the other", ui.Escape(name)),
-					Hint: "copy one of them by itself, to another name or directory",
+					Hint: "copy one of them separately, to another name or directory",
 				}
 			}
 			named[name] = true
@@ -178,7 +178,7 @@ func (a *app) runCopy(ctx context.Context, client *guest.Client, o guest.Copy, t
 		})
 	}
 	if o.Local == "-" && a.OutTerminal {
-		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("an archive is not for a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
+		return &ui.Error{Code: ui.ExitUsage, Err: errors.New("cp does not write an archive to a terminal"), Hint: "send it to a file or a program: devvm cp vm:PATH - >archive.tar"}
 	}
 	return copyError(a.withProgress(ctx, copying), toVM)
 }
@@ -187,8 +187,8 @@ func (a *app) runCopy(ctx context.Context, client *guest.Client, o guest.Copy, t
 func copyError(err error, toVM bool) error {
 	if link, ok := errors.AsType[*tree.LinkError](err); ok {
 		return &ui.Error{
-			Msg:  fmt.Sprintf("%s is a symbolic link to %s, and a VM can write %s: cp follows no link there", ui.Escape(link.Path), ui.Escape(link.Target), ui.Escape(link.Dir)),
-			Hint: "if the link is yours, name what it leads to; if not, look at what made it, and remove it: rm " + shell.Quote(link.Path),
+			Msg:  fmt.Sprintf("%s is a symbolic link to %s; a VM can write %s, so cp follows no link there", ui.Escape(link.Path), ui.Escape(link.Target), ui.Escape(link.Dir)),
+			Hint: "if the link is yours, name its target instead; if not, find out what made it, and remove it: rm " + shell.Quote(link.Path),
 			Kind: err,
 		}
 	}

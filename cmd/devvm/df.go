@@ -63,7 +63,7 @@ is at most a minute old.`,
 			}
 			t.Row("total", "", ui.Size(total), "", "", "")
 			if unread {
-				a.Note("a disk that cannot be read may lie on any image and template; prune removes none until it can, or is gone")
+				a.Note("a disk that cannot be read may need any image or template; prune removes none until that disk can be read or is gone")
 			}
 			return t.Flush()
 		}),

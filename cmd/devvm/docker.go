@@ -28,7 +28,7 @@ Docker's first word.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withProject(func(ctx context.Context, s *project.Service, p state.Project) error {
 				if a.guestDir(s, p) == "" && namesHere(args) {
-					a.Note("the VM does not have this directory: the client's relative paths are below /root there")
+					a.Note("this directory is not in the VM: relative paths are below /root there")
 				}
 				command := guest.Command{Argv: append([]string{"docker"}, args...), Stdin: a.In}
 				if noStdin {

@@ -80,7 +80,7 @@ func (a *app) runEnv(s *project.Service, p state.Project, o envOptions) error {
 		name = shell.Detect(a.getenv, os.Getppid())
 	}
 	if !shell.Known(name) {
-		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("shell %q is not known", name), Hint: "use --shell bash, zsh, sh or fish, or --json"}
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("unknown shell %q", name), Hint: "use --shell bash, zsh, sh or fish, or --json"}
 	}
 	for _, v := range vars {
 		line := shell.Export(name, v.name, v.value)
@@ -98,7 +98,7 @@ func (a *app) runEnv(s *project.Service, p state.Project, o envOptions) error {
 		return nil
 	}
 	if above, ok := s.Above(p); ok {
-		a.Note("%s has no VM; to use that of the directory above: --project %s", p.Dir, above.Dir)
+		a.Note("%s has no VM; to use the one of the directory above: --project %s", p.Dir, above.Dir)
 	} else {
 		a.Note("%s has no VM yet: devvm up", p.Dir)
 	}

@@ -75,7 +75,7 @@ func (a *app) execCommand(args []string, o execOptions) (guest.Command, error) {
 	for _, entry := range o.env {
 		name, _, given := strings.Cut(entry, "=")
 		if !guest.IsName(name) {
-			return c, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--env %q does not begin with the name of a variable", entry), Hint: "as in: -e NAME=VALUE, or -e NAME for what it is here"}
+			return c, &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--env %q does not begin with the name of a variable", entry), Hint: "as in: -e NAME=VALUE, or -e NAME to pass on its value here"}
 		}
 		if !given {
 			value, set := os.LookupEnv(name)

@@ -65,7 +65,7 @@ in devvm.toml can expose a port. Without PORT, list what is exposed.`,
 				return a.showExposures(r)
 			}
 			if prefix.Bits() == 0 {
-				a.Warning("%s is everybody who can reach this host, from any network that it joins", prefix)
+				a.Warning("%s lets in everyone who can reach this host, on any network that it joins", prefix)
 			}
 			r, err := s.Expose(ctx, p, port, prefix, duration)
 			if err != nil {
@@ -84,7 +84,7 @@ in devvm.toml can expose a port. Without PORT, list what is exposed.`,
 // badExposure says what is wrong with one that nothing could be exposed by.
 func badExposure(err error, duration time.Duration) error {
 	if duration >= 0 && duration < time.Second {
-		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--for %s is too short: the least is 1s", duration), Hint: "as in: --for 2h (ended before that with: devvm expose --stop)"}
+		return &ui.Error{Code: ui.ExitUsage, Msg: fmt.Sprintf("--for %s is too short: the minimum is 1s", duration), Hint: "as in: --for 2h (to close it sooner: devvm expose --stop)"}
 	}
 	return &ui.Error{Code: ui.ExitUsage, Msg: err.Error(), Hint: "see: devvm expose --help"}
 }

@@ -219,19 +219,19 @@ func explainImage(err error) error {
 		hint string
 		code int
 	}{
-		{image.ErrNotFound, "see what there is with: devvm image ls", ui.ExitError},
-		{image.ErrAmbiguous, "give more of its digest, which is shown by: devvm image ls", ui.ExitError},
+		{image.ErrNotFound, "list the images with: devvm image ls", ui.ExitError},
+		{image.ErrAmbiguous, "give more of its digest; devvm image ls shows it", ui.ExitError},
 		{image.ErrDamaged, "get it again (devvm image build, or import), or remove it by its digest (devvm image ls): devvm image rm DIGEST", ui.ExitError},
-		{image.ErrInUse, "remove what lies on it (devvm ls, devvm rm), or all that nothing uses: devvm prune", ui.ExitError},
+		{image.ErrInUse, "remove what uses it (devvm ls, devvm rm), or all that nothing uses: devvm prune", ui.ExitError},
 		{image.ErrExists, "use it by that name (devvm image ls), or remove it first: devvm image rm", ui.ExitError},
-		{image.ErrChecksum, "nothing was imported: get the file anew, and its checksum from who publishes it", ui.ExitError},
-		{image.ErrNotAChecksum, "give the file's, as its publisher names it, or none for a file of this host: --sha256 HEX", ui.ExitUsage},
+		{image.ErrChecksum, "nothing was imported: download the file again, and take the checksum from its publisher", ui.ExitError},
+		{image.ErrNotAChecksum, "give the one that its publisher states, or none for a file on this host: --sha256 HEX", ui.ExitUsage},
 		{image.ErrDirChecksum, "leave out --sha256", ui.ExitUsage},
 		{image.ErrBadName, "choose another: --name NAME", ui.ExitUsage},
-		{image.ErrNoChecksum, "give it, as its publisher names it: --sha256 HEX", ui.ExitUsage},
+		{image.ErrNoChecksum, "give the one that its publisher states: --sha256 HEX", ui.ExitUsage},
 		{image.ErrNoName, "give it one: --name NAME", ui.ExitUsage},
 		{fs.ErrExist, "choose another name for the file", ui.ExitError},
-		{fs.ErrNotExist, "name a file, a directory or a URL that is there", ui.ExitError},
+		{fs.ErrNotExist, "name a file, a directory or a URL that exists", ui.ExitError},
 	} {
 		if errors.Is(err, known.is) {
 			return &ui.Error{Code: known.code, Err: err, Hint: known.hint}
@@ -319,7 +319,7 @@ func (a *app) confirmLastImage(ctx context.Context, s *project.Service, ref stri
 	if err != nil || used[last.Digest] { // Remove refuses
 		return err
 	}
-	return a.confirmLoss(ctx, fmt.Sprintf("%s (%s) is the last image. The next new VM has to build or import one, over the network. Go ahead?", last.Name, short(last.Digest)))
+	return a.confirmLoss(ctx, fmt.Sprintf("%s (%s) is the last image. The next new VM must build or import one over the network. Go ahead?", last.Name, short(last.Digest)))
 }
 
 func (a *app) newImagePruneCmd() *cobra.Command {

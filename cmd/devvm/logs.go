@@ -71,7 +71,7 @@ func (a *app) runLogs(ctx context.Context, s *project.Service, p state.Project, 
 			if none := s.MustExist(ctx, p); none != nil {
 				return none
 			}
-			return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or nothing was written: devvm status"}
+			return &ui.Error{Msg: "there is no such log yet: " + path, Hint: "the VM has not run, or has written nothing yet: devvm status"}
 		}
 		return err
 	}

@@ -60,7 +60,7 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p state.Project, 
 		if err := s.MustExist(ctx, p); err != nil && !s.HasVM(p) {
 			return err
 		}
-		a.Note("the VM of %s is this directory's already", p.Dir)
+		a.Note("%s already has its VM", p.Dir)
 		return a.moved(p, p)
 	}
 	if lost := lostByMove(former); lost != "" && !yes {
@@ -72,7 +72,7 @@ func (a *app) runMove(ctx context.Context, s *project.Service, p state.Project, 
 		return err
 	}
 	if !a.json {
-		fmt.Fprintf(a.ErrLines(2), "%s has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
+		fmt.Fprintf(a.ErrLines(2), "%s now has the VM of %s; start it with: devvm up\n", p.Name, ui.Escape(former.Dir))
 	}
 	return a.moved(p, former.Project)
 }
@@ -95,7 +95,7 @@ func (a *app) move(ctx context.Context, s *project.Service, p state.Project, fro
 	if err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Move(ctx, p, from, pr) }); err != nil {
 		return err
 	}
-	a.Note("containers that bind files below %s have to be made again (docker compose up --force-recreate)", from.Dir)
+	a.Note("recreate containers that bind files below %s (docker compose up --force-recreate)", from.Dir)
 	a.Note("its docker.sock, its own address and its name for ssh are new: run eval \"$(devvm env)\" and devvm ssh --config again")
 	return dockercontext.Move(ctx, from.Name, p.Name, s.Socket(p))
 }
@@ -129,7 +129,7 @@ func (a *app) offerMove(ctx context.Context, s *project.Service, p state.Project
 	if without != "" {
 		without = ", without " + without
 	}
-	yes, err := a.Confirm(ctx, fmt.Sprintf("This directory was %s, which has a VM. Go on with that%s? (If not, there will be a new one.)", former.Dir, without))
+	yes, err := a.Confirm(ctx, fmt.Sprintf("This directory was %s, which has a VM. Keep using that VM%s? (If not, devvm makes a new one.)", former.Dir, without))
 	if err != nil || !yes {
 		return err
 	}
@@ -141,7 +141,7 @@ func (a *app) offerKeep(ctx context.Context, s *project.Service, p state.Project
 	if !s.Replaced(p) {
 		return nil
 	}
-	yes, err := a.Confirm(ctx, fmt.Sprintf("The VM of %s was made for another directory, which was renamed or removed. Is it this one's from now on?", p.Dir))
+	yes, err := a.Confirm(ctx, fmt.Sprintf("The VM of %s was made for another directory, which was renamed or removed. Use it for this one from now on?", p.Dir))
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (a *app) offerKeep(ctx context.Context, s *project.Service, p state.Project
 		return &ui.Error{
 			Code: ui.ExitCancelled,
 			Msg:  "nothing was done",
-			Hint: "in the directory that was renamed, take the VM over: devvm move; for a new one here, remove it: devvm rm; devvm up",
+			Hint: "to keep the VM, run devvm move in the directory that was renamed; for a new VM here: devvm rm; devvm up",
 		}
 	}
 	return s.Keep(ctx, p)

@@ -40,7 +40,7 @@ var nearMisses = map[string]string{
 	"network":       "devvm egress, devvm ports",
 	"pause":         "devvm suspend",
 	"poweroff":      "devvm down",
-	"provision":     "devvm up, which provisions a new VM and tries again what has failed; to begin again with a new VM: devvm nuke",
+	"provision":     "devvm up, which provisions a new VM and retries what failed; for a new VM: devvm nuke",
 	"ps":            "devvm ls, or for containers: devvm docker ps",
 	"pull":          "devvm docker pull, or for a base image: devvm image import",
 	"reboot":        "devvm restart",

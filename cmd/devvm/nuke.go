@@ -69,7 +69,7 @@ func (a *app) confirmNuke(ctx context.Context, s *project.Service, p state.Proje
 	case undo:
 		earlier := loss.Undo
 		loss.Undo = 0 // it is not lost
-		return false, a.confirmLoss(ctx, describeLoss(p, loss, notUndone)+fmt.Sprintf("\nIt is kept aside in exchange for the earlier VM (disk: %s). Go ahead?", ui.Size(earlier)))
+		return false, a.confirmLoss(ctx, describeLoss(p, loss, notUndone)+fmt.Sprintf("\nThis disk is kept, and the earlier VM (disk: %s) comes back. Go ahead?", ui.Size(earlier)))
 	default:
 		return false, a.confirmLoss(ctx, describeLoss(p, loss, notUndone)+"\nThis disk is kept until the next nuke (devvm nuke --undo puts it back). Go ahead?")
 	}
@@ -94,13 +94,13 @@ const notUndone = ", which an undo does not bring back"
 func describeLoss(p state.Project, loss project.Loss, snapshots string) string {
 	var b strings.Builder
 	if !loss.VM {
-		fmt.Fprintf(&b, "The disk of %s (%s) that an earlier nuke has kept (%s) is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))
+		fmt.Fprintf(&b, "The disk of %s (%s) that an earlier nuke kept (%s) is deleted for good.", p.Name, ui.Escape(p.Dir), ui.Size(loss.Undo))
 		return b.String()
 	}
-	fmt.Fprintf(&b, "The VM of %s (%s) goes, with all that is in it:\n", p.Name, ui.Escape(p.Dir))
+	fmt.Fprintf(&b, "Everything in the VM of %s (%s) is lost:\n", p.Name, ui.Escape(p.Dir))
 	switch {
 	case loss.TooMuch:
-		b.WriteString("  its containers, images and volumes (more than devvm reads of an engine's answer, so they are not counted)\n")
+		b.WriteString("  its containers, images and volumes (too many to list)\n")
 	case !loss.Known:
 		b.WriteString("  its containers, images and volumes (the engine does not answer, so they cannot be listed)\n")
 	default:

@@ -91,7 +91,7 @@ func (a *app) showPorts(r ports.Report) error {
 		}
 	}
 	if r.More > 0 {
-		fmt.Fprintf(a.Lines(2), "%d more published ports are not open: the project may have %d of this host ([ports] most in devvm.toml)\n", r.More, r.Most)
+		fmt.Fprintf(a.Lines(2), "%d more published ports are not open: the project may open %d on this host ([ports] most in devvm.toml)\n", r.More, r.Most)
 	}
 	for _, e := range r.Exposures {
 		fmt.Fprintln(a.Lines(2), exposed(e))

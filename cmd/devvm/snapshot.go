@@ -143,7 +143,7 @@ snapshots stay.`,
 					return err
 				}
 				loss.Snapshots, loss.Undo = 0, 0 // they stay
-				if err := a.confirmLoss(ctx, describeLoss(p, loss, "")+"\nIn its place comes what was there at snapshot "+name+". Go ahead?"); err != nil {
+				if err := a.confirmLoss(ctx, describeLoss(p, loss, "")+"\nThe VM returns to snapshot "+name+". Go ahead?"); err != nil {
 					return err
 				}
 			}

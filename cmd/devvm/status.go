@@ -69,7 +69,7 @@ func showStatus(w io.Writer, st project.Status) {
 	line("project", "%s", st.Project)
 	gone := ""
 	if st.DirGone {
-		gone = "  (this directory is gone; where it is now: devvm move)"
+		gone = "  (this directory is gone; if it moved, run devvm move there)"
 	}
 	line("dir", "%s%s", st.Dir, gone)
 	state := st.State.String()
@@ -91,10 +91,10 @@ func showStatus(w io.Writer, st project.Status) {
 		line("rebooted", "%s, by a crash or a command in it (devvm logs --console)", st.Supervisor.Rebooted.Local().Format(time.DateTime))
 	}
 	if sup := st.Supervisor; sup != nil && time.Since(sup.ShortAt) < time.Hour {
-		line("no room", "a pull, build or load has failed for want of room in the VM at %s: %s", sup.ShortAt.Local().Format(time.TimeOnly), machine.AdviceFull)
+		line("no room", "a pull, build or load failed at %s because the VM's disk was full: %s", sup.ShortAt.Local().Format(time.TimeOnly), machine.AdviceFull)
 	}
 	if st.Supervisor != nil && st.Supervisor.Alone {
-		line("note", "a process of devvm's has ended (devvm owner): should the host's disk get full, the VM does not go on by itself; devvm up replaces it")
+		line("note", "a process of devvm's has ended (devvm owner): if the host's disk gets full, the VM does not resume by itself; devvm up starts it again")
 	}
 	if (st.State != vm.StateRunning || st.Healthy) && st.Problem != "" {
 		line("problem", "%s", st.Problem)
@@ -127,7 +127,7 @@ func showStatus(w io.Writer, st project.Status) {
 			}
 			line("files", "%s (%sby %s: %s)", f.Path, mode, strings.ToUpper(f.Transport), f.Why)
 			if f.Unwatched {
-				line("", "some of its directories are NOT watched, there are too many: programs in the VM do not hear of changes there (sysctl fs.inotify.max_user_watches)")
+				line("", "it has too many directories, and some are NOT watched: programs in the VM do not notice changes there (sysctl fs.inotify.max_user_watches)")
 			}
 		}
 	}
@@ -135,7 +135,7 @@ func showStatus(w io.Writer, st project.Status) {
 		line("egress", "%s", st.Network.Policy)
 	}
 	if st.Network != nil && st.Network.PingsRefused() > 0 {
-		line("pings", "the VM's do not leave: this host lets your group send none; to change that: sudo sysctl net.ipv4.ping_group_range='0 2147483647', then devvm down; devvm up")
+		line("pings", "the VM's pings do not get out: this host does not let your group send any; to change that: sudo sysctl net.ipv4.ping_group_range='0 2147483647', then devvm down; devvm up")
 	}
 	for _, c := range st.Clashes {
 		line("hidden", "%s; %s", c, machine.AdviceClash)

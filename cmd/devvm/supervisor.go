@@ -43,7 +43,7 @@ func (a *app) newSupervisorCmd() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&name, "project-name", "", "name of the project")
 	cmd.Flags().BoolVar(&emulated, "emulated", false, "the VM runs under software emulation")
-	cmd.Flags().BoolVar(&forked, "forked", false, "the VM goes on from another one's memory")
+	cmd.Flags().BoolVar(&forked, "forked", false, "the VM was forked from another one's memory")
 	_ = cmd.MarkFlagRequired("project-name")
 	return cmd
 }

@@ -165,7 +165,7 @@ func (a *app) newTemplateRmCmd() *cobra.Command {
 			t, err := s.Templates.Remove(ctx, args[0], s.TemplatesInUse)
 			switch {
 			case errors.Is(err, template.ErrInUse):
-				a.Note("no VM is forked from %s any more; its disk stays, because disks of VMs lie on it", t.ID)
+				a.Note("no new VM is forked from %s; its disk stays, because VMs use it", t.ID)
 			case errors.Is(err, template.ErrNotFound):
 				return &ui.Error{Hint: "list them with: devvm template ls", Err: err}
 			case err != nil:

@@ -82,7 +82,7 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p state.Project, o 
 		err := dockercontext.Create(ctx, p.Name, s.Socket(p))
 		if errors.Is(err, dockercontext.ErrNoClient) {
 			return &ui.Error{
-				Msg:  "the VM is up, but there is no Docker client on this host that a context could be for",
+				Msg:  "the VM is up, but this host has no Docker client to make a context for",
 				Hint: "use the VM's own client (devvm docker …), or install one and run devvm up --context again",
 			}
 		}

@@ -111,7 +111,7 @@ func Start(ctx context.Context, c Command) error {
 // called Start it does nothing.
 func Ready() error {
 	if err := report(ok); err != nil {
-		return fmt.Errorf("nobody waits for this process any more: %w", err)
+		return fmt.Errorf("no process waits for this one: %w", err)
 	}
 	return nil
 }

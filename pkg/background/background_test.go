@@ -112,7 +112,7 @@ func TestOrphan(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitFor(t, log, "ready:")
-	if b, _ := os.ReadFile(log); !strings.Contains(string(b), "nobody waits") {
+	if b, _ := os.ReadFile(log); !strings.Contains(string(b), "no process waits") {
 		t.Errorf("the orphan was told %q", b)
 	}
 }

@@ -108,7 +108,7 @@ func convert(ctx context.Context, src, dst string) error {
 	case info.Format != "qcow2" && info.Format != "raw":
 		return fmt.Errorf("its format is %s, not qcow2 or raw", info.Format)
 	case info.Backing != "":
-		return fmt.Errorf("it is not complete but lies on top of %s", info.Backing)
+		return fmt.Errorf("it is not complete: its backing file is %s", info.Backing)
 	case info.Data != "":
 		return fmt.Errorf("its content is in another file, %s", info.Data)
 	}

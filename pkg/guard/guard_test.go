@@ -85,9 +85,9 @@ var home = guard.Guard{
 	Unfit: func(source, target string) string {
 		switch {
 		case source == "/home/u" || source == "/home" || source == "/":
-			return source + " holds devvm's own files (/home/u/.local/share/devvm), keys of other VMs among them"
+			return source + " contains devvm's own files (/home/u/.local/share/devvm), among them the keys of other VMs"
 		case target == "/tmp" || strings.HasPrefix(target, "/etc") || strings.HasPrefix(target, "/usr/lib"):
-			return target + " is in the way of the VM's own " + target
+			return target + " would hide the VM's own " + target
 		}
 		return ""
 	},

@@ -36,9 +36,9 @@ import (
 var (
 	ErrNotFound         = errors.New("no such image")
 	ErrAmbiguous        = errors.New("more than one image matches")
-	ErrInUse            = errors.New("a VM, the undo of one or a template lies on it")
+	ErrInUse            = errors.New("a VM, a disk kept by nuke or a template uses it")
 	ErrDamaged          = errors.New("the image is damaged")
-	ErrExists           = errors.New("the image is there already, under another name")
+	ErrExists           = errors.New("the image exists already, under another name")
 	ErrChecksum         = errors.New("checksum does not match")
 	ErrNotAChecksum     = errors.New("not a SHA-256 checksum (64 hexadecimal digits)")
 	ErrDirChecksum      = errors.New("a directory has no checksum; its manifest has those of its files")

@@ -210,7 +210,7 @@ func (s *Store) Resolve(ctx context.Context, ref string) (Image, error) {
 			}
 		}
 		if len(damaged) > 0 && !validDigest(prefix) { // its name may be in the manifest
-			return Image{}, fmt.Errorf("image %q is none of those that can be read: %w", ref, damaged[0].Err)
+			return Image{}, fmt.Errorf("no image that can be read is %q: %w", ref, damaged[0].Err)
 		}
 		return Image{}, fmt.Errorf("image %q: %w", ref, ErrNotFound)
 	case 1:

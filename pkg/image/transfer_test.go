@@ -286,7 +286,7 @@ func TestImportDisk(t *testing.T) {
 		"URL without sum":   {server.URL + "/cloud.img", ImportOptions{}, "needs the checksum"},
 		"URL of nothing":    {server.URL + "/none", ImportOptions{SHA256: strings.Repeat("0", 64)}, "404"},
 		"nothing":           {filepath.Join(dir, "none"), ImportOptions{}, "no such file"},
-		"on another disk":   {overlay, ImportOptions{}, "lies on top of"},
+		"on another disk":   {overlay, ImportOptions{}, "its backing file is"},
 		"compressed":        {write("a.gz", "\x1f\x8b\x08"), ImportOptions{}, "unpack it first"},
 		"something else":    {write("notes.txt", "hello"), ImportOptions{}, "neither"},
 		"empty":             {write("empty", ""), ImportOptions{}, "neither"},

@@ -36,7 +36,7 @@ func (e *StoppedError) Error() string {
 
 // Hint is what to do about it.
 func (e *StoppedError) Hint() string {
-	return fmt.Sprintf("let it go on (fg in its shell, or kill -CONT %d) or end it (kill -9 %d), then run the command again", e.PID, e.PID)
+	return fmt.Sprintf("resume it (fg in its shell, or kill -CONT %d) or kill it (kill -9 %d), then run the command again", e.PID, e.PID)
 }
 
 // patienceStopped is how long the holder must be stopped: one that is stopped and goes on is

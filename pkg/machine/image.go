@@ -144,5 +144,5 @@ func ExplainImage(cfg config.Config, err error) error {
 	if !errors.Is(err, image.ErrNotFound) && !errors.Is(err, image.ErrAmbiguous) {
 		return err
 	}
-	return &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "see what there is with: devvm image ls"}
+	return &ui.Error{Code: ui.ExitUsage, Err: err, Msg: cfg.Origin("image"), Hint: "list the images with: devvm image ls"}
 }

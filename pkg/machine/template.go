@@ -311,7 +311,7 @@ func (e *Env) checkBacking(backing []string) error {
 	for _, path := range backing {
 		if dir := filepath.Dir(filepath.Dir(path)); dir != e.Images.Dir() && dir != e.Templates.Dir() {
 			return &ui.Error{
-				Msg:  fmt.Sprintf("the backing file of the VM's disk is %s, which is no image or template of devvm's: someone has changed the disk", ui.Escape(path)),
+				Msg:  fmt.Sprintf("the backing file of the VM's disk is %s, which is not an image or template of devvm's: someone has changed the disk", ui.Escape(path)),
 				Hint: "keep a copy if you want to know more, and start over with: devvm nuke",
 			}
 		}

@@ -120,7 +120,7 @@ func (s *supervisor) awaitAlone(ctx context.Context) {
 	case <-ctx.Done():
 		return
 	}
-	s.Log.Warn("the process that looks outside of the sandbox has ended: it is not known any more who has a port, and a paused VM does not go on by itself", "next", "devvm up")
+	s.Log.Warn("the process outside of the sandbox has ended: who holds a port is unknown, and a paused VM does not resume by itself", "next", "devvm up")
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.status.Alone, s.status.Paused = true, ""

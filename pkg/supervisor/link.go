@@ -16,7 +16,7 @@ import (
 func (s *supervisor) unavailable() string {
 	status, _ := s.current()
 	if status.Paused != "" {
-		return fmt.Sprintf("devvm: the VM of project %q is paused: %s; it goes on by itself when it can write again (make room: devvm df, devvm prune)", s.Name, status.Paused)
+		return fmt.Sprintf("devvm: the VM of project %q is paused: %s; it resumes by itself when it can write again (make room: devvm df, devvm prune)", s.Name, status.Paused)
 	}
 	if status.EngineFailed != "" {
 		return fmt.Sprintf("devvm: Docker Engine does not start in the VM of project %q; see: devvm up", s.Name)
@@ -24,7 +24,7 @@ func (s *supervisor) unavailable() string {
 	switch status.State {
 	case StateSSH, StateReady:
 		if !status.SlowSince.IsZero() {
-			return fmt.Sprintf("devvm: the VM of project %q is slow: it has said nothing for %s. What runs in it goes on, new requests are not passed on; try again, or see: devvm status",
+			return fmt.Sprintf("devvm: the VM of project %q is slow: it has not answered for %s. What runs in it continues, but new requests are not passed on; try again, or see: devvm status",
 				s.Name, time.Since(status.SlowSince).Round(time.Second))
 		}
 	default:
@@ -33,7 +33,7 @@ func (s *supervisor) unavailable() string {
 	case StateStopped:
 		return fmt.Sprintf("devvm: the VM of project %q is not running; start it with: devvm up", s.Name)
 	case StateSuspended:
-		return fmt.Sprintf("devvm: the VM of project %q is suspended; its containers go on after: devvm up", s.Name)
+		return fmt.Sprintf("devvm: the VM of project %q is suspended; resume it with: devvm up", s.Name)
 	case StateLost:
 		return fmt.Sprintf("devvm: the VM of project %q does not answer (%s); see: devvm status", s.Name, status.Error)
 	default:

@@ -91,7 +91,7 @@ type Files struct {
 }
 
 // whyNFS is Files.Why: docs/files-in-the-vm.md has more.
-const whyNFS = "the one way that needs no root and lives through suspend and fork"
+const whyNFS = "needs no root, and survives suspend and fork"
 
 // ErrNone says that no supervisor listens on the control socket.
 var ErrNone = errors.New("no supervisor is running")

@@ -80,7 +80,7 @@ type Options struct {
 	// Alone is closed when nobody is left to look outside of the sandbox for this process: who
 	// has a port, whether the VM is paused. nil: it looks itself.
 	Alone <-chan struct{}
-	// Forked says that the VM goes on from another one's memory: it sets its own clock
+	// Forked says that the VM was forked from another one's memory: it sets its own clock
 	// before it takes the first link, and mounts by itself what its firmware tells it to.
 	Forked bool
 	Log    *slog.Logger

@@ -313,7 +313,7 @@ func (s *Store) Remove(ctx context.Context, ref string, inUse Users) (Template, 
 	case len(found) == 0:
 		return Template{}, fmt.Errorf("%w: %s", ErrNotFound, ref)
 	case len(found) > 1:
-		return Template{}, fmt.Errorf("%w: %d begin with %s, give more of one", ErrNotFound, len(found), ref)
+		return Template{}, fmt.Errorf("%w: %d IDs begin with %s; give more of one", ErrNotFound, len(found), ref)
 	}
 	if used[found[0].ID] {
 		return found[0], errors.Join(ErrInUse, s.Distrust(found[0]))

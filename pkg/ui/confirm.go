@@ -14,7 +14,7 @@ import (
 func (s *Streams) Confirm(ctx context.Context, question string) (bool, error) {
 	if !s.Interactive() {
 		return false, &Error{
-			Msg:  "this needs a confirmation, and there is no terminal to ask on: " + question,
+			Msg:  "this needs confirmation, and there is no terminal to ask on: " + question,
 			Hint: "to go ahead without being asked, add --yes",
 			Code: ExitUsage,
 		}

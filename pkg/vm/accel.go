@@ -81,7 +81,7 @@ func (s *AccelStore) Choose(host Host) Verdict {
 			if host.QEMUGroup > 0 {
 				group = strconv.Itoa(host.QEMUGroup)
 			}
-			v.Hint = "# QEMU's user may not open " + host.KVMDevice + ", so libvirt asks QEMU anew at each start, which takes seconds; until the next boot:\n" +
+			v.Hint = "# QEMU's user may not open " + host.KVMDevice + ", so libvirt asks QEMU again at each start, which takes seconds; until the next boot:\n" +
 				fmt.Sprintf("sudo chgrp %s %s\nsudo chmod 660 %[2]s", group, host.KVMDevice)
 		}
 		return v

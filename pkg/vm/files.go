@@ -36,7 +36,7 @@ func (h *hypervisor) Files(ctx context.Context) (map[string][]string, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("ask libvirt which files VMs lie on: %w", explain(err))
+		return nil, fmt.Errorf("ask libvirt which files VMs use: %w", explain(err))
 	}
 	return out, nil
 }

@@ -98,7 +98,7 @@ func finish(ctx context.Context, f func(context.Context) error) error {
 }
 
 // errUnfinished says that libvirt is still at what was cancelled.
-var errUnfinished = fmt.Errorf("libvirt has not come to an end of it within %s of the cancellation, and goes on", patienceFinish)
+var errUnfinished = fmt.Errorf("libvirt did not finish within %s of being cancelled, and is still working", patienceFinish)
 
 // DropSaved implements Hypervisor.
 func (h *hypervisor) DropSaved(ctx context.Context, name string) error {

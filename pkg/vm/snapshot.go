@@ -48,7 +48,7 @@ func (h *hypervisor) Snapshot(ctx context.Context, name, snapshot string) error 
 	patient, cancel := context.WithTimeout(context.WithoutCancel(ctx), patienceFinish)
 	defer cancel()
 	if err := h.DeleteSnapshot(patient, name, snapshot); err != nil {
-		return fmt.Errorf("the snapshot was made before the cancellation, and stays: %w", err)
+		return fmt.Errorf("too late to cancel, the snapshot exists: %w", err)
 	}
 	return context.Cause(ctx)
 }
