@@ -129,7 +129,7 @@ const notCompared = "not compared"
 func hostFindings(h Host, r *Report, now Fingerprint, o Options) []Finding {
 	const name = "host"
 	if o.Before == nil {
-		return []Finding{{Name: name, Status: Unknown, What: o.NoBefore, Meaning: "whether the host is as it was before devvm cannot be said"}}
+		return []Finding{{Name: name, Status: Unknown, What: o.NoBefore, Meaning: "devvm cannot tell whether the host is as it was before"}}
 	}
 	c := Compare(*o.Before, now)
 	r.Host = &c
@@ -193,7 +193,7 @@ func blame(c Comparison, processes []Process) (status Status, meaning string) {
 	case !slices.ContainsFunc(processes, func(p Process) bool { return p.Privileged }) && c.Unprivileged:
 		return Note, "devvm cannot have made them: it has run as an ordinary user, without a privilege to change any of this"
 	}
-	return Fail, fmt.Sprintf("%d of them cannot be explained by anybody else", unexplained)
+	return Fail, fmt.Sprintf("nothing else on this host explains %d of them", unexplained)
 }
 
 // privileges checks that no process of devvm could change the host if it wanted to.
@@ -254,7 +254,7 @@ func sandboxes(processes []Process) []Finding {
 	}
 	f.Status = Note
 	f.What = fmt.Sprintf("%s without a sandbox", count(len(f.Details), "process of VMs", "processes of VMs"))
-	f.Meaning = "who breaks out of one has what its user has"
+	f.Meaning = "a guest that breaks out of one has all that its user has"
 	f.Fix = "# why this host gives none: devvm doctor; a VM that was started or suspended before this version of devvm: devvm down && devvm up"
 	return []Finding{f}
 }

@@ -90,7 +90,7 @@ func files(h Host, d Dirs) Finding {
 		f.What = "there are none yet"
 	}
 	if len(w.unread) > 0 {
-		f.Status, f.What, f.Details = Unknown, fmt.Sprintf("%s could not be looked at", count(len(w.unread), "file")), w.unread
+		f.Status, f.What, f.Details = Unknown, fmt.Sprintf("%s could not be checked", count(len(w.unread), "file")), w.unread
 	}
 	if len(w.bad) > 0 {
 		slices.Sort(w.bad)
@@ -125,7 +125,7 @@ func (w *walk) parents(dir string) {
 			case owner != 0 && owner != w.h.UID && owner >= 0:
 				w.bad = append(w.bad, fmt.Sprintf("%s belongs to %s, who can replace what is in it", dir, userName(owner)))
 			case info.Mode()&fs.ModeSymlink == 0 && info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0:
-				w.bad = append(w.bad, fmt.Sprintf("%s: everybody can replace what is in it (mode %04o)", dir, info.Mode().Perm()))
+				w.bad = append(w.bad, fmt.Sprintf("%s: anyone can replace what is in it (mode %04o)", dir, info.Mode().Perm()))
 			}
 		}
 		if dir == filepath.Dir(dir) {

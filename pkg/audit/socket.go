@@ -229,7 +229,7 @@ func listeners(ctx context.Context, r *Report, h Host, s sockets, o Options) Fin
 	switch {
 	case number[Open] > 0:
 		f.Status = Fail
-		f.What = count(number[Open], "listener") + " that other hosts can reach, and nobody asked for that"
+		f.What = count(number[Open], "listener") + " that other hosts can reach, although no one asked for that"
 		f.Fix = "# close them: devvm down in the project's directory, or devvm expose --stop"
 	case len(unread) > 0:
 		f.Status = Fail

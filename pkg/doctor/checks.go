@@ -89,7 +89,7 @@ func (d *doctor) qemu(ctx context.Context) Result {
 			"# upgrade to a release with a newer QEMU: Debian 12, Ubuntu 24.04 or later")
 	}
 	if major < 8 {
-		return ok("QEMU "+m[0], "before QEMU 8.0 a VM cannot reconnect its network card: should the network process die, the VM is saved and restored")
+		return ok("QEMU "+m[0], "before QEMU 8.0 a VM cannot reconnect its network card: if the network process dies, the VM is saved and restored")
 	}
 	return ok("QEMU "+m[0], "")
 }
@@ -142,13 +142,13 @@ func (d *doctor) libvirt(ctx context.Context) Result {
 			return warn(what, fmt.Sprintf("devvm is tested with libvirt %d.0 and later", libvirtMajor), "# upgrade to a release with a newer libvirt: Debian 12, Ubuntu 24.04 or later")
 		}
 		if d.h.look("virtlogd") == "" && daemon != "" {
-			return blocked(what+", but virtlogd is not installed", "libvirt cannot keep the console's log, and starts no VM without it", d.fix("virtlogd"))
+			return blocked(what+", but virtlogd is not installed", "libvirt cannot keep the console's log, and does not start a VM without it", d.fix("virtlogd"))
 		}
 		return ok(what, "")
 	case daemon == "":
 		return blocked("libvirt is not installed", "nothing can define a VM", d.fix("libvirtd", "libvirt's QEMU driver", "virtlogd", "libvirt's system configuration"))
 	case errors.Is(err, errNotAsked):
-		return ok(daemon+" is installed", "whether it answers was not tried")
+		return ok(daemon+" is installed", "whether it answers was not checked")
 	}
 	socket := "libvirtd.socket virtlogd.socket"
 	if filepath.Base(daemon) == "virtqemud" {
@@ -294,7 +294,7 @@ func (d *doctor) imageTools(ctx context.Context) Result {
 		fix += "\n# or build the image on a Debian or Ubuntu host (devvm image build) and bring it here: devvm image import"
 	}
 	if d.haveImage(ctx) {
-		return warn(what, "no new base image can be built here; the ones that are there serve", fix)
+		return warn(what, "no new base image can be built here; existing ones still work", fix)
 	}
 	return blocked(what, "the base image cannot be built", fix)
 }
@@ -393,7 +393,7 @@ func (d *doctor) runtimeDir(context.Context) Result {
 		}
 	}
 	if dir == usual && d.h.exists("/run/systemd/system") && !d.h.exists("/var/lib/systemd/linger/"+d.h.User) {
-		return warn(what, "systemd removes "+usual+" when your last session ends; VMs that run then can be reached no more", "loginctl enable-linger")
+		return warn(what, "systemd removes "+usual+" when your last session ends; VMs that run then can no longer be reached", "loginctl enable-linger")
 	}
 	return ok(what, "")
 }
@@ -404,7 +404,7 @@ func (d *doctor) sockets(context.Context) Result {
 	}
 	n := len(d.o.Socket)
 	if n == 0 {
-		return ok("paths of sockets were not looked at", "")
+		return ok("paths of sockets were not checked", "")
 	}
 	if n > sunPath {
 		return blocked(fmt.Sprintf("the path of a socket has %d bytes: %s", n, d.o.Socket), fmt.Sprintf("the kernel takes at most %d", sunPath), "# use a shorter XDG_RUNTIME_DIR or XDG_DATA_HOME")
@@ -430,7 +430,7 @@ func (d *doctor) dockerClient(ctx context.Context) Result {
 		return warn("the command docker is Podman's", "it does not follow DOCKER_HOST to the VM", "devvm docker ps\n# or install Docker's own client")
 	}
 	if _, err := d.h.Exec(ctx, path, "compose", "version"); err != nil {
-		return warn(reason(out, nil)+", without its plugin compose", "docker compose is no command of it; devvm docker compose runs the one in the VM", "devvm docker compose version\n# or install Docker's plugin compose here")
+		return warn(reason(out, nil)+", without its plugin compose", "docker compose does not work here; devvm docker compose runs the one in the VM", "devvm docker compose version\n# or install Docker's plugin compose here")
 	}
 	return ok(reason(out, nil), "")
 }
@@ -466,7 +466,7 @@ func (d *doctor) leftovers(ctx context.Context) Result {
 	}
 	list, err := d.o.Leftovers(ctx)
 	if err != nil {
-		return warn("leftovers of earlier runs could not be looked for: "+oneLine(err), "", "")
+		return warn("cannot look for leftovers of earlier runs: "+oneLine(err), "", "")
 	}
 	if len(list) == 0 {
 		return ok("nothing is left over of earlier runs", "")

@@ -122,7 +122,7 @@ func runOne(ctx context.Context, c Check, limit time.Duration) Result {
 	case r := <-done:
 		return r
 	case <-time.After(time.Second):
-		return Result{Status: Warn, What: fmt.Sprintf("the check did not end in time (%v)", ctx.Err()), Meaning: "nothing is known about this"}
+		return Result{Status: Warn, What: fmt.Sprintf("the check did not finish in time (%v)", ctx.Err()), Meaning: "the result is unknown"}
 	}
 }
 

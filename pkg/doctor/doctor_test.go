@@ -352,7 +352,7 @@ func TestChecks(t *testing.T) {
 		}, want{Warn, false, "libvirt 8.0.0 answers", "# upgrade"}},
 		{"no virtlogd", "libvirt", func(b *bench) { b.remove("/usr/sbin/virtlogd") }, want{Fail, true, "virtlogd is not installed", "libvirt-daemon-log"}},
 		{"another daemon than on PATH", "libvirt", func(b *bench) { b.remove("/usr/sbin") }, want{OK, false, "libvirt 11.3.0", "-"}},
-		{"not asked", "libvirt", func(b *bench) { b.o.Libvirt = nil }, want{OK, false, "not tried", "-"}},
+		{"not asked", "libvirt", func(b *bench) { b.o.Libvirt = nil }, want{OK, false, "not checked", "-"}},
 		{"session does not start", "libvirt", func(b *bench) { b.o.Libvirt = noLibvirt("exit status 1") }, want{Fail, true, "does not answer at qemu:///session", "/usr/sbin/libvirtd --timeout=30 --verbose"}},
 		{"system, not in the group", "libvirt", func(b *bench) {
 			b.o.URI = "qemu:///system"
@@ -455,7 +455,7 @@ func TestChecks(t *testing.T) {
 		{"tools missing, image there", "image tools", func(b *bench) {
 			b.remove("/usr/bin/mmdebstrap")
 			b.o.HaveImage = func(context.Context) bool { return true }
-		}, want{Warn, false, "the ones that are there serve", "mmdebstrap"}},
+		}, want{Warn, false, "existing ones still work", "mmdebstrap"}},
 		{"tools missing, Arch", "image tools", func(b *bench) { b.file("/etc/os-release", archNow); b.remove("/usr/bin/mmdebstrap") }, want{Fail, true, "mmdebstrap", "devvm image import"}},
 		{"root needs no newuidmap", "image tools", func(b *bench) { b.h.UID = 0; b.remove("/usr/bin/newuidmap") }, want{OK, false, "", "-"}},
 
