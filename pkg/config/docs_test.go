@@ -30,9 +30,9 @@ func TestReference(t *testing.T) {
 		},
 		"asked": func(k Key) string {
 			if k.Consent == ConsentReach {
-				return "More than your own file says, or than you agreed to last, is asked about."
+				return "`devvm up` asks about more than your own file says, or than you agreed to last."
 			}
-			return "More than you agreed to last is asked about; what the first `devvm up` finds is taken as it is."
+			return "`devvm up` asks about more than you agreed to last. The first one accepts what it finds."
 		},
 		"example": func() string {
 			return `cpus = 2

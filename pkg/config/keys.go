@@ -75,10 +75,10 @@ var schema = []field{
 		Key: Key{
 			Name: "image", Type: "string", Default: `"debian-13"`, Applies: appliesNew,
 			Brief: "Base image, by name or digest: see `devvm image ls`.",
-			Doc: "The base image of the VM, by its name or its digest (or the beginning of the digest), as `devvm image ls` shows them. " +
-				"`debian-13` is built by `devvm image build` from a recipe that devvm carries with it.\n\n" +
-				"`devvm image import` takes one that `devvm image export` has written on another host, or a cloud image: a disk (qcow2 or raw) of a system with cloud-init and apt or dnf, by path or URL, with `--sha256`. " +
-				"In a VM of a cloud image Docker Engine is installed over the network at the first boot, which takes minutes, and each new VM boots instead of being forked.",
+			Doc: "The base image of the VM: its name, its digest or the beginning of its digest, as `devvm image ls` shows them. " +
+				"`devvm image build` builds `debian-13` from a recipe that comes with devvm.\n\n" +
+				"`devvm image import` imports an image that `devvm image export` wrote on another host, or a cloud image: a disk (qcow2 or raw) of a system with cloud-init and apt or dnf, by path or URL, with `--sha256`. " +
+				"A VM of a cloud image installs Docker Engine over the network at its first boot, which takes minutes. Each new VM boots; it is not forked.",
 			Example: `image = "debian-13"`,
 			Consent: ConsentGrowth,
 		},
@@ -100,7 +100,7 @@ var schema = []field{
 		Key: Key{
 			Name: "cpus", Type: "whole number", Default: "4, or as many as the host has, if it has fewer", Applies: appliesStart,
 			Brief:   "Virtual CPUs, from 1 to the host's number.",
-			Doc:     "Number of virtual CPUs, from 1 to the number of the host's. They are shared with the host, not taken from it.",
+			Doc:     "The number of virtual CPUs, from 1 to as many as the host has. They are shared with the host, not taken from it.",
 			Example: "cpus = 4",
 			Consent: ConsentGrowth,
 		},
@@ -131,7 +131,7 @@ var schema = []field{
 		Key: Key{
 			Name: "memory", Type: "size in quotes", Default: "4 GiB, or half of the host's memory, if that is less", Applies: appliesStart,
 			Brief: "Memory, from 512MiB to the host's: MiB, GiB (of 1024) or MB, GB (of 1000).",
-			Doc: "The VM's memory, from 512 MiB to all that the host has. It is an upper limit: memory that the VM has freed goes back to the host.\n\n" +
+			Doc: "The VM's memory, from 512 MiB to all that the host has. It is an upper limit: memory that the VM frees goes back to the host.\n\n" +
 				"Sizes are a number and a unit: `MiB`, `GiB`, `TiB` count in steps of 1024, `MB`, `GB`, `TB` in steps of 1000. " +
 				"Shorter forms such as `4G` are refused, because programs do not agree on what they mean. The result is rounded down to whole MiB.",
 			Example: `memory = "4GiB"`,
@@ -162,10 +162,10 @@ var schema = []field{
 	{
 		Key: Key{
 			Name: "disk", Type: "size in quotes", Default: "40 GiB", Applies: appliesStart + "; it only grows, `devvm nuke` makes it smaller",
-			Brief: "Size of the disk; takes only as much of the host as is used.",
-			Doc: "The size of the VM's disk: at least that of the base image, at most 16 TiB. The file on the host is as large as what the VM really uses, " +
+			Brief: "Size of the disk; takes only as much space on the host as is used.",
+			Doc: "The size of the VM's disk: at least that of the base image, at most 16 TiB. The file on the host is as large as what the VM uses, " +
 				"and shrinks when the VM deletes. Units as for `memory`; rounded up to whole MiB. " +
-				"A larger one is a way out when the VM's disk is full (`devvm status`); the VM keeps its files.",
+				"If the VM's disk is full (`devvm status`), set a larger one; the VM keeps its files.",
 			Example: `disk = "40GiB"`,
 			Consent: ConsentGrowth,
 		},
@@ -205,11 +205,11 @@ var schema = []field{
 		Key: Key{
 			Name: "mounts", Type: "list of tables", Default: "empty", Applies: appliesStart,
 			Brief: "More directories of the host for the VM: source, target (same path if left out), writable.",
-			Doc: "More directories of the host that the VM has, beside the project's own, 32 at most; also written as `[[mounts]]` with the keys below it, at the end of the file.\n\n" +
-				"- `source`: a directory; absolute, below `~/`, or relative to the project's directory. Within that, no part of the path may be a symbolic link; elsewhere links are followed, and you are asked about where they lead.\n" +
-				"- `target`: an absolute path in the VM. If it is left out, the source's, as it is written.\n" +
-				"- `writable`: `false`, if it is left out.\n\n" +
-				"A source outside the project's directory is asked about once, at `devvm up`: devvm.toml may have come with a cloned repository.",
+			Doc: "More directories of the host for the VM, besides the project's own, 32 at most. You can also write them as `[[mounts]]` at the end of the file, with the keys below it.\n\n" +
+				"- `source`: a directory; absolute, below `~/`, or relative to the project's directory. In the project's directory no part of the path may be a symbolic link. Elsewhere devvm follows links, and asks you about the place where they lead.\n" +
+				"- `target`: an absolute path in the VM. The default is the source as you wrote it.\n" +
+				"- `writable`: the default is `false`.\n\n" +
+				"`devvm up` asks once about a source outside the project's directory: devvm.toml may have come with a cloned repository.",
 			Example: `mounts = [{ source = "../shared", target = "/srv/shared", writable = true }]`,
 			Consent: ConsentReach,
 		},
@@ -220,12 +220,12 @@ var schema = []field{
 	{
 		Key: Key{
 			Name: "bind_guard", Type: "true or false", Default: "true", Applies: appliesUp,
-			Brief: "Whether containers are refused that bind a path which the VM does not have.",
-			Doc: "A container that is to bind a path (`docker run -v`, `--mount type=bind`, `volumes` of compose, volumes of the driver `local` with `o=bind`) which the VM does not have is refused, with the lines for devvm.toml that share it. " +
-				"`false`: Docker makes an empty directory in the VM and the container has that, as with any engine on another machine. [What counts](files-in-the-vm.md#paths-that-the-vm-does-not-have).",
+			Brief: "Whether to refuse containers that bind a path which is not in the VM.",
+			Doc: "devvm refuses a container that binds a path (`docker run -v`, `--mount type=bind`, `volumes` of compose, volumes of the driver `local` with `o=bind`) which is not in the VM. The error has the lines for devvm.toml that share it. " +
+				"With `false`, Docker makes an empty directory in the VM for the container, as any engine on another machine does. [What counts](files-in-the-vm.md#paths-that-the-vm-does-not-have).",
 			Example: "bind_guard = true",
 			Consent: ConsentFree,
-			Free:    "what the VM does not have it does not get by this",
+			Free:    "it gives the VM nothing new",
 		},
 		get: func(c Config) any { return c.BindGuard },
 		set: func(c *Config, _ Env, v any) *problem { return setBool(&c.BindGuard, v) },
@@ -236,8 +236,8 @@ var schema = []field{
 			Brief: "Settings of the Docker Engine, as in daemon.json.",
 			Doc: "Settings of the VM's Docker Engine, merged into its `/etc/docker/daemon.json`; " +
 				"[Docker's manual](https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file) lists them. " +
-				"Tables in your own file and in devvm.toml are merged key by key; for all else devvm.toml wins.\n\n" +
-				"Refused are the keys that would cut devvm off from the engine: `hosts`, `tls`, `tlsverify`, `tlscacert`, `tlscert`, `tlskey`, `containerd`, " +
+				"Tables in your own file and in devvm.toml are merged key by key; otherwise devvm.toml wins.\n\n" +
+				"devvm refuses the keys that would cut it off from the engine: `hosts`, `tls`, `tlsverify`, `tlscacert`, `tlscert`, `tlskey`, `containerd`, " +
 				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.\n\n" +
 				"Unless you set `mtu`, Docker's own bridge has the MTU of the VM's link, 65520, and so do builds: large packets cost less than many, and none of them crosses a wire. " +
 				"Networks that you make have Docker's 1500. The engine shows another one among a network's options, and Compose v1 then says that the network \"needs to be recreated\". " +
