@@ -44,9 +44,11 @@ directory on this host is not touched.`,
 func (a *app) runNuke(ctx context.Context, s *project.Service, p state.Project, o nukeOptions) error {
 	if !o.yes {
 		if !o.NoUp && a.Interactive() && s.Exists(p) { // else Nuke refuses what was not agreed to
-			if err := a.agree(ctx, s, p, false); err != nil {
+			plan, err := a.plan(ctx, s, p, false)
+			if err != nil {
 				return err
 			}
+			o.Plan = &plan
 		}
 		var err error
 		if o.Unused, err = a.confirmNuke(ctx, s, p, o.Undo); err != nil {

@@ -33,10 +33,11 @@ func (a *app) runRestart(ctx context.Context, s *project.Service, p state.Projec
 	if err := s.MustExist(ctx, p); err != nil {
 		return err
 	}
-	if err := a.agree(ctx, s, p, yes); err != nil { // before the VM is stopped
+	plan, err := a.plan(ctx, s, p, yes) // before the VM is stopped
+	if err != nil {
 		return err
 	}
-	err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Restart(ctx, p, pr) })
+	err = a.withProgress(ctx, func(pr *ui.Progress) error { return s.Restart(ctx, p, plan, pr) })
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -103,6 +104,7 @@ func runScripts(t *testing.T, dir, root string, codes *stateCodes) {
 			"leftovers":    cmdLeftovers,
 			"foreign-twin": cmdForeignTwin,
 			"listen":       cmdListen,
+			"opens":        cmdOpens,
 			"states":       codes.states,
 			"narrow":       cmdNarrow,
 			"hint":         of((*hinted).hint),
@@ -316,6 +318,34 @@ func cmdLeftovers(ts *testscript.TestScript, _ bool, _ []string) {
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			ts.Fatalf("%v", err)
 		}
+	}
+}
+
+// opens N FILE COMMAND... runs a command, and fails unless the file is opened N times meanwhile,
+// by whichever process.
+func cmdOpens(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 3 {
+		ts.Fatalf("usage: opens N FILE COMMAND...")
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	ts.Check(err)
+	defer unix.Close(fd)
+	_, err = unix.InotifyAddWatch(fd, ts.MkAbs(args[1]), unix.IN_OPEN|unix.IN_CLOSE)
+	ts.Check(err)
+	ts.Check(ts.Exec(args[2], args[3:]...))
+	events := make([]byte, 64<<10)
+	n, err := unix.Read(fd, events)
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
+		ts.Check(err)
+	}
+	opened := 0 // two openings that nothing closes in between count as one (inotify(7))
+	for b := events[:max(n, 0)]; len(b) >= unix.SizeofInotifyEvent; b = b[unix.SizeofInotifyEvent:] { // of a file: without a name
+		if binary.NativeEndian.Uint32(b[4:])&unix.IN_OPEN != 0 {
+			opened++
+		}
+	}
+	if strconv.Itoa(opened) != args[0] {
+		ts.Fatalf("%s was opened %d times, want %s", args[1], opened, args[0])
 	}
 }
 

@@ -71,10 +71,11 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p state.Project, o 
 			return err
 		}
 	}
-	if err := a.agree(ctx, s, p, o.yes); err != nil {
+	plan, err := a.plan(ctx, s, p, o.yes)
+	if err != nil {
 		return err
 	}
-	err := a.withProgress(ctx, func(pr *ui.Progress) error { return s.Up(ctx, p, pr) })
+	err = a.withProgress(ctx, func(pr *ui.Progress) error { return s.Up(ctx, p, plan, pr) })
 	if err != nil {
 		return err
 	}
@@ -96,36 +97,35 @@ func (a *app) runUp(ctx context.Context, s *project.Service, p state.Project, o 
 // mostAsked is how many lines of a question are shown.
 const mostAsked = 200
 
-// agree asks the user about all that devvm.toml asks for beyond what was agreed to before, if
-// there is any.
-func (a *app) agree(ctx context.Context, s *project.Service, p state.Project, yes bool) error {
-	asked, err := s.Asked(p)
-	if err != nil || len(asked.Lines) == 0 {
-		return err
+// plan reads devvm.toml, and asks the user about what it wants that was not agreed to before.
+func (a *app) plan(ctx context.Context, s *project.Service, p state.Project, yes bool) (project.Plan, error) {
+	plan, err := s.Plan(p)
+	if err != nil || len(plan.Beyond) == 0 {
+		return plan, err
 	}
 	var b strings.Builder
-	for _, sentence := range asked.Why {
+	for _, sentence := range plan.Why {
 		b.WriteString(ui.Escape(sentence) + "\n")
 	}
 	fmt.Fprintf(&b, "devvm.toml of %s asks for more than you agreed to:\n", ui.Escape(p.Dir))
-	for _, line := range asked.Lines[:min(mostAsked, len(asked.Lines))] {
+	for _, line := range plan.Beyond[:min(mostAsked, len(plan.Beyond))] {
 		b.WriteString("  " + ui.Escape(line) + "\n")
 	}
-	if more := len(asked.Lines) - mostAsked; more > 0 {
+	if more := len(plan.Beyond) - mostAsked; more > 0 {
 		fmt.Fprintf(&b, "  … and %d more\n", more)
 	}
 	if yes {
 		fmt.Fprintf(a.ErrLines(0), "%sagreed to, by --yes\n", b.String())
-		return s.Agree(ctx, p, asked)
+		return plan, s.Agree(ctx, p, plan)
 	}
 	ok, err := a.Confirm(ctx, b.String()+"Agree?")
 	if err != nil {
-		return err
+		return plan, err
 	}
 	if !ok {
-		return &ui.Error{Code: ui.ExitCancelled, Msg: "you did not agree; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
+		return plan, &ui.Error{Code: ui.ExitCancelled, Msg: "you did not agree; nothing was done", Hint: "take it out of devvm.toml, or run devvm up again"}
 	}
-	return s.Agree(ctx, p, asked)
+	return plan, s.Agree(ctx, p, plan)
 }
 
 // showUp ends a successful up by saying how to use the VM.

@@ -22,47 +22,64 @@ import (
 // kept in agreed.json in the user's data, where neither the VM nor the repository can write,
 // until rm. A devvm.toml that asks for more is refused by every verb until up has asked.
 
-// Asked is what a project's devvm.toml asks for beyond what the user has agreed to.
-type Asked struct {
-	Lines  []string // none: nothing; text of the devvm.toml is in them as it is
+// Plan is what a project's devvm.toml asks for. The file is read once: what the user sees is
+// what the verb then does, whatever is written to it meanwhile.
+type Plan struct {
+	// Beyond is what the user has not agreed to yet, with the text of devvm.toml as it is.
+	Beyond []string
 	Why    []string // sentences: why so little counts as agreed to; often none
+
+	config config.Config
 	wanted grant.Grant
 }
 
-// Asked compares the project's devvm.toml with what the user has agreed to.
-func (s *Service) Asked(p state.Project) (Asked, error) {
-	cfg, err := s.Config(p.Dir)
+// Plan reads the project's devvm.toml and compares it with what the user has agreed to.
+func (s *Service) Plan(p state.Project) (Plan, error) {
+	cfg, err := s.readConfig(p)
 	if err != nil {
-		return Asked{}, err
+		return Plan{}, err
 	}
 	all, _, err := s.shares(p, cfg)
 	if err != nil {
-		return Asked{}, err
+		return Plan{}, err
 	}
-	return s.asked(p, grant.Of(p.Dir, cfg, grantShares(all, p)))
+	return s.compare(p, cfg, grantShares(all, p))
 }
 
-// Agree notes that the user agrees to what was asked, as it was shown: a devvm.toml that
-// asks for still more by now is not agreed to.
-func (s *Service) Agree(ctx context.Context, p state.Project, a Asked) error {
+// Agree notes that the user agrees to a plan.
+func (s *Service) Agree(ctx context.Context, p state.Project, plan Plan) error {
 	f := s.Dirs.Files(p.Name)
 	lock, err := f.Acquire(ctx, "up", nil)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	return f.WriteAgreed(a.wanted)
+	return f.WriteAgreed(plan.wanted)
 }
 
-func (s *Service) asked(p state.Project, wanted grant.Grant) (Asked, error) {
+// compare makes the plan of a configuration and the directories that its mounts lead to.
+func (s *Service) compare(p state.Project, cfg config.Config, shares []grant.Share) (Plan, error) {
+	plan := Plan{config: cfg, wanted: grant.Of(p.Dir, cfg, shares)}
 	if s.IsTemplate(p.Dir) { // its configuration is that of a project, which was asked about
-		return Asked{wanted: wanted}, nil
+		return plan, nil
 	}
-	agreed, why, err := s.agreed(p, wanted)
+	agreed, why, err := s.agreed(p, plan.wanted)
 	if err != nil {
-		return Asked{}, err
+		return Plan{}, err
 	}
-	return Asked{grant.Compare(agreed, wanted), why, wanted}, nil
+	plan.Beyond, plan.Why = grant.Compare(agreed, plan.wanted), why
+	return plan, nil
+}
+
+// readConfig reads the project's configuration.
+func (s *Service) readConfig(p state.Project) (config.Config, error) {
+	if !state.Exists(p.Dir) {
+		return config.Config{}, &ui.Error{
+			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
+			Hint: fmt.Sprintf("if it moved, take over its VM there (devvm move %s); if not, bring it back or remove its VM: devvm rm --project %s", p.Name, p.Name),
+		}
+	}
+	return s.Config(p.Dir)
 }
 
 // granted returns the project's configuration, if the user has agreed to it. Where its
@@ -78,11 +95,11 @@ func (s *Service) granted(p state.Project) (config.Config, error) {
 // checkAgreed is no error if the user has agreed to a configuration and the directories that
 // its mounts lead to.
 func (s *Service) checkAgreed(p state.Project, cfg config.Config, shares []grant.Share) error {
-	a, err := s.asked(p, grant.Of(p.Dir, cfg, shares))
+	plan, err := s.compare(p, cfg, shares)
 	if err != nil {
 		return err
 	}
-	return a.refusal()
+	return plan.refusal()
 }
 
 // grantedShares is shares, if the user has agreed to all that the configuration asks for.
@@ -105,18 +122,18 @@ func (s *Service) keepAgreed(p state.Project, cfg config.Config) error {
 }
 
 // refusal is the error of a verb that does not ask.
-func (a Asked) refusal() error {
-	if len(a.Lines) == 0 {
+func (p Plan) refusal() error {
+	if len(p.Beyond) == 0 {
 		return nil
 	}
 	const most = 8
-	lines := slices.Clone(a.Lines[:min(most, len(a.Lines))])
-	if more := len(a.Lines) - most; more > 0 {
+	lines := slices.Clone(p.Beyond[:min(most, len(p.Beyond))])
+	if more := len(p.Beyond) - most; more > 0 {
 		lines = append(lines, fmt.Sprintf("and %d more", more))
 	}
 	msg := fmt.Sprintf("%s asks for more than you agreed to: %s", config.FileName, strings.Join(lines, ", "))
 	return &ui.Error{
-		Msg:  strings.Join(append(slices.Clone(a.Why), msg), "\n"),
+		Msg:  strings.Join(append(slices.Clone(p.Why), msg), "\n"),
 		Hint: "review it and agree with: devvm up",
 		Kind: errNotAgreed,
 	}

@@ -282,7 +282,10 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 // BuildTemplate makes the template that the project's next new VM is forked from,
 // unless there is one. It returns the ID.
 func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Progress) (string, error) {
-	cfg, err := s.checkConfig(p, true)
+	cfg, err := s.readConfig(p)
+	if err == nil {
+		err = cfg.CheckProvision()
+	}
 	if err == nil {
 		err = s.checkImage(ctx, cfg)
 	}

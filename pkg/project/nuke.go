@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/machine"
 
 	"github.com/devvm/devvm/pkg/state"
@@ -58,6 +59,8 @@ type NukeOptions struct {
 	// Unused is for a VM that nobody has used, so that nobody was asked: if it has come
 	// into use meanwhile, Nuke fails.
 	Unused bool
+	// Plan is that of the new VM; nil: Nuke reads devvm.toml.
+	Plan *Plan
 }
 
 // Nuke destroys the project's VM and brings up a pristine one. The former disk
@@ -80,8 +83,9 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 		return err
 	}
 	defer hv.Close()
+	var cfg config.Config
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
-		if err := s.checkNewVM(ctx, p, o); err != nil {
+		if cfg, err = s.checkNewVM(ctx, p, o); err != nil {
 			return err
 		}
 	}
@@ -106,12 +110,12 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 		return nil
 	}
 	if overtakes {
-		err = s.upFrom(ctx, hv, p, vm.Domain{}, show)
+		err = s.upFrom(ctx, hv, p, cfg, vm.Domain{}, show)
 		if err != nil && !state.Exists(f.Disk()) { // it has not come to the new VM
 			err = errors.Join(err, machine.Forget(context.WithoutCancel(ctx), hv, p))
 		}
 	} else {
-		err = s.up(ctx, hv, p, show)
+		err = s.up(ctx, hv, p, cfg, show)
 	}
 	if err != nil && !o.Undo && state.Exists(f.Undo) {
 		show.Note("the old VM is kept; to get it back: devvm nuke --undo")
@@ -149,29 +153,35 @@ func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions
 	return nil
 }
 
-// checkNewVM finds what is against a VM in the place of the one that is there.
-func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) error {
-	cfg, err := s.checkConfig(p, !o.Undo)
-	var all machine.Shares
-	if err == nil {
-		all, _, err = s.shares(p, cfg)
+// checkNewVM finds what is against a VM in the place of the one that is there, and returns its
+// configuration.
+func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) (config.Config, error) {
+	var plan Plan
+	var err error
+	if o.Plan != nil {
+		plan = *o.Plan
+	} else {
+		plan, err = s.Plan(p)
 	}
 	if err == nil && !o.Undo {
-		err = s.checkImage(ctx, cfg)
+		err = plan.config.CheckProvision()
+	}
+	if err == nil && !o.Undo {
+		err = s.checkImage(ctx, plan.config)
 	}
 	if err == nil {
-		err = s.checkAgreed(p, cfg, grantShares(all, p))
+		err = s.checkAgreed(p, plan.config, plan.wanted.Shares)
 	}
-	if errors.Is(err, errNotAgreed) {
-		return &ui.Error{Err: err, Hint: "to remove the VM without making a new one: devvm nuke --no-up"}
+	switch {
+	case errors.Is(err, errNotAgreed):
+		err = &ui.Error{Err: err, Hint: "to remove the VM without making a new one: devvm nuke --no-up"}
+	case err != nil:
+	case o.Undo:
+		err = s.CheckRoomToRun(s.Dirs.Files(p.Name))
+	default:
+		err = s.CheckRoomToNuke(s.Dirs.Files(p.Name))
 	}
-	if err != nil {
-		return err
-	}
-	if o.Undo {
-		return s.CheckRoomToRun(s.Dirs.Files(p.Name))
-	}
-	return s.CheckRoomToNuke(s.Dirs.Files(p.Name))
+	return plan.config, err
 }
 
 // replaceDisk puts the VM that has been stopped aside, or the one before it in its place.

@@ -14,18 +14,13 @@ func (s *Service) MustExist(ctx context.Context, p state.Project) error {
 	return err
 }
 
-// Restart stops the project's VM and starts it again. What is wrong with its devvm.toml shows
-// before it is stopped.
-func (s *Service) Restart(ctx context.Context, p state.Project, pr *ui.Progress) error {
-	cfg, err := s.checkConfig(p, false)
-	if err == nil {
-		_, _, err = s.grantedShares(p, cfg)
-	}
-	if err != nil {
+// Restart stops the project's VM and starts it again, unless something is wrong with the plan.
+func (s *Service) Restart(ctx context.Context, p state.Project, plan Plan, pr *ui.Progress) error {
+	if err := s.checkPlan(ctx, p, plan); err != nil {
 		return err
 	}
 	if err := s.Down(ctx, p, false, pr); err != nil {
 		return err
 	}
-	return s.Up(ctx, p, pr)
+	return s.Up(ctx, p, plan, pr)
 }

@@ -3,7 +3,6 @@ package project
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/devvm/devvm/pkg/machine"
 
@@ -17,16 +16,9 @@ import (
 
 // Up gives the project a running VM whose engine answers on docker.sock. What
 // is there already is kept; what an earlier run left half done is completed.
-func (s *Service) Up(ctx context.Context, p state.Project, pr *ui.Progress) error {
+func (s *Service) Up(ctx context.Context, p state.Project, plan Plan, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
-	cfg, err := s.checkConfig(p, !state.Exists(f.Provisioned())) // before anything is made
-	if err == nil && (!state.Exists(f.Disk()) || f.IsBegun()) {
-		err = s.checkImage(ctx, cfg)
-	}
-	if err == nil {
-		err = s.checkAgreed(p, cfg, nil)
-	}
-	if err != nil {
+	if err := s.checkPlan(ctx, p, plan); err != nil { // before anything is made
 		return err
 	}
 	s.rememberHost(ctx)
@@ -43,23 +35,24 @@ func (s *Service) Up(ctx context.Context, p state.Project, pr *ui.Progress) erro
 		return err
 	}
 	defer hv.Close()
-	return s.up(ctx, hv, p, &machine.Steps{Progress: pr})
+	return s.up(ctx, hv, p, plan.config, &machine.Steps{Progress: pr})
 }
 
-// checkConfig reads the project's configuration and finds what is wrong with it, for a VM
-// that is yet to be provisioned or for any.
-func (s *Service) checkConfig(p state.Project, provision bool) (config.Config, error) {
-	if !state.Exists(p.Dir) {
-		return config.Config{}, &ui.Error{
-			Msg:  fmt.Sprintf("the project's directory is gone: %s", p.Dir),
-			Hint: fmt.Sprintf("if it moved, take over its VM there (devvm move %s); if not, bring it back or remove its VM: devvm rm --project %s", p.Name, p.Name),
+// checkPlan finds what is against a plan, for the VM as it is.
+func (s *Service) checkPlan(ctx context.Context, p state.Project, plan Plan) error {
+	f := s.Dirs.Files(p.Name)
+	if err := s.checkAgreed(p, plan.config, plan.wanted.Shares); err != nil {
+		return err
+	}
+	if !state.Exists(f.Provisioned()) {
+		if err := plan.config.CheckProvision(); err != nil {
+			return err
 		}
 	}
-	cfg, err := s.Config(p.Dir)
-	if err == nil && provision {
-		err = cfg.CheckProvision()
+	if state.Exists(f.Disk()) && !f.IsBegun() {
+		return nil
 	}
-	return cfg, err
+	return s.checkImage(ctx, plan.config)
 }
 
 // checkImage finds what is wrong with the image and the disk of a VM that is yet to be
@@ -76,7 +69,7 @@ func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 }
 
 // up is Up under the project's lock.
-func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *machine.Steps) error {
+func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, cfg config.Config, pr *machine.Steps) error {
 	if err := s.finishMove(ctx, hv, p, pr.Progress); err != nil {
 		return err
 	}
@@ -98,15 +91,11 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pr 
 	if s.Replaced(p) {
 		pr.Note("this VM was made for another directory at %s, which was renamed or removed; if it was renamed, run devvm move there to keep the VM", p.Dir)
 	}
-	return s.upFrom(ctx, hv, p, dom, pr)
+	return s.upFrom(ctx, hv, p, cfg, dom, pr)
 }
 
 // upFrom is up for a VM as it was found; the zero Domain if there is none.
-func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *machine.Steps) error {
-	cfg, err := s.granted(p)
-	if err != nil {
-		return err
-	}
+func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, cfg config.Config, dom vm.Domain, pr *machine.Steps) error {
 	f := s.Dirs.Files(p.Name)
 	if err := s.keepAgreed(p, cfg); err != nil {
 		return err
