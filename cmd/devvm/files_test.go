@@ -45,7 +45,6 @@ var stateFiles = map[string][]string{
 	"DATA/host.json":                     {""},
 	"CACHE/accel.json":                   {""},
 	"CONFIG/config.toml":                 nil, // the user's, TestLoad
-	"DATA/projects/NAME/egress.json":     nil, // written again before each use
 	"DATA/projects/NAME/agreed.json":     {""},
 	"DATA/projects/NAME/owners":          {""},
 	"DATA/trusted.json":                  {""},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/background"
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/usernet"
@@ -20,7 +22,7 @@ func (a *app) newNetCmd() *cobra.Command {
 	var name, qemuUser string
 	cmd := &cobra.Command{
 		Use:    "net",
-		Short:  "Run the network of a VM (devvm starts this itself)",
+		Short:  "Run the network of a VM (devvm starts this itself, with the policy on standard input)",
 		Hidden: true,
 		Args:   cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -28,7 +30,13 @@ func (a *app) newNetCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o, err := project.NetOptions(dirs, name)
+			var policy egress.Policy
+			if err := json.NewDecoder(cmd.InOrStdin()).Decode(&policy); err != nil {
+				err = fmt.Errorf("read what the VM may reach: %w", err)
+				background.Failed(err)
+				return err
+			}
+			o, err := project.NetOptions(dirs, name, policy)
 			if err != nil {
 				background.Failed(err)
 				return err

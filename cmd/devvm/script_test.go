@@ -338,8 +338,10 @@ func cmdOpens(ts *testscript.TestScript, neg bool, args []string) {
 	if err != nil && !errors.Is(err, unix.EAGAIN) {
 		ts.Check(err)
 	}
-	opened := 0 // two openings that nothing closes in between count as one (inotify(7))
-	for b := events[:max(n, 0)]; len(b) >= unix.SizeofInotifyEvent; b = b[unix.SizeofInotifyEvent:] { // of a file: without a name
+	// Two openings that nothing closes in between count as one (inotify(7)). Events of a file
+	// that is watched itself have no name, so that all have one size.
+	opened := 0
+	for b := events[:max(n, 0)]; len(b) >= unix.SizeofInotifyEvent; b = b[unix.SizeofInotifyEvent:] {
 		if binary.NativeEndian.Uint32(b[4:])&unix.IN_OPEN != 0 {
 			opened++
 		}

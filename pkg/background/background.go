@@ -36,6 +36,8 @@ type Command struct {
 	Args []string // without the program's name
 	Env  []string // nil: this process's environment
 	Log  string   // file that its output is appended to, made with mode 0600
+	// Input is its standard input. It must have read that when it is ready.
+	Input []byte
 }
 
 // patienceReady is how long a process may take to be ready: one that only listens on sockets
@@ -67,6 +69,9 @@ func Start(ctx context.Context, c Command) error {
 	cmd := exec.Command(c.Path, c.Args...) //nolint:noctx // see above
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
+	if c.Input != nil {
+		cmd.Stdin = bytes.NewReader(c.Input)
+	}
 	cmd.ExtraFiles = []*os.File{report} // becomes descriptor 3
 	env := c.Env
 	if env == nil {

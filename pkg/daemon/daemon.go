@@ -7,6 +7,7 @@ package daemon
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -40,15 +41,15 @@ type Set struct {
 // StartNetwork starts the project's network process, unless it runs. The user has
 // agreed to the policy, or to that of the project whose template it is.
 func (s Set) StartNetwork(ctx context.Context, policy egress.Policy, host vm.Host) error {
-	f := s.Files
-	if err := f.WritePolicy(policy); err != nil {
-		return err
+	input, err := json.Marshal(policy)
+	if err != nil {
+		return fmt.Errorf("start the network process: %w", err)
 	}
 	args := []string{"net", "--project-name", s.Project}
 	if host.QEMUUser >= 0 {
 		args = append(args, fmt.Sprintf("--qemu-user=%d:%d", host.QEMUUser, host.QEMUGroup))
 	}
-	err := background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: f.NetLog()})
+	err = background.Start(ctx, background.Command{Path: s.Exe, Args: args, Log: s.Files.NetLog(), Input: input})
 	if err != nil {
 		return fmt.Errorf("start the network process: %w", err)
 	}

@@ -17,9 +17,6 @@ func (m *Machine) enforce(ctx context.Context, net usernet.Status) error {
 	if now == nil { // it is of a devvm that knew no other
 		now = &egress.Policy{All: true, Offline: net.Offline}
 	}
-	if err := m.Files.WritePolicy(next); err != nil {
-		return err
-	}
 	if now.Equal(next) {
 		return nil
 	}

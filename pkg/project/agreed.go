@@ -161,9 +161,6 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 	if all, _, err := s.shares(p, cfg); err == nil {
 		own.Shares = grantShares(all, p)
 	}
-	if g, ok := f.ReadFormerly(own, wanted); ok {
-		return g, nil, nil
-	}
 	outer, why, err := s.outer(p)
 	if err != nil {
 		return g, nil, err

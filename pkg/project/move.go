@@ -214,7 +214,7 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 			Hint: "keep using it: devvm up, or run devvm move again",
 		}
 	}
-	for _, path := range []string{f.VM, f.Agreed(), f.Egress(), f.Owners(), f.Shares()} {
+	for _, path := range []string{f.VM, f.Agreed(), f.Owners(), f.Shares()} {
 		if err := state.RemoveAll(path); err != nil {
 			return err
 		}
@@ -265,14 +265,9 @@ func (s *Service) takeOver(p, former state.Project, same bool) error {
 			return err
 		}
 	}
-	files := []struct{ from, to string }{{old.Owners(), f.Owners()}, {old.Egress(), f.Egress()}, {old.Logs, f.Logs}, {old.Undo, f.Undo}, {old.VM, f.VM}}
-	if same {
+	files := []struct{ from, to string }{{old.Owners(), f.Owners()}, {old.Logs, f.Logs}, {old.Undo, f.Undo}, {old.VM, f.VM}}
+	if same { // whoever made another new directory was agreed to nothing
 		files = slices.Insert(files, 0, struct{ from, to string }{old.Agreed(), f.Agreed()})
-	}
-	if !same { // whoever made the new directory was agreed to nothing
-		if err := state.RemoveAll(old.Egress()); err != nil {
-			return err
-		}
 	}
 	for _, file := range files {
 		if !state.Exists(file.from) {

@@ -1,7 +1,6 @@
 package project
 
 import (
-	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -42,9 +41,6 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 				continue
 			}
 			g, err := f.ReadAgreed(dir)
-			if errors.Is(err, fs.ErrNotExist) {
-				g, err = f.Formerly(dir), nil
-			}
 			out = append(out, g)
 			where := "is inside that of project " + name
 			if d != dir {

@@ -3,7 +3,6 @@ package project
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/state"
 
+	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -19,15 +19,11 @@ import (
 
 // NetOptions are the paths of a project's network process, and what its VM may
 // reach.
-func NetOptions(d state.Dirs, name string) (usernet.Options, error) {
+func NetOptions(d state.Dirs, name string, policy egress.Policy) (usernet.Options, error) {
 	if err := d.Secure(name); err != nil {
 		return usernet.Options{}, err
 	}
 	f := d.Files(name)
-	policy, err := f.ReadPolicy()
-	if err != nil {
-		return usernet.Options{}, fmt.Errorf("read what the VM may reach: %w", err)
-	}
 	return usernet.Options{
 		Config:     usernet.Config{Policy: &policy, Services: map[uint16]string{share.Port: f.ShareSocket()}},
 		NetSocket:  f.NetSocket(),

@@ -67,7 +67,7 @@ func policyHost(t *testing.T, home string) (*Service, []string) {
 	}}}
 	var paths []string
 	for _, name := range []string{
-		".ssh/id_test", "config/config.toml", "data/projects/one/egress.json", "data/projects/two/egress.json",
+		".ssh/id_test", "config/config.toml", "data/projects/one/agreed.json", "data/projects/two/agreed.json",
 		"data/projects/two/vm/disk.qcow2", "src/one/file", "src/read-only/file", "src/two/file",
 	} {
 		paths = append(paths, filepath.Join(home, name))

@@ -84,9 +84,6 @@ func (f Files) Owners() string { return filepath.Join(f.Root, "owners") }
 // ShareSocket is the socket of the server of the VM's files.
 func (f Files) ShareSocket() string { return filepath.Join(f.Run, "share.sock") }
 
-// Egress is the record of what the VM may reach.
-func (f Files) Egress() string { return filepath.Join(f.Root, "egress.json") }
-
 // NetLock is the lock of the network process.
 func (f Files) NetLock() string { return filepath.Join(f.Run, "net.lock") }
 
