@@ -47,8 +47,8 @@ func (a *app) newNetCmd() *cobra.Command {
 				return project.Confine(project.NetPolicy(dirs, name), sandbox.Calls{Exec: true, Attributes: true}, o.Log)
 			}
 			if qemuUser != "" {
-				o.OwnNetSocket = true
-				if _, err := fmt.Sscanf(qemuUser, "%d:%d", &o.NetUID, &o.NetGID); err != nil {
+				o.QEMU = &background.Owner{}
+				if _, err := fmt.Sscanf(qemuUser, "%d:%d", &o.QEMU.UID, &o.QEMU.GID); err != nil {
 					return fmt.Errorf("--qemu-user %s: %w", qemuUser, err)
 				}
 			}

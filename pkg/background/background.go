@@ -4,7 +4,7 @@
 // A process started here has a session of its own (no terminal, no Ctrl-C of
 // the command that started it), "/" as its directory and a log file as its
 // output. [Start] returns when the new process has called [Ready], or with the
-// reason why it never did. [HoldsPlace] tells it when nobody can find it any more, [Kill]
+// reason why it never did. A [Place] makes it the only one of its kind, and [Listen] its private sockets. [Kill]
 // ends one that does not answer. The package imports of devvm's only lock. Pids are never
 // kept: a process is found by its flock.
 package background

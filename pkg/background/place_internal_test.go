@@ -7,11 +7,9 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/gofrs/flock"
 )
 
-func TestHoldsPlace(t *testing.T) {
+func TestPlace(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		then func(t *testing.T, path string) // done to the lock's file
@@ -33,18 +31,18 @@ func TestHoldsPlace(t *testing.T) {
 				t.Fatal(err)
 			}
 			path := filepath.Join(dir, "lock")
-			lock := flock.New(path)
-			if ok, err := lock.TryLock(); !ok || err != nil {
-				t.Fatal(ok, err)
+			place, err := Take(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
 			}
-			defer lock.Close()
+			defer place.Close()
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 3*placeEvery)
 				defer cancel()
 				began := time.Now()
 				tt.then(t, path)
-				if got := HoldsPlace(ctx, lock, path); got != tt.want {
-					t.Errorf("HoldsPlace = %v, want %v", got, tt.want)
+				if got := place.Held(ctx); got != tt.want {
+					t.Errorf("Held = %v, want %v", got, tt.want)
 				}
 				if took := time.Since(began); !tt.want && took > placeEvery {
 					t.Errorf("seen after %v, want %v", took, placeEvery)

@@ -22,6 +22,7 @@ import (
 	"github.com/moby/moby/client"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guest"
@@ -148,8 +149,8 @@ func serve(t testing.TB, opts dockerproxy.Options) (*dockerproxy.Proxy, string) 
 // servePipe is serve for a proxy that may be a mere pipe.
 func servePipe(t testing.TB, opts dockerproxy.Options) (*dockerproxy.Proxy, string) {
 	t.Helper()
-	sock := filepath.Join(t.TempDir(), "run", "docker.sock")
-	l, err := dockerproxy.Listen(sock)
+	sock := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := background.Listen(sock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -601,8 +602,8 @@ func TestLinkCutInMidStream(t *testing.T) {
 
 func TestServeEndsWithItsContext(t *testing.T) {
 	v := newVM(t)
-	sock := filepath.Join(t.TempDir(), "run", "docker.sock")
-	l, err := dockerproxy.Listen(sock)
+	sock := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := background.Listen(sock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -639,8 +640,8 @@ func (s scripted) Accept() (net.Conn, error) { return s.accept() }
 
 func TestOutOfFileDescriptors(t *testing.T) {
 	v := newVM(t)
-	sock := filepath.Join(t.TempDir(), "run", "docker.sock")
-	l, err := dockerproxy.Listen(sock)
+	sock := filepath.Join(t.TempDir(), "docker.sock")
+	l, err := background.Listen(sock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -671,7 +672,7 @@ func TestOutOfFileDescriptors(t *testing.T) {
 
 	// What does not pass ends it.
 	other := errors.New("broken listener")
-	l, err = dockerproxy.Listen(sock)
+	l, err = background.Listen(sock, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -688,83 +689,5 @@ func TestDescriptorLimit(t *testing.T) {
 	}
 	if limit.Cur+1 < limit.Max {
 		t.Errorf("soft limit %d, hard limit %d", limit.Cur, limit.Max)
-	}
-}
-
-func TestListen(t *testing.T) {
-	mode := func(path string) string {
-		info, err := os.Lstat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return info.Mode().String()
-	}
-	dir := filepath.Join(t.TempDir(), "run")
-	sock := filepath.Join(dir, "docker.sock")
-	old := unix.Umask(0)
-	l, err := dockerproxy.Listen(sock)
-	unix.Umask(old)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if m := mode(sock); m != "Srw-------" {
-		t.Errorf("socket %s", m)
-	}
-	if m := mode(dir); m != "drwx------" {
-		t.Errorf("directory %s", m)
-	}
-	if list, _ := os.ReadDir(dir); len(list) != 1 {
-		t.Errorf("left over: %v", list)
-	}
-
-	// A second takes its place; closing the first leaves the second's file.
-	second, err := dockerproxy.Listen(sock)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Close(); err != nil {
-		t.Error(err)
-	}
-	if c, err := net.Dial("unix", sock); err != nil {
-		t.Error(err)
-	} else {
-		_ = c.Close()
-	}
-	if err := second.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := os.Lstat(sock); !errors.Is(err, os.ErrNotExist) {
-		t.Error(err)
-	}
-
-	for name, tt := range map[string]struct{ path, want string }{
-		"no name":        {dir + "/", "no file name"},
-		"too long":       {filepath.Join(dir, strings.Repeat("x", 108)), "at most"},
-		"not a socket":   {filepath.Join(dir, "file"), "not a socket"},
-		"open directory": {filepath.Join(dir, "open", "docker.sock"), "open to other users"},
-	} {
-		_ = os.WriteFile(filepath.Join(dir, "file"), []byte("precious"), 0o600)
-		_ = os.Mkdir(filepath.Join(dir, "open"), 0o700)
-		_ = os.Chmod(filepath.Join(dir, "open"), 0o755)
-		if l, err := dockerproxy.Listen(tt.path); err == nil || !strings.Contains(err.Error(), tt.want) {
-			t.Errorf("%s: %v", name, err)
-			if err == nil {
-				_ = l.Close()
-			}
-		}
-	}
-	for _, short := range []string{"s", "~", "~x"} {
-		l, err := dockerproxy.Listen(filepath.Join(dir, short))
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		_ = l.Close()
-	}
-	longest := filepath.Join(dir, strings.Repeat("x", dockerproxy.MaxPath-len(dir)-1))
-	if l, err := dockerproxy.Listen(longest); err != nil {
-		t.Error(err)
-	} else {
-		_ = l.Close()
 	}
 }

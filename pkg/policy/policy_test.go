@@ -146,7 +146,7 @@ var mayImport = map[string][]string{
 	"pkg/sandbox":    nil,
 	"pkg/share":      nil,
 	"pkg/shell":      nil,
-	"pkg/state":      {"pkg/egress", "pkg/file", "pkg/grant", "pkg/lock", "pkg/shell", "pkg/trust", "pkg/ui", "pkg/usernet"},
+	"pkg/state":      {"pkg/background", "pkg/file", "pkg/grant", "pkg/lock", "pkg/shell", "pkg/trust", "pkg/ui"},
 	"pkg/subnet":     nil,
 	"pkg/supervisor": {"pkg/background", "pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
 	"pkg/template":   {"pkg/file", "pkg/lock"},

@@ -3,7 +3,7 @@ package state
 import (
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/background"
 )
 
 // Files are the files of one project. docs/files.md describes each.
@@ -123,7 +123,7 @@ func (f Files) Remove() error {
 			return err
 		}
 	}
-	for _, path := range []string{f.NetSocket(), f.NetSocket() + usernet.Unfinished, f.Run, f.Root} {
+	for _, path := range []string{f.NetSocket(), background.Unfinished(f.NetSocket()), f.Run, f.Root} {
 		if err := RemoveAll(path); err != nil {
 			return err
 		}

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/devvm/devvm/pkg/dockerproxy"
+	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
@@ -59,7 +59,7 @@ func (s *supervisor) serveShare(ctx context.Context, owned *sync.WaitGroup, stop
 	if err != nil {
 		return err
 	}
-	l, err := dockerproxy.Listen(s.Share.Socket)
+	l, err := background.Listen(s.Share.Socket, nil)
 	if err != nil {
 		_ = server.Close()
 		return fmt.Errorf("share.sock: %w", err)

@@ -23,12 +23,11 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/gofrs/flock"
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/dockerproxy"
@@ -40,7 +39,6 @@ import (
 
 // Times that shape the link.
 const (
-	lockTimeout      = 5 * time.Second // for the supervisor before this one to end
 	keepaliveEvery   = 5 * time.Second
 	keepaliveSlow    = 5 * time.Second  // without an answer; the VM is no less alive, see guest.SilenceLimit
 	handshakeTimeout = 60 * time.Second // a cold guest under emulation is slow
@@ -124,19 +122,16 @@ type supervisor struct {
 
 // Run supervises until ctx ends or a client asks for the stop.
 func Run(ctx context.Context, o Options) error {
-	lock := flock.New(o.Lock, flock.SetPermissions(0o600))
-	locking, cancel := context.WithTimeout(ctx, lockTimeout)
-	got, err := lock.TryLockContext(locking, 50*time.Millisecond)
-	cancel()
+	place, err := background.Take(ctx, o.Lock)
 	switch {
 	case ctx.Err() != nil:
 		return nil
-	case errors.Is(err, context.DeadlineExceeded), err == nil && !got:
+	case errors.Is(err, background.ErrTaken):
 		return ErrRunning
 	case err != nil:
-		return fmt.Errorf("lock %s: %w", o.Lock, err)
+		return err
 	}
-	defer lock.Close()
+	defer place.Close()
 
 	o.Silence.Every = cmp.Or(o.Silence.Every, keepaliveEvery)
 	o.Silence.Slow = cmp.Or(o.Silence.Slow, keepaliveSlow)
@@ -188,12 +183,15 @@ func Run(ctx context.Context, o Options) error {
 		Unavailable: s.unavailable,
 	})
 
-	docker, err := dockerproxy.Listen(o.Docker)
+	if err := background.PrivateDir(filepath.Dir(o.Docker)); err != nil {
+		return fmt.Errorf("docker.sock: %w", err)
+	}
+	docker, err := background.Listen(o.Docker, nil)
 	if err != nil {
 		return fmt.Errorf("docker.sock: %w", err)
 	}
 	defer docker.Close() // which removes the socket, if it is still ours
-	control, err := dockerproxy.Listen(o.Control)
+	control, err := background.Listen(o.Control, nil)
 	if err != nil {
 		docker.Close()
 		return fmt.Errorf("control.sock: %w", err)
@@ -219,7 +217,7 @@ func Run(ctx context.Context, o Options) error {
 	owned.Go(func() { s.watchDisk(ctx) })
 	owned.Go(func() { s.awaitAlone(ctx) })
 	owned.Go(func() {
-		if !background.HoldsPlace(ctx, lock, o.Lock) {
+		if !place.Held(ctx) {
 			o.Log.Warn("the supervisor's files have been removed: another takes its place", "lock", o.Lock)
 			stop()
 		}

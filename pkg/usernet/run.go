@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gofrs/flock"
-
 	"github.com/devvm/devvm/pkg/background"
 )
 
@@ -23,12 +21,7 @@ var (
 	ErrNoQEMU = errors.New("QEMU did not connect to the network")
 )
 
-const (
-	defaultWaitQEMU = 60 * time.Second
-	// lockTimeout is how long a new process waits for the one before it to
-	// end.
-	lockTimeout = 5 * time.Second
-)
+const defaultWaitQEMU = 60 * time.Second
 
 // Options of the network process.
 type Options struct {
@@ -38,10 +31,8 @@ type Options struct {
 	DialSocket string // unix socket that a Dialer connects to
 	Lock       string // file whose flock makes this process the only one
 
-	// OwnNetSocket gives NetSocket to NetUID and NetGID, for a QEMU that runs
-	// as another user. Only root can.
-	OwnNetSocket   bool
-	NetUID, NetGID int
+	// QEMU, unless nil, is the user that QEMU runs as, to whom NetSocket is given. Only root can.
+	QEMU *background.Owner
 
 	// WaitQEMU is how long to wait for QEMU to come; 0: 60 s.
 	WaitQEMU time.Duration
@@ -67,19 +58,16 @@ func Run(ctx context.Context, o Options) error {
 	if o.WaitQEMU == 0 {
 		o.WaitQEMU = defaultWaitQEMU
 	}
-	lock := flock.New(o.Lock, flock.SetPermissions(0o600))
-	locking, cancel := context.WithTimeout(ctx, lockTimeout)
-	ok, err := lock.TryLockContext(locking, 50*time.Millisecond)
-	cancel()
+	place, err := background.Take(ctx, o.Lock)
 	switch {
 	case ctx.Err() != nil:
 		return nil
-	case errors.Is(err, context.DeadlineExceeded), err == nil && !ok:
+	case errors.Is(err, background.ErrTaken):
 		return ErrLocked
 	case err != nil:
-		return fmt.Errorf("lock %s: %w", o.Lock, err)
+		return err
 	}
-	defer lock.Close()
+	defer place.Close()
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 
@@ -89,12 +77,12 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer s.Close()
 	s.pressure.watched.Store(true)
-	qemu, err := listenUnix(o.NetSocket, o.OwnNetSocket, o.NetUID, o.NetGID)
+	qemu, err := background.Listen(o.NetSocket, o.QEMU)
 	if err != nil {
 		return err
 	}
 	defer qemu.Close()
-	dialin, err := listenUnix(o.DialSocket, false, 0, 0)
+	dialin, err := background.Listen(o.DialSocket, nil)
 	if err != nil {
 		return err
 	}
@@ -116,7 +104,7 @@ func Run(ctx context.Context, o Options) error {
 	defer wg.Wait()
 	wg.Go(func() { s.keepSmall(ctx) })
 	wg.Go(func() {
-		if !background.HoldsPlace(ctx, lock, o.Lock) {
+		if !place.Held(ctx) {
 			stop(errReplaced)
 		}
 	})
@@ -141,7 +129,7 @@ var errReplaced = errors.New("the lock of this process has been removed")
 var errStopped = errors.New("stopped")
 
 // serveQEMU serves the first QEMU that comes, until it ends; others are turned away.
-func serveQEMU(ctx context.Context, s *Stack, l *unixListener, o Options) error {
+func serveQEMU(ctx context.Context, s *Stack, l *background.Listener, o Options) error {
 	if err := l.SetDeadline(time.Now().Add(o.WaitQEMU)); err != nil {
 		return fmt.Errorf("accept QEMU: %w", err)
 	}

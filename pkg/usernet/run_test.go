@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
@@ -551,7 +552,7 @@ func TestOwnNetSocket(t *testing.T) {
 		t.Skip("only root can give a socket away")
 	}
 	o := optionsIn(t.TempDir())
-	o.OwnNetSocket, o.NetUID, o.NetGID = true, 65534, 65533
+	o.QEMU = &background.Owner{UID: 65534, GID: 65533}
 	r := start(t, o)
 	for path, want := range map[string]uint32{r.NetSocket: 65534, r.DialSocket: 0} {
 		info, err := os.Lstat(path)
