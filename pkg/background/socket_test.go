@@ -61,9 +61,9 @@ func TestListen(t *testing.T) {
 	}
 
 	for name, tt := range map[string]struct{ path, want string }{
-		"no name":        {dir + "/", "no file name"},
-		"too long":       {filepath.Join(dir, strings.Repeat("x", 108)), "at most"},
-		"not a socket":   {filepath.Join(dir, "file"), "not a socket"},
+		"no name":      {dir + "/", "no file name"},
+		"too long":     {filepath.Join(dir, strings.Repeat("x", 108)), "at most"},
+		"not a socket": {filepath.Join(dir, "file"), "not a socket"},
 	} {
 		_ = os.WriteFile(filepath.Join(dir, "file"), []byte("precious"), 0o600)
 		if l, err := Listen(tt.path, nil); err == nil || !strings.Contains(err.Error(), tt.want) {
