@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"strconv"
 	"strings"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 func (a *app) newEgressCmd() *cobra.Command {
@@ -63,7 +63,7 @@ func (a *app) showEgress(ctx context.Context, s *project.Service, p state.Projec
 }
 
 func (a *app) followEgress(ctx context.Context, s *project.Service, p state.Project) error {
-	err := s.FollowEgress(ctx, p, func(at usernet.Attempt) error {
+	err := s.FollowEgress(ctx, p, func(at vmnet.Attempt) error {
 		if a.json {
 			return a.JSONLine(at)
 		}
@@ -78,7 +78,7 @@ func (a *app) followEgress(ctx context.Context, s *project.Service, p state.Proj
 }
 
 // destination names where an attempt went.
-func destination(at usernet.Attempt) string {
+func destination(at vmnet.Attempt) string {
 	where := at.Name
 	if where == "" {
 		where = at.Address
@@ -89,7 +89,7 @@ func destination(at usernet.Attempt) string {
 	return where
 }
 
-func result(at usernet.Attempt) string {
+func result(at vmnet.Attempt) string {
 	if at.Allowed {
 		return "allowed"
 	}
@@ -97,7 +97,7 @@ func result(at usernet.Attempt) string {
 }
 
 // allowBy is what to write below [network], or why that would not help.
-func allowBy(at usernet.Attempt) string {
+func allowBy(at vmnet.Attempt) string {
 	switch {
 	case at.Allowed:
 		return ""

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"log/slog"
 	"net"
@@ -25,7 +26,6 @@ import (
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
@@ -137,7 +137,7 @@ func bootFakeVM(specPath string) error {
 		return err
 	}
 	defer engine.Close()
-	if err := guest.AddAddress(usernet.GuestLoopback, 32); err != nil {
+	if err := guest.AddAddress(vmnet.GuestLoopback, 32); err != nil {
 		return err
 	}
 	engine.OnPublish(publishFake(guest))
@@ -222,7 +222,7 @@ func bootFakeVM(specPath string) error {
 	if err != nil {
 		return err
 	}
-	if err := guest.AddAddress(usernet.Management, 32); err != nil {
+	if err := guest.AddAddress(vmnet.Management, 32); err != nil {
 		return err
 	}
 	l, err := guest.ListenOn(at, 22)
@@ -245,9 +245,9 @@ func sshdOf(spec vm.Spec) (netip.Addr, error) {
 	}
 	var m image.Manifest
 	if err := json.Unmarshal(b, &m); err != nil || !m.Management {
-		return usernet.Guest, err
+		return vmnet.Guest, err
 	}
-	return usernet.Management, nil
+	return vmnet.Management, nil
 }
 
 // reachFrom is the command "reach HOST:PORT" of the fake guest: a connection to an
@@ -257,7 +257,7 @@ func reachFrom(ctx context.Context, guest *usernettest.Guest, to string) int {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return guest.Dial(ctx, "tcp", usernettest.Address(usernet.Gateway, 53))
+		return guest.Dial(ctx, "tcp", usernettest.Address(vmnet.Gateway, 53))
 	}}
 	host, port, err := net.SplitHostPort(to)
 	if err != nil {
@@ -291,10 +291,10 @@ func publishFake(guest *usernettest.Guest) func(guesttest.Container, bool) {
 			return
 		}
 		for _, p := range c.Published() {
-			at := usernet.Guest
+			at := vmnet.Guest
 			switch p.IP {
 			case "127.0.0.1":
-				at = usernet.GuestLoopback
+				at = vmnet.GuestLoopback
 			case "::", "::1":
 				continue
 			}

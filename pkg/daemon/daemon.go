@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"os"
 	"time"
@@ -24,7 +25,6 @@ import (
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -59,8 +59,8 @@ func (s Set) StartNetwork(ctx context.Context, policy egress.Policy, host vm.Hos
 // StopNetwork ends the network process, if there is one; by force, if need be.
 func (s Set) StopNetwork(ctx context.Context) error {
 	socket := s.Files.DialSocket()
-	err := usernet.NewDialer(socket).Stop(ctx)
-	if errors.Is(err, usernet.ErrHung) {
+	err := vmnet.NewDialer(socket).Stop(ctx)
+	if errors.Is(err, vmnet.ErrHung) {
 		s.Log.Warn("killing a network process that does not end", "project", s.Project)
 		err = background.Kill(ctx, socket)
 	}

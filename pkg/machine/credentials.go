@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,7 +17,6 @@ import (
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // Names of the guest's system credentials; images/debian-13 reads them.
@@ -116,9 +116,9 @@ func (m *Machine) daemonJSON() []byte { return m.engineConfig(m.choosePools()) }
 
 func (m *Machine) engineConfig(pools subnet.Pools) []byte {
 	if pools == nil {
-		return m.Config.DaemonJSON(usernet.DefaultMTU, nil)
+		return m.Config.DaemonJSON(vmnet.DefaultMTU, nil)
 	}
-	return m.Config.DaemonJSON(usernet.DefaultMTU, pools)
+	return m.Config.DaemonJSON(vmnet.DefaultMTU, pools)
 }
 
 // machineID returns the VM's machine id (machine-id(5)), which it keeps for life.

@@ -3,16 +3,16 @@ package machine
 import (
 	"context"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // enforce gives a network process that runs the policy of devvm.toml, unless it
 // has it.
-func (m *Machine) enforce(ctx context.Context, net usernet.Status) error {
+func (m *Machine) enforce(ctx context.Context, net vmnet.Status) error {
 	now, next := net.Policy, m.Config.Policy()
 	if now == nil { // it is of a devvm that knew no other
 		now = &egress.Policy{All: true, Offline: net.Offline}
@@ -20,7 +20,7 @@ func (m *Machine) enforce(ctx context.Context, net usernet.Status) error {
 	if now.Equal(next) {
 		return nil
 	}
-	cut, err := usernet.NewDialer(m.Files.DialSocket()).SetPolicy(ctx, next)
+	cut, err := vmnet.NewDialer(m.Files.DialSocket()).SetPolicy(ctx, next)
 	if err != nil {
 		return &ui.Error{
 			Msg:  "the network process of the running VM does not accept the policy of " + config.FileName,

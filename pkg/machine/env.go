@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -20,7 +21,6 @@ import (
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -58,9 +58,9 @@ const (
 
 // SSHAddress is where the guest's sshd listens on the VM's network.
 func SSHAddress(f state.Files) string {
-	at := usernet.Guest
+	at := vmnet.Guest
 	if state.Marked(f.Management()) {
-		at = usernet.Management
+		at = vmnet.Management
 	}
 	return netip.AddrPortFrom(at, SSHPort).String()
 }
@@ -99,7 +99,7 @@ func (e *Env) Target(p state.Project, emulated bool) (guest.Target, error) {
 	}
 	return guest.Target{
 		Dial: func(ctx context.Context) (net.Conn, error) {
-			return usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", SSHAddress(f))
+			return vmnet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", SSHAddress(f))
 		},
 		User:     "root",
 		Keys:     keys,

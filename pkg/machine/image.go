@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,7 +13,6 @@ import (
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -127,7 +127,7 @@ func (m *Machine) spec(img image.Image) vm.Spec {
 		Cmdline:     img.Cmdline,
 		NetSocket:   m.Files.NetSocket(),
 		MAC:         guestMAC,
-		MTU:         usernet.DefaultMTU,
+		MTU:         vmnet.DefaultMTU,
 		Console:     m.Files.Console(),
 		Credentials: credentials,
 	}

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"strings"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -20,7 +21,6 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -69,7 +69,7 @@ func (m *Machine) reattach(ctx context.Context, dom vm.Domain) error {
 			return err
 		}
 	}
-	var net usernet.Status
+	var net vmnet.Status
 	err := daemon.Outwait(ctx, m.Files.NetLock(), errBusy, func() (err error) {
 		net, err = m.askNet(ctx)
 		return err
@@ -100,9 +100,9 @@ var errBusy = errors.New("the VM's network process is busy")
 
 // askNet asks the VM's network process how it is: errBusy, or usernet.ErrNoNetwork if nobody
 // listens.
-func (m *Machine) askNet(ctx context.Context) (usernet.Status, error) {
-	status, err := usernet.NewDialer(m.Files.DialSocket()).Status(ctx)
-	if err != nil && !errors.Is(err, usernet.ErrNoNetwork) {
+func (m *Machine) askNet(ctx context.Context) (vmnet.Status, error) {
+	status, err := vmnet.NewDialer(m.Files.DialSocket()).Status(ctx)
+	if err != nil && !errors.Is(err, vmnet.ErrNoNetwork) {
 		err = fmt.Errorf("%w: %w", errBusy, err)
 	}
 	return status, err
@@ -150,7 +150,7 @@ func (m *Machine) replaceNetwork(ctx context.Context) error {
 	}
 	// The network process ended with the QEMU that it never saw, or waits; the
 	// new QEMU must find one.
-	if _, err := usernet.NewDialer(m.Files.DialSocket()).Status(ctx); err != nil {
+	if _, err := vmnet.NewDialer(m.Files.DialSocket()).Status(ctx); err != nil {
 		if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"sync"
 	"time"
 
@@ -12,7 +13,6 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -26,7 +26,7 @@ func (m *Machine) WaitReady(ctx context.Context, con *console) error {
 			err = m.waitOnce(ctx, con)
 		}
 	}
-	if !errors.Is(err, usernet.ErrNoNetwork) {
+	if !errors.Is(err, vmnet.ErrNoNetwork) {
 		return err
 	}
 	m.Progress.Fail(err)
@@ -66,9 +66,9 @@ func (m *Machine) probeDaemons(ctx context.Context) error {
 		}
 		if nerr != nil {
 			silent = cmp.Or(silent, asked)
-			nobody := errors.Is(nerr, usernet.ErrNoNetwork)
+			nobody := errors.Is(nerr, vmnet.ErrNoNetwork)
 			if nobody && gone || !nobody && daemon.Lost(m.Files.NetLock(), silent) { // once may be one that is being started
-				return fmt.Errorf("%w: %w", usernet.ErrNoNetwork, nerr)
+				return fmt.Errorf("%w: %w", vmnet.ErrNoNetwork, nerr)
 			}
 			gone = nobody
 		} else {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,7 +15,6 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // Shares is what a project's VM has of the host, as kept in shares.json.
@@ -37,7 +37,7 @@ func MountsByFirmware(f state.Files) bool {
 
 // credentialOf tells a VM what to mount.
 func credentialOf(exports []share.Export) []byte {
-	return supervisor.Share{Address: usernet.Gateway, Exports: exports}.Credential()
+	return supervisor.Share{Address: vmnet.Gateway, Exports: exports}.Credential()
 }
 
 // checkShares finds directories that a suspended VM has mounted and that are gone: without

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,7 +12,6 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // The engine gives its networks addresses when they are made, from pools that it reads when it
@@ -104,7 +104,7 @@ func (e *Env) Clashes(ctx context.Context, f state.Files, load func() (config.Co
 	now := engineSettings(f)
 	own := now.Own()
 	if c, err := load(); err == nil {
-		own = subnet.Read(c.DaemonJSON(usernet.DefaultMTU, nil))
+		own = subnet.Read(c.DaemonJSON(vmnet.DefaultMTU, nil))
 	}
 	return subnet.Clashes(routes, list, now, own)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +21,6 @@ import (
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -52,7 +52,7 @@ func (m *Machine) shape(img image.Image) template.Shape {
 		URI:     m.Host.URI,
 		Daemon:  string(m.daemonJSON()),
 		Zone:    m.Zone,
-		MTU:     usernet.DefaultMTU,
+		MTU:     vmnet.DefaultMTU,
 	}
 	if m.Accel == vm.AccelKVM {
 		s.CPU = m.Host.CPU

@@ -4,10 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"time"
 
 	"github.com/devvm/devvm/pkg/supervisor"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -191,7 +191,7 @@ func (w *Wait) On(e Event, now time.Time) Action {
 	case Domain:
 		return w.domain(e)
 	case NetworkAnswer:
-		if errors.Is(e.Err, usernet.ErrNoNetwork) {
+		if errors.Is(e.Err, vmnet.ErrNoNetwork) {
 			return done(e.Err)
 		}
 	case HelperLost:

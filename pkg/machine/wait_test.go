@@ -3,6 +3,7 @@ package machine_test
 import (
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -10,7 +11,6 @@ import (
 
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/supervisor"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -151,7 +151,7 @@ func TestWait(t *testing.T) {
 			{in(supervisor.StateStopped), "network"},
 			{machine.NetworkAnswer{}, ""},
 			{in(supervisor.StateStopped), "network"},
-			{machine.NetworkAnswer{Err: fmt.Errorf("ask: %w", usernet.ErrNoNetwork)}, "error(ask: " + usernet.ErrNoNetwork.Error() + ")"},
+			{machine.NetworkAnswer{Err: fmt.Errorf("ask: %w", vmnet.ErrNoNetwork)}, "error(ask: " + vmnet.ErrNoNetwork.Error() + ")"},
 		}},
 		{"a busy network process is there", machine.Options{KernelUp: true, Version: "1"}, "show ssh", []step{
 			{in(supervisor.StateStopped), "network"},

@@ -118,7 +118,7 @@ var mayImport = map[string][]string{
 	"pkg/background":    {"pkg/lock"},
 	"pkg/condition":     nil,
 	"pkg/config":        {"pkg/egress", "pkg/shell", "pkg/trust"},
-	"pkg/daemon":        {"pkg/background", "pkg/egress", "pkg/lock", "pkg/ports", "pkg/share", "pkg/state", "pkg/supervisor", "pkg/usernet", "pkg/vm"},
+	"pkg/daemon":        {"pkg/background", "pkg/egress", "pkg/lock", "pkg/ports", "pkg/share", "pkg/state", "pkg/supervisor", "pkg/vm", "pkg/vmnet"},
 	"pkg/disk":          nil,
 	"pkg/dockercontext": nil,
 	"pkg/dockerproxy":   {"pkg/relay"},
@@ -133,14 +133,14 @@ var mayImport = map[string][]string{
 	"pkg/lock":          nil,
 	"pkg/machine": {
 		"pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/file", "pkg/guest", "pkg/image", "pkg/share", "pkg/state",
-		"pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/ui", "pkg/usernet", "pkg/vm",
+		"pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/ui", "pkg/vm", "pkg/vmnet",
 	},
 	"pkg/policy": nil,
 	"pkg/ports":  {"pkg/file", "pkg/relay"},
 	"pkg/project": {
 		"pkg/aide", "pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guard", "pkg/guest", "pkg/image", "pkg/lock",
-		"pkg/machine", "pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/state", "pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm",
+		"pkg/machine", "pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/state", "pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm", "pkg/vmnet",
 	},
 	"pkg/relay":      nil,
 	"pkg/sandbox":    nil,
@@ -153,8 +153,9 @@ var mayImport = map[string][]string{
 	"pkg/trust":      {"pkg/file", "pkg/shell"},
 	"pkg/tree":       nil,
 	"pkg/ui":         nil,
-	"pkg/usernet":    {"pkg/background", "pkg/egress"},
+	"pkg/usernet":    {"pkg/background", "pkg/egress", "pkg/vmnet"},
 	"pkg/vm":         {"pkg/file", "pkg/sandbox"},
+	"pkg/vmnet":      {"pkg/egress"},
 }
 
 func below(name, dir string) bool { return name == dir || strings.HasPrefix(name, dir+"/") }

@@ -2,6 +2,7 @@ package ports_test
 
 import (
 	"context"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -17,7 +18,7 @@ import (
 )
 
 // network runs the network of a VM, and a guest in it, as the process `devvm net` does.
-func network(t testing.TB) (*usernet.Dialer, *usernettest.Guest) {
+func network(t testing.TB) (*vmnet.Dialer, *usernettest.Guest) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
 	if err != nil {
@@ -49,10 +50,10 @@ func network(t testing.TB) (*usernet.Dialer, *usernettest.Guest) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = g.Close() })
-	if err := g.AddAddress(usernet.GuestLoopback, 32); err != nil { // in place of the VM's rule
+	if err := g.AddAddress(vmnet.GuestLoopback, 32); err != nil { // in place of the VM's rule
 		t.Fatal(err)
 	}
-	dialer := usernet.NewDialer(filepath.Join(dir, "dial"))
+	dialer := vmnet.NewDialer(filepath.Join(dir, "dial"))
 	condition.Wait(t, "the network has its VM", func() bool {
 		s, err := dialer.Status(ctx)
 		return err == nil && s.Connected
@@ -86,7 +87,7 @@ func TestThroughTheNetwork(t *testing.T) {
 		}()
 	}
 	accept(g.Listen(int(all)))
-	accept(g.ListenOn(usernet.GuestLoopback, int(loopback)))
+	accept(g.ListenOn(vmnet.GuestLoopback, int(loopback)))
 	p, err := g.ListenPacket(int(all))
 	if err != nil {
 		t.Fatal(err)

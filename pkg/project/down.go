@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"time"
 
 	"github.com/devvm/devvm/pkg/machine"
@@ -11,7 +12,6 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -116,8 +116,8 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 		}
 	}
 	// Without its network process the VM cannot unmount them, and nobody can log in.
-	_, unreachable := usernet.NewDialer(f.DialSocket()).Status(ctx)
-	if !errors.Is(unreachable, usernet.ErrNoNetwork) {
+	_, unreachable := vmnet.NewDialer(f.DialSocket()).Status(ctx)
+	if !errors.Is(unreachable, vmnet.ErrNoNetwork) {
 		unreachable = nil // it is there, and slow perhaps
 	} else {
 		patience = patienceStuck

@@ -3,22 +3,22 @@ package project
 import (
 	"context"
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"syscall"
 
 	"github.com/devvm/devvm/pkg/state"
 
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
 // Egress returns what the project's VM has asked for on the network since its
 // network process started.
-func (s *Service) Egress(ctx context.Context, p state.Project) (usernet.Egress, error) {
+func (s *Service) Egress(ctx context.Context, p state.Project) (vmnet.Egress, error) {
 	d, err := s.network(ctx, p)
 	if err != nil {
-		return usernet.Egress{}, err
+		return vmnet.Egress{}, err
 	}
 	e, err := d.Egress(ctx)
 	return e, explainNetwork(err)
@@ -26,13 +26,13 @@ func (s *Service) Egress(ctx context.Context, p state.Project) (usernet.Egress, 
 
 // FollowEgress calls use with each attempt so far and each to come, until ctx or
 // the VM ends.
-func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(usernet.Attempt) error) error {
+func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(vmnet.Attempt) error) error {
 	d, err := s.network(ctx, p)
 	if err != nil {
 		return err
 	}
 	var own error // use's, which says nothing of the network
-	err = d.FollowEgress(ctx, func(at usernet.Attempt) error { own = use(at); return own })
+	err = d.FollowEgress(ctx, func(at vmnet.Attempt) error { own = use(at); return own })
 	if own != nil {
 		return own
 	}
@@ -40,7 +40,7 @@ func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(us
 }
 
 // network is the way to the network process of a VM that runs.
-func (s *Service) network(ctx context.Context, p state.Project) (*usernet.Dialer, error) {
+func (s *Service) network(ctx context.Context, p state.Project) (*vmnet.Dialer, error) {
 	dom, err := s.get(ctx, p)
 	if err != nil {
 		return nil, err
@@ -48,12 +48,12 @@ func (s *Service) network(ctx context.Context, p state.Project) (*usernet.Dialer
 	if dom.State != vm.StateRunning {
 		return nil, errNotRunning(p, dom.State)
 	}
-	return usernet.NewDialer(s.Dirs.Files(p.Name).DialSocket()), nil
+	return vmnet.NewDialer(s.Dirs.Files(p.Name).DialSocket()), nil
 }
 
 func explainNetwork(err error) error {
 	switch {
-	case errors.Is(err, usernet.ErrNoNetwork), // or it ends while it is asked
+	case errors.Is(err, vmnet.ErrNoNetwork), // or it ends while it is asked
 		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
 		return &ui.Error{Msg: "the VM's network process is gone", Hint: "start another with: devvm up", Err: err}
 	case errors.Is(err, context.DeadlineExceeded):

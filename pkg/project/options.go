@@ -3,6 +3,7 @@ package project
 import (
 	"context"
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"time"
 
@@ -63,11 +64,11 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		Control: f.ControlSocket(),
 		Docker:  f.DockerSocket(),
 		Target:  target,
-		Gone:    func(err error) bool { return errors.Is(err, usernet.ErrNoNetwork) },
+		Gone:    func(err error) bool { return errors.Is(err, vmnet.ErrNoNetwork) },
 		Version: s.Version,
 		Share: supervisor.Share{
 			Socket:     f.ShareSocket(),
-			Address:    usernet.Gateway,
+			Address:    vmnet.Gateway,
 			Exports:    shares.Exports,
 			Durable:    shares.Durable,
 			Ignore:     shares.Ignore,

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -16,7 +17,6 @@ import (
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -29,7 +29,7 @@ func Address(p state.Project) netip.Addr {
 // portOptions say what a project's supervisor does with published ports.
 func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
 	p := state.Project{Dir: f.RecordedDir()}
-	at := ports.VM{Addr: usernet.Guest, Loopback: usernet.GuestLoopback}
+	at := ports.VM{Addr: vmnet.Guest, Loopback: vmnet.GuestLoopback}
 	if !state.Marked(f.Management()) {
 		at.SSH = machine.SSHPort
 	}
@@ -37,7 +37,7 @@ func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
 		Options: ports.Options{
 			VM:        at,
 			Own:       Address(p),
-			Dial:      usernet.NewDialer(f.DialSocket()).Dial,
+			Dial:      vmnet.NewDialer(f.DialSocket()).Dial,
 			Project:   s.ProjectOf,
 			Exposures: f.Exposures(),
 		},

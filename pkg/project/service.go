@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io/fs"
 	"net"
 	"path/filepath"
@@ -28,7 +29,6 @@ import (
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/trust"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -232,7 +232,7 @@ func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, err
 // ProxyCommand.
 func (s *Service) DialSSH(ctx context.Context, p state.Project) (net.Conn, error) {
 	f := s.Dirs.Files(p.Name)
-	conn, err := usernet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", machine.SSHAddress(f))
+	conn, err := vmnet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", machine.SSHAddress(f))
 	if err == nil {
 		if err := f.MarkUsed(); err != nil {
 			_ = conn.Close()

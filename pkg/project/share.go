@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,7 +19,6 @@ import (
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 )
 
 // Which directories a VM has stands in devvm.toml, and devvm.toml is in the first of
@@ -127,7 +127,7 @@ func (s *Service) unfit(e share.Export) string {
 	if strings.ContainsFunc(e.Target, unicode.IsControl) {
 		return "its path contains a control character"
 	}
-	if most := longestSource - len(usernet.Gateway.String()+":"); len(e.Target) > most {
+	if most := longestSource - len(vmnet.Gateway.String()+":"); len(e.Target) > most {
 		return fmt.Sprintf("its path is %d bytes long; the VM's kernel mounts %d at most", len(e.Target), most)
 	}
 	for path, all := range systemPaths {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"sort"
 	"time"
 
@@ -17,7 +18,6 @@ import (
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/vm"
 )
 
@@ -55,7 +55,7 @@ type Status struct {
 	Clashes []subnet.Clash `json:"clashes,omitempty"`
 
 	Supervisor *supervisor.Status `json:"supervisor,omitempty"`
-	Network    *usernet.Status    `json:"network,omitempty"`
+	Network    *vmnet.Status      `json:"network,omitempty"`
 }
 
 // Used is what the project takes of this host's disk, in bytes.
@@ -137,10 +137,10 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 
 // askDaemons adds what the VM's network process and supervisor say.
 func (s *Service) askDaemons(ctx context.Context, p state.Project, st *Status) {
-	switch net, err := usernet.NewDialer(s.Dirs.Files(p.Name).DialSocket()).Status(ctx); {
+	switch net, err := vmnet.NewDialer(s.Dirs.Files(p.Name).DialSocket()).Status(ctx); {
 	case err == nil:
 		st.Network = &net
-	case errors.Is(err, usernet.ErrNoNetwork):
+	case errors.Is(err, vmnet.ErrNoNetwork):
 		st.Problem = "the VM's network process is gone"
 	default:
 		st.Problem = "the VM's network process does not answer"

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -49,7 +50,7 @@ func (s *server) through(g *usernettest.Guest, port uint16) *client {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	conn, err := g.DialFrom(ctx, "tcp", netip.AddrPortFrom(usernet.Guest, port), netip.AddrPortFrom(usernet.Gateway, 2049).String())
+	conn, err := g.DialFrom(ctx, "tcp", netip.AddrPortFrom(vmnet.Guest, port), netip.AddrPortFrom(vmnet.Gateway, 2049).String())
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"time"
@@ -49,15 +50,15 @@ func dhcpReply(request *dhcpv4.DHCPv4, mtu int) (*dhcpv4.DHCPv4, error) {
 		return nil, errNoReply
 	}
 	options := []dhcpv4.Modifier{
-		dhcpv4.WithServerIP(Gateway.AsSlice()),
-		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(Gateway.AsSlice())),
+		dhcpv4.WithServerIP(vmnet.Gateway.AsSlice()),
+		dhcpv4.WithOption(dhcpv4.OptServerIdentifier(vmnet.Gateway.AsSlice())),
 	}
 	var answer dhcpv4.MessageType
 	switch t := request.MessageType(); t {
 	case dhcpv4.MessageTypeDiscover:
 		answer = dhcpv4.MessageTypeOffer
 	case dhcpv4.MessageTypeRequest:
-		if other := request.ServerIdentifier(); other != nil && !other.Equal(Gateway.AsSlice()) {
+		if other := request.ServerIdentifier(); other != nil && !other.Equal(vmnet.Gateway.AsSlice()) {
 			return nil, errNoReply // it took another server's offer
 		}
 		answer = dhcpv4.MessageTypeAck
@@ -72,13 +73,13 @@ func dhcpReply(request *dhcpv4.DHCPv4, mtu int) (*dhcpv4.DHCPv4, error) {
 	options = append(options, dhcpv4.WithMessageType(answer))
 	if answer != dhcpv4.MessageTypeNak {
 		options = append(options,
-			dhcpv4.WithNetmask(net.CIDRMask(Network.Bits(), 32)),
-			dhcpv4.WithRouter(Gateway.AsSlice()),
-			dhcpv4.WithDNS(Gateway.AsSlice()),
+			dhcpv4.WithNetmask(net.CIDRMask(vmnet.Network.Bits(), 32)),
+			dhcpv4.WithRouter(vmnet.Gateway.AsSlice()),
+			dhcpv4.WithDNS(vmnet.Gateway.AsSlice()),
 			dhcpv4.WithOption(dhcpv4.Option{Code: dhcpv4.OptionInterfaceMTU, Value: dhcpv4.Uint16(mtu)}),
 		)
 		if request.MessageType() != dhcpv4.MessageTypeInform {
-			options = append(options, dhcpv4.WithYourIP(Guest.AsSlice()), dhcpv4.WithLeaseTime(uint32(dhcpLease/time.Second)))
+			options = append(options, dhcpv4.WithYourIP(vmnet.Guest.AsSlice()), dhcpv4.WithLeaseTime(uint32(dhcpLease/time.Second)))
 		}
 	}
 	return dhcpv4.NewReplyFromRequest(request, options...)
@@ -90,13 +91,13 @@ func wantsGuestAddress(request *dhcpv4.DHCPv4) bool {
 	if want == nil {
 		want = request.ClientIPAddr // renewal
 	}
-	return want.Equal(Guest.AsSlice())
+	return want.Equal(vmnet.Guest.AsSlice())
 }
 
 // dhcpDestination is where an answer goes (RFC 2131, 4.1): to the client if it
 // has its address, else to all; the one client of this network hears both.
 func dhcpDestination(from netip.AddrPort, reply *dhcpv4.DHCPv4) netip.AddrPort {
-	if from.Addr() == Guest && reply.MessageType() != dhcpv4.MessageTypeNak {
+	if from.Addr() == vmnet.Guest && reply.MessageType() != dhcpv4.MessageTypeNak {
 		return from
 	}
 	return netip.AddrPortFrom(broadcast4, dhcpClientPort)

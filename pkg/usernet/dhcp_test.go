@@ -2,6 +2,7 @@ package usernet_test
 
 import (
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"testing"
 	"time"
@@ -74,7 +75,7 @@ func testDHCP(t *testing.T, s *usernet.Stack, mac net.HardwareAddr) {
 	if got := exchange(dhcpv4.New(dhcpv4.WithHwAddr(mac), dhcpv4.WithMessageType(dhcpv4.MessageTypeRequest), elsewhere)); got.MessageType() != dhcpv4.MessageTypeNak {
 		t.Errorf("an address of another network: %s", lease(got))
 	}
-	inform := exchange(dhcpv4.NewInform(mac, usernet.Guest.AsSlice()))
+	inform := exchange(dhcpv4.NewInform(mac, vmnet.Guest.AsSlice()))
 	if inform.MessageType() != dhcpv4.MessageTypeAck || !inform.YourIPAddr.IsUnspecified() || inform.IPAddressLeaseTime(0) != 0 {
 		t.Errorf("inform: %s", lease(inform))
 	}

@@ -3,6 +3,7 @@ package usernet
 import (
 	"context"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 
@@ -25,23 +26,23 @@ func (s *Stack) Dial(ctx context.Context, network, address string) (net.Conn, er
 func (s *Stack) dialGuest(ctx context.Context, network, address string) (net.Conn, error) {
 	to, err := netip.ParseAddrPort(address)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNotGuest, err)
+		return nil, fmt.Errorf("%w: %w", vmnet.ErrNotGuest, err)
 	}
-	if to.Addr() != Guest && to.Addr() != GuestLoopback && to.Addr() != Management || to.Port() == 0 {
-		return nil, ErrNotGuest
+	if to.Addr() != vmnet.Guest && to.Addr() != vmnet.GuestLoopback && to.Addr() != vmnet.Management || to.Port() == 0 {
+		return nil, vmnet.ErrNotGuest
 	}
 	if s.ctx.Err() != nil {
-		return nil, ErrClosed
+		return nil, vmnet.ErrClosed
 	}
 	if !s.cable.Plugged() {
-		return nil, ErrNoGuest
+		return nil, vmnet.ErrNoGuest
 	}
-	from := netip.AddrPortFrom(Gateway, 0)
+	from := netip.AddrPortFrom(vmnet.Gateway, 0)
 	switch network {
 	case "tcp":
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
+		defer context.AfterFunc(s.ctx, func() { cancel(vmnet.ErrClosed) })()
 		return orNil(socket.DialTCP(ctx, s.net, from, to))
 	case "udp":
 		return orNil(socket.DialUDP(s.net, from, to))

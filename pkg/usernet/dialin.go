@@ -3,97 +3,25 @@ package usernet
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
-// The protocol of the dial socket is HTTP/1.1:
-//
-//	CONNECT 192.0.2.4:22                    a TCP connection into the VM (RFC 9110, 9.3.6)
-//	GET /.well-known/masque/udp/192.0.2.2/53/  datagrams (RFC 9298): Upgrade: connect-udp
-//	GET /status                             Status as JSON
-//	GET /egress                             Egress as JSON; with ?follow, Attempts, a line each, without end
-//	PUT /policy                             an egress.Policy as JSON; the answer is policyAnswer
-//	POST /stop                              ends the network
-//
-// After the answer to CONNECT (200) or the upgrade (101) the connection is the
-// tunnel. Failures are JSON, [dialError], with a status that says the kind.
-
 // dialInTimeout bounds a dial into the VM that its client does not.
 const dialInTimeout = 30 * time.Second
 
 // maxPolicy is more than the longest policy as JSON, in bytes.
 const maxPolicy = 1 << 20
-
-// policyAnswer is the answer to another policy.
-type policyAnswer struct {
-	Cut int `json:"cut"` // connections that it does not allow
-}
-
-// dialError is the body of an answer that is not a success.
-type dialError struct {
-	Code    string `json:"code,omitempty"` // of dialErrors
-	Message string `json:"message"`
-}
-
-// dialErrors are the kinds of failure that a [Dialer] tells apart, with the
-// names and HTTP statuses under which they travel.
-var dialErrors = []struct {
-	err    error
-	code   string
-	status int
-}{
-	{ErrNoGuest, "no-guest", http.StatusServiceUnavailable},
-	{ErrNotGuest, "not-guest", http.StatusForbidden},
-	{ErrClosed, "closed", http.StatusServiceUnavailable},
-	{syscall.ECONNREFUSED, "refused", http.StatusBadGateway},
-	{syscall.ECONNRESET, "reset", http.StatusBadGateway},
-	{syscall.EHOSTUNREACH, "unreachable", http.StatusBadGateway},
-	{syscall.ETIMEDOUT, "timeout", http.StatusGatewayTimeout},
-}
-
-func answerError(w http.ResponseWriter, err error) {
-	if errors.Is(err, context.DeadlineExceeded) {
-		err = syscall.ETIMEDOUT
-	}
-	body, status := dialError{Message: err.Error()}, http.StatusInternalServerError
-	for _, kind := range dialErrors {
-		if errors.Is(err, kind.err) {
-			body.Code, status = kind.code, kind.status
-			break
-		}
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
-}
-
-// answerFailure turns an answer of [answerError] into the error that it
-// stands for.
-func answerFailure(answer *http.Response) error {
-	defer answer.Body.Close()
-	var body dialError
-	if json.NewDecoder(io.LimitReader(answer.Body, 8<<10)).Decode(&body) != nil || body.Message == "" {
-		return fmt.Errorf("the VM's network process answered %s", answer.Status)
-	}
-	for _, kind := range dialErrors {
-		if kind.code == body.Code {
-			return kind.err
-		}
-	}
-	return errors.New(body.Message)
-}
 
 // serveDialIn serves the dial socket until ctx ends; then it ends the tunnels.
 func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) error {
@@ -116,7 +44,7 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 			return
 		}
 		_ = http.NewResponseController(w).Flush()
-		_ = s.FollowEgress(r.Context(), func(a Attempt) error {
+		_ = s.FollowEgress(r.Context(), func(a vmnet.Attempt) error {
 			if err := json.NewEncoder(w).Encode(a); err != nil {
 				return err
 			}
@@ -126,18 +54,18 @@ func (s *Stack) serveDialIn(ctx context.Context, l net.Listener, stop func()) er
 	mux.HandleFunc("PUT /policy", func(w http.ResponseWriter, r *http.Request) {
 		var p egress.Policy
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxPolicy)).Decode(&p); err != nil {
-			answerError(w, fmt.Errorf("read policy: %w", err))
+			vmnet.AnswerError(w, fmt.Errorf("read policy: %w", err))
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(policyAnswer{s.SetPolicy(p)})
+		_ = json.NewEncoder(w).Encode(vmnet.PolicyAnswer{Cut: s.SetPolicy(p)})
 	})
 	mux.HandleFunc("POST /stop", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)
 		_ = http.NewResponseController(w).Flush()
 		stop()
 	})
-	mux.HandleFunc("GET "+udpPath+"{host}/{port}/", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET "+vmnet.UDPPath+"{host}/{port}/", func(w http.ResponseWriter, r *http.Request) {
 		running.Add(1)
 		defer running.Done()
 		s.tunnelUDP(ctx, w, r)
@@ -182,7 +110,7 @@ func (s *Stack) tunnelTCP(ctx context.Context, tunnels *sync.WaitGroup, w http.R
 	guest, err := s.Dial(dialing, "tcp", r.Host)
 	cancel()
 	if err != nil {
-		answerError(w, err)
+		vmnet.AnswerError(w, err)
 		return
 	}
 	client, ahead, err := hijack(w, "HTTP/1.1 200 Connection established\r\n\r\n")

@@ -167,7 +167,7 @@ func readMessage(r io.Reader, most int) ([]byte, error) {
 	}
 	b := make([]byte, n)
 	_, err := io.ReadFull(r, b)
-	return b, noEOF(err)
+	return b, cutShort(err)
 }
 
 // parseQuery returns what the guest asks, or else the answer that refuses it. Both are
@@ -438,7 +438,7 @@ func exchange(conn net.Conn, network string, question []byte) ([]byte, error) {
 			answer = buf[:n]
 		}
 		if err != nil {
-			return nil, noEOF(err)
+			return nil, cutShort(err)
 		}
 		if len(answer) >= dnsHeaderSize && bytes.Equal(answer[:2], question[:2]) {
 			return answer, nil
@@ -461,3 +461,11 @@ func isAnswer(raw []byte, q dns.Question) bool {
 // rcode and truncated read the header of an answer.
 func rcode(raw []byte) int      { return int(raw[3] & 0xf) }
 func truncated(raw []byte) bool { return raw != nil && raw[2]&2 != 0 }
+
+// cutShort is the error of a message of which a part is missing.
+func cutShort(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"strings"
 
@@ -34,7 +35,7 @@ func internalAnswer(query *dns.Msg) *dns.Msg {
 	}
 	switch {
 	case internalNames[name]:
-		return addressAnswer(query, []netip.Addr{HostAlias})
+		return addressAnswer(query, []netip.Addr{vmnet.HostAlias})
 	case dns.IsSubDomain("localhost.", name): // RFC 6761, 6.3
 		return addressAnswer(query, []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()})
 	case name == "254.2.0.192.in-addr.arpa." && q.Qtype == dns.TypePTR:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -401,7 +402,7 @@ func TestHostPorts(t *testing.T) {
 	}
 	s, g := network(t, usernet.Config{Policy: &p})
 	n := outsideNet{client: client{t, g}, s: s}
-	alias := func(a net.Addr) string { return usernettest.Address(usernet.HostAlias, port(a)) }
+	alias := func(a net.Addr) string { return usernettest.Address(vmnet.HostAlias, port(a)) }
 	n.wantReach("", "tcp", alias(v4))
 	if err == nil {
 		n.wantReach("", "tcp", alias(v6.Addr()))
@@ -410,7 +411,7 @@ func TestHostPorts(t *testing.T) {
 	n.wantReach("refused", "tcp", alias(other))
 	n.wantReach("refused", "tcp", alias(packets)) // open, and nobody listens by TCP
 	n.wantReach("refused", "udp", alias(packets)) // TCP alone
-	n.wantReach("refused", "tcp", usernettest.Address(usernet.Gateway, port(v4)))
+	n.wantReach("refused", "tcp", usernettest.Address(vmnet.Gateway, port(v4)))
 	n.wantReach("refused", "tcp", "198.51.100.1:80")
 	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("refusals took %s", took)
@@ -533,7 +534,7 @@ func TestEgressJournal(t *testing.T) {
 }
 
 // lines describes attempts.
-func lines(all []usernet.Attempt) []string {
+func lines(all []vmnet.Attempt) []string {
 	var out []string
 	for _, a := range all {
 		name := a.Name
@@ -556,15 +557,15 @@ func TestEgressBySocket(t *testing.T) {
 	o.Policy = policyOf(t, "www.example.org")
 	r := start(t, o)
 	g := connect(t, o.NetSocket)
-	d := usernet.NewDialer(o.DialSocket)
+	d := vmnet.NewDialer(o.DialSocket)
 	ctx := testContext(t)
 
-	followed := make(chan usernet.Attempt)
+	followed := make(chan vmnet.Attempt)
 	ended := make(chan error, 1)
 	following, stop := context.WithCancel(ctx)
 	defer stop()
 	go func() {
-		ended <- d.FollowEgress(following, func(a usernet.Attempt) error {
+		ended <- d.FollowEgress(following, func(a vmnet.Attempt) error {
 			followed <- a
 			return nil
 		})
@@ -597,14 +598,14 @@ func TestEgressBySocket(t *testing.T) {
 		t.Errorf("follow: %v", err)
 	}
 	// One that follows does not keep the process.
-	go func() { ended <- d.FollowEgress(ctx, func(usernet.Attempt) error { return nil }) }()
+	go func() { ended <- d.FollowEgress(ctx, func(vmnet.Attempt) error { return nil }) }()
 	g.Close()
 	r.stop()
 	if err := r.end(t); err != nil {
 		t.Error(err)
 	}
 	<-ended
-	if _, err := d.SetPolicy(ctx, egress.Policy{}); !errors.Is(err, usernet.ErrNoNetwork) {
+	if _, err := d.SetPolicy(ctx, egress.Policy{}); !errors.Is(err, vmnet.ErrNoNetwork) {
 		t.Errorf("%v", err)
 	}
 }

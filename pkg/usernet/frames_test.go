@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -38,7 +39,7 @@ func FuzzFrames(f *testing.F) {
 	arp.SetIPv4OverEthernet()
 	arp.SetOp(header.ARPReply)
 	copy(arp.HardwareAddressSender(), usernettest.MAC)
-	copy(arp.ProtocolAddressSender(), usernet.Guest.AsSlice())
+	copy(arp.ProtocolAddressSender(), vmnet.Guest.AsSlice())
 	hello := ethernetFrame(header.ARPProtocolNumber, arp) // with it answers come at once
 	fragment := udpFrame(guest, at("198.51.100.7:53"), make([]byte, 64))
 	ip := header.IPv4(fragment[header.EthernetMinimumSize:])
@@ -56,14 +57,14 @@ func FuzzFrames(f *testing.F) {
 		{hello, tcpFrame(guest6, outside6, 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest6, outside6, 2, 0, header.TCPFlagAck, 0, []byte("GET /"))},
 		{hello, udpFrame(guest6, at("[2001:db8::7]:53"), []byte("x")), echo6(header.ICMPv6EchoRequest), echo6(header.ICMPv6PacketTooBig, make([]byte, 48)...)},
 		{hello, tcpFrame(guest6, at("[::1]:22"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest6, at("[64:ff9b::10.66.0.1]:22"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest6, at("[::ffff:10.66.0.1]:22"), 1, 0, header.TCPFlagSyn, 65535, nil)},
-		{hello, discovery(header.ICMPv6RouterSolicit, "::", "ff02::2", nil), discovery(header.ICMPv6NeighborSolicit, "fe80::2", "ff02::1:ff00:1", usernet.Gateway6.AsSlice()), discovery(header.ICMPv6NeighborSolicit, "::", "ff02::1:ff00:1", usernet.Gateway6.AsSlice())},
+		{hello, discovery(header.ICMPv6RouterSolicit, "::", "ff02::2", nil), discovery(header.ICMPv6NeighborSolicit, "fe80::2", "ff02::1:ff00:1", vmnet.Gateway6.AsSlice()), discovery(header.ICMPv6NeighborSolicit, "::", "ff02::1:ff00:1", vmnet.Gateway6.AsSlice())},
 		{hello, ipFrame(44, guest6.Addr(), outside6.Addr(), append([]byte{17, 0, 0, 1, 0, 0, 0, 1}, make([]byte, 64)...)), ipFrame(0, guest6.Addr(), outside6.Addr(), append([]byte{6, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 20)...))},
 		{hello, tcpFrame(guest, at("198.51.100.7:80"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest, at("198.51.100.7:80"), 2, 0, header.TCPFlagAck, 0, []byte("GET /"))},
 		{hello, tcpFrame(guest, at("192.0.2.1:13"), 1, 0, header.TCPFlagSyn, 0, nil), tcpFrame(guest, at("192.0.2.1:53"), 1, 0, header.TCPFlagSyn, 0, nil)},
 		{hello, udpFrame(guest, at("198.51.100.7:53"), []byte("x")), udpFrame(guest, at("198.51.100.7:53"), nil)},
 		{hello, udpFrame(guest, at("192.0.2.1:53"), query), udpFrame(at("0.0.0.0:68"), at("255.255.255.255:67"), discover.ToBytes())},
 		{hello, tcpFrame(guest, at("127.0.0.1:22"), 1, 0, header.TCPFlagSyn, 65535, nil), tcpFrame(guest, at("10.66.0.1:22"), 1, 0, header.TCPFlagSyn, 65535, nil), udpFrame(at("10.1.1.1:5"), at("169.254.169.254:80"), []byte("x"))},
-		{hello, fragment, fragment, ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, usernet.Gateway, []byte{8, 0, 0, 0, 0, 1, 0, 1})},
+		{hello, fragment, fragment, ipFrame(header.ICMPv4ProtocolNumber, vmnet.Guest, vmnet.Gateway, []byte{8, 0, 0, 0, 0, 1, 0, 1})},
 	} {
 		var stream []byte
 		for _, frame := range frames {
@@ -110,7 +111,7 @@ func FuzzFrames(f *testing.F) {
 func TestCloseWhileFramesCome(t *testing.T) {
 	var stream []byte
 	for port := range uint16(64) {
-		from := netip.AddrPortFrom(usernet.Guest, 40000+port)
+		from := netip.AddrPortFrom(vmnet.Guest, 40000+port)
 		for _, frame := range [][]byte{
 			tcpFrame(from, netip.MustParseAddrPort("198.51.100.7:80"), 1, 0, header.TCPFlagSyn, 65535, nil),
 			udpFrame(from, netip.MustParseAddrPort("198.51.100.7:53"), []byte("x")),

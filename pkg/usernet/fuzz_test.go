@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"os"
@@ -28,7 +29,7 @@ func FuzzDHCP(f *testing.F) {
 	}
 	f.Add(discover.ToBytes(), false)
 	for _, kind := range []dhcpv4.MessageType{dhcpv4.MessageTypeRequest, dhcpv4.MessageTypeInform, dhcpv4.MessageTypeRelease} {
-		m, err := dhcpv4.New(dhcpv4.WithMessageType(kind), dhcpv4.WithHwAddr(mac), dhcpv4.WithClientIP(Guest.AsSlice()))
+		m, err := dhcpv4.New(dhcpv4.WithMessageType(kind), dhcpv4.WithHwAddr(mac), dhcpv4.WithClientIP(vmnet.Guest.AsSlice()))
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -38,9 +39,9 @@ func FuzzDHCP(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte, hasAddress bool) {
 		from := netip.AddrPortFrom(netip.IPv4Unspecified(), dhcpClientPort)
 		if hasAddress {
-			from = netip.AddrPortFrom(Guest, dhcpClientPort)
+			from = netip.AddrPortFrom(vmnet.Guest, dhcpClientPort)
 		}
-		answer, to, err := dhcpAnswer(b, from, DefaultMTU)
+		answer, to, err := dhcpAnswer(b, from, vmnet.DefaultMTU)
 		if err != nil {
 			return
 		}
@@ -51,10 +52,10 @@ func FuzzDHCP(f *testing.F) {
 		if err != nil {
 			t.Fatalf("the answer is none: %v", err)
 		}
-		if m.OpCode != dhcpv4.OpcodeBootReply || !m.ServerIdentifier().Equal(Gateway.AsSlice()) {
+		if m.OpCode != dhcpv4.OpcodeBootReply || !m.ServerIdentifier().Equal(vmnet.Gateway.AsSlice()) {
 			t.Errorf("answer: %s", m.Summary())
 		}
-		if !m.YourIPAddr.IsUnspecified() && !m.YourIPAddr.Equal(Guest.AsSlice()) {
+		if !m.YourIPAddr.IsUnspecified() && !m.YourIPAddr.Equal(vmnet.Guest.AsSlice()) {
 			t.Errorf("the answer gives away %s", m.YourIPAddr)
 		}
 	})

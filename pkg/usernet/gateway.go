@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"time"
@@ -67,7 +68,7 @@ func newGateway(s *Stack) *gateway {
 
 // stream is the service that a connection request asks for, or nil.
 func (g *gateway) stream(to netip.AddrPort) *streamService {
-	if to.Addr() != Gateway {
+	if to.Addr() != vmnet.Gateway {
 		return nil
 	}
 	return g.tcp[to.Port()]
@@ -77,7 +78,7 @@ func (g *gateway) stream(to netip.AddrPort) *streamService {
 // yet.
 func (g *gateway) datagrams(id stack.TransportEndpointID) func(stack.TransportEndpointID, []byte) {
 	to := destinationOf(id)
-	if to.Addr() != Gateway && (to.Addr() != broadcast4 || to.Port() != dhcpServerPort) {
+	if to.Addr() != vmnet.Gateway && (to.Addr() != broadcast4 || to.Port() != dhcpServerPort) {
 		return nil
 	}
 	return g.udp[to.Port()]
@@ -205,7 +206,7 @@ func serveDaytime(ctx context.Context, accept func() (*socket.TCP, error)) error
 // answer sends a datagram of a gateway's service to who has asked; to everybody, if
 // that is nobody's address.
 func (s *Stack) answer(from stack.TransportEndpointID, to netip.AddrPort, b []byte) error {
-	route, err := s.net.FindRoute(nic, socket.Address(Gateway), socket.Address(to.Addr()), socket.Protocol(Gateway), false)
+	route, err := s.net.FindRoute(nic, socket.Address(vmnet.Gateway), socket.Address(to.Addr()), socket.Protocol(vmnet.Gateway), false)
 	if err != nil {
 		return errors.New(err.String())
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -26,7 +27,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 )
 
@@ -87,7 +87,7 @@ func TestHostileGuestInNamespace(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { h.run(ctx) })
 
-	dialer := usernet.NewDialer(filepath.Join(dir, "dial.sock"))
+	dialer := vmnet.NewDialer(filepath.Join(dir, "dial.sock"))
 	slowest := time.Duration(0)
 	for tick := time.NewTicker(200 * time.Millisecond); ctx.Err() == nil; {
 		select {
@@ -160,7 +160,7 @@ func busyGuest(t *testing.T) {
 	cmd, ended := startProcess(t, dir)
 	g := connect(t, filepath.Join(dir, "net.sock"))
 	guestTCP(t, g, 80, echo)
-	d := usernet.NewDialer(filepath.Join(dir, "dial.sock"))
+	d := vmnet.NewDialer(filepath.Join(dir, "dial.sock"))
 	dialGuest(t, d, "tcp", "192.0.2.2:80").Close()
 	ctx := testContext(t)
 	var wg sync.WaitGroup
@@ -251,18 +251,18 @@ func (h *hostile) run(ctx context.Context) {
 	outside := netip.MustParseAddr(outsideAddr)
 	at := netip.AddrPortFrom
 	random := func() uint16 { return uint16(rand.IntN(65536)) }
-	own := func() netip.AddrPort { return at(usernet.Guest, random()) }
+	own := func() netip.AddrPort { return at(vmnet.Guest, random()) }
 	big := randomBytes(60000)
 	gatewayPorts := []uint16{13, 53, 2049, 67, 80}
 	attacks := map[string]func(){
 		"SYN flood": func() {
-			send(tcpFrame(own(), at(usernet.Gateway, gatewayPorts[rand.IntN(len(gatewayPorts))]), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
+			send(tcpFrame(own(), at(vmnet.Gateway, gatewayPorts[rand.IntN(len(gatewayPorts))]), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
 			send(tcpFrame(own(), at(netip.AddrFrom4([4]byte{198, 51, 100, byte(random())}), random()), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
-			send(tcpFrame(at(usernet.Guest, uint16(rand.IntN(1024))), at(usernet.Gateway, 2049), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
+			send(tcpFrame(at(vmnet.Guest, uint16(rand.IntN(1024))), at(vmnet.Gateway, 2049), rand.Uint32(), 0, header.TCPFlagSyn, 65535, nil))
 		},
 		"zero windows": func() { // the answers complete the handshakes
 			for _, port := range gatewayPorts {
-				send(tcpFrame(own(), at(usernet.Gateway, port), rand.Uint32(), 0, header.TCPFlagSyn, 0, nil))
+				send(tcpFrame(own(), at(vmnet.Gateway, port), rand.Uint32(), 0, header.TCPFlagSyn, 0, nil))
 			}
 		},
 		"65,000 flows": func() {
@@ -275,20 +275,20 @@ func (h *hostile) run(ctx context.Context) {
 			if err != nil {
 				panic(err)
 			}
-			send(udpFrame(own(), at(usernet.Gateway, 53), b))
+			send(udpFrame(own(), at(vmnet.Gateway, 53), b))
 		},
 		"DHCP and nothing": func() {
-			send(udpFrame(own(), at(usernet.Gateway, 67), big[:300]))
-			send(udpFrame(own(), at(usernet.Gateway, 67), nil))
-			send(udpFrame(own(), at(usernet.Gateway, 53), nil))
+			send(udpFrame(own(), at(vmnet.Gateway, 67), big[:300]))
+			send(udpFrame(own(), at(vmnet.Gateway, 67), nil))
+			send(udpFrame(own(), at(vmnet.Gateway, 53), nil))
 		},
 		"UDP flows": func() {
 			send(udpFrame(own(), at(outside, 7), big[:rand.IntN(2000)]))
 			send(udpFrame(own(), at(outside, random()), nil))
 		},
-		"large UDP": func() { send(udpFrame(at(usernet.Guest, 5000), at(outside, 7), big)) },
+		"large UDP": func() { send(udpFrame(at(vmnet.Guest, 5000), at(outside, 7), big)) },
 		"fragments": func() {
-			f := udpFrame(own(), at(usernet.Gateway, random()), big[:1400])
+			f := udpFrame(own(), at(vmnet.Gateway, random()), big[:1400])
 			ip := header.IPv4(f[header.EthernetMinimumSize:])
 			ip.SetID(random())
 			ip.SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, uint16(rand.IntN(1000)*8))
@@ -311,7 +311,7 @@ func (h *hostile) run(ctx context.Context) {
 			icmp := header.ICMPv4(b)
 			icmp.SetType(header.ICMPv4Echo)
 			icmp.SetChecksum(^checksum.Checksum(icmp, 0))
-			send(ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, usernet.Gateway, b))
+			send(ipFrame(header.ICMPv4ProtocolNumber, vmnet.Guest, vmnet.Gateway, b))
 		},
 		"nonsense": func() {
 			f := append([]byte(nil), big[:14+rand.IntN(200)]...)
@@ -439,7 +439,7 @@ func (h *hostile) reply(frame []byte) {
 func ethernetFrame(kind tcpip.NetworkProtocolNumber, payload []byte) []byte {
 	frame := make([]byte, header.EthernetMinimumSize, header.EthernetMinimumSize+len(payload))
 	header.Ethernet(frame).Encode(&header.EthernetFields{
-		SrcAddr: tcpip.LinkAddress(usernettest.MAC), DstAddr: tcpip.LinkAddress(usernet.GatewayMAC), Type: kind,
+		SrcAddr: tcpip.LinkAddress(usernettest.MAC), DstAddr: tcpip.LinkAddress(vmnet.GatewayMAC), Type: kind,
 	})
 	return append(frame, payload...)
 }

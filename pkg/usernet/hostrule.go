@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"syscall"
@@ -43,7 +44,7 @@ const (
 	refuseHostPort    refusal = "not in host_ports of devvm.toml"
 	refuseSource      refusal = "source is not the VM's address"
 	refuseProtocol    refusal = "protocol is not carried"
-	refusePing        refusal = "this host lets users send no pings"
+	refusePing        refusal = vmnet.NoPing
 	refuseLimit       refusal = "too many connections"
 )
 
@@ -105,7 +106,7 @@ func staticRefusal(a netip.Addr) refusal {
 		return refuseMulticast
 	case a == broadcast4:
 		return refuseBroadcast
-	case Network.Contains(a), Network6.Contains(a):
+	case vmnet.Network.Contains(a), vmnet.Network6.Contains(a):
 		return refuseVMNetwork
 	case localUse6.Contains(a) && !localNAT64.Contains(a):
 		return refuseTranslation

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"slices"
 
@@ -63,7 +64,7 @@ func isHost(a netip.Addr) bool {
 // of its flows, in the name of where that went.
 func (s *Stack) sendUnreachable(id stack.TransportEndpointID, code reason, quote []byte) {
 	if mac, ok := s.guestMAC.Load().(tcpip.LinkAddress); ok {
-		s.cable.WriteFrame(unreachable(tcpip.LinkAddress(GatewayMAC), mac, fromNet(id.LocalAddress), fromNet(id.RemoteAddress), code, quote))
+		s.cable.WriteFrame(unreachable(tcpip.LinkAddress(vmnet.GatewayMAC), mac, fromNet(id.LocalAddress), fromNet(id.RemoteAddress), code, quote))
 	}
 }
 
@@ -71,7 +72,7 @@ func (s *Stack) sendUnreachable(id stack.TransportEndpointID, code reason, quote
 // the start of a packet.
 func unreachable(fromMAC, toMAC tcpip.LinkAddress, from, to netip.Addr, code reason, quote []byte) []byte {
 	if header.IsMulticastEthernetAddress(fromMAC) {
-		fromMAC = tcpip.LinkAddress(GatewayMAC)
+		fromMAC = tcpip.LinkAddress(vmnet.GatewayMAC)
 	}
 	message := make([]byte, header.ICMPv4MinimumSize, header.ICMPv4MinimumSize+len(quote))
 	message[0], message[1] = byte(header.ICMPv4DstUnreachable), byte(code.v4)

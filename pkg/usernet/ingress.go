@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -57,24 +58,24 @@ func inspectARP(b []byte) (verdict, refusal) {
 	sender := netip.AddrFrom4([4]byte(arp.ProtocolAddressSender()))
 	target := netip.AddrFrom4([4]byte(arp.ProtocolAddressTarget()))
 	switch {
-	case sender != Guest && sender != Management:
+	case sender != vmnet.Guest && sender != vmnet.Management:
 		return drop, allowed // also the probe for its own address (RFC 5227)
 	case arp.Op() == header.ARPReply:
 		return deliver, allowed
-	case arp.Op() == header.ARPRequest && Network.Contains(target) && target != Guest && target != sender:
+	case arp.Op() == header.ARPRequest && vmnet.Network.Contains(target) && target != vmnet.Guest && target != sender:
 		return deliver, allowed
 	}
 	return drop, allowed
 }
 
 func (p packet) inspect() (verdict, refusal) {
-	if p.isDHCP() && (p.src == Guest || p.src.IsUnspecified()) && (p.dst == Gateway || p.dst == broadcast4) {
+	if p.isDHCP() && (p.src == vmnet.Guest || p.src.IsUnspecified()) && (p.dst == vmnet.Gateway || p.dst == broadcast4) {
 		return deliver, allowed
 	}
 	if p.isDiscovery() {
 		return discover, allowed
 	}
-	if p.dst.IsMulticast() || p.dst == broadcast4 || p.dst == lastAddr(Network) {
+	if p.dst.IsMulticast() || p.dst == broadcast4 || p.dst == lastAddr(vmnet.Network) {
 		return drop, allowed // mDNS, SSDP and the like; nobody waits for an answer
 	}
 	if !p.fromGuest() {
@@ -86,7 +87,7 @@ func (p packet) inspect() (verdict, refusal) {
 	case r == allowed, r == refuseMetadata, r == refuseLinkLocal && p.dst.Is4():
 		// The forwarders refuse what must be, as the host's own addresses.
 	case r == refuseVMNetwork && p.dst.Is4():
-		if p.dst == Guest || p.dst == GuestLoopback || p.dst == Management || p.dst == Network.Addr() {
+		if p.dst == vmnet.Guest || p.dst == vmnet.GuestLoopback || p.dst == vmnet.Management || p.dst == vmnet.Network.Addr() {
 			return reject, r
 		}
 	default:
@@ -96,11 +97,11 @@ func (p packet) inspect() (verdict, refusal) {
 	case header.TCPProtocolNumber, header.UDPProtocolNumber:
 		return deliver, allowed
 	case header.ICMPv4ProtocolNumber:
-		if p.dst == Gateway || p.dst == HostAlias {
+		if p.dst == vmnet.Gateway || p.dst == vmnet.HostAlias {
 			return deliver, allowed
 		}
 	}
-	if p.isPing() && !Network.Contains(p.dst) {
+	if p.isPing() && !vmnet.Network.Contains(p.dst) {
 		return echo, allowed
 	}
 	return reject, refuseProtocol
@@ -109,12 +110,12 @@ func (p packet) inspect() (verdict, refusal) {
 // fromGuest tells whether a packet has a source that the guest may send from.
 func (p packet) fromGuest() bool {
 	switch p.src {
-	case Guest:
+	case vmnet.Guest:
 		return true
-	case GuestLoopback, Management:
-		return p.dst == Gateway
+	case vmnet.GuestLoopback, vmnet.Management:
+		return p.dst == vmnet.Gateway
 	}
-	return Network6.Contains(p.src) && p.src != Network6.Addr()
+	return vmnet.Network6.Contains(p.src) && p.src != vmnet.Network6.Addr()
 }
 
 // ingress takes each frame from the VM; the stack gets those that it accepts.
@@ -171,9 +172,9 @@ func fromCard(frame []byte) bool {
 	payload := frame[header.EthernetMinimumSize:]
 	switch header.Ethernet(frame).Type() {
 	case header.ARPProtocolNumber:
-		return netip.AddrFrom4([4]byte(header.ARP(payload).ProtocolAddressSender())) != Management
+		return netip.AddrFrom4([4]byte(header.ARP(payload).ProtocolAddressSender())) != vmnet.Management
 	case header.IPv4ProtocolNumber:
-		return netip.AddrFrom4(header.IPv4(payload).SourceAddress().As4()) != Management
+		return netip.AddrFrom4(header.IPv4(payload).SourceAddress().As4()) != vmnet.Management
 	}
 	return false
 }

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"testing"
 
@@ -16,7 +17,7 @@ var guestLink = tcpip.LinkAddress("\x52\x54\x00\x12\x34\x56")
 // ethernetFrame makes a frame from the guest to the gateway.
 func ethernetFrame(t tcpip.NetworkProtocolNumber, payload []byte) []byte {
 	b := make([]byte, header.EthernetMinimumSize, header.EthernetMinimumSize+len(payload))
-	header.Ethernet(b).Encode(&header.EthernetFields{SrcAddr: guestLink, DstAddr: tcpip.LinkAddress(GatewayMAC), Type: t})
+	header.Ethernet(b).Encode(&header.EthernetFields{SrcAddr: guestLink, DstAddr: tcpip.LinkAddress(vmnet.GatewayMAC), Type: t})
 	return append(b, payload...)
 }
 
@@ -48,7 +49,7 @@ func discoveryFrame(kind header.ICMPv6Type, hops uint8, src, dst, target string)
 	if target != "" {
 		message = append(message, netip.MustParseAddr(target).AsSlice()...)
 	}
-	return icmpFrame(guestLink, tcpip.LinkAddress(GatewayMAC), netip.MustParseAddr(src), netip.MustParseAddr(dst), hops, message)
+	return icmpFrame(guestLink, tcpip.LinkAddress(vmnet.GatewayMAC), netip.MustParseAddr(src), netip.MustParseAddr(dst), hops, message)
 }
 
 func arpFrame(op header.ARPOp, sender, target string) []byte {
@@ -197,14 +198,14 @@ func TestICMPError(t *testing.T) {
 		t.Fatal("no answer")
 	}
 	eth := header.Ethernet(answer)
-	if eth.DestinationAddress() != guestLink || eth.SourceAddress() != tcpip.LinkAddress(GatewayMAC) {
+	if eth.DestinationAddress() != guestLink || eth.SourceAddress() != tcpip.LinkAddress(vmnet.GatewayMAC) {
 		t.Errorf("from %s to %s", eth.SourceAddress(), eth.DestinationAddress())
 	}
 	ip := header.IPv4(answer[header.EthernetMinimumSize:])
 	if !ip.IsValid(len(ip)) || ip.CalculateChecksum() != 0xffff {
 		t.Error("IP header is not valid")
 	}
-	if fromNet(ip.SourceAddress()).String() != "127.0.0.2" || fromNet(ip.DestinationAddress()) != Guest {
+	if fromNet(ip.SourceAddress()).String() != "127.0.0.2" || fromNet(ip.DestinationAddress()) != vmnet.Guest {
 		t.Errorf("from %s to %s", ip.SourceAddress(), ip.DestinationAddress())
 	}
 	icmp := header.ICMPv4(ip.Payload())
@@ -297,8 +298,8 @@ func FuzzInspect(f *testing.F) {
 			icmpError(frame, prohibited)
 		}
 		if p, ok := parsePacket(frame); ok && (v == deliver || v == echo) {
-			inward := (p.src == GuestLoopback || p.src == Management) && p.dst == Gateway
-			if p.src != Guest && !inward && !Network6.Contains(p.src) && !(p.src.IsUnspecified() && p.isDHCP()) {
+			inward := (p.src == vmnet.GuestLoopback || p.src == vmnet.Management) && p.dst == vmnet.Gateway
+			if p.src != vmnet.Guest && !inward && !vmnet.Network6.Contains(p.src) && !(p.src.IsUnspecified() && p.isDHCP()) {
 				t.Fatalf("packet from %s to %s was let in", p.src, p.dst)
 			}
 			if p.src.Is6() != p.dst.Is6() || p.dst.Is6() && p.proto != header.TCPProtocolNumber && p.proto != header.UDPProtocolNumber && v != echo {

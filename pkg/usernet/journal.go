@@ -3,6 +3,7 @@ package usernet
 import (
 	"container/list"
 	"context"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -15,35 +16,6 @@ import (
 // manyAttempts bounds the journal, for what was allowed and for what was
 // refused each: root in the VM decides how many attempts there are.
 const manyAttempts = 500
-
-// Attempt is something that the VM has asked for, once or again and again. It
-// travels as JSON; fields are only ever added.
-type Attempt struct {
-	Protocol string    `json:"protocol"`          // "tcp", "udp", "dns" (a look-up), "icmp" or "ip"
-	Name     string    `json:"name,omitempty"`    // by which the VM knows the address, as far as its DNS tells
-	Address  string    `json:"address,omitempty"` // the last one; of look-ups none
-	Port     uint16    `json:"port,omitempty"`
-	Allowed  bool      `json:"allowed"`
-	Reason   string    `json:"reason,omitempty"` // of a refusal
-	Count    uint64    `json:"count"`
-	First    time.Time `json:"first"`
-	Last     time.Time `json:"last"`
-	Allow    *Allow    `json:"allow,omitempty"` // how devvm.toml would allow it, if it could
-}
-
-// Allow is what devvm.toml would say below [network] to allow an attempt.
-type Allow struct {
-	Key   string `json:"key"`   // "egress", "host_ports" or "mode"
-	Entry string `json:"entry"` // what to add to the key's list, or its value
-	Line  string `json:"line"`  // the whole line, with what is allowed already
-}
-
-// Egress is what a VM asked for, since its network process started.
-type Egress struct {
-	Policy    egress.Policy `json:"policy"`    // in force now
-	Attempts  []Attempt     `json:"attempts"`  // the last one at the end
-	Forgotten uint64        `json:"forgotten"` // attempts that had to make room
-}
 
 // journal keeps the attempts.
 type journal struct {
@@ -159,8 +131,8 @@ func (j *journal) wait(ctx context.Context, seq uint64) error {
 }
 
 // attempt describes a row under the policy of now.
-func (r row) attempt(now egress.Policy) Attempt {
-	a := Attempt{
+func (r row) attempt(now egress.Policy) vmnet.Attempt {
+	a := vmnet.Attempt{
 		Protocol: r.key.protocol, Name: r.name, Port: r.key.port,
 		Allowed: r.key.refused == allowed, Reason: string(r.key.refused),
 		Count: r.count, First: r.first, Last: r.last,
@@ -174,16 +146,16 @@ func (r row) attempt(now egress.Policy) Attempt {
 
 // allow says how devvm.toml would allow what was refused; nil if it cannot, or
 // does meanwhile.
-func (r row) allow(now egress.Policy) *Allow {
+func (r row) allow(now egress.Policy) *vmnet.Allow {
 	to := netip.AddrPortFrom(r.addr, r.key.port)
 	switch r.key.refused {
 	case refuseOffline:
 		if now.Offline {
-			return &Allow{"mode", `"user"`, `mode = "user"`}
+			return &vmnet.Allow{Key: "mode", Entry: `"user"`, Line: `mode = "user"`}
 		}
 	case refuseHostPort:
 		if r.key.protocol == "tcp" && !now.OpensHostPort(to.Port()) {
-			return &Allow{"host_ports", strconv.Itoa(int(to.Port())), now.AllowingHostPort(to.Port())}
+			return &vmnet.Allow{Key: "host_ports", Entry: strconv.Itoa(int(to.Port())), Line: now.AllowingHostPort(to.Port())}
 		}
 	case refuseEgress:
 		rule := egress.Destination(r.name, r.addr, to.Port())
@@ -195,7 +167,7 @@ func (r row) allow(now egress.Policy) *Allow {
 			return nil
 		}
 		if rule.String() != "" {
-			return &Allow{"egress", strconv.Quote(rule.String()), now.Allowing(rule)}
+			return &vmnet.Allow{Key: "egress", Entry: strconv.Quote(rule.String()), Line: now.Allowing(rule)}
 		}
 	}
 	return nil

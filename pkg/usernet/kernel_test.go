@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -129,13 +130,13 @@ func runKernel() error {
 	if err := netlink.LinkSetHardwareAddr(link, usernettest.MAC); err != nil {
 		return err
 	}
-	if err := netlink.LinkSetMTU(link, usernet.DefaultMTU); err != nil {
+	if err := netlink.LinkSetMTU(link, vmnet.DefaultMTU); err != nil {
 		return err
 	}
-	if err := up("eth0", usernet.Guest.String()+"/24"); err != nil {
+	if err := up("eth0", vmnet.Guest.String()+"/24"); err != nil {
 		return err
 	}
-	if err := netlink.RouteAdd(&netlink.Route{Gw: usernet.Gateway.AsSlice()}); err != nil {
+	if err := netlink.RouteAdd(&netlink.Route{Gw: vmnet.Gateway.AsSlice()}); err != nil {
 		return err
 	}
 	cable, tap := os.NewFile(3, "cable"), link.Fds[0]
@@ -180,7 +181,7 @@ func kernelDoes(verb, to string) error {
 	switch verb {
 	case "route": // and the address to use it from
 		routes, err := netlink.RouteGet(net.ParseIP("2001:db8::7"))
-		if err != nil || !usernet.Network6.Contains(netip.MustParseAddr(routes[0].Src.String())) {
+		if err != nil || !vmnet.Network6.Contains(netip.MustParseAddr(routes[0].Src.String())) {
 			return errors.New("none")
 		}
 		return nil

@@ -2,6 +2,7 @@ package usernet_test
 
 import (
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -280,7 +281,7 @@ func TestHostInNamespace(t *testing.T) {
 	p7 := policyOf(t, outsideAddr+echoPort, hostAddr, "10.99.0.0/16", "10.88.0.1")
 	p7.HostPorts = []uint16{7}
 	s.SetPolicy(*p7)
-	for _, to := range []string{"tcp " + outsideAddr, "udp " + outsideAddr, "tcp " + usernet.HostAlias.String()} {
+	for _, to := range []string{"tcp " + outsideAddr, "udp " + outsideAddr, "tcp " + vmnet.HostAlias.String()} {
 		network, address, _ := strings.Cut(to, " ")
 		c, err := g.Dial(ctx, network, address+echoPort)
 		if err != nil {
@@ -289,25 +290,25 @@ func TestHostInNamespace(t *testing.T) {
 		echoes(t, c)
 		c.Close()
 	}
-	for _, address := range []string{outsideAddr + ":9", hostAddr + echoPort, "10.99.3.4" + echoPort, "10.88.0.1" + echoPort, usernet.HostAlias.String() + ":22", "203.0.113.1:7"} {
+	for _, address := range []string{outsideAddr + ":9", hostAddr + echoPort, "10.99.3.4" + echoPort, "10.88.0.1" + echoPort, vmnet.HostAlias.String() + ":22", "203.0.113.1:7"} {
 		r.wants(t, "not listed, or the host's", tcpProto, address, "rst")
 		r.wants(t, "not listed, or the host's", udpProto, address, "unreachable 3")
 	}
-	r.wants(t, "a port of the host by UDP", udpProto, usernet.HostAlias.String()+echoPort, "unreachable 3")
+	r.wants(t, "a port of the host by UDP", udpProto, vmnet.HostAlias.String()+echoPort, "unreachable 3")
 	for _, source := range []string{outsideAddr, hostAddr, "192.0.2.254", "192.0.2.1", "10.1.2.3"} {
-		for _, to := range []string{outsideAddr + echoPort, usernet.HostAlias.String() + echoPort} {
+		for _, to := range []string{outsideAddr + echoPort, vmnet.HostAlias.String() + echoPort} {
 			r.wantsFrom(t, "forged", netip.MustParseAddr(source), tcpProto, to, "unreachable 13")
 		}
 	}
 	s.SetPolicy(egress.Policy{})
 	r.wants(t, "nothing is listed", tcpProto, outsideAddr+echoPort, "rst")
-	r.wants(t, "nothing is listed", tcpProto, usernet.HostAlias.String()+echoPort, "rst")
+	r.wants(t, "nothing is listed", tcpProto, vmnet.HostAlias.String()+echoPort, "rst")
 }
 
 // wants sends a packet from the guest by hand and wants a certain answer.
 func (r *root) wants(t *testing.T, what string, proto tcpip.TransportProtocolNumber, to, want string) {
 	t.Helper()
-	from := usernet.Guest
+	from := vmnet.Guest
 	if netip.MustParseAddrPort(to).Addr().Is6() {
 		from = guest6
 	}

@@ -3,6 +3,7 @@ package usernet_test
 import (
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -229,7 +230,7 @@ func TestTranslatedInNamespace(t *testing.T) {
 			policy := policyOf(t, outsideAddr+echoPort)
 			policy.HostPorts = []uint16{7}
 			s.SetPolicy(*policy)
-			c, err := r.Dial(ctx, network, netip.AddrPortFrom(usernet.HostAlias, 7).String())
+			c, err := r.Dial(ctx, network, netip.AddrPortFrom(vmnet.HostAlias, 7).String())
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"os"
@@ -32,7 +33,7 @@ const pingPort = 7
 
 // pingsAllowed tells whether this process may open ping sockets.
 func pingsAllowed() bool {
-	fd, err := pingSocket(Gateway)
+	fd, err := pingSocket(vmnet.Gateway)
 	if err != nil {
 		return false
 	}
@@ -121,7 +122,7 @@ func (o *outbound) ping(p packet) error {
 // sendEcho sends the guest the answer to an echo request, by its own identifier.
 func sendEcho(route *stack.Route, id stack.TransportEndpointID, message []byte) {
 	from, to := fromNet(id.LocalAddress), fromNet(id.RemoteAddress)
-	if len(message) < header.ICMPv4MinimumSize || len(message) > maxDatagram || message[0] != echoReply(to) {
+	if len(message) < header.ICMPv4MinimumSize || len(message) > vmnet.MaxDatagram || message[0] != echoReply(to) {
 		return
 	}
 	header.ICMPv4(message).SetIdent(id.RemotePort)

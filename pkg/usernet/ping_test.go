@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -46,7 +47,7 @@ func TestPingsInNamespace(t *testing.T) {
 	wants := func(r *root, to, want string) {
 		t.Helper()
 		ident++
-		r.WriteFrame(r.packet(header.ICMPv4ProtocolNumber, netip.AddrPortFrom(usernet.Guest, ident), netip.MustParseAddrPort(to+":0")))
+		r.WriteFrame(r.packet(header.ICMPv4ProtocolNumber, netip.AddrPortFrom(vmnet.Guest, ident), netip.MustParseAddrPort(to+":0")))
 		if got := r.pong(ident, 10*time.Second); got != want {
 			t.Errorf("ping of %s: %s, want %s", to, got, want)
 		}
@@ -68,7 +69,7 @@ func TestPingsInNamespace(t *testing.T) {
 	wants(r, "127.0.0.2", "unreachable 13")
 	wants(r, "10.77.0.255", "unreachable 13")
 	wants(r, "169.254.169.254", "unreachable 13")
-	wants(r, usernet.Guest.String(), "unreachable 13")
+	wants(r, vmnet.Guest.String(), "unreachable 13")
 	wants(r, "203.0.113.1", "unreachable 1")
 	if st := s.Status(); st.NoPings || st.Pings != 1 {
 		t.Errorf("%+v", st)
@@ -81,7 +82,7 @@ func TestPingsInNamespace(t *testing.T) {
 	icmp.SetIdent(0xbeef)
 	icmp.SetSequence(77)
 	icmp.SetChecksum(^checksum.Checksum(icmp, 0))
-	r.WriteFrame(ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, netip.MustParseAddr(outsideAddr), message))
+	r.WriteFrame(ipFrame(header.ICMPv4ProtocolNumber, vmnet.Guest, netip.MustParseAddr(outsideAddr), message))
 	for timeout := time.After(10 * time.Second); ; {
 		var frame []byte
 		select {
@@ -102,9 +103,9 @@ func TestPingsInNamespace(t *testing.T) {
 	}
 	// Nothing but a whole echo request leaves.
 	for kind, frame := range map[string][]byte{
-		"a reply": ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, netip.MustParseAddr(outsideAddr), []byte{0, 0, 0, 0, 0, 1, 0, 1}),
+		"a reply": ipFrame(header.ICMPv4ProtocolNumber, vmnet.Guest, netip.MustParseAddr(outsideAddr), []byte{0, 0, 0, 0, 0, 1, 0, 1}),
 		"a part": func() []byte {
-			frame := ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, netip.MustParseAddr(outsideAddr), message)
+			frame := ipFrame(header.ICMPv4ProtocolNumber, vmnet.Guest, netip.MustParseAddr(outsideAddr), message)
 			ip := header.IPv4(frame[header.EthernetMinimumSize:])
 			ip.SetFlagsFragmentOffset(header.IPv4FlagMoreFragments, 0)
 			ip.SetChecksum(0)
@@ -146,7 +147,7 @@ func TestPingsInNamespace(t *testing.T) {
 	// A guest that never tires has no more sockets of the host than there may be.
 	for i := range 500 {
 		icmp.SetIdent(uint16(i))
-		r.WriteFrame(ipFrame(header.ICMPv4ProtocolNumber, usernet.Guest, netip.MustParseAddr(outsideAddr), message[:64]))
+		r.WriteFrame(ipFrame(header.ICMPv4ProtocolNumber, vmnet.Guest, netip.MustParseAddr(outsideAddr), message[:64]))
 	}
 	wants(r, "203.0.113.1", "unreachable 1") // the last one was taken
 	if n := s.Status().Pings; n == 0 || n > 64 {

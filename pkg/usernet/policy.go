@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"context"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -139,7 +140,7 @@ func (p *policy) check(ctx context.Context, network string, to netip.AddrPort) d
 func (p *policy) judge(ctx context.Context, network string, to netip.AddrPort) decision {
 	now := p.now()
 	d := decision{to: to}
-	if to.Addr() == HostAlias {
+	if to.Addr() == vmnet.HostAlias {
 		d.names, d.host = []string{hostName}, true
 	} else {
 		d.names = p.answers.names(to.Addr())
@@ -304,10 +305,10 @@ func (p *policy) refusals() map[string]uint64 {
 func (s *Stack) SetPolicy(p egress.Policy) int { return s.policy.set(p) }
 
 // Egress returns what the VM has asked for.
-func (s *Stack) Egress() Egress {
+func (s *Stack) Egress() vmnet.Egress {
 	now := s.policy.now()
 	rows, _, forgotten := s.policy.journal.since(0)
-	e := Egress{Policy: now, Attempts: make([]Attempt, len(rows)), Forgotten: forgotten}
+	e := vmnet.Egress{Policy: now, Attempts: make([]vmnet.Attempt, len(rows)), Forgotten: forgotten}
 	for i, r := range rows {
 		e.Attempts[i] = r.attempt(now)
 	}
@@ -320,10 +321,10 @@ const followPause = 200 * time.Millisecond
 
 // FollowEgress calls use with each attempt so far, and then with each that is
 // new or has happened again, until ctx ends or use fails.
-func (s *Stack) FollowEgress(ctx context.Context, use func(Attempt) error) error {
+func (s *Stack) FollowEgress(ctx context.Context, use func(vmnet.Attempt) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(s.ctx, func() { cancel(ErrClosed) })()
+	defer context.AfterFunc(s.ctx, func() { cancel(vmnet.ErrClosed) })()
 	pause := time.NewTicker(followPause)
 	defer pause.Stop()
 	for seq := uint64(0); ; {

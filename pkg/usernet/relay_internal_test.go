@@ -2,6 +2,7 @@ package usernet
 
 import (
 	"bytes"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -93,7 +94,7 @@ func stackPair(t *testing.T) (*socket.TCP, net.Conn) {
 	if err := n.CreateNIC(nic, loopback.New()); err != nil {
 		t.Fatal(err)
 	}
-	address := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: socket.Address(Guest).WithPrefix()}
+	address := tcpip.ProtocolAddress{Protocol: ipv4.ProtocolNumber, AddressWithPrefix: socket.Address(vmnet.Guest).WithPrefix()}
 	if err := n.AddProtocolAddress(nic, address, stack.AddressProperties{}); err != nil {
 		t.Fatal(err)
 	}
@@ -101,13 +102,13 @@ func stackPair(t *testing.T) (*socket.TCP, net.Conn) {
 	if err := tuneTCP(n); err != nil {
 		t.Fatal(err)
 	}
-	at := netip.AddrPortFrom(Guest, 7)
+	at := netip.AddrPortFrom(vmnet.Guest, 7)
 	l, err := socket.ListenTCP(n, at)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	c, err := socket.DialTCP(t.Context(), n, netip.AddrPortFrom(Guest, 0), at)
+	c, err := socket.DialTCP(t.Context(), n, netip.AddrPortFrom(vmnet.Guest, 0), at)
 	if err != nil {
 		t.Fatal(err)
 	}

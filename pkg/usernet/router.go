@@ -3,6 +3,7 @@ package usernet
 import (
 	"context"
 	"encoding/binary"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"slices"
@@ -84,7 +85,7 @@ func (s *Stack) advertise() {
 	s.advertising.Lock()
 	defer s.advertising.Unlock()
 	if mac, ok := s.guestMAC.Load().(tcpip.LinkAddress); ok {
-		s.cable.WriteFrame(icmpFrame(tcpip.LinkAddress(GatewayMAC), mac, Gateway6, allNodes, header.NDPHopLimit, routerAdvert(s.route6.Load())))
+		s.cable.WriteFrame(icmpFrame(tcpip.LinkAddress(vmnet.GatewayMAC), mac, vmnet.Gateway6, allNodes, header.NDPHopLimit, routerAdvert(s.route6.Load())))
 	}
 }
 
@@ -99,12 +100,12 @@ func routerAdvert(route bool) []byte {
 	m = binary.BigEndian.AppendUint16(m, uint16(life))
 	m = append(m, make([]byte, 8)...) // times, unspecified
 	m = append(m, 1, 1)               // source link-layer address
-	m = append(m, GatewayMAC...)
-	m = append(m, 3, 4, byte(Network6.Bits()), 0x40) // prefix information: autonomous, not on-link
-	m = binary.BigEndian.AppendUint32(m, life)       // valid
-	m = binary.BigEndian.AppendUint32(m, life)       // preferred
+	m = append(m, vmnet.GatewayMAC...)
+	m = append(m, 3, 4, byte(vmnet.Network6.Bits()), 0x40) // prefix information: autonomous, not on-link
+	m = binary.BigEndian.AppendUint32(m, life)             // valid
+	m = binary.BigEndian.AppendUint32(m, life)             // preferred
 	m = append(m, make([]byte, 4)...)
-	return append(m, Network6.Addr().AsSlice()...)
+	return append(m, vmnet.Network6.Addr().AsSlice()...)
 }
 
 // isDiscovery tells whether a packet is one that the router answers: a solicitation of routers,
@@ -119,7 +120,7 @@ func (p packet) isDiscovery() bool {
 		return true
 	case header.ICMPv6NeighborSolicit:
 		const target = 8
-		return len(p.payload) >= target+header.IPv6AddressSize && netip.AddrFrom16([16]byte(p.payload[target:])) == Gateway6
+		return len(p.payload) >= target+header.IPv6AddressSize && netip.AddrFrom16([16]byte(p.payload[target:])) == vmnet.Gateway6
 	}
 	return false
 }
@@ -136,10 +137,10 @@ func (s *Stack) discover(p packet, mac tcpip.LinkAddress) {
 	if !isHost(to) {
 		flags, to = 0xa0, allNodes
 	}
-	m := append([]byte{byte(header.ICMPv6NeighborAdvert), 0, 0, 0, flags, 0, 0, 0}, Gateway6.AsSlice()...)
+	m := append([]byte{byte(header.ICMPv6NeighborAdvert), 0, 0, 0, flags, 0, 0, 0}, vmnet.Gateway6.AsSlice()...)
 	m = append(m, 2, 1) // target link-layer address
-	m = append(m, GatewayMAC...)
-	s.cable.WriteFrame(icmpFrame(tcpip.LinkAddress(GatewayMAC), mac, Gateway6, to, header.NDPHopLimit, m))
+	m = append(m, vmnet.GatewayMAC...)
+	s.cable.WriteFrame(icmpFrame(tcpip.LinkAddress(vmnet.GatewayMAC), mac, vmnet.Gateway6, to, header.NDPHopLimit, m))
 }
 
 // A neighbour is an address of IPv6 of the VM's, and the card that it is on.

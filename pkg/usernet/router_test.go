@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"os"
@@ -68,7 +69,7 @@ func TestIPv6InNamespace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.WriteFrame(udpFrame(netip.AddrPortFrom(usernet.Guest, 5), netip.MustParseAddrPort("192.0.2.1:53"), query))
+	r.WriteFrame(udpFrame(netip.AddrPortFrom(vmnet.Guest, 5), netip.MustParseAddrPort("192.0.2.1:53"), query))
 
 	// Without a default route of the host's the VM is told of none, and what it tries fails at once.
 	if life := r.advert(t); life != 0 || s.Status().IPv6 {
@@ -163,8 +164,8 @@ func TestIPv6InNamespace(t *testing.T) {
 	r.wants(t, "listed, and the host", tcpProto, at(hostAddr6), "rst")
 	r.wants(t, "not listed", tcpProto, at("2001:db8::7"), "rst")
 	s.SetPolicy(egress.Policy{All: true})
-	if !slices.ContainsFunc(s.Egress().Attempts, func(a usernet.Attempt) bool { return a.Protocol == "icmp" && a.Allowed && a.Address == outsideAddr6 }) ||
-		!slices.ContainsFunc(s.Egress().Attempts, func(a usernet.Attempt) bool {
+	if !slices.ContainsFunc(s.Egress().Attempts, func(a vmnet.Attempt) bool { return a.Protocol == "icmp" && a.Allowed && a.Address == outsideAddr6 }) ||
+		!slices.ContainsFunc(s.Egress().Attempts, func(a vmnet.Attempt) bool {
 			return a.Protocol == "tcp" && !a.Allowed && a.Address == "2001:db8::7" && a.Port == 7
 		}) {
 		t.Errorf("%+v", s.Egress().Attempts)
@@ -198,7 +199,7 @@ func TestIPv6InNamespace(t *testing.T) {
 func kernelGuest(t *testing.T, route *netlink.Route) {
 	s := newStack(t, usernet.Config{})
 	k := startKernel(t, s)
-	k.wants(t, "ping "+usernet.Gateway.String(), "ok") // as a booting VM looks up names
+	k.wants(t, "ping "+vmnet.Gateway.String(), "ok") // as a booting VM looks up names
 	k.waits(t, "route", "ok")
 	for _, network := range []string{"tcp", "udp"} {
 		k.wants(t, network+" ["+outsideAddr6+"]"+echoPort, "ok")
@@ -236,7 +237,7 @@ func TestAdvertiseAgain(t *testing.T) {
 	s := newStack(t, usernet.Config{})
 	s.SetWayOut6(netip.MustParseAddr("2001:db8:77::1"))
 	r := newRoot(t, s)
-	r.WriteFrame(r.packet(udpProto, netip.AddrPortFrom(usernet.Guest, 5), netip.MustParseAddrPort("192.0.2.1:9")))
+	r.WriteFrame(r.packet(udpProto, netip.AddrPortFrom(vmnet.Guest, 5), netip.MustParseAddrPort("192.0.2.1:9")))
 	if life := r.advert(t); life == 0 {
 		t.Error("the VM's first word is that there is no route")
 	}

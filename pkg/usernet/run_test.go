@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -143,12 +144,12 @@ func connect(t *testing.T, path string) *usernettest.Guest {
 }
 
 // dialGuest dials until the guest has been plugged in.
-func dialGuest(t *testing.T, d *usernet.Dialer, network, address string) net.Conn {
+func dialGuest(t *testing.T, d *vmnet.Dialer, network, address string) net.Conn {
 	t.Helper()
 	var conn net.Conn
 	condition.Wait(t, "dial "+address, func() bool {
 		c, err := d.Dial(t.Context(), network, address)
-		if err != nil && !errors.Is(err, usernet.ErrNoGuest) {
+		if err != nil && !errors.Is(err, vmnet.ErrNoGuest) {
 			t.Fatal(err)
 		}
 		conn = c
@@ -169,15 +170,15 @@ func TestRun(t *testing.T) {
 			t.Errorf("%s has mode %o", path, mode)
 		}
 	}
-	d := usernet.NewDialer(r.DialSocket)
-	if _, err := d.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, usernet.ErrNoGuest) {
+	d := vmnet.NewDialer(r.DialSocket)
+	if _, err := d.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, vmnet.ErrNoGuest) {
 		t.Errorf("without QEMU: %v", err)
 	}
 	status, err := d.Status(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if status.Connected || status.PID != os.Getpid() || status.MTU != usernet.DefaultMTU {
+	if status.Connected || status.PID != os.Getpid() || status.MTU != vmnet.DefaultMTU {
 		t.Errorf("status: %+v", status)
 	}
 
@@ -217,17 +218,17 @@ func TestRun(t *testing.T) {
 
 	for address, want := range map[string]error{
 		"192.0.2.2:23":  syscall.ECONNREFUSED,
-		"192.0.2.1:53":  usernet.ErrNotGuest,
-		"127.0.0.1:22":  usernet.ErrNotGuest,
-		"192.0.2.2:0":   usernet.ErrNotGuest,
-		"example.org:1": usernet.ErrNotGuest,
+		"192.0.2.1:53":  vmnet.ErrNotGuest,
+		"127.0.0.1:22":  vmnet.ErrNotGuest,
+		"192.0.2.2:0":   vmnet.ErrNotGuest,
+		"example.org:1": vmnet.ErrNotGuest,
 	} {
 		if _, err := d.Dial(ctx, "tcp", address); !errors.Is(err, want) {
 			t.Errorf("dial %s: %v, want %v", address, err, want)
 		}
 	}
 	for _, address := range []string{"192.0.2.1:53", "x", "192.0.2.2"} {
-		if _, err := d.Dial(ctx, "udp", address); !errors.Is(err, usernet.ErrNotGuest) {
+		if _, err := d.Dial(ctx, "udp", address); !errors.Is(err, vmnet.ErrNotGuest) {
 			t.Errorf("dial UDP %s: %v", address, err)
 		}
 	}
@@ -240,10 +241,10 @@ func TestRun(t *testing.T) {
 	if err := r.end(t); err != nil {
 		t.Error(err)
 	}
-	if _, err := d.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, usernet.ErrNoNetwork) {
+	if _, err := d.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, vmnet.ErrNoNetwork) {
 		t.Errorf("afterwards: %v", err)
 	}
-	if _, err := d.Status(ctx); !errors.Is(err, usernet.ErrNoNetwork) {
+	if _, err := d.Status(ctx); !errors.Is(err, vmnet.ErrNoNetwork) {
 		t.Errorf("status afterwards: %v", err)
 	}
 	if err := d.Stop(ctx); err != nil {
@@ -262,7 +263,7 @@ func TestDialerHalfClose(t *testing.T) {
 			t.Errorf("the guest got %q", b)
 		}
 	})
-	c := dialGuest(t, usernet.NewDialer(r.DialSocket), "tcp", "192.0.2.2:22")
+	c := dialGuest(t, vmnet.NewDialer(r.DialSocket), "tcp", "192.0.2.2:22")
 	defer c.Close()
 	if b, err := io.ReadAll(c); err != nil || string(b) != "banner\n" {
 		t.Errorf("got %q, %v", b, err)
@@ -270,7 +271,7 @@ func TestDialerHalfClose(t *testing.T) {
 	io.WriteString(c, "late")
 	c.(halfCloser).CloseWrite()
 	// The tunnel ends once both directions have.
-	d := usernet.NewDialer(r.DialSocket)
+	d := vmnet.NewDialer(r.DialSocket)
 	condition.Wait(t, "the tunnel ends", func() bool {
 		status, err := d.Status(t.Context())
 		return err == nil && status.DialIns == 0
@@ -290,7 +291,7 @@ func TestDialerManyAtOnce(t *testing.T) {
 		gate.Wait()
 		echo(c)
 	})
-	d := usernet.NewDialer(r.DialSocket)
+	d := vmnet.NewDialer(r.DialSocket)
 	for i := range many {
 		wg.Go(func() {
 			c := dialGuest(t, d, "tcp", "192.0.2.2:22")
@@ -310,7 +311,7 @@ func TestDialerDeadline(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer deaf.Close()
-	d := usernet.NewDialer(r.DialSocket)
+	d := vmnet.NewDialer(r.DialSocket)
 	condition.Wait(t, "the VM is connected", func() bool {
 		status, err := d.Status(t.Context())
 		return err == nil && status.Connected
@@ -327,7 +328,7 @@ func TestDialerDeadline(t *testing.T) {
 
 	r = start(t, optionsIn(t.TempDir()))
 	guestTCP(t, connect(t, r.NetSocket), 22, echo)
-	d = usernet.NewDialer(r.DialSocket)
+	d = vmnet.NewDialer(r.DialSocket)
 	dialGuest(t, d, "tcp", "192.0.2.2:22").Close()
 	ctx, cancel = context.WithCancel(t.Context())
 	c, err := d.Dial(ctx, "tcp", "192.0.2.2:22")
@@ -392,7 +393,7 @@ func TestStop(t *testing.T) {
 	r := start(t, optionsIn(t.TempDir()))
 	g := connect(t, r.NetSocket)
 	guestTCP(t, g, 22, echo)
-	d := usernet.NewDialer(r.DialSocket)
+	d := vmnet.NewDialer(r.DialSocket)
 	c := dialGuest(t, d, "tcp", "192.0.2.2:22")
 	defer c.Close()
 	if err := d.Stop(testContext(t)); err != nil {
@@ -430,7 +431,7 @@ func TestSecondQEMU(t *testing.T) {
 	r := start(t, optionsIn(t.TempDir()))
 	first := connect(t, r.NetSocket)
 	guestTCP(t, first, 22, echo)
-	d := usernet.NewDialer(r.DialSocket)
+	d := vmnet.NewDialer(r.DialSocket)
 	dialGuest(t, d, "tcp", "192.0.2.2:22").Close()
 	for range 2 {
 		second := connect(t, r.NetSocket)
@@ -456,7 +457,7 @@ func TestLocked(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	// The sockets of the one that runs are untouched.
-	if _, err := usernet.NewDialer(r.DialSocket).Status(testContext(t)); err != nil {
+	if _, err := vmnet.NewDialer(r.DialSocket).Status(testContext(t)); err != nil {
 		t.Error(err)
 	}
 }
@@ -471,7 +472,7 @@ func TestTakeover(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := optionsIn(dir)
-	d := usernet.NewDialer(o.DialSocket)
+	d := vmnet.NewDialer(o.DialSocket)
 	var previous int
 	for range 3 {
 		cmd := exec.Command(self)
@@ -501,7 +502,7 @@ func TestTakeover(t *testing.T) {
 		}
 		cmd.Wait()
 		<-g.Done()
-		if _, err := d.Dial(testContext(t), "tcp", "192.0.2.2:22"); !errors.Is(err, usernet.ErrNoNetwork) {
+		if _, err := d.Dial(testContext(t), "tcp", "192.0.2.2:22"); !errors.Is(err, vmnet.ErrNoNetwork) {
 			t.Errorf("after the kill: %v", err)
 		}
 	}
@@ -525,7 +526,7 @@ func TestSocketPaths(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := start(t, optionsIn(long))
-	if _, err := usernet.NewDialer(r.DialSocket).Status(testContext(t)); err != nil {
+	if _, err := vmnet.NewDialer(r.DialSocket).Status(testContext(t)); err != nil {
 		t.Error(err)
 	}
 	r.stop()

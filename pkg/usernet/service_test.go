@@ -2,6 +2,7 @@ package usernet_test
 
 import (
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -18,8 +19,8 @@ func TestService(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")
 	_, g := network(t, usernet.Config{Services: map[uint16]string{2049: path}})
 	ctx := testContext(t)
-	to := netip.AddrPortFrom(usernet.Gateway, 2049)
-	root := netip.AddrPortFrom(usernet.Guest, 700)
+	to := netip.AddrPortFrom(vmnet.Gateway, 2049)
+	root := netip.AddrPortFrom(vmnet.Guest, 700)
 
 	if _, err := g.DialFrom(ctx, "tcp", root, to.String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Fatalf("nobody listens: %v", err)
@@ -29,10 +30,10 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	if _, err := g.DialFrom(ctx, "tcp", netip.AddrPortFrom(usernet.Guest, 1024), to.String()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := g.DialFrom(ctx, "tcp", netip.AddrPortFrom(vmnet.Guest, 1024), to.String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("from a port that anybody can have: %v", err)
 	}
-	if _, err := g.DialFrom(ctx, "tcp", root, netip.AddrPortFrom(usernet.HostAlias, 2049).String()); !errors.Is(err, syscall.ECONNREFUSED) {
+	if _, err := g.DialFrom(ctx, "tcp", root, netip.AddrPortFrom(vmnet.HostAlias, 2049).String()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("another address: %v", err)
 	}
 	conn, err := g.DialFrom(ctx, "tcp", root, to.String())

@@ -1,6 +1,7 @@
 package usernet
 
 import (
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"os"
@@ -28,8 +29,8 @@ func sourceOf(c net.Conn) source {
 	switch c := c.(type) {
 	case *socket.UDP:
 		return &endpointSource{c}
-	case *datagramConn:
-		return c
+	case *vmnet.DatagramConn:
+		return tunnelSource{c}
 	case syscall.Conn:
 		if raw, err := c.SyscallConn(); err == nil {
 			return &socketSource{raw}
@@ -37,6 +38,11 @@ func sourceOf(c net.Conn) source {
 	}
 	return &connSource{c}
 }
+
+// tunnelSource reads from a client of the dial socket.
+type tunnelSource struct{ *vmnet.DatagramConn }
+
+func (s tunnelSource) next(use func([]byte) error) error { return s.Next(use) }
 
 // endpointSource reads from the stack.
 type endpointSource struct{ *socket.UDP }

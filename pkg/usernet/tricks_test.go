@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -182,7 +183,7 @@ func TestRootsTricks(t *testing.T) {
 	filtered := map[tcpip.TransportProtocolNumber]string{tcpProto: "unreachable 13", udpProto: "unreachable 13", icmpProto: "unreachable 13"}
 	silent := map[tcpip.TransportProtocolNumber]string{tcpProto: "nothing", udpProto: "nothing", icmpProto: "nothing"}
 	gateway := map[tcpip.TransportProtocolNumber]string{tcpProto: "rst", udpProto: "unreachable 3", icmpProto: "echo"}
-	guest := usernet.Guest.String()
+	guest := vmnet.Guest.String()
 	tricks := []trick{
 		{"loopback", guest, "127.0.0.1", hostPorts[0], filtered},
 		{"loopback's second", guest, "127.0.0.2", hostPorts[1], filtered},
@@ -219,7 +220,7 @@ func TestRootsTricks(t *testing.T) {
 	}
 	for _, a := range addrs {
 		// TEST-NET-1 belongs to documentation, but there are hosts in it.
-		if p := netip.MustParsePrefix(a.String()); p.Addr().Is4() && !p.Addr().IsLoopback() && !usernet.Network.Contains(p.Addr()) {
+		if p := netip.MustParsePrefix(a.String()); p.Addr().Is4() && !p.Addr().IsLoopback() && !vmnet.Network.Contains(p.Addr()) {
 			tricks = append(tricks, trick{"host's " + p.String(), guest, p.Addr().String(), hostPorts[0], refused})
 		}
 	}
@@ -244,7 +245,7 @@ func TestRootsTricks(t *testing.T) {
 	for _, send := range silences {
 		send()
 	}
-	frame := r.packet(icmpProto, netip.AddrPortFrom(usernet.Guest, 1), netip.AddrPortFrom(usernet.Gateway, 0))
+	frame := r.packet(icmpProto, netip.AddrPortFrom(vmnet.Guest, 1), netip.AddrPortFrom(vmnet.Gateway, 0))
 	r.WriteFrame(frame)
 	if got := r.answer(frame, 5*time.Second); got != "echo" {
 		t.Errorf("the gateway: %s", got)
@@ -267,7 +268,7 @@ func TestRootsAllowed(t *testing.T) {
 	server := localTCP(t, echo)
 	s := newStack(t, usernet.Config{DialOut: dialTo(server)})
 	r := newRoot(t, s)
-	frame := r.packet(tcpProto, netip.AddrPortFrom(usernet.Guest, 30000), netip.MustParseAddrPort(outside+":80"))
+	frame := r.packet(tcpProto, netip.AddrPortFrom(vmnet.Guest, 30000), netip.MustParseAddrPort(outside+":80"))
 	r.WriteFrame(frame)
 	if got := r.answer(frame, 5*time.Second); got != "syn-ack" {
 		t.Errorf("got %s", got)
@@ -356,7 +357,7 @@ func TestOffline(t *testing.T) {
 	r := newRoot(t, s)
 	to := netip.MustParseAddrPort(outside + ":80")
 	for proto, want := range map[tcpip.TransportProtocolNumber]string{tcpProto: "rst", udpProto: "unreachable 3"} {
-		frame := r.packet(proto, netip.AddrPortFrom(usernet.Guest, 30000), to)
+		frame := r.packet(proto, netip.AddrPortFrom(vmnet.Guest, 30000), to)
 		r.WriteFrame(frame)
 		if got := r.answer(frame, 5*time.Second); got != want {
 			t.Errorf("%s: %s, want %s", protoNames[proto], got, want)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"math"
 	"net"
 	"os"
@@ -200,11 +201,11 @@ func (o *outbound) openUDP(in *udpFlows, network string, id stack.TransportEndpo
 	select { // those that make room end at once, unless the guest takes no frames
 	case in.slots <- struct{}{}:
 	case <-o.s.ctx.Done():
-		return nil, ErrClosed
+		return nil, vmnet.ErrClosed
 	}
 	if !o.s.begin() {
 		<-in.slots
-		return nil, ErrClosed
+		return nil, vmnet.ErrClosed
 	}
 	f, err := o.makeUDP(in, network, id)
 	if err != nil {
@@ -337,7 +338,7 @@ func (o *outbound) receiveUDP(f *udpFlow) {
 
 // sendDatagram sends the guest a datagram.
 func sendDatagram(route *stack.Route, from, to uint16, b []byte) {
-	if len(b) > maxDatagram {
+	if len(b) > vmnet.MaxDatagram {
 		return
 	}
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{

@@ -2,6 +2,7 @@ package usernet_test
 
 import (
 	"context"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -57,7 +58,7 @@ func TestUDPRefused(t *testing.T) {
 	p.Close()
 	s := newStack(t, usernet.Config{DialOut: dialTo(closed)})
 	r := newRoot(t, s)
-	frame := r.packet(udpProto, netip.AddrPortFrom(usernet.Guest, 30000), netip.MustParseAddrPort(outside+":123"))
+	frame := r.packet(udpProto, netip.AddrPortFrom(vmnet.Guest, 30000), netip.MustParseAddrPort(outside+":123"))
 	r.WriteFrame(frame)
 	if got := r.answer(frame, 10*time.Second); got != "unreachable 3" {
 		t.Errorf("got %s", got)

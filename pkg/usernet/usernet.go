@@ -33,6 +33,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -55,55 +56,7 @@ import (
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
 
-// The VM's private network. It is TEST-NET-1 (RFC 5737): documentation owns
-// it, so no LAN or VPN of the host has it and none ever clashes with it.
-var (
-	Network = netip.MustParsePrefix("192.0.2.0/24")
-	// Gateway is the VM's router; it serves DNS (port 53), DHCP,
-	// the time (port 13) and what Config.Services says, nothing else.
-	Gateway = netip.MustParseAddr("192.0.2.1")
-	// Guest is the VM's own address.
-	Guest = netip.MustParseAddr("192.0.2.2")
-	// GuestLoopback stands for 127.0.0.1 of the VM, towards the gateway alone: the
-	// VM's own rule (/usr/lib/devvm/loopback in its image) leads there what comes for it.
-	// It is on no network card, and nothing that the VM runs can use it.
-	GuestLoopback = netip.MustParseAddr("192.0.2.3")
-	// Management is the VM's second address. It is on a card of its own in a network
-	// namespace of its own (/usr/lib/devvm/setup in the image): sshd listens there and the
-	// kernel mounts from there, so that neither takes a port that a container can publish.
-	// It talks to the gateway alone, and nothing else in the VM reaches it.
-	Management = netip.MustParseAddr("192.0.2.4")
-	// HostAlias is what host.docker.internal resolves to. It refuses all but
-	// the host's ports that the policy opens.
-	HostAlias = netip.MustParseAddr("192.0.2.254")
-
-	// Network6 is where the VM has its addresses of IPv6, while the host has a way out by
-	// it: a unique local prefix (RFC 4193), so that programs in the VM prefer IPv4 where a
-	// name has both (RFC 6724). The VM chooses, see router.go. Nothing else is there.
-	Network6 = netip.MustParsePrefix("fd64:6576:766d::/64")
-	// Gateway6 is the VM's router. It has no services: these are on Gateway.
-	Gateway6 = netip.MustParseAddr("fe80::1")
-)
-
-// GatewayMAC is the gateway's link address: locally administered, and the same
-// in each VM, so that a fork of a saved VM finds the neighbour that it knows.
-var GatewayMAC = net.HardwareAddr{0x5a, 0x94, 0xef, 0xe4, 0x0c, 0xdd}
-
-// DefaultMTU is the largest IP packet between the VM and its gateway, in bytes.
-const DefaultMTU = 65520
-
 const nic = socket.NIC
-
-// Errors that callers tell apart with errors.Is. They pass through a [Dialer]
-// as they are; a guest that refuses is syscall.ECONNREFUSED.
-var (
-	// ErrNoGuest says that no VM is plugged in.
-	ErrNoGuest = errors.New("no VM is connected to this network")
-	// ErrNotGuest says that an address to dial is not the VM's.
-	ErrNotGuest = errors.New("not an address of the VM")
-	// ErrClosed says that the network was stopped.
-	ErrClosed = errors.New("network is stopped")
-)
 
 // Config describes a VM's network. The zero value is a good one, but for Log.
 type Config struct {
@@ -173,7 +126,7 @@ type Stack struct {
 // New makes the network; it does nothing until Serve gives it a VM.
 func New(cfg Config) (*Stack, error) {
 	if cfg.MTU == 0 {
-		cfg.MTU = DefaultMTU
+		cfg.MTU = vmnet.DefaultMTU
 	}
 	if cfg.MTU < 1280 || cfg.MTU > maxMTU {
 		return nil, fmt.Errorf("MTU %d is out of range (1280 to %d)", cfg.MTU, maxMTU)
@@ -198,7 +151,7 @@ func New(cfg Config) (*Stack, error) {
 	}
 	s := &Stack{cfg: cfg, log: cfg.Log, pings: cfg.DialOut != nil || pingsAllowed()}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.cable = link.New(tcpip.LinkAddress(GatewayMAC), uint32(cfg.MTU), link.QueueBytes)
+	s.cable = link.New(tcpip.LinkAddress(vmnet.GatewayMAC), uint32(cfg.MTU), link.QueueBytes)
 	s.policy = newPolicy(s)
 	if err := s.makeNet(); err != nil {
 		s.cancel()
@@ -225,14 +178,14 @@ func (s *Stack) makeNet() error {
 		return errors.New(err.String())
 	}
 	for _, a := range []netip.Prefix{
-		netip.PrefixFrom(Gateway, Network.Bits()), netip.PrefixFrom(HostAlias, Network.Bits()), netip.PrefixFrom(Gateway6, 64),
+		netip.PrefixFrom(vmnet.Gateway, vmnet.Network.Bits()), netip.PrefixFrom(vmnet.HostAlias, vmnet.Network.Bits()), netip.PrefixFrom(vmnet.Gateway6, 64),
 	} {
 		address := tcpip.ProtocolAddress{
 			Protocol:          socket.Protocol(a.Addr()),
 			AddressWithPrefix: tcpip.AddressWithPrefix{Address: socket.Address(a.Addr()), PrefixLen: a.Bits()},
 		}
 		properties := stack.AddressProperties{}
-		if a.Addr() == HostAlias {
+		if a.Addr() == vmnet.HostAlias {
 			properties.PEB = stack.NeverPrimaryEndpoint
 		}
 		if err := s.net.AddProtocolAddress(nic, address, properties); err != nil {
@@ -240,9 +193,9 @@ func (s *Stack) makeNet() error {
 		}
 	}
 	s.net.SetRouteTable([]tcpip.Route{
-		{Destination: subnet(netip.PrefixFrom(GuestLoopback, 32)), Gateway: socket.Address(Guest), NIC: nic}, // no neighbour of that name
-		{Destination: subnet(Network), NIC: nic},
-		{Destination: subnet(Network6), NIC: nic},
+		{Destination: subnet(netip.PrefixFrom(vmnet.GuestLoopback, 32)), Gateway: socket.Address(vmnet.Guest), NIC: nic}, // no neighbour of that name
+		{Destination: subnet(vmnet.Network), NIC: nic},
+		{Destination: subnet(vmnet.Network6), NIC: nic},
 	})
 
 	// Every address but the gateway's is somebody else's: the stack takes the
@@ -306,7 +259,7 @@ func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
 	defer context.AfterFunc(s.ctx, cancel)()
 	if s.ctx.Err() != nil {
 		conn.Close()
-		return ErrClosed
+		return vmnet.ErrClosed
 	}
 	served := false
 	err := s.cable.Serve(ctx, conn, func() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -183,7 +184,7 @@ func TestDialIn(t *testing.T) {
 	}
 	defer c.Close()
 	roundTrip(t, c, randomBytes(1<<20))
-	if peer := (<-peers).(*net.TCPAddr); peer.AddrPort().Addr() != usernet.Gateway {
+	if peer := (<-peers).(*net.TCPAddr); peer.AddrPort().Addr() != vmnet.Gateway {
 		t.Errorf("the guest saw %s", peer)
 	}
 }
@@ -192,16 +193,16 @@ func TestDialIn(t *testing.T) {
 // neighbour, and its answers come from there.
 func TestDialInLoopback(t *testing.T) {
 	s, g := network(t, usernet.Config{})
-	if err := g.AddAddress(usernet.GuestLoopback, 32); err != nil { // in place of the VM's rule
+	if err := g.AddAddress(vmnet.GuestLoopback, 32); err != nil { // in place of the VM's rule
 		t.Fatal(err)
 	}
 	guestTCP(t, g, 80, echo)
-	l, err := g.ListenOn(usernet.GuestLoopback, 80)
+	l, err := g.ListenOn(vmnet.GuestLoopback, 80)
 	if err != nil {
 		t.Fatal(err)
 	}
 	serveTCP(t, l, func(c net.Conn) { io.WriteString(c, "loopback") })
-	c, err := s.Dial(testContext(t), "tcp", usernettest.Address(usernet.GuestLoopback, 80))
+	c, err := s.Dial(testContext(t), "tcp", usernettest.Address(vmnet.GuestLoopback, 80))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,19 +216,19 @@ func TestDialInLoopback(t *testing.T) {
 // and nothing in the VM reaches the other one.
 func TestDialInManagement(t *testing.T) {
 	s, g := network(t, usernet.Config{})
-	l, err := g.ListenOn(usernet.Guest, 22)
+	l, err := g.ListenOn(vmnet.Guest, 22)
 	if err != nil {
 		t.Fatal(err)
 	}
 	serveTCP(t, l, func(c net.Conn) { io.WriteString(c, "container") })
-	if err := g.AddAddress(usernet.Management, 32); err != nil {
+	if err := g.AddAddress(vmnet.Management, 32); err != nil {
 		t.Fatal(err)
 	}
-	if l, err = g.ListenOn(usernet.Management, 22); err != nil {
+	if l, err = g.ListenOn(vmnet.Management, 22); err != nil {
 		t.Fatal(err)
 	}
 	serveTCP(t, l, func(c net.Conn) { io.WriteString(c, "sshd") })
-	for at, want := range map[netip.Addr]string{usernet.Guest: "container", usernet.Management: "sshd"} {
+	for at, want := range map[netip.Addr]string{vmnet.Guest: "container", vmnet.Management: "sshd"} {
 		c, err := s.Dial(testContext(t), "tcp", usernettest.Address(at, 22))
 		if err != nil {
 			t.Fatal(err)
@@ -237,7 +238,7 @@ func TestDialInManagement(t *testing.T) {
 			t.Errorf("%s: %q, %v", at, b, err)
 		}
 	}
-	if c, err := g.DialFrom(testContext(t), "tcp", netip.AddrPortFrom(usernet.Management, 0), "198.51.100.7:80"); err == nil {
+	if c, err := g.DialFrom(testContext(t), "tcp", netip.AddrPortFrom(vmnet.Management, 0), "198.51.100.7:80"); err == nil {
 		c.Close()
 		t.Error("the management address reaches others than the gateway")
 	}
@@ -246,7 +247,7 @@ func TestDialInManagement(t *testing.T) {
 func TestDialInErrors(t *testing.T) {
 	s := newStack(t, usernet.Config{})
 	ctx := testContext(t)
-	if _, err := s.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, usernet.ErrNoGuest) {
+	if _, err := s.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, vmnet.ErrNoGuest) {
 		t.Errorf("without a guest: %v", err)
 	}
 	plug(t, s, usernettest.Options{})
@@ -255,7 +256,7 @@ func TestDialInErrors(t *testing.T) {
 	}
 	for _, address := range []string{"192.0.2.1:53", "192.0.2.254:80", "198.51.100.7:80", "127.0.0.1:22", "[::1]:22", "192.0.2.2:0", "192.0.2.2", "vm:22", ""} {
 		for _, network := range []string{"tcp", "udp"} {
-			if _, err := s.Dial(ctx, network, address); !errors.Is(err, usernet.ErrNotGuest) {
+			if _, err := s.Dial(ctx, network, address); !errors.Is(err, vmnet.ErrNotGuest) {
 				t.Errorf("%s %q: %v", network, address, err)
 			}
 		}
@@ -264,7 +265,7 @@ func TestDialInErrors(t *testing.T) {
 		t.Error("tcp6 was dialled")
 	}
 	s.Close()
-	if _, err := s.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, usernet.ErrClosed) {
+	if _, err := s.Dial(ctx, "tcp", "192.0.2.2:22"); !errors.Is(err, vmnet.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -279,7 +280,7 @@ func TestDialInDeadline(t *testing.T) {
 	defer cancel()
 	for {
 		_, err := s.Dial(ctx, "tcp", "192.0.2.2:22")
-		if errors.Is(err, usernet.ErrNoGuest) {
+		if errors.Is(err, vmnet.ErrNoGuest) {
 			continue // Serve has not begun
 		}
 		if !errors.Is(err, context.DeadlineExceeded) {
@@ -438,7 +439,7 @@ func TestOutboundRefused(t *testing.T) {
 func TestPortReuse(t *testing.T) {
 	server := localTCP(t, func(c net.Conn) { io.ReadFull(c, make([]byte, 5)) })
 	_, g := network(t, usernet.Config{DialOut: dialTo(server)})
-	from := netip.AddrPortFrom(usernet.Guest, 1023)
+	from := netip.AddrPortFrom(vmnet.Guest, 1023)
 	for range 3 {
 		start := time.Now()
 		var c net.Conn
@@ -728,7 +729,7 @@ func TestReplug(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
-	if _, err := s.Dial(t.Context(), "tcp", "192.0.2.2:22"); !errors.Is(err, usernet.ErrNoGuest) {
+	if _, err := s.Dial(t.Context(), "tcp", "192.0.2.2:22"); !errors.Is(err, vmnet.ErrNoGuest) {
 		t.Errorf("unplugged: %v", err)
 	}
 	again, theirs := socketPair(t)
@@ -801,12 +802,12 @@ func TestConfig(t *testing.T) {
 		}
 	}
 	s := newStack(t, usernet.Config{})
-	if got := s.Status(); got.MTU != usernet.DefaultMTU || got.Connected || got.Guest != "192.0.2.2" {
+	if got := s.Status(); got.MTU != vmnet.DefaultMTU || got.Connected || got.Guest != "192.0.2.2" {
 		t.Errorf("status: %+v", got)
 	}
 	s.Close()
 	ours, _ := socketPair(t)
-	if err := s.Serve(t.Context(), ours); !errors.Is(err, usernet.ErrClosed) {
+	if err := s.Serve(t.Context(), ours); !errors.Is(err, vmnet.ErrClosed) {
 		t.Errorf("serve after Close: %v", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"strconv"
@@ -25,7 +26,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 
-	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/internal/link"
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
 )
@@ -67,13 +67,13 @@ type Guest struct {
 // the NetSocket of usernet.Run, and closes conn in the end.
 func NewGuest(conn net.Conn, o Options) (*Guest, error) {
 	if !o.Addr.IsValid() {
-		o.Addr = usernet.Guest
+		o.Addr = vmnet.Guest
 	}
 	if o.MAC == nil {
 		o.MAC = MAC
 	}
 	if o.MTU == 0 {
-		o.MTU = usernet.DefaultMTU
+		o.MTU = vmnet.DefaultMTU
 	}
 	g := &Guest{mac: o.MAC, addr: o.Addr, done: make(chan struct{})}
 	g.cable = link.New(tcpip.LinkAddress(o.MAC), uint32(o.MTU), queueBytes)
@@ -104,15 +104,15 @@ func (g *Guest) setUp() error {
 	if err := g.net.CreateNIC(nic, ethernet.New(g.cable)); err != nil {
 		return errors.New(err.String())
 	}
-	if err := g.AddAddress(g.addr, usernet.Network.Bits()); err != nil {
+	if err := g.AddAddress(g.addr, vmnet.Network.Bits()); err != nil {
 		return err
 	}
 	// Like root in a VM, it may send from any address that it names.
 	if err := g.net.SetSpoofing(nic, true); err != nil {
 		return errors.New(err.String())
 	}
-	subnet, err := tcpip.NewSubnet(socket.Address(usernet.Network.Addr()),
-		tcpip.MaskFromBytes(net.CIDRMask(usernet.Network.Bits(), 32)))
+	subnet, err := tcpip.NewSubnet(socket.Address(vmnet.Network.Addr()),
+		tcpip.MaskFromBytes(net.CIDRMask(vmnet.Network.Bits(), 32)))
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func (g *Guest) setUp() error {
 	}
 	g.net.SetRouteTable([]tcpip.Route{
 		{Destination: subnet, NIC: nic},
-		{Destination: all, Gateway: socket.Address(usernet.Gateway), NIC: nic},
+		{Destination: all, Gateway: socket.Address(vmnet.Gateway), NIC: nic},
 	})
 	sack := tcpip.TCPSACKEnabled(true)
 	if err := g.net.SetTransportProtocolOption(tcp.ProtocolNumber, &sack); err != nil {

@@ -1,17 +1,13 @@
-package usernet
+package vmnet
 
 import (
 	"bufio"
-	"bytes"
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
-	"strings"
 	"sync"
 	"syscall"
 )
@@ -21,14 +17,14 @@ import (
 // integers. A datagram's value is its context, always 0 here, and the payload.
 
 const (
-	udpPath     = "/.well-known/masque/udp/"
-	udpProtocol = "connect-udp"
-	udpAnswer   = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
+	UDPPath     = "/.well-known/masque/udp/"
+	UDPProtocol = "connect-udp"
+	UDPAnswer   = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n"
 
 	capsuleDatagram = 0
 	datagramUDP     = 0
 	// maxDatagram is the largest payload of a UDP packet over IPv4.
-	maxDatagram = 65535 - 20 - 8
+	MaxDatagram = 65535 - 20 - 8
 )
 
 var errCapsule = errors.New("malformed capsule")
@@ -91,7 +87,7 @@ func readDatagram(r *bufio.Reader, buf []byte) (int, error) {
 		if err != nil {
 			return 0, noEOF(err)
 		}
-		if length > 1+maxDatagram {
+		if length > 1+MaxDatagram {
 			return 0, fmt.Errorf("%w: %d bytes long", errCapsule, length)
 		}
 		if kind != capsuleDatagram {
@@ -121,57 +117,8 @@ func readDatagram(r *bufio.Reader, buf []byte) (int, error) {
 	}
 }
 
-// tunnelUDP serves one upgrade to datagrams.
-func (s *Stack) tunnelUDP(ctx context.Context, w http.ResponseWriter, r *http.Request) {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), udpProtocol) {
-		w.Header().Set("Upgrade", udpProtocol)
-		w.WriteHeader(http.StatusUpgradeRequired)
-		return
-	}
-	guest, err := s.Dial(r.Context(), "udp", net.JoinHostPort(r.PathValue("host"), r.PathValue("port")))
-	if err != nil {
-		answerError(w, err)
-		return
-	}
-	conn, ahead, err := hijack(w, udpAnswer)
-	if err != nil {
-		_ = guest.Close()
-		return
-	}
-	s.dialIns.Add(1)
-	defer s.dialIns.Add(-1)
-	client := newDatagramConn(conn, bufio.NewReader(io.MultiReader(bytes.NewReader(ahead), conn)))
-	end := func() { _ = guest.Close(); _ = client.Close() }
-	defer end()
-	defer context.AfterFunc(ctx, end)()
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		defer end()
-		copyDatagrams(client, sourceOf(guest))
-	})
-	copyDatagrams(guest, sourceOf(client))
-	end()
-	wg.Wait()
-}
-
-// copyDatagrams copies until either side is closed. What the guest refuses by
-// ICMP or cannot take is lost, as datagrams are.
-func copyDatagrams(dst net.Conn, src source) {
-	for {
-		written := true
-		err := src.next(func(b []byte) error {
-			_, err := dst.Write(b)
-			written = !errors.Is(err, net.ErrClosed)
-			return nil
-		})
-		if !written || err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
-			return
-		}
-	}
-}
-
 // datagramConn carries datagrams over a stream, one a Read and one a Write.
-type datagramConn struct {
+type DatagramConn struct {
 	net.Conn
 	rmu sync.Mutex
 	r   *bufio.Reader
@@ -179,13 +126,13 @@ type datagramConn struct {
 	out []byte
 }
 
-func newDatagramConn(c net.Conn, r *bufio.Reader) *datagramConn {
-	return &datagramConn{Conn: c, r: r}
+func NewDatagramConn(c net.Conn, r *bufio.Reader) *DatagramConn {
+	return &DatagramConn{Conn: c, r: r}
 }
 
 // Read reads one datagram; what b has no room for is lost.
-func (c *datagramConn) Read(b []byte) (n int, err error) {
-	err = c.next(func(datagram []byte) error {
+func (c *DatagramConn) Read(b []byte) (n int, err error) {
+	err = c.Next(func(datagram []byte) error {
 		n = copy(b, datagram)
 		return nil
 	})
@@ -194,9 +141,9 @@ func (c *datagramConn) Read(b []byte) (n int, err error) {
 
 // WriteTo implements io.WriterTo: each datagram is one Write. It holds no buffer while it
 // waits, so that many connections cost none.
-func (c *datagramConn) WriteTo(w io.Writer) (sum int64, err error) {
+func (c *DatagramConn) WriteTo(w io.Writer) (sum int64, err error) {
 	for err == nil {
-		err = c.next(func(datagram []byte) error {
+		err = c.Next(func(datagram []byte) error {
 			n, err := w.Write(datagram)
 			sum += int64(n)
 			return err
@@ -208,15 +155,19 @@ func (c *datagramConn) WriteTo(w io.Writer) (sum int64, err error) {
 	return sum, err
 }
 
-// next implements source.
-func (c *datagramConn) next(use func([]byte) error) error {
+// buffers each hold the largest datagram.
+var buffers = sync.Pool{New: func() any { return new([65535]byte) }}
+
+// Next waits for a datagram and lends it to use; io.EOF is the end. It holds no buffer while it
+// waits.
+func (c *DatagramConn) Next(use func([]byte) error) error {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
 	if _, err := c.r.Peek(1); err != nil {
 		return err
 	}
-	buf := datagrams.Get().(*[65535]byte)
-	defer datagrams.Put(buf)
+	buf := buffers.Get().(*[65535]byte)
+	defer buffers.Put(buf)
 	n, err := readDatagram(c.r, buf[:])
 	if err != nil {
 		return err
@@ -225,8 +176,8 @@ func (c *datagramConn) next(use func([]byte) error) error {
 }
 
 // Write writes one datagram.
-func (c *datagramConn) Write(b []byte) (int, error) {
-	if len(b) > maxDatagram {
+func (c *DatagramConn) Write(b []byte) (int, error) {
+	if len(b) > MaxDatagram {
 		return 0, os.NewSyscallError("write", syscall.EMSGSIZE)
 	}
 	c.wmu.Lock()

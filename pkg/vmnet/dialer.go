@@ -1,4 +1,4 @@
-package usernet
+package vmnet
 
 import (
 	"bufio"
@@ -20,10 +20,10 @@ import (
 // methods are safe for concurrent use and keep no connection.
 type Dialer struct{ socket string }
 
-// NewDialer returns a Dialer for the socket that Options.DialSocket named.
+// NewDialer returns a Dialer for the socket that usernet.Options.DialSocket named.
 func NewDialer(dialSocket string) *Dialer { return &Dialer{socket: dialSocket} }
 
-// Dial opens a connection to a port of the VM, like [Stack.Dial], whose errors
+// Dial opens a connection to a port of the VM, like usernet.Stack.Dial, whose errors
 // it has. In addition, a network process that does not run shows as
 // fs.ErrNotExist or syscall.ECONNREFUSED of its socket, wrapped in ErrNoNetwork.
 // A "tcp" connection has CloseWrite. Each Read and Write of a "udp" one is a
@@ -40,8 +40,8 @@ func (d *Dialer) Dial(ctx context.Context, network, address string) (net.Conn, e
 		}
 		request = &http.Request{
 			Method: http.MethodGet, Host: "devvm",
-			URL:    &url.URL{Path: udpPath + host + "/" + port + "/"},
-			Header: http.Header{"Connection": {"Upgrade"}, "Upgrade": {udpProtocol}, "Capsule-Protocol": {"?1"}},
+			URL:    &url.URL{Path: UDPPath + host + "/" + port + "/"},
+			Header: http.Header{"Connection": {"Upgrade"}, "Upgrade": {UDPProtocol}, "Capsule-Protocol": {"?1"}},
 		}
 	default:
 		return nil, fmt.Errorf("dial %s in the VM: %w", address, net.UnknownNetworkError(network))
@@ -51,7 +51,7 @@ func (d *Dialer) Dial(ctx context.Context, network, address string) (net.Conn, e
 		return nil, fmt.Errorf("dial %s in the VM: %w", address, err)
 	}
 	if network == "udp" {
-		return newDatagramConn(conn, response), nil
+		return NewDatagramConn(conn, response), nil
 	}
 	return withBuffered(conn, response), nil
 }
@@ -119,7 +119,7 @@ func (d *Dialer) SetPolicy(ctx context.Context, p egress.Policy) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("change the network's policy: %w", err)
 	}
-	var answer policyAnswer
+	var answer PolicyAnswer
 	err = d.call(ctx, http.MethodPut, "/policy", body, func(r *http.Response) error {
 		return json.NewDecoder(r.Body).Decode(&answer)
 	})
