@@ -13,10 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -24,8 +20,10 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/image"
 	"github.com/devvm/devvm/pkg/lock"
+	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/trust"

@@ -8,13 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/tree"
 	"github.com/devvm/devvm/pkg/ui"
 )

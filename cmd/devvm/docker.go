@@ -5,12 +5,11 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
 )
 
 func (a *app) newDockerCmd() *cobra.Command {

@@ -3,18 +3,17 @@ package main
 import (
 	"context"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 func (a *app) newEgressCmd() *cobra.Command {

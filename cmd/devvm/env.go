@@ -5,12 +5,11 @@ import (
 	"fmt"
 	"os"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

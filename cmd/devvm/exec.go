@@ -8,13 +8,12 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

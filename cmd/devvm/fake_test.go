@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"log/slog"
 	"net"
@@ -29,6 +28,7 @@ import (
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // fakeEnv names the directory of the fake hypervisor that the program under

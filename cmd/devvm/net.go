@@ -6,14 +6,13 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/background"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/project"
 	"github.com/devvm/devvm/pkg/sandbox"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/usernet"
 )
 

@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

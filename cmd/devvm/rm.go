@@ -3,12 +3,11 @@ package main
 import (
 	"context"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/dockercontext"
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

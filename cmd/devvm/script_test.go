@@ -17,11 +17,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/vm"
 	"github.com/devvm/devvm/pkg/vm/vmtest"
 )

@@ -4,11 +4,10 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/spf13/cobra"
 
 	"github.com/devvm/devvm/pkg/project"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )

@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/vm"
 )
 

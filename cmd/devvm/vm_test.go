@@ -15,9 +15,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/devvm/devvm/pkg/state"
 )
 
 // TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"os"
 	"time"
@@ -26,6 +25,7 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Set is the daemons of one project.

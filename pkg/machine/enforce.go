@@ -3,11 +3,11 @@ package machine
 import (
 	"context"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // enforce gives a network process that runs the policy of devvm.toml, unless it

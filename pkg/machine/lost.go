@@ -6,9 +6,8 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

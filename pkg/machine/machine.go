@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"strings"
 
 	"github.com/devvm/devvm/pkg/config"
@@ -22,6 +21,7 @@ import (
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Machine is a VM that is being brought up.

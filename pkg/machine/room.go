@@ -3,12 +3,11 @@ package machine
 import (
 	"fmt"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/prometheus/procfs"
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/file"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )

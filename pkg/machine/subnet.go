@@ -2,7 +2,6 @@ package machine
 
 import (
 	"context"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +11,7 @@ import (
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // The engine gives its networks addresses when they are made, from pools that it reads when it

@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/devvm/devvm/pkg/state"
 
 	"golang.org/x/sync/errgroup"
 
@@ -19,9 +16,11 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // A template is made in a project of its own, whose directory is one in the

@@ -4,11 +4,11 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"time"
 
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Phase is what the wait for a VM waits for.

@@ -3,7 +3,6 @@ package machine_test
 import (
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 var now = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)

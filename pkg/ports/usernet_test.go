@@ -2,7 +2,6 @@ package ports_test
 
 import (
 	"context"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -15,6 +14,7 @@ import (
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // network runs the network of a VM, and a guest in it, as the process `devvm net` does.

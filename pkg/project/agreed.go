@@ -8,12 +8,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/grant"
+	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

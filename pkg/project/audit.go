@@ -7,10 +7,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/audit"
 	"github.com/devvm/devvm/pkg/ports"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"time"
 
 	"github.com/devvm/devvm/pkg/machine"
-
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Patience of the verbs that stop a VM.

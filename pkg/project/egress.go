@@ -3,14 +3,13 @@ package project
 import (
 	"context"
 	"errors"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"syscall"
 
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Egress returns what the project's VM has asked for on the network since its

@@ -6,11 +6,10 @@ import (
 	"io/fs"
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/trust"
 )
 

@@ -7,11 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/devvm/devvm/pkg/state"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/trust"
 )
 

@@ -9,11 +9,9 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 

@@ -7,9 +7,7 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/machine"
-
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )

@@ -6,11 +6,9 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/grant"
+	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/state"
 )
 
 // outer returns what was agreed to for each other project whose VM can write in this one's

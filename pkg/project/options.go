@@ -3,19 +3,17 @@ package project
 import (
 	"context"
 	"errors"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"time"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/engine"
+	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // NetOptions are the paths of a project's network process, and what its VM may

@@ -4,7 +4,6 @@ import (
 	"context"
 
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/ui"
 )
 

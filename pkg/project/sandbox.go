@@ -6,10 +6,8 @@ import (
 	"path/filepath"
 
 	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/sandbox"
+	"github.com/devvm/devvm/pkg/state"
 )
 
 // Confine gives up all but the policy, and the system calls. Where the kernel has no

@@ -10,11 +10,9 @@ import (
 	"testing"
 
 	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/state"
 )
 
 // Paths that TestPolicies tries in a child process.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,13 +11,12 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/config"
+	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Which directories a VM has stands in devvm.toml, and devvm.toml is in the first of

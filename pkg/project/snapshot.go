@@ -8,12 +8,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 	"github.com/devvm/devvm/pkg/vm"
 )

@@ -11,14 +11,12 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/devvm/devvm/pkg/disk"
+	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/shell"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 

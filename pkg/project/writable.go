@@ -4,7 +4,6 @@ import (
 	"slices"
 
 	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/tree"
 )
 

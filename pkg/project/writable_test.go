@@ -9,10 +9,8 @@ import (
 	"testing"
 
 	"github.com/devvm/devvm/pkg/machine"
-
-	"github.com/devvm/devvm/pkg/state"
-
 	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/template"
 	"github.com/devvm/devvm/pkg/tree"
 )

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // tunnel makes the VM's network, whose gateway leads to the server, with a guest.

@@ -2,13 +2,14 @@ package usernet
 
 import (
 	"errors"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
+
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 const (

@@ -2,7 +2,6 @@ package usernet_test
 
 import (
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"testing"
 	"time"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 func TestDHCP(t *testing.T) {

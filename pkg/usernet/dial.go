@@ -3,11 +3,11 @@ package usernet
 import (
 	"context"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Dial opens a connection into the VM, to a port of Guest, GuestLoopback or

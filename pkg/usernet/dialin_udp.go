@@ -5,13 +5,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
 	"syscall"
+
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // tunnelUDP serves one upgrade to datagrams.

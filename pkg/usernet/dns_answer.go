@@ -1,11 +1,12 @@
 package usernet
 
 import (
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"strings"
 
 	"github.com/miekg/dns"
+
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // internalNames are the names of this network. All mean the host, which

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // FuzzDHCP: no datagram breaks the DHCP server, and an answer gives nobody anything but

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // The gateway's own services listen nowhere: a listener of the stack's would queue

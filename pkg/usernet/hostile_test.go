@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -28,6 +27,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // mostResident is what the network process of a hostile guest may hold, in bytes.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"syscall"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // The first rule of this network: nothing that comes from the VM ever reaches

@@ -1,7 +1,6 @@
 package usernet
 
 import (
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"slices"
 
@@ -11,6 +10,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // quotedBytes is how much of a packet behind its IP header an ICMP error

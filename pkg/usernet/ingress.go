@@ -1,10 +1,11 @@
 package usernet
 
 import (
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // A verdict says what happens to a frame from the VM.

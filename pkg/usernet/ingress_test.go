@@ -1,7 +1,6 @@
 package usernet
 
 import (
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"testing"
 
@@ -10,6 +9,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 var guestLink = tcpip.LinkAddress("\x52\x54\x00\x12\x34\x56")

@@ -3,7 +3,6 @@ package usernet
 import (
 	"container/list"
 	"context"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // manyAttempts bounds the journal, for what was allowed and for what was

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // kernel is a guest whose stack is this machine's kernel, in a namespace of its own.

@@ -2,7 +2,6 @@ package usernet_test
 
 import (
 	"errors"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // The test below runs in network namespaces: this test binary, started again,

@@ -3,7 +3,6 @@ package usernet_test
 import (
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -20,6 +19,7 @@ import (
 	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // TestTranslated: what the host's own rules lead to a service of its own is cut before a

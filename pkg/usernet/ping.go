@@ -2,7 +2,6 @@ package usernet
 
 import (
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // Pings leave by the host's own ping sockets (icmp(7)), which many hosts let each user open

@@ -2,7 +2,6 @@ package usernet
 
 import (
 	"context"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -13,6 +12,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // policy decides about each outbound connection and each name that is asked

@@ -3,7 +3,6 @@ package usernet
 import (
 	"context"
 	"encoding/binary"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // The gateway is the VM's router of IPv6 as far as the VM needs one (RFC 4861): it answers who

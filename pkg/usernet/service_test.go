@@ -2,7 +2,6 @@ package usernet_test
 
 import (
 	"errors"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"net/netip"
@@ -11,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/devvm/devvm/pkg/usernet"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // A service is a unix socket of the host's behind a port of the gateway, for those in

@@ -1,7 +1,6 @@
 package usernet
 
 import (
-	"github.com/devvm/devvm/pkg/vmnet"
 	"io"
 	"net"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // A source of datagrams waits for one without holding a buffer, so that a

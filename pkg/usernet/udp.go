@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"math"
 	"net"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // A datagram of the guest's is sent on by the goroutine that has read its frame, and what

@@ -2,7 +2,6 @@ package usernet_test
 
 import (
 	"context"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"sync/atomic"
@@ -12,6 +11,7 @@ import (
 	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/usernet"
 	"github.com/devvm/devvm/pkg/usernet/usernettest"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 // localUDP echoes datagrams on a port of the host.

@@ -16,6 +16,7 @@ import (
 // a type, a length and a value, the first two as QUIC's variable-length
 // integers. A datagram's value is its context, always 0 here, and the payload.
 
+// What the request for datagrams and its answer say.
 const (
 	UDPPath     = "/.well-known/masque/udp/"
 	UDPProtocol = "connect-udp"
@@ -23,7 +24,7 @@ const (
 
 	capsuleDatagram = 0
 	datagramUDP     = 0
-	// maxDatagram is the largest payload of a UDP packet over IPv4.
+	// MaxDatagram is the largest payload of a UDP packet over IPv4.
 	MaxDatagram = 65535 - 20 - 8
 )
 
@@ -117,7 +118,7 @@ func readDatagram(r *bufio.Reader, buf []byte) (int, error) {
 	}
 }
 
-// datagramConn carries datagrams over a stream, one a Read and one a Write.
+// DatagramConn carries datagrams over a stream, one a Read and one a Write.
 type DatagramConn struct {
 	net.Conn
 	rmu sync.Mutex
@@ -126,6 +127,7 @@ type DatagramConn struct {
 	out []byte
 }
 
+// NewDatagramConn carries datagrams over c, of which r has read some bytes ahead.
 func NewDatagramConn(c net.Conn, r *bufio.Reader) *DatagramConn {
 	return &DatagramConn{Conn: c, r: r}
 }

@@ -22,7 +22,7 @@ import (
 // After the answer to CONNECT (200) or the upgrade (101) the connection is the
 // tunnel. Failures are JSON, [dialError], with a status that says the kind.
 
-// policyAnswer is the answer to another policy.
+// PolicyAnswer is the answer to another policy.
 type PolicyAnswer struct {
 	Cut int `json:"cut"` // connections that it does not allow
 }
@@ -49,6 +49,7 @@ var dialErrors = []struct {
 	{syscall.ETIMEDOUT, "timeout", http.StatusGatewayTimeout},
 }
 
+// AnswerError answers a request that has failed, so that a [Dialer] gets the same error.
 func AnswerError(w http.ResponseWriter, err error) {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = syscall.ETIMEDOUT

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/devvm/devvm/pkg/vmnet"
 	"net"
 	"net/netip"
 	"strconv"
@@ -28,6 +27,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/usernet/internal/link"
 	"github.com/devvm/devvm/pkg/usernet/internal/socket"
+	"github.com/devvm/devvm/pkg/vmnet"
 )
 
 const nic = socket.NIC

@@ -4,8 +4,9 @@ package nfs3
 
 import (
 	"fmt"
-	"github.com/buildbarn/go-xdr/pkg/runtime"
 	"io"
+
+	"github.com/buildbarn/go-xdr/pkg/runtime"
 )
 
 const FHSIZE = 64
