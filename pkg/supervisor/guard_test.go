@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 
+	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -330,19 +330,13 @@ func TestResizeBeforeStart(t *testing.T) {
 	if code, text := f.bind(t, "one", map[string]any{}); code != http.StatusCreated {
 		t.Fatal(code, text)
 	}
-	before := f.engine.Requests()
+	before := f.engine.Asked()
 	sized := make(chan int, 1)
 	go func() {
 		code, _ := f.ask(t, http.MethodPost, "/containers/one/resize?h=30&w=100", "")
 		sized <- code
 	}()
-	for deadline := time.Now().Add(10 * time.Second); f.engine.Requests() <= before && time.Now().Before(deadline); {
-		select { // until it has been asked whether the container runs
-		case code := <-sized:
-			t.Fatal("answered before the start: ", code)
-		default:
-		}
-	}
+	condition.Wait(t, "the engine is asked whether the container runs", func() bool { return f.engine.Asked() > before })
 	if code, text := f.ask(t, http.MethodPost, "/containers/one/start", ""); code != http.StatusNoContent {
 		t.Fatal(code, text)
 	}

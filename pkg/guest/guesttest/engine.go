@@ -44,7 +44,8 @@ type Engine struct {
 	accept   chan net.Conn
 	closed   chan struct{}
 	close    sync.Once
-	requests atomic.Int64
+	requests atomic.Int64 // in progress
+	asked    atomic.Int64 // ever
 
 	mu          sync.Mutex
 	file        string
@@ -149,6 +150,9 @@ func (e *Engine) Serve(l net.Listener) error { return e.server.Serve(l) }
 
 // Requests is the number of requests in progress, upgraded ones included.
 func (e *Engine) Requests() int { return int(e.requests.Load()) }
+
+// Asked is the number of requests that have come so far.
+func (e *Engine) Asked() int { return int(e.asked.Load()) }
 
 // Mute loses all events from now on.
 func (e *Engine) Mute() {
@@ -316,6 +320,7 @@ func (e *Engine) handler() http.Handler {
 		answer(w, http.StatusNotFound, map[string]string{"message": "page not found: " + r.Method + " " + r.URL.Path})
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		e.asked.Add(1)
 		e.requests.Add(1)
 		defer e.requests.Add(-1)
 		w.Header().Set("Api-Version", APIVersion)
