@@ -171,7 +171,7 @@ func (s *scene) attackGrowth(t *testing.T, v victim) {
 	got = s.outcome(t, at(v.dir), "config")
 	s.attempt(t, who, "devvm.toml as a link to a file of the owner's", "it is not read", got, strings.Contains(got, "symbolic link") && !strings.Contains(got, "secret"))
 	write("ln -sf " + filepath.Dir(canary) + " sub/link; rm devvm.toml; printf 'mounts = [{ source = \"sub/link\" }]\n' >devvm.toml; cat kept.toml >>devvm.toml")
-	s.refused(t, at(v.dir), who, "a mount inside that is a link", "none is followed", "up")
+	s.refused(t, at(v.dir), who, "a mount inside that is a link", "devvm follows none", "up")
 
 	write("rm -r sub devvm.toml; mv kept.toml devvm.toml")
 	got = s.outcome(t, at(v.dir), "up")

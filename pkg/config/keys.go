@@ -241,7 +241,7 @@ var schema = []field{
 				"and address ranges (`bip`, `fixed-cidr`, `default-address-pools`) that overlap 192.0.2.0/24, the VM's own network.\n\n" +
 				"Unless you set `mtu`, Docker's own bridge has the MTU of the VM's link, 65520, and so do builds: large packets cost less than many, and none of them crosses a wire. " +
 				"Networks that you make have Docker's 1500. The engine shows another one among a network's options, and Compose v1 then says that the network \"needs to be recreated\". " +
-				"Without Compose v1, larger packets make a published port two to four times as fast [under emulation](performance.md#a-published-port): " +
+				"Without Compose v1, larger packets make a published port two to four times as fast, and the way out twice as fast, [under emulation](performance.md#a-published-port): " +
 				"`default-network-opts.bridge.\"com.docker.network.driver.mtu\" = \"65520\"`, for networks that are made from then on.\n\n" +
 				"Unless you set `default-address-pools`, networks get addresses that hide no LAN or VPN of the host: Docker's own ranges if none of its routes overlaps, else 10.208.0.0/12, 192.168.0.0/16 or 198.18.0.0/15. " +
 				"`devvm status` says when a network hides what came up later.",

@@ -500,21 +500,34 @@ func TestRunTerminal(t *testing.T) {
 			_ = out.CloseWithError(err)
 			result <- err
 		}()
-		until := func(want string) {
+		defer time.AfterFunc(time.Minute, func() { _ = out.CloseWithError(errors.New("nothing for a minute")) }).Stop()
+		lines := bufio.NewScanner(seen)
+		line := func() string {
 			t.Helper()
-			var got []byte
-			for b := make([]byte, 1); !strings.Contains(string(got), want); got = append(got, b[0]) {
-				if _, err := seen.Read(b); err != nil {
-					t.Fatalf("%v after %q, waiting for %q", err, got, want)
+			if !lines.Scan() {
+				t.Fatalf("the output ends: %v", lines.Err())
+			}
+			return lines.Text()
+		}
+		// size asks the command for the terminal's size, past the echo of the question.
+		size := func() string {
+			t.Helper()
+			_, _ = io.WriteString(typed, "size\n")
+			for {
+				if l := line(); l != "size" {
+					return l
 				}
 			}
 		}
-		until("vt220\r\n")
-		_, _ = io.WriteString(typed, "size\n")
-		until("30 100\r\n")
+		if term := line(); term != "vt220" {
+			t.Errorf("TERM is %q", term)
+		}
+		if got := size(); got != "30 100" {
+			t.Errorf("its size is %q", got)
+		}
 		resize <- guest.Size{Columns: 81, Rows: 25}
-		_, _ = io.WriteString(typed, "size\n")
-		until("25 81\r\n")
+		for size() != "25 81" { // what is typed may overtake it
+		}
 		_, _ = io.WriteString(typed, "end\n")
 		go func() { _, _ = io.Copy(io.Discard, seen) }()
 		if err := <-result; err != nil {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -42,17 +41,7 @@ func TestHostileGuest(t *testing.T) {
 	if testing.Short() && os.Getenv("DEVVM_TEST_TIME") == "" {
 		t.Setenv("DEVVM_TEST_TIME", "8s")
 	}
-	cmd := inNamespace("host", "-test.run=^TestHostileGuestInNamespace$", "-test.v", "-test.timeout=0")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Skipf("network namespaces need root or unprivileged user namespaces: %v", err)
-	}
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestHostileGuestInNamespace") {
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
-	t.Logf("%s", out)
+	runInNamespace(t, "TestHostileGuestInNamespace")
 }
 
 // TestHostileGuestInNamespace is the host.

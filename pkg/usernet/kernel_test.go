@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -45,28 +44,10 @@ func startKernel(t *testing.T, s *usernet.Stack) *kernel {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := inNamespace("kernel")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET} // we are root here in any case
-	cmd.ExtraFiles = []*os.File{theirs}
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(t.Context(), conn) }()
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-		<-served
-	})
+	t.Cleanup(func() { <-served }) // when the guest has ended
+	_, in, out := startBeside(t, "kernel", theirs)
 	return &kernel{in, bufio.NewScanner(out)}
 }
 

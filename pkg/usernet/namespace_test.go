@@ -55,17 +55,51 @@ func inNamespace(role string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func TestNamespaces(t *testing.T) {
-	cmd := inNamespace("host", "-test.run=^TestHostInNamespace$", "-test.v")
-	out, err := cmd.CombinedOutput()
+// runInNamespace runs another test of this package, which is the host, in a namespace.
+func runInNamespace(t *testing.T, test string) {
+	t.Helper()
+	out, err := inNamespace("host", "-test.run=^"+test+"$", "-test.v").CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
 		t.Skipf("network namespaces need root or unprivileged user namespaces: %v", err)
 	}
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestHostInNamespace") {
+	switch {
+	case strings.Contains(string(out), "--- SKIP: "+test):
+		t.Skipf("%s", out)
+	case err != nil || !strings.Contains(string(out), "--- PASS: "+test):
 		t.Errorf("in the namespace: %v\n%s", err, out)
+	default:
+		t.Logf("%s", out)
 	}
 }
+
+// startBeside starts somebody else whom this test's host meets, in a namespace of its own, until
+// the test ends.
+func startBeside(t *testing.T, role string, files ...*os.File) (cmd *exec.Cmd, in io.Writer, out io.Reader) {
+	t.Helper()
+	cmd = inNamespace(role)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET} // we are root here in any case
+	cmd.ExtraFiles = files
+	cmd.Stderr = os.Stderr
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		input.Close()
+		cmd.Wait()
+	})
+	return cmd, input, output
+}
+
+func TestNamespaces(t *testing.T) { runInNamespace(t, "TestHostInNamespace") }
 
 // beOutside is the world outside: an interface that it is given, and servers
 // that echo, until its standard input ends.
@@ -328,25 +362,7 @@ func (r *root) wantsFrom(t *testing.T, what string, from netip.Addr, proto tcpip
 // startOutside starts the world outside and joins it to this namespace.
 func startOutside(t *testing.T) {
 	t.Helper()
-	cmd := inNamespace("outside")
-	cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET // we are root here in any case
-	cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = nil, nil
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		in.Close()
-		cmd.Wait()
-	})
+	cmd, in, out := startBeside(t, "outside")
 	ready := func() {
 		t.Helper()
 		if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {

@@ -28,15 +28,7 @@ func TestTranslated(t *testing.T) {
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("nft is not installed")
 	}
-	cmd := inNamespace("host", "-test.run=^TestTranslatedInNamespace$", "-test.v")
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Skipf("network namespaces need root or unprivileged user namespaces: %v", err)
-	}
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestTranslatedInNamespace") {
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
+	runInNamespace(t, "TestTranslatedInNamespace")
 }
 
 // translations are rules of the host for addresses that are nobody's. 10.43.0.1 to .9

@@ -2,12 +2,9 @@ package usernet_test
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
@@ -22,15 +19,7 @@ import (
 // TestPings: a ping leaves under the same rule and policy as all else, where the host lets
 // users send any.
 func TestPings(t *testing.T) {
-	cmd := inNamespace("host", "-test.run=^TestPingsInNamespace$", "-test.v")
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Skipf("network namespaces need root or unprivileged user namespaces: %v", err)
-	}
-	if err != nil || !strings.Contains(string(out), "--- PASS: TestPingsInNamespace") {
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
+	runInNamespace(t, "TestPingsInNamespace")
 }
 
 func TestPingsInNamespace(t *testing.T) {

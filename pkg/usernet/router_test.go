@@ -7,9 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -31,18 +29,7 @@ import (
 // while its host has. The VM is this machine's kernel, in a namespace of its own behind a tap
 // device.
 func TestIPv6(t *testing.T) {
-	cmd := inNamespace("host", "-test.run=^TestIPv6InNamespace$", "-test.v")
-	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) {
-		t.Skipf("network namespaces need root or unprivileged user namespaces: %v", err)
-	}
-	switch {
-	case strings.Contains(string(out), "--- SKIP: TestIPv6InNamespace"):
-		t.Skipf("%s", out)
-	case err != nil || !strings.Contains(string(out), "--- PASS: TestIPv6InNamespace"):
-		t.Errorf("in the namespace: %v\n%s", err, out)
-	}
+	runInNamespace(t, "TestIPv6InNamespace")
 }
 
 func TestIPv6InNamespace(t *testing.T) {
