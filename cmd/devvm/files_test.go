@@ -25,7 +25,6 @@ var stateFiles = map[string][]string{
 	"DATA/projects/NAME/lock":            {""},
 	"DATA/projects/NAME/project.json":    {""},
 	"DATA/projects/NAME/exposures.json":  {""},
-	"DATA/projects/NAME/shares.json":     {""},
 	"DATA/projects/NAME/vacant":          {""},
 	"DATA/projects/NAME/removing/":       {""},
 	"DATA/projects/NAME/vm/":             {""},
@@ -45,7 +44,7 @@ var stateFiles = map[string][]string{
 	"DATA/host.json":                     {""},
 	"CACHE/accel.json":                   {""},
 	"CONFIG/config.toml":                 nil, // the user's, TestLoad
-	"DATA/projects/NAME/agreed.json":     {""},
+	"DATA/projects/NAME/applied.json":    {""},
 	"DATA/projects/NAME/owners":          {""},
 	"DATA/trusted.json":                  {""},
 	"DATA/sandbox/ID/qemu-system-x86_64": nil, // the fake's VMs have none

@@ -220,19 +220,6 @@ func (c Config) Policy() egress.Policy {
 	return p
 }
 
-// StartHash identifies what a VM takes on at its next start: size, the engine's
-// settings and the directories that it has.
-func (c Config) StartHash() string {
-	start := map[string]any{
-		"cpus": c.CPUs, "memory": c.Memory, "disk": c.Disk,
-		"daemon": c.Daemon,
-	}
-	if !c.Mount || len(c.Mounts) > 0 || c.ShareDurable || !slices.Equal(c.ShareIgnore, defaultIgnore) { // else as it was before there were these keys
-		start["share"] = []any{c.Mount, c.mountTables(), c.ShareDurable, c.ShareIgnore}
-	}
-	return hash("start", start)
-}
-
 // ProvisionHash identifies what is done once on a new VM.
 func (c Config) ProvisionHash() string {
 	return hash("provision", map[string]any{"packages": c.packageSet(), "script": c.Script})

@@ -99,7 +99,7 @@ func TestExample(t *testing.T) {
 		if got := c.Origin(k.Name) != "default"; got == k.UserOnly {
 			t.Errorf("%s: in the example: %v", k.Name, got)
 		}
-		if k.Brief == "" || k.Doc == "" || k.Type == "" || k.Default == "" || k.Applies == "" || k.Example == "" {
+		if k.Brief == "" || k.Doc == "" || k.Type == "" || k.Default == "" || k.Applies == AppliesUnset || k.Example == "" {
 			t.Errorf("%s is not documented", k.Name)
 		}
 	}

@@ -20,7 +20,8 @@ type Key struct {
 	Name     string // dotted: "network.mode"
 	Type     string // in words: "size in quotes"
 	Default  string // in words
-	Applies  string // when a change takes effect
+	Applies  Applies
+	Only     string // how much of a change takes effect then, in words; empty: all of it
 	UserOnly bool   // only in the user's own file
 	Doc      string // what it does: paragraphs, Markdown
 	Brief    string // the same in one line, for the example file
@@ -60,11 +61,32 @@ func Keys() []Key {
 	return keys
 }
 
+// Applies is when a change of a key takes effect.
+type Applies int
+
+// Each key has one of these.
 const (
-	appliesNew   = "to a new VM: `devvm nuke`"
-	appliesStart = "at the next start: `devvm down`, `devvm up`"
-	appliesUp    = "at the next `devvm up`, to a running VM too"
+	AppliesUnset   Applies = iota
+	AppliesCommand         // to the next command
+	AppliesUp              // at the next up, to a running VM too
+	AppliesStart           // when the VM starts the next time
+	AppliesNew             // to a new VM
 )
+
+// String is for docs, after "A change applies".
+func (a Applies) String() string {
+	switch a {
+	case AppliesCommand:
+		return "to new commands"
+	case AppliesUp:
+		return "at the next `devvm up`, to a running VM too"
+	case AppliesStart:
+		return "at the next start: `devvm down`, `devvm up`"
+	case AppliesNew:
+		return "to a new VM: `devvm nuke`"
+	}
+	return ""
+}
 
 // mostPorts is what ports.most can be: pkg/ports' MaxMost.
 const mostPorts = 4096
@@ -73,7 +95,7 @@ const mostPorts = 4096
 var schema = []field{
 	{
 		Key: Key{
-			Name: "image", Type: "string", Default: `"debian-13"`, Applies: appliesNew,
+			Name: "image", Type: "string", Default: `"debian-13"`, Applies: AppliesNew,
 			Brief: "Base image, by name or digest: see `devvm image ls`.",
 			Doc: "The base image of the VM: its name, its digest or the beginning of its digest, as `devvm image ls` shows them. " +
 				"`devvm image build` builds `debian-13` from a recipe that comes with devvm.\n\n" +
@@ -98,7 +120,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "cpus", Type: "whole number", Default: "4, or as many as the host has, if it has fewer", Applies: appliesStart,
+			Name: "cpus", Type: "whole number", Default: "4, or as many as the host has, if it has fewer", Applies: AppliesStart,
 			Brief:   "Virtual CPUs, from 1 to the host's number.",
 			Doc:     "The number of virtual CPUs, from 1 to as many as the host has. They are shared with the host, not taken from it.",
 			Example: "cpus = 4",
@@ -129,7 +151,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "memory", Type: "size in quotes", Default: "4 GiB, or half of the host's memory, if that is less", Applies: appliesStart,
+			Name: "memory", Type: "size in quotes", Default: "4 GiB, or half of the host's memory, if that is less", Applies: AppliesStart,
 			Brief: "Memory, from 512MiB to the host's: MiB, GiB (of 1024) or MB, GB (of 1000).",
 			Doc: "The VM's memory, from 512 MiB to all that the host has. It is an upper limit: memory that the VM frees goes back to the host.\n\n" +
 				"Sizes are a number and a unit: `MiB`, `GiB`, `TiB` count in steps of 1024, `MB`, `GB`, `TB` in steps of 1000. " +
@@ -161,7 +183,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "disk", Type: "size in quotes", Default: "40 GiB", Applies: appliesStart + "; it only grows, `devvm nuke` makes it smaller",
+			Name: "disk", Type: "size in quotes", Default: "40 GiB", Applies: AppliesStart, Only: "it only grows, `devvm nuke` makes it smaller",
 			Brief: "Size of the disk; takes only as much space on the host as is used.",
 			Doc: "The size of the VM's disk: at least that of the base image, at most 16 TiB. The file on the host is as large as what the VM uses, " +
 				"and shrinks when the VM deletes. Units as for `memory`; rounded up to whole MiB. " +
@@ -191,7 +213,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "mount", Type: "true or false", Default: "true", Applies: appliesStart,
+			Name: "mount", Type: "true or false", Default: "true", Applies: AppliesStart,
 			Brief:   "Whether the VM has the project's directory, at the same path.",
 			Doc:     "Whether the VM has the project's directory: at the same absolute path, for reading and writing. [What that means for files](files-in-the-vm.md).",
 			Example: "mount = false",
@@ -203,7 +225,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "mounts", Type: "list of tables", Default: "empty", Applies: appliesStart,
+			Name: "mounts", Type: "list of tables", Default: "empty", Applies: AppliesStart,
 			Brief: "More directories of the host for the VM: source, target (same path if left out), writable.",
 			Doc: "More directories of the host for the VM, besides the project's own, 32 at most. You can also write them as `[[mounts]]` at the end of the file, with the keys below it.\n\n" +
 				"- `source`: a directory; absolute, below `~/`, or relative to the project's directory. In the project's directory no part of the path may be a symbolic link. Elsewhere devvm follows links, and asks you about the place where they lead.\n" +
@@ -219,7 +241,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "bind_guard", Type: "true or false", Default: "true", Applies: appliesUp,
+			Name: "bind_guard", Type: "true or false", Default: "true", Applies: AppliesUp,
 			Brief: "Whether to refuse containers that bind a path which is not in the VM.",
 			Doc: "devvm refuses a container that binds a path (`docker run -v`, `--mount type=bind`, `volumes` of compose, volumes of the driver `local` with `o=bind`) which is not in the VM. The error has the lines for devvm.toml that share it. " +
 				"With `false`, Docker makes an empty directory in the VM for the container, as any engine on another machine does. [What counts](files-in-the-vm.md#paths-that-the-vm-does-not-have).",
@@ -232,7 +254,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "docker.daemon", Type: "table", Default: "empty", Applies: appliesStart,
+			Name: "docker.daemon", Type: "table", Default: "empty", Applies: AppliesStart,
 			Brief: "Settings of the Docker Engine, as in daemon.json.",
 			Doc: "Settings of the VM's Docker Engine, merged into its `/etc/docker/daemon.json`; " +
 				"[Docker's manual](https://docs.docker.com/reference/cli/dockerd/#daemon-configuration-file) lists them. " +
@@ -269,7 +291,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.mode", Type: "string", Default: `"user"`, Applies: appliesUp,
+			Name: "network.mode", Type: "string", Default: `"user"`, Applies: AppliesUp,
 			Brief: `"user": out to the internet, never to this host itself; "offline": no way out.`,
 			Doc: "`\"user\"`: the VM reaches what the host reaches, the internet, the LAN, a VPN, but never the host itself; `egress` and `host_ports` say it more exactly. " +
 				"`\"offline\"`: nothing leaves the VM, whatever those two say. In both, nothing reaches the VM but this host's user.",
@@ -296,7 +318,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: appliesUp,
+			Name: "network.egress", Type: `"all", "none" or a list of strings`, Default: `"all"`, Applies: AppliesUp,
 			Brief: `Where connections may go: "all", "none", or names, addresses, ranges, with or without a port.`,
 			Doc: "Where connections of the VM may go, beside the host, which is `host_ports`'s matter. `\"all\"`: everywhere. `\"none\"`: nowhere. A list: only there.\n\n" +
 				"- `\"registry.example.com:443\"`: a name, and a port; without a port, any. It holds for TCP and UDP, and without a port for `ping`.\n" +
@@ -324,7 +346,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: appliesUp,
+			Name: "network.host_ports", Type: "list of whole numbers", Default: "empty", Applies: AppliesUp,
 			Brief: "TCP ports of this host's loopback that the VM reaches as host.docker.internal.",
 			Doc: "TCP ports of this host that the VM and its containers reach as `host.docker.internal`: a connection there arrives on `127.0.0.1` of the host (or `::1`, if nobody listens there). " +
 				"All other ports of that name are refused, and the host's other addresses are, whatever is written here. " +
@@ -344,7 +366,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "ports.prefer", Type: "string", Default: `"shared"`, Applies: appliesUp,
+			Name: "ports.prefer", Type: "string", Default: `"shared"`, Applies: AppliesUp,
 			Brief: `"shared": published ports need 127.0.0.1; "own": the project's own address is enough.`,
 			Doc: "A port that a container publishes is opened on 127.0.0.1 and ::1 of the host, which all projects share, and on the project's own address, which `devvm ports` shows.\n\n" +
 				"`\"shared\"`: if somebody else has the port on a shared address, the container does not start, and the error names who has it. " +
@@ -372,7 +394,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "ports.map", Type: "table of numbers", Default: "empty", Applies: appliesUp,
+			Name: "ports.map", Type: "table of numbers", Default: "empty", Applies: AppliesUp,
 			Brief: "Published ports that have another number on the host.",
 			Doc: "Published ports that have another number on the host, `published = host`. " +
 				"With the example, `docker run -p 80:8000` is http://localhost:8080: users may not open ports below 1024 (`net.ipv4.ip_unprivileged_port_start`). " +
@@ -415,7 +437,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "ports.most", Type: "whole number", Default: "256", Applies: appliesUp,
+			Name: "ports.most", Type: "whole number", Default: "256", Applies: AppliesUp,
 			Brief: "Ports of the host that the project may have, up to 4096.",
 			Doc: "How many ports of the host the project's containers may have, from 0 to 4096. A port of TCP and one of UDP are two, and each port of a range counts. " +
 				"A container that would have more does not start, and the error says so. What is published in the VM itself, past the Docker socket, and is too much is not opened: `devvm ports` says which. " +
@@ -439,7 +461,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "ports.deny", Type: "list of whole numbers", Default: "empty", Applies: appliesUp,
+			Name: "ports.deny", Type: "list of whole numbers", Default: "empty", Applies: AppliesUp,
 			Brief: "Ports of the host that the project never gets.",
 			Doc: "Ports of the host that the project never gets, whatever its containers publish: those of services of the host's own that do not always run. " +
 				"Whoever opens such a port while the service is down is taken for it by your programs. " +
@@ -474,7 +496,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "provision.packages", Type: "list of strings", Default: "empty", Applies: appliesNew,
+			Name: "provision.packages", Type: "list of strings", Default: "empty", Applies: AppliesNew,
 			Brief: "Debian packages to install once in a new VM.",
 			Doc: "Debian packages that are installed once in a new VM, before `script` runs. They come from Debian's archive, " +
 				"so they need a network that lets them: `network.mode = \"user\"`, and with a list in `network.egress` entries for the hosts in the VM's `/etc/apt/sources.list`.",
@@ -511,7 +533,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "provision.script", Type: "string", Default: "empty", Applies: appliesNew,
+			Name: "provision.script", Type: "string", Default: "empty", Applies: AppliesNew,
 			Brief: "Shell script that runs once in a new VM, as root.",
 			Doc: "A shell script that runs once in a new VM, as root, after `packages`. It runs with `sh -eu`, which ends at the first command that fails, or with what its first line says (`#!/bin/bash`). " +
 				"Its output is shown and kept in a log; if it fails, `devvm up` fails and shows the end of the log, with the line of the script (in bash, the command), and the next `devvm up` runs it again, " +
@@ -535,7 +557,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "share.durable", Type: "true or false", Default: "false", Applies: appliesStart,
+			Name: "share.durable", Type: "true or false", Default: "false", Applies: AppliesStart,
 			Brief: "Whether what a container has fsynced is on the host's disk, not only in its memory.",
 			Doc: "What a container writes to a shared directory is the host kernel's as soon as the container hears that it is written, and survives the end of the VM and of devvm. " +
 				"`true`: what it has fsynced, or closed, is also on the host's disk, and survives the host's power failing. Small files then take many times longer.",
@@ -548,7 +570,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "share.ignore", Type: "list of strings", Default: "`.git` and `node_modules`", Applies: appliesStart,
+			Name: "share.ignore", Type: "list of strings", Default: "`.git` and `node_modules`", Applies: AppliesStart,
 			Brief: "Names of files and directories whose changes on the host the VM's watchers do not hear of.",
 			Doc: "Changes that the host makes in a shared directory reach those in the VM who watch it (inotify, live reload), but not below these: names, patterns with `*`, `?` and `[a-z]`, " +
 				"or, with a slash in them, paths below the directory. The VM has these files like any other; what is watched costs the host a watch for each directory.",
@@ -576,7 +598,7 @@ var schema = []field{
 	},
 	{
 		Key: Key{
-			Name: "host.uri", Type: "string", Default: "`qemu:///session`, for root `qemu:///system`", Applies: "to new commands; existing VMs stay with the libvirt that has them", UserOnly: true,
+			Name: "host.uri", Type: "string", Default: "`qemu:///session`, for root `qemu:///system`", Applies: AppliesCommand, Only: "existing VMs stay with the libvirt that has them", UserOnly: true,
 			Brief: "The libvirt that runs the VMs.",
 			Doc: "The libvirt that runs the VMs. Only in your own file: a project that you have cloned must not choose it. " +
 				"The environment variable `DEVVM_LIBVIRT_URI` goes before it. The libvirt must be one of this host.",

@@ -6,14 +6,11 @@
 // that it leads to; [Compare] says what another has more. Which key counts, and how, stands in
 // the table of keys in pkg/config.
 //
-// It is pure: it reads no file and asks nobody. Of devvm it imports config and egress. A text
-// that is no grant is an error of [Parse], and grants [Nothing].
+// It is pure: it reads no file and asks nobody. Of devvm it imports config and egress.
+// pkg/applied keeps grants.
 package grant
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,7 +27,7 @@ type Share struct {
 
 // Grant is what was agreed to, or is asked for.
 type Grant struct {
-	Dir    string // of the project
+	Dir    string // of the project; only what is asked for has it
 	Config config.Config
 	Shares []Share // beside the project's directory
 	// File identifies the text of the devvm.toml; empty: no text is this one.
@@ -50,7 +47,7 @@ func Of(dir string, cfg config.Config, shares []Share) Grant {
 }
 
 // Nothing is the grant beyond which everything is more.
-func Nothing(dir string) Grant { return Grant{Dir: dir, Config: config.Nothing()} }
+func Nothing() Grant { return Grant{Config: config.Nothing()} }
 
 // First is what counts as agreed to before the first question: nobody but the user and the
 // repository can have written the devvm.toml, and sizes and what runs in the VM are theirs to
@@ -129,43 +126,6 @@ func (s Share) String() string {
 		return s.Source + " (writable)"
 	}
 	return s.Source + " (read-only)"
-}
-
-// version is of the form of the text.
-const version = 1
-
-// text is a Grant as JSON.
-type text struct {
-	Version int            `json:"version"`
-	File    string         `json:"file"`
-	Values  map[string]any `json:"values"`
-	Shares  []Share        `json:"shares"`
-}
-
-// Text is the grant as it is kept.
-func (g Grant) Text() ([]byte, error) {
-	b, err := json.MarshalIndent(text{version, g.File, g.Config.Values(), append([]Share{}, g.Shares...)}, "", "  ")
-	if err != nil {
-		return nil, fmt.Errorf("encode what was agreed to: %w", err)
-	}
-	return append(b, '\n'), nil
-}
-
-// Parse reads what [Grant.Text] gives.
-func Parse(dir string, b []byte) (Grant, error) {
-	var t text
-	err := json.Unmarshal(b, &t)
-	if err == nil && (t.Version != version || t.Values == nil) {
-		err = errors.New("it is of no version that this devvm knows")
-	}
-	var cfg config.Config
-	if err == nil {
-		cfg, err = config.FromValues(t.Values)
-	}
-	if err != nil {
-		return Nothing(dir), fmt.Errorf("what was agreed to cannot be read: %w", err)
-	}
-	return Grant{Dir: dir, Config: cfg, Shares: t.Shares, File: t.File}, nil
 }
 
 // within tells whether a path is a directory or below it.

@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"github.com/devvm/devvm/pkg/config"
-	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/grant"
 )
 
@@ -80,7 +79,7 @@ func TestEveryKey(t *testing.T) {
 			if got := grant.Compare(same, same); len(got) > 0 {
 				t.Errorf("%s: the same is asked about: %q", k.Name, got)
 			}
-			if got := grant.Compare(grant.Nothing(dir), same); len(got) == 0 {
+			if got := grant.Compare(grant.Nothing(), same); len(got) == 0 {
 				t.Errorf("%s: after nothing, nothing is more", k.Name)
 			}
 		}
@@ -143,7 +142,7 @@ func TestSameFile(t *testing.T) {
 	}
 	// That there is no file is like a file.
 	gone := grant.Of(dir, config.Default(config.Env{}), nil)
-	if got := grant.Compare(grant.Nothing(dir), gone); len(got) == 0 {
+	if got := grant.Compare(grant.Nothing(), gone); len(got) == 0 {
 		t.Error("no file is what was never agreed to")
 	}
 }
@@ -161,7 +160,7 @@ func TestNested(t *testing.T) {
 		{"one small", []grant.Grant{small}, "a.example, b.example", 4},
 		{"one large", []grant.Grant{large}, "b.example, c.example", 8},
 		{"both", []grant.Grant{small, large}, "b.example", 4},
-		{"one of which nothing is known", []grant.Grant{large, grant.Nothing(dir)}, "offline", 4},
+		{"one of which nothing is known", []grant.Grant{large, grant.Nothing()}, "offline", 4},
 	} {
 		got := grant.Nested(own, c.outer)
 		if p := got.Config.Policy(); p.String() != c.policy || got.Config.CPUs != c.cpus || got.Config.Script != "" || len(got.Shares) > 0 {
@@ -171,41 +170,5 @@ func TestNested(t *testing.T) {
 	// Of the network, what the user's own file says is not more than the others'.
 	if got := grant.Compare(grant.Nested(own, []grant.Grant{small}), own); fmt.Sprint(got) != `[egress = "all" (was: ["a.example", "b.example"])]` {
 		t.Errorf("%q", got)
-	}
-}
-
-func TestText(t *testing.T) {
-	text := "cpus = 3\nmemory = '3GiB'\nmount = false\nbind_guard = false\nmounts = [{source = '/x', target = '/y', writable = true}]\n" +
-		"[docker.daemon]\na = 1\nb = 1.5\nc = [{d = true}]\n[network]\negress = ['a.example:443']\nhost_ports = [1]\nmode = 'offline'\n" +
-		"[ports]\nprefer = 'own'\nmap = {80 = 8080}\n[provision]\npackages = ['git']\nscript = 'x'\n[share]\nignore = ['y']\ndurable = true"
-	g := load(t, text, grant.Share{Source: "/x", Writable: true})
-	b, err := g.Text()
-	if err != nil {
-		t.Fatal(err)
-	}
-	back, err := grant.Parse(dir, b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fmt.Sprint(back.Config.Values()) != fmt.Sprint(g.Config.Values()) || back.File != g.File || fmt.Sprint(back.Shares) != fmt.Sprint(g.Shares) {
-		t.Errorf("%+v\nwant %+v", back, g)
-	}
-	back.File = "" // each key is compared
-	if got := grant.Compare(back, g); len(got) > 0 {
-		t.Errorf("what was kept is less: %q", got)
-	}
-	for _, bad := range []string{
-		"", " ", "null", "{}", "[]", "{", `{"version":1}`, `{"version":2,"values":{}}`, `{"version":1,"values":{"cpus":"x"}}`,
-		`{"version":1,"values":{"cpus":1e99}}`, `{"version":1,"values":{"network.egress":["["]}}`, string(b[:len(b)/2]),
-	} {
-		got, err := grant.Parse(dir, []byte(bad))
-		if err == nil || got.File != "" || !got.Config.Policy().Equal(egress.Policy{Offline: true}) || len(grant.Compare(got, load(t, ""))) < 4 {
-			t.Errorf("%q grants %+v, %v", bad, got, err)
-		}
-	}
-	// A key that is missing has its default, one that is not known is none.
-	got, err := grant.Parse(dir, []byte(`{"version":1,"values":{"cpus":2,"future":1}}`))
-	if err != nil || got.Config.CPUs != 2 || !got.Config.Mount {
-		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -1,66 +1,58 @@
 package machine
 
 import (
-	"bytes"
 	"context"
-	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/applied"
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/disk"
-	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/ui"
-	"github.com/devvm/devvm/pkg/vm"
 )
 
 // noteChanges says which settings a VM that goes on as it is does not have yet.
-func (m *Machine) noteChanges(ctx context.Context, dom vm.Domain) {
-	if dom.Config == m.Config.StartHash() {
-		return
+func (m *Machine) noteChanges(ctx context.Context) {
+	r, err := applied.Read(m.Files.Applied())
+	if err != nil || r.Start == nil {
+		return // not known
 	}
-	if changes := m.changes(ctx, dom); len(changes) > 0 {
-		m.Progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", strings.Join(changes, ", "))
+	var out []string
+	mounts := !slices.Equal(r.Start.Exports, m.Exports)
+	for _, c := range config.Changes(r.Start.Config, m.Config, config.AppliesStart) {
+		switch c.Key {
+		case "disk":
+			if !m.grows(ctx) {
+				continue
+			}
+		case "mount", "mounts":
+			mounts = false // it is said
+		}
+		out = append(out, c.String())
+	}
+	if mounts { // they lead elsewhere
+		out = append(out, "mounts")
+	}
+	if len(out) > 0 {
+		m.Progress.Note("changed settings take effect at the next start (devvm down && devvm up): %s", strings.Join(out, ", "))
 	}
 }
 
-// changes names the settings in which a VM differs from devvm.toml.
-func (m *Machine) changes(ctx context.Context, dom vm.Domain) []string {
-	var out []string
-	if dom.CPUs != m.Config.CPUs {
-		out = append(out, fmt.Sprintf("cpus %d → %d", dom.CPUs, m.Config.CPUs))
+// IsUpToDate tells whether the VM has taken on what the configuration says for its start.
+func (m *Machine) IsUpToDate() bool {
+	r, err := applied.Read(m.Files.Applied())
+	return err == nil && r.Start != nil && slices.Equal(r.Start.Exports, m.Exports) &&
+		len(config.Changes(r.Start.Config, m.Config, config.AppliesStart)) == 0
+}
+
+// grows tells whether the disk is smaller than devvm.toml wants it. If it is larger, it says that it
+// stays so.
+func (m *Machine) grows(ctx context.Context) bool {
+	info, err := disk.Stat(ctx, m.Files.Disk())
+	if err == nil && info.VirtualSize > m.Config.Disk {
+		m.noteDisk(info.VirtualSize)
 	}
-	if dom.Memory != m.Config.Memory {
-		out = append(out, fmt.Sprintf("memory %s → %s", ui.Size(dom.Memory), ui.Size(m.Config.Memory)))
-	}
-	if info, err := disk.Stat(ctx, m.Files.Disk()); err == nil {
-		switch has := info.VirtualSize; {
-		case has > m.Config.Disk:
-			m.noteDisk(has)
-		case has < m.Config.Disk:
-			out = append(out, fmt.Sprintf("disk %s → %s", ui.Size(has), ui.Size(m.Config.Disk)))
-		}
-	}
-	daemon, err := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialDaemon))
-	pools := subnet.Read(daemon).Pools // others are no change of devvm.toml's
-	if err == nil && !bytes.Equal(daemon, m.engineConfig(pools)) {
-		out = append(out, "docker.daemon")
-	}
-	if err != nil && len(out) == 0 { // a cloud image's has it elsewhere
-		out = append(out, "perhaps docker.daemon")
-	}
-	has, err := ReadShares(m.Files)
-	next, nerr := m.wantedShares()
-	if err == nil && nerr == nil {
-		if !slices.Equal(has.Exports, next.Exports) {
-			out = append(out, "mounts")
-		}
-		if has.Durable != next.Durable || !slices.Equal(has.Ignore, next.Ignore) {
-			out = append(out, "share")
-		}
-	}
-	return out
+	return err == nil && info.VirtualSize < m.Config.Disk
 }
 
 // noteDisk says that a disk which is larger than devvm.toml wants it stays so.

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
@@ -77,7 +78,7 @@ func (m *Machine) writeCredentials(img image.Image, keep ...string) error {
 	if err != nil {
 		return err
 	}
-	has, err := ReadShares(m.Files)
+	r, err := applied.Read(m.Files.Applied())
 	if err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func (m *Machine) writeCredentials(img image.Image, keep ...string) error {
 		all[credentialDaemon] = m.daemonJSON()
 	}
 	if img.Mounts {
-		all[credentialShare] = credentialOf(has.Exports)
+		all[credentialShare] = credentialOf(r.Exports())
 	}
 	var writing errgroup.Group // each waits for the disk
 	for name, content := range all {

@@ -114,7 +114,6 @@ func (m *Machine) spec(img image.Image) vm.Spec {
 		Name:        m.Project.Name,
 		UUID:        m.Project.UUID,
 		Project:     m.Project.Dir,
-		Config:      m.Config.StartHash(),
 		Image:       img.Digest,
 		CPUs:        m.Config.CPUs,
 		Memory:      m.Config.Memory,

@@ -17,6 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/disk"
 	"github.com/devvm/devvm/pkg/guest"
 	"github.com/devvm/devvm/pkg/image"
+	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/subnet"
 	"github.com/devvm/devvm/pkg/ui"
@@ -33,20 +34,21 @@ type Machine struct {
 	Config     config.Config // to which the user has agreed
 	Files      state.Files   // of Project
 	Progress   *Steps
-	Accel      vm.Accel     // that it runs with, or is to
-	Sharing    Sharing      // nil: the VM has nothing of the host's
-	Cold       bool         // boot, do not fork a template
-	forked     bool         // the VM has just been made without any container
-	wasRunning bool         // the VM ran before
-	backing    []string     // what the disk lies on, the uppermost first
-	pools      subnet.Pools // of the engine's networks; nil: not chosen yet
+	Accel      vm.Accel       // that it runs with, or is to
+	Exports    []share.Export // directories of the host that it gets at its next start
+	Notes      []string       // to the user, about Exports
+	Cold       bool           // boot, do not fork a template
+	forked     bool           // the VM has just been made without any container
+	wasRunning bool           // the VM ran before
+	backing    []string       // what the disk lies on, the uppermost first
+	pools      subnet.Pools   // of the engine's networks; nil: not chosen yet
 }
 
 // Start brings a VM that was found in some state to where its engine answers.
 func (m *Machine) Start(ctx context.Context, dom vm.Domain) error {
 	switch dom.State {
 	case vm.StateSaved:
-		m.noteChanges(ctx, dom)
+		m.noteChanges(ctx)
 		return m.startStopped(ctx, true)
 	case vm.StateRunning:
 		return m.reattach(ctx, dom)
@@ -62,7 +64,7 @@ func (m *Machine) reattach(ctx context.Context, dom vm.Domain) error {
 		return err
 	}
 	m.wasRunning = true
-	m.noteChanges(ctx, dom)
+	m.noteChanges(ctx)
 	if img, err := m.Images.Resolve(ctx, dom.Image); err == nil {
 		m.noteImage(img)
 		if err := noteAddress(m.Files, img); err != nil {
@@ -224,7 +226,7 @@ func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, er
 	if err := m.Files.NoteDir(m.Project.Dir); err != nil {
 		return image.Image{}, err
 	}
-	settle := m.writeShares
+	settle := m.noteStart
 	if saved {
 		settle = m.checkShares // a resumed VM has mounted what it has
 	}
@@ -245,7 +247,7 @@ func (m *Machine) dropMemory(ctx context.Context, why error) error {
 	if err := m.Hypervisor.DropSaved(ctx, m.Project.Name); err != nil {
 		return err
 	}
-	return errors.Join(m.Daemons(m.Project).Stop(ctx), m.writeShares())
+	return errors.Join(m.Daemons(m.Project).Stop(ctx), m.noteStart())
 }
 
 // boot makes what is missing of the VM and boots it, a second time if its kernel stands still,

@@ -114,6 +114,7 @@ var imports = []struct {
 // below it. Tests and fakes may try any together.
 var mayImport = map[string][]string{
 	"pkg/aide":          nil,
+	"pkg/applied":       {"pkg/config", "pkg/file", "pkg/grant", "pkg/share"},
 	"pkg/audit":         nil,
 	"pkg/background":    {"pkg/lock"},
 	"pkg/condition":     nil,
@@ -132,13 +133,13 @@ var mayImport = map[string][]string{
 	"pkg/image":         {"pkg/file", "images", "pkg/disk", "pkg/lock"},
 	"pkg/lock":          nil,
 	"pkg/machine": {
-		"pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/file", "pkg/guest", "pkg/image", "pkg/share", "pkg/state",
+		"pkg/applied", "pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/file", "pkg/guest", "pkg/image", "pkg/share", "pkg/state",
 		"pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/ui", "pkg/vm", "pkg/vmnet",
 	},
 	"pkg/policy": nil,
 	"pkg/ports":  {"pkg/file", "pkg/relay"},
 	"pkg/project": {
-		"pkg/aide", "pkg/file",
+		"pkg/aide", "pkg/applied", "pkg/file",
 		"pkg/audit", "pkg/background", "pkg/config", "pkg/daemon", "pkg/disk", "pkg/egress", "pkg/engine", "pkg/grant", "pkg/guard", "pkg/guest", "pkg/image", "pkg/lock",
 		"pkg/machine", "pkg/ports", "pkg/sandbox", "pkg/share", "pkg/shell", "pkg/state", "pkg/subnet", "pkg/supervisor", "pkg/template", "pkg/tree", "pkg/trust", "pkg/ui", "pkg/usernet", "pkg/vm", "pkg/vmnet",
 	},
@@ -146,7 +147,7 @@ var mayImport = map[string][]string{
 	"pkg/sandbox":    nil,
 	"pkg/share":      nil,
 	"pkg/shell":      nil,
-	"pkg/state":      {"pkg/background", "pkg/file", "pkg/grant", "pkg/lock", "pkg/shell", "pkg/trust", "pkg/ui"},
+	"pkg/state":      {"pkg/background", "pkg/file", "pkg/lock", "pkg/shell", "pkg/trust", "pkg/ui"},
 	"pkg/subnet":     nil,
 	"pkg/supervisor": {"pkg/background", "pkg/dockerproxy", "pkg/engine", "pkg/guard", "pkg/guest", "pkg/ports", "pkg/share", "pkg/shell"},
 	"pkg/template":   {"pkg/file", "pkg/lock"},

@@ -4,20 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strings"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/grant"
-	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
 )
 
 // What a VM gets stands in devvm.toml, which comes with a repository and which the VM can
 // write. So it counts only as far as the user has agreed to it. What the last up has taken is
-// kept in agreed.json in the user's data, where neither the VM nor the repository can write,
+// kept in applied.json in the user's data, where neither the VM nor the repository can write,
 // until rm. A devvm.toml that asks for more is refused by every verb until up has asked.
 
 // Plan is what a project's devvm.toml asks for. The file is read once: what the user sees is
@@ -27,8 +27,10 @@ type Plan struct {
 	Beyond []string
 	Why    []string // sentences: why so little counts as agreed to; often none
 
-	config config.Config
-	wanted grant.Grant
+	config  config.Config
+	exports []share.Export // that its mounts lead to
+	note    string         // about exports
+	wanted  grant.Grant
 }
 
 // Plan reads the project's devvm.toml and compares it with what the user has agreed to.
@@ -37,36 +39,32 @@ func (s *Service) Plan(p state.Project) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	all, _, err := s.shares(p, cfg)
+	exports, note, err := s.shares(p, cfg)
 	if err != nil {
 		return Plan{}, err
 	}
-	return s.compare(p, cfg, grantShares(all, p))
+	plan := Plan{config: cfg, exports: exports, note: note, wanted: grant.Of(p.Dir, cfg, grantShares(exports, p))}
+	return plan, s.compare(p, &plan)
 }
 
 // Agree notes that the user agrees to a plan.
 func (s *Service) Agree(ctx context.Context, p state.Project, plan Plan) error {
-	f := s.Dirs.Files(p.Name)
-	lock, err := f.Acquire(ctx, "up", nil)
+	lock, err := s.Dirs.Files(p.Name).Acquire(ctx, "up", nil)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	return f.WriteAgreed(plan.wanted)
+	return s.writeAgreed(p, plan)
 }
 
-// compare makes the plan of a configuration and the directories that its mounts lead to.
-func (s *Service) compare(p state.Project, cfg config.Config, shares []grant.Share) (Plan, error) {
-	plan := Plan{config: cfg, wanted: grant.Of(p.Dir, cfg, shares)}
-	if s.IsTemplate(p.Dir) { // its configuration is that of a project, which was asked about
-		return plan, nil
-	}
+// compare works out what of a plan is beyond what the user has agreed to.
+func (s *Service) compare(p state.Project, plan *Plan) error {
 	agreed, why, err := s.agreed(p, plan.wanted)
 	if err != nil {
-		return Plan{}, err
+		return err
 	}
 	plan.Beyond, plan.Why = grant.Compare(agreed, plan.wanted), why
-	return plan, nil
+	return nil
 }
 
 // readConfig reads the project's configuration.
@@ -87,36 +85,30 @@ func (s *Service) granted(p state.Project) (config.Config, error) {
 	if err != nil {
 		return cfg, err
 	}
-	return cfg, s.checkAgreed(p, cfg, nil)
+	return cfg, s.checkAgreed(p, Plan{config: cfg, wanted: grant.Of(p.Dir, cfg, nil)})
 }
 
-// checkAgreed is no error if the user has agreed to a configuration and the directories that
-// its mounts lead to.
-func (s *Service) checkAgreed(p state.Project, cfg config.Config, shares []grant.Share) error {
-	plan, err := s.compare(p, cfg, shares)
-	if err != nil {
+// checkAgreed is no error if the user has agreed to a plan, as of now.
+func (s *Service) checkAgreed(p state.Project, plan Plan) error {
+	if err := s.compare(p, &plan); err != nil {
 		return err
 	}
 	return plan.refusal()
 }
 
-// grantedShares is shares, if the user has agreed to all that the configuration asks for.
-func (s *Service) grantedShares(p state.Project, cfg config.Config) (machine.Shares, string, error) {
-	all, note, err := s.shares(p, cfg)
-	if err != nil {
-		return all, note, err
-	}
-	return all, note, s.checkAgreed(p, cfg, grantShares(all, p))
-}
-
-// keepAgreed is grantedShares that keeps what was taken, so that more than that is asked about
-// from now on.
-func (s *Service) keepAgreed(p state.Project, cfg config.Config) error {
-	all, _, err := s.grantedShares(p, cfg)
-	if err != nil || s.IsTemplate(p.Dir) {
+// keepAgreed checks a plan and keeps it, so that more than that is asked about from now on.
+func (s *Service) keepAgreed(p state.Project, plan Plan) error {
+	if err := s.checkAgreed(p, plan); err != nil {
 		return err
 	}
-	return s.Dirs.Files(p.Name).WriteAgreed(grant.Of(p.Dir, cfg, grantShares(all, p)))
+	return s.writeAgreed(p, plan)
+}
+
+func (s *Service) writeAgreed(p state.Project, plan Plan) error {
+	at := s.Dirs.Files(p.Name).Applied()
+	r, _ := applied.Read(at) // one that cannot be read is replaced
+	r.Agreed = &plan.wanted
+	return r.Write(at)
 }
 
 // refusal is the error of a verb that does not ask.
@@ -143,25 +135,25 @@ var errNotAgreed = errors.New("not agreed to")
 // agreed returns what the user has agreed to for a project, or what counts as such, and in
 // sentences why that is little.
 func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []string, error) {
-	f := s.Dirs.Files(p.Name)
-	g, err := f.ReadAgreed(p.Dir)
-	if err == nil {
-		return g, nil, nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return g, []string{fmt.Sprintf("devvm cannot read what you agreed to before (%s), so it asks about all of it.", f.Agreed())}, nil
+	at := s.Dirs.Files(p.Name).Applied()
+	r, err := applied.Read(at)
+	switch {
+	case err != nil:
+		return *r.Agreed, []string{fmt.Sprintf("devvm cannot read what you agreed to before (%s), so it asks about all of it.", at)}, nil
+	case r.Agreed != nil:
+		return *r.Agreed, nil, nil
 	}
 	cfg, err := s.Config("")
 	if err != nil {
-		return g, nil, err
+		return grant.Nothing(), nil, err
 	}
 	own := grant.Of(p.Dir, cfg, nil)
-	if all, _, err := s.shares(p, cfg); err == nil {
-		own.Shares = grantShares(all, p)
+	if exports, _, err := s.shares(p, cfg); err == nil {
+		own.Shares = grantShares(exports, p)
 	}
 	outer, why, err := s.outer(p)
 	if err != nil {
-		return g, nil, err
+		return grant.Nothing(), nil, err
 	}
 	if len(outer) > 0 {
 		return grant.Nested(own, outer), why, nil
@@ -172,17 +164,17 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 // agreedConfig is the configuration as the last up has taken it. A supervisor goes by that: what
 // devvm.toml says by now may be the VM's.
 func (s *Service) agreedConfig(f state.Files) (config.Config, error) {
-	g, err := f.ReadAgreed("")
-	if errors.Is(err, fs.ErrNotExist) { // a template's, or of a devvm that kept no such file
+	r, err := applied.Read(f.Applied())
+	if r.Agreed == nil { // a template's
 		return s.Config("")
 	}
-	return g.Config, err
+	return r.Agreed.Config, err
 }
 
-// granted are the directories of the host that need the user's word: all but the project's.
-func grantShares(a machine.Shares, p state.Project) []grant.Share {
+// grantShares are the directories of the host that need the user's word: all but the project's.
+func grantShares(exports []share.Export, p state.Project) []grant.Share {
 	var out []grant.Share
-	for _, e := range a.Exports {
+	for _, e := range exports {
 		if e.Source != p.Dir {
 			out = append(out, grant.Share{Source: e.Source, Writable: e.Writable})
 		}

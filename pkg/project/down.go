@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
@@ -107,7 +108,7 @@ func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	f := s.Dirs.Files(p.Name)
 	patience := machine.PatienceOff
 	// The guest unmounts what it has of the host, which takes a server.
-	if has, err := machine.ReadShares(f); err == nil && len(has.Exports) > 0 {
+	if has, err := applied.Read(f.Applied()); err == nil && len(has.Exports()) > 0 {
 		if err := s.Daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
 			patience = patienceStuck

@@ -3,7 +3,7 @@ package project
 import (
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -32,12 +32,12 @@ func (s *Service) GuestDir(p state.Project, dir string) string {
 	if err == nil {
 		resolved, err = filepath.Abs(resolved)
 	}
-	all, readErr := machine.ReadShares(s.Dirs.Files(p.Name))
+	all, readErr := applied.Read(s.Dirs.Files(p.Name).Applied())
 	if err != nil || readErr != nil {
 		return ""
 	}
 	at, best := "", -1
-	for _, e := range all.Exports {
+	for _, e := range all.Exports() {
 		rel, err := filepath.Rel(e.Source, resolved)
 		if err == nil && within(e.Source, resolved) && len(e.Source) > best {
 			at, best = filepath.Join(e.Target, rel), len(e.Source)
@@ -48,12 +48,12 @@ func (s *Service) GuestDir(p state.Project, dir string) string {
 
 // SharedDirs are the directories of this host that the project's VM has.
 func (s *Service) SharedDirs(p state.Project) []string {
-	all, err := machine.ReadShares(s.Dirs.Files(p.Name))
+	all, err := applied.Read(s.Dirs.Files(p.Name).Applied())
 	if err != nil {
 		return nil // up says so
 	}
-	dirs := make([]string, len(all.Exports))
-	for i, e := range all.Exports {
+	dirs := make([]string, len(all.Exports()))
+	for i, e := range all.Exports() {
 		dirs[i] = e.Source
 	}
 	return dirs

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/devvm/devvm/pkg/grant"
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
@@ -288,7 +289,7 @@ func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Pro
 		err = s.checkImage(ctx, cfg)
 	}
 	if err == nil {
-		err = s.checkAgreed(p, cfg, nil)
+		err = s.checkAgreed(p, Plan{config: cfg, wanted: grant.Of(p.Dir, cfg, nil)})
 	}
 	if err != nil {
 		return "", err

@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
@@ -212,7 +212,7 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 			Hint: "keep using it: devvm up, or run devvm move again",
 		}
 	}
-	for _, path := range []string{f.VM, f.Agreed(), f.Owners(), f.Shares()} {
+	for _, path := range []string{f.VM, f.Owners(), f.Applied()} {
 		if err := state.RemoveAll(path); err != nil {
 			return err
 		}
@@ -265,7 +265,9 @@ func (s *Service) takeOver(p, former state.Project, same bool) error {
 	}
 	files := []struct{ from, to string }{{old.Owners(), f.Owners()}, {old.Logs, f.Logs}, {old.Undo, f.Undo}, {old.VM, f.VM}}
 	if same { // whoever made another new directory was agreed to nothing
-		files = slices.Insert(files, 0, struct{ from, to string }{old.Agreed(), f.Agreed()})
+		if err := moveAgreed(f, old); err != nil {
+			return err
+		}
 	}
 	for _, file := range files {
 		if !state.Exists(file.from) {
@@ -287,15 +289,27 @@ func (s *Service) takeOver(p, former state.Project, same bool) error {
 	return f.WriteRecord(p.Dir)
 }
 
+// moveAgreed takes over what was agreed to. One that cannot be read stays one that grants nothing.
+func moveAgreed(f, old state.Files) error {
+	r, _ := applied.Read(old.Applied())
+	if r.Agreed == nil {
+		return nil
+	}
+	if err := state.RemoveAll(f.Applied()); err != nil { // it may be a directory
+		return err
+	}
+	return applied.Record{Agreed: r.Agreed}.Write(f.Applied())
+}
+
 // moveOwners has whose files are in the VM hold by the new path.
 func (s *Service) moveOwners(p, former state.Project) error {
 	old := s.Dirs.Files(former.Name)
-	has, err := machine.ReadShares(old)
+	has, err := applied.Read(old.Applied())
 	if err != nil {
 		return nil //nolint:nilerr // it is written again
 	}
 	to := map[string]string{}
-	for _, e := range has.Exports {
+	for _, e := range has.Exports() {
 		if rel, err := filepath.Rel(former.Dir, e.Target); err == nil && within(former.Dir, e.Target) {
 			to[e.Target] = filepath.Join(p.Dir, rel)
 		}

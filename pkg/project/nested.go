@@ -6,8 +6,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/grant"
-	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/state"
 )
 
@@ -30,7 +30,7 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 		case name == p.Name || s.IsTemplate(dir):
 			continue
 		case err != nil:
-			out = append(out, grant.Nothing(p.Dir))
+			out = append(out, grant.Nothing())
 			why = append(why, fmt.Sprintf("The records of project %s cannot be read, so its VM may be able to write here (to remove it: devvm rm --project %s).", name, name))
 			continue
 		}
@@ -38,14 +38,18 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 			if !within(d, p.Dir) && !isOneOf(d, above) {
 				continue
 			}
-			g, err := f.ReadAgreed(dir)
-			out = append(out, g)
+			r, _ := applied.Read(f.Applied()) // reaches has read it
+			agreed := grant.Nothing()
+			if r.Agreed != nil {
+				agreed = *r.Agreed
+			}
+			out = append(out, agreed)
 			where := "is inside that of project " + name
 			if d != dir {
 				where = fmt.Sprintf("is inside %s, which project %s has", d, name)
 			}
 			sentence := fmt.Sprintf("This directory %s, whose VM can write here.", where)
-			if err != nil {
+			if r.Agreed == nil {
 				sentence += " devvm cannot read what you agreed to for that project."
 			}
 			why = append(why, sentence)
@@ -58,18 +62,18 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 // reaches returns the project's directory and those of the host that its VM can write, as
 // recorded: none if it never had a VM.
 func reaches(f state.Files) (dir string, writable []string, err error) {
-	if !state.Exists(f.Record) && !state.Exists(f.Shares()) {
+	all, err := applied.Read(f.Applied())
+	if !state.Exists(f.Record) && err == nil && all.Start == nil {
 		return "", nil, nil
 	}
 	if dir, _ = f.Recorded(); dir == "" {
 		return "", nil, fmt.Errorf("read %s: it names no directory", f.Record)
 	}
-	all, err := machine.ReadShares(f)
 	if err != nil {
 		return dir, nil, err
 	}
 	writable = []string{dir} // whether mounted now or not
-	for _, e := range all.Exports {
+	for _, e := range all.Exports() {
 		if e.Writable {
 			writable = append(writable, e.Source)
 		}

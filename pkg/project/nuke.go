@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 
-	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/file"
 	"github.com/devvm/devvm/pkg/machine"
@@ -81,9 +80,9 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 		return err
 	}
 	defer hv.Close()
-	var cfg config.Config
+	var plan Plan
 	if !o.NoUp { // a bad devvm.toml, or none, must show before anything is lost
-		if cfg, err = s.checkNewVM(ctx, p, o); err != nil {
+		if plan, err = s.checkNewVM(ctx, p, o); err != nil {
 			return err
 		}
 	}
@@ -108,12 +107,12 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 		return nil
 	}
 	if overtakes {
-		err = s.upFrom(ctx, hv, p, cfg, vm.Domain{}, show)
+		err = s.upFrom(ctx, hv, p, plan, vm.Domain{}, show)
 		if err != nil && !state.Exists(f.Disk()) { // it has not come to the new VM
 			err = errors.Join(err, machine.Forget(context.WithoutCancel(ctx), hv, p))
 		}
 	} else {
-		err = s.up(ctx, hv, p, cfg, show)
+		err = s.up(ctx, hv, p, plan, show)
 	}
 	if err != nil && !o.Undo && state.Exists(f.Undo) {
 		show.Note("the old VM is kept; to get it back: devvm nuke --undo")
@@ -152,8 +151,8 @@ func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions
 }
 
 // checkNewVM finds what is against a VM in the place of the one that is there, and returns its
-// configuration.
-func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) (config.Config, error) {
+// plan.
+func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) (Plan, error) {
 	var plan Plan
 	var err error
 	if o.Plan != nil {
@@ -168,7 +167,7 @@ func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions
 		err = s.checkImage(ctx, plan.config)
 	}
 	if err == nil {
-		err = s.checkAgreed(p, plan.config, plan.wanted.Shares)
+		err = s.checkAgreed(p, plan)
 	}
 	switch {
 	case errors.Is(err, errNotAgreed):
@@ -179,7 +178,7 @@ func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions
 	default:
 		err = s.CheckRoomToNuke(s.Dirs.Files(p.Name))
 	}
-	return plan.config, err
+	return plan, err
 }
 
 // replaceDisk puts the VM that has been stopped aside, or the one before it in its place.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/egress"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/machine"
@@ -46,9 +47,13 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 	if err != nil {
 		return supervisor.Options{}, err
 	}
-	shares, err := machine.ReadShares(f)
+	record, err := applied.Read(f.Applied())
 	if err != nil {
 		return supervisor.Options{}, err
+	}
+	var start applied.Start
+	if record.Start != nil {
+		start = *record.Start
 	}
 	dial := target.Dial
 	target.Dial = func(ctx context.Context) (net.Conn, error) {
@@ -67,12 +72,12 @@ func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Opti
 		Share: supervisor.Share{
 			Socket:     f.ShareSocket(),
 			Address:    vmnet.Gateway,
-			Exports:    shares.Exports,
-			Durable:    shares.Durable,
-			Ignore:     shares.Ignore,
+			Exports:    start.Exports,
+			Durable:    start.Config.ShareDurable,
+			Ignore:     start.Config.ShareIgnore,
 			Watches:    s.Dirs.Watches(),
 			Owners:     f.Owners(),
-			HadExports: shares.HadExports,
+			HadExports: start.HadExports,
 			ByFirmware: machine.MountsByFirmware(f),
 		},
 		Ping: func(ctx context.Context) error {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/state"
@@ -120,9 +121,12 @@ func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (in
 // Serves is no error if programs in the VM can use what it has of this host, for which
 // its supervisor must be there.
 func (s *Service) Serves(ctx context.Context, p state.Project) error {
-	has, err := machine.ReadShares(s.Dirs.Files(p.Name))
-	if err != nil || len(has.Exports) == 0 {
-		return err
+	has, err := applied.Read(s.Dirs.Files(p.Name).Applied())
+	switch {
+	case err != nil:
+		return &ui.Error{Err: err, Hint: "bring it back with: devvm up"}
+	case len(has.Exports()) == 0:
+		return nil
 	}
 	_, err = s.Daemons(p).Supervisor().Status(ctx)
 	if errors.Is(err, supervisor.ErrNone) || errors.Is(err, supervisor.ErrHung) {

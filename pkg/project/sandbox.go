@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"path/filepath"
 
-	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/state"
 )
@@ -56,7 +56,7 @@ func NetPolicy(d state.Dirs, name string) sandbox.Policy {
 // directories that the VM has, and what the user has written down.
 func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
 	f := s.Dirs.Files(name)
-	shares, err := machine.ReadShares(f)
+	record, err := applied.Read(f.Applied())
 	if err != nil {
 		return sandbox.Policy{}, err
 	}
@@ -72,7 +72,7 @@ func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
 	if at, err := filepath.EvalSymlinks(filepath.Join(s.Dirs.Config, "config.toml")); err == nil {
 		p.Read = append(p.Read, at)
 	}
-	for _, e := range shares.Exports {
+	for _, e := range record.Exports() {
 		if e.Writable {
 			p.Write = append(p.Write, e.Source)
 		} else {

@@ -1,7 +1,6 @@
 package project
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -9,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/applied"
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/sandbox"
 	"github.com/devvm/devvm/pkg/share"
@@ -65,7 +66,7 @@ func policyHost(t *testing.T, home string) (*Service, []string) {
 	}}}
 	var paths []string
 	for _, name := range []string{
-		".ssh/id_test", "config/config.toml", "data/projects/one/agreed.json", "data/projects/two/agreed.json",
+		".ssh/id_test", "config/config.toml", "data/projects/one/applied.json", "data/projects/two/applied.json",
 		"data/projects/two/vm/disk.qcow2", "src/one/file", "src/read-only/file", "src/two/file",
 	} {
 		paths = append(paths, filepath.Join(home, name))
@@ -94,14 +95,11 @@ func TestPolicies(t *testing.T) {
 		}
 	}
 	f := s.Dirs.Files("one")
-	shares, err := json.Marshal(machine.Shares{Exports: []share.Export{
+	record := applied.Record{Start: &applied.Start{Config: config.Default(config.Env{}), Exports: []share.Export{
 		{Source: filepath.Join(home, "src/one"), Target: "/one", Writable: true},
 		{Source: filepath.Join(home, "src/read-only"), Target: "/ro"},
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(f.Shares(), shares, 0o600); err != nil {
+	}}}
+	if err := record.Write(f.Applied()); err != nil {
 		t.Fatal(err)
 	}
 	if err := f.WriteRecord(filepath.Join(home, "src/one")); err != nil {

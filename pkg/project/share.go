@@ -26,16 +26,13 @@ import (
 
 // shares works out what devvm.toml asks for, and a note if the project's directory is
 // not to be had.
-func (s *Service) shares(p state.Project, cfg config.Config) (machine.Shares, string, error) {
-	all := machine.Shares{Exports: []share.Export{}, Durable: cfg.ShareDurable, Ignore: cfg.ShareIgnore}
+func (s *Service) shares(p state.Project, cfg config.Config) ([]share.Export, string, error) {
+	exports := []share.Export{}
 	note := ""
-	if s.IsTemplate(p.Dir) {
-		return all, note, nil
-	}
 	if cfg.Mount {
 		e := share.Export{Source: p.Dir, Target: p.Dir, Writable: true}
 		if why := s.unfit(e); why == "" {
-			all.Exports = append(all.Exports, e)
+			exports = append(exports, e)
 		} else {
 			note = fmt.Sprintf("the VM does not have the project's directory: %s (to silence this, set mount = false in %s)", why, config.FileName)
 		}
@@ -43,33 +40,33 @@ func (s *Service) shares(p state.Project, cfg config.Config) (machine.Shares, st
 	for _, m := range cfg.Mounts {
 		e, err := s.export(p, m)
 		if err != nil {
-			return machine.Shares{}, "", &ui.Error{
+			return nil, "", &ui.Error{
 				Code: ui.ExitUsage,
 				Msg:  fmt.Sprintf("%s: the mount of %s: %v", cfg.Origin("mounts"), m.Source, err),
 				Hint: "correct or remove it there",
 			}
 		}
-		all.Exports = append(all.Exports, e)
+		exports = append(exports, e)
 	}
 	// One below another comes after it, or it would be hidden.
-	slices.SortStableFunc(all.Exports, func(a, b share.Export) int { return strings.Compare(a.Target, b.Target) })
-	for i, e := range all.Exports[min(1, len(all.Exports)):] {
-		if e.Target == all.Exports[i].Target {
-			return machine.Shares{}, "", &ui.Error{
+	slices.SortStableFunc(exports, func(a, b share.Export) int { return strings.Compare(a.Target, b.Target) })
+	for i, e := range exports[min(1, len(exports)):] {
+		if e.Target == exports[i].Target {
+			return nil, "", &ui.Error{
 				Code: ui.ExitUsage,
 				Msg:  fmt.Sprintf("%s: two directories would be at %s in the VM", cfg.Origin("mounts"), e.Target),
 				Hint: "give one of them another target",
 			}
 		}
 	}
-	if !machine.FitsCredential(all.Exports) {
-		return machine.Shares{}, "", &ui.Error{
+	if !machine.FitsCredential(exports) {
+		return nil, "", &ui.Error{
 			Code: ui.ExitUsage,
 			Msg:  fmt.Sprintf("%s: the paths of all mounts together are too long for a VM", cfg.Origin("mounts")),
 			Hint: "share a directory above some of them",
 		}
 	}
-	return all, note, nil
+	return exports, note, nil
 }
 
 // export resolves one mount.
@@ -151,27 +148,4 @@ func (s *Service) unfit(e share.Export) string {
 func within(dir, path string) bool {
 	rel, err := filepath.Rel(dir, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
-}
-
-// projectSharing is the sharing of a project's VM.
-type projectSharing struct {
-	*Service
-	project state.Project
-	cfg     config.Config
-}
-
-func (s projectSharing) Wanted() (machine.Shares, error) {
-	all, _, err := s.shares(s.project, s.cfg)
-	return all, err
-}
-
-func (s projectSharing) Granted() (all machine.Shares, notes []string, err error) {
-	all, note, err := s.grantedShares(s.project, s.cfg)
-	if err != nil {
-		return all, nil, err
-	}
-	if note != "" {
-		notes = append(notes, note)
-	}
-	return all, append(notes, s.gitNotes(s.project, all.Exports)...), nil
 }

@@ -33,13 +33,13 @@ func (s *Service) Up(ctx context.Context, p state.Project, plan Plan, pr *ui.Pro
 		return err
 	}
 	defer hv.Close()
-	return s.up(ctx, hv, p, plan.config, &machine.Steps{Progress: pr})
+	return s.up(ctx, hv, p, plan, &machine.Steps{Progress: pr})
 }
 
 // checkPlan finds what is against a plan, for the VM as it is.
 func (s *Service) checkPlan(ctx context.Context, p state.Project, plan Plan) error {
 	f := s.Dirs.Files(p.Name)
-	if err := s.checkAgreed(p, plan.config, plan.wanted.Shares); err != nil {
+	if err := s.checkAgreed(p, plan); err != nil {
 		return err
 	}
 	if !state.Exists(f.Provisioned()) {
@@ -67,7 +67,7 @@ func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 }
 
 // up is Up under the project's lock.
-func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, cfg config.Config, pr *machine.Steps) error {
+func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, plan Plan, pr *machine.Steps) error {
 	if err := s.finishMove(ctx, hv, p, pr.Progress); err != nil {
 		return err
 	}
@@ -89,13 +89,13 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, cfg
 	if s.Replaced(p) {
 		pr.Note("this VM was made for another directory at %s, which was renamed or removed; if it was renamed, run devvm move there to keep the VM", p.Dir)
 	}
-	return s.upFrom(ctx, hv, p, cfg, dom, pr)
+	return s.upFrom(ctx, hv, p, plan, dom, pr)
 }
 
 // upFrom is up for a VM as it was found; the zero Domain if there is none.
-func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, cfg config.Config, dom vm.Domain, pr *machine.Steps) error {
+func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, plan Plan, dom vm.Domain, pr *machine.Steps) error {
 	f := s.Dirs.Files(p.Name)
-	if err := s.keepAgreed(p, cfg); err != nil {
+	if err := s.keepAgreed(p, plan); err != nil {
 		return err
 	}
 	if err := s.MakeDirs(f); err != nil {
@@ -114,17 +114,23 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 		}
 	}
 	m := &machine.Machine{
-		Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: cfg, Files: f, Progress: pr, Accel: dom.Accel,
-		Sharing: projectSharing{s, p, cfg}, Cold: s.Cold,
+		Env: &s.Env, Hypervisor: hv, Host: host, Project: p, Config: plan.config, Files: f, Progress: pr, Accel: dom.Accel,
+		Exports: plan.exports, Cold: s.Cold,
 	}
+	if plan.note != "" {
+		m.Notes = append(m.Notes, plan.note)
+	}
+	m.Notes = append(m.Notes, s.gitNotes(p, plan.exports)...)
 	if dom, err = s.discardBegun(ctx, m, dom); err != nil {
 		return err
 	}
 	if err := f.NoteDir(p.Dir); err != nil {
 		return err
 	}
-	if err := m.MendShares(); err != nil {
-		return err
+	if dom.State == vm.StateRunning || dom.State == vm.StatePaused || dom.State == vm.StateSaved {
+		if err := m.MendStart(); err != nil {
+			return err
+		}
 	}
 	if err := s.start(ctx, m, dom); err != nil {
 		return err
@@ -138,7 +144,7 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 
 // discardBegun removes a VM whose engine has never answered, unless it runs, and as it should.
 func (s *Service) discardBegun(ctx context.Context, m *machine.Machine, dom vm.Domain) (vm.Domain, error) {
-	runs := (dom.State == vm.StateRunning || dom.State == vm.StatePaused) && dom.Config == m.Config.StartHash()
+	runs := (dom.State == vm.StateRunning || dom.State == vm.StatePaused) && m.IsUpToDate()
 	if !m.Files.IsBegun() || runs {
 		return dom, nil
 	}

@@ -1,13 +1,14 @@
 package project
 
 import (
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/devvm/devvm/pkg/applied"
+	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/machine"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
@@ -32,15 +33,15 @@ func TestWritable(t *testing.T) {
 		Log:  slog.New(slog.DiscardHandler),
 	}}
 	s.Templates = template.NewStore(filepath.Join(top, "templates"), s.Log)
-	note := func(name, dir string, shares any) state.Files {
+	note := func(name, dir string, exports []share.Export) state.Files {
 		f := s.Dirs.Files(name)
 		err := os.MkdirAll(f.Root, 0o755)
 		if dir != "" {
 			err = errors.Join(err, f.WriteRecord(filepath.Join(top, dir)))
 		}
-		if shares != nil {
-			b, jerr := json.Marshal(shares)
-			err = errors.Join(err, jerr, os.WriteFile(f.Shares(), b, 0o600))
+		if exports != nil {
+			r := applied.Record{Start: &applied.Start{Config: config.Default(config.Env{}), Exports: exports}}
+			err = errors.Join(err, r.Write(f.Applied()))
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -61,10 +62,10 @@ func TestWritable(t *testing.T) {
 	if !refused("here") || refused("other") {
 		t.Error("of no other project: its own directory, and nothing else")
 	}
-	note("other", "other", machine.Shares{Exports: []share.Export{
+	note("other", "other", []share.Export{
 		{Source: filepath.Join(top, "mounted"), Target: "/srv", Writable: true},
 		{Source: filepath.Join(top, "read"), Target: "/ro"},
-	}})
+	})
 	note("begun", "", nil)
 	gone := note("gone", "gone", nil)
 	for dir, want := range map[string]bool{"here": true, "other": true, "mounted": true, "gone": true, "read": false, "elsewhere": false} {
@@ -72,7 +73,7 @@ func TestWritable(t *testing.T) {
 			t.Errorf("%s: refused: %v", dir, got)
 		}
 	}
-	for path, text := range map[string]string{gone.Shares(): "{", gone.Record: "{}"} {
+	for path, text := range map[string]string{gone.Applied(): "{", gone.Record: "{}"} {
 		was, _ := os.ReadFile(path)
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

@@ -72,11 +72,8 @@ func (f Files) Vacant() string { return filepath.Join(f.Root, "vacant") }
 // Removing is where what is being removed is moved first.
 func (f Files) Removing() string { return filepath.Join(f.Root, "removing") }
 
-// Shares is the record of the directories that the VM has of this host.
-func (f Files) Shares() string { return filepath.Join(f.Root, "shares.json") }
-
-// Agreed is the record of what the user has agreed to.
-func (f Files) Agreed() string { return filepath.Join(f.Root, "agreed.json") }
+// Applied is the record of what is in force for the VM: see pkg/applied.
+func (f Files) Applied() string { return filepath.Join(f.Root, "applied.json") }
 
 // Owners is the directory of whose the files are in the VM.
 func (f Files) Owners() string { return filepath.Join(f.Root, "owners") }

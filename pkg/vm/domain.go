@@ -55,7 +55,6 @@ type metadata struct {
 	XMLName xml.Name `xml:"https://github.com/devvm/devvm/domain/1 vm"`
 	// Project is percent-encoded: a path is any sequence of bytes, XML is not.
 	Project string `xml:"project"`
-	Config  string `xml:"config,omitempty"`
 	Image   string `xml:"image,omitempty"`
 }
 
@@ -67,7 +66,6 @@ func DomainXML(spec Spec, host Host) (string, error) {
 	}
 	meta, err := xml.MarshalIndent(metadata{
 		Project: (&url.URL{Path: spec.Project}).EscapedPath(),
-		Config:  spec.Config,
 		Image:   spec.Image,
 	}, "    ", "  ")
 	if err != nil {
@@ -389,7 +387,6 @@ func (s Spec) validate() error {
 	}
 	for _, v := range []struct{ what, text string }{
 		{"name", s.Name},
-		{"config hash", s.Config},
 		{"image digest", s.Image},
 		{"kernel command line", s.Cmdline},
 		{"path of the disk", s.Disk},

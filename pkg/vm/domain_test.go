@@ -29,7 +29,6 @@ func example() Spec {
 		Name:      "app-1a2b3c4d",
 		UUID:      "1a2b3c4d-0000-8000-8000-000000000001",
 		Project:   "/home/who/app",
-		Config:    "0f1e2d",
 		Image:     "72d7c44a6e56",
 		CPUs:      4,
 		Memory:    4 << 30,
@@ -100,7 +99,7 @@ func TestDomainXML(t *testing.T) {
 				accel = AccelTCG
 			}
 			wantDomain := Domain{
-				Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Config: spec.Config, Image: spec.Image,
+				Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Image: spec.Image,
 				CPUs: spec.CPUs, Memory: spec.Memory &^ 1023, Accel: accel, Disk: spec.Disk,
 			}
 			if diff := cmp.Diff(wantDomain, d); diff != "" {

@@ -389,7 +389,7 @@ func BenchmarkList100(b *testing.B) {
 	for n := range 100 {
 		err := h.Define(b.Context(), vm.Spec{
 			Name: fmt.Sprintf("bench-%d", n), UUID: fmt.Sprintf("7b1f0e66-1f0c-4b52-9999-%012x", n),
-			Project: "/home/who/p", Config: "0123456789abcdef", Image: "0123456789abcdef",
+			Project: "/home/who/p", Image: "0123456789abcdef",
 			CPUs: 1, Memory: 1 << 30, Accel: vm.AccelTCG,
 			Disk: "/home/who/disk.qcow2", Kernel: "/k", Initrd: "/i", Cmdline: "c", Console: "/c",
 		})

@@ -278,7 +278,6 @@ func parseDomain(doc string) (Domain, error) {
 		Name:    strings.TrimPrefix(d.Name, DomainPrefix),
 		UUID:    d.UUID,
 		Project: meta.Project,
-		Config:  meta.Config,
 		Image:   meta.Image,
 		Accel:   AccelTCG,
 	}

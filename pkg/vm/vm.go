@@ -115,7 +115,6 @@ type Spec struct {
 	Name    string // without DomainPrefix, e.g. "app-1a2b3c4d"
 	UUID    string // RFC 9562 text form
 	Project string // canonical path of the project directory
-	Config  string // hash of the configuration, kept in the domain's metadata
 	Image   string // digest of the base image, kept in the domain's metadata
 
 	CPUs   int
@@ -146,7 +145,6 @@ type Domain struct {
 	Name    string // without DomainPrefix
 	UUID    string
 	Project string
-	Config  string
 	Image   string
 	State   State
 	Reason  string // libvirt's reason for State, in words; may be empty

@@ -108,7 +108,6 @@ func (s *suite) spec(t *testing.T) vm.Spec {
 		Name:    fmt.Sprintf("conformance-%d-%d", os.Getpid(), s.specs),
 		UUID:    fmt.Sprintf("7b1f0e66-1f0c-4b52-%04x-%012x", s.specs&0xffff, os.Getpid()),
 		Project: "/home/who/a \xff\x01<b>&\"é\n%41",
-		Config:  "config-1",
 		Image:   "sha256:1234",
 		CPUs:    1,
 		Memory:  64 << 20,
@@ -172,7 +171,7 @@ func (s *suite) expect(ctx context.Context, t *testing.T, spec vm.Spec, state vm
 		t.Fatal(err)
 	}
 	want := vm.Domain{
-		Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Config: spec.Config, Image: spec.Image,
+		Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Image: spec.Image,
 		State: state, Reason: got.Reason, CPUs: spec.CPUs, Memory: spec.Memory, Accel: spec.Accel,
 		Disk: spec.Disk, PID: got.PID, Saved: got.Saved,
 	}
@@ -241,7 +240,7 @@ func (s *suite) redefine(t *testing.T) {
 	if err := s.h.Define(ctx, spec); err != nil {
 		t.Errorf("the same again: %v", err)
 	}
-	spec.CPUs, spec.Memory, spec.Config = 2, 96<<20, "config-2"
+	spec.CPUs, spec.Memory = 2, 96<<20
 	if err := s.h.Define(ctx, spec); err != nil {
 		t.Fatal(err)
 	}
@@ -413,7 +412,7 @@ func (s *suite) defineRunning(t *testing.T) {
 	ctx := s.ctx(t)
 	was := s.started(ctx, t)
 	next := was
-	next.CPUs, next.Memory, next.Config = 2, 96<<20, "config-2"
+	next.CPUs, next.Memory = 2, 96<<20
 	if err := s.h.Define(ctx, next); err != nil {
 		t.Fatal(err)
 	}

@@ -235,7 +235,7 @@ func (r *record) domain() vm.Domain {
 		spec = r.Live.spec()
 	}
 	return vm.Domain{
-		Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Config: spec.Config, Image: spec.Image,
+		Name: spec.Name, UUID: spec.UUID, Project: spec.Project, Image: spec.Image,
 		State: r.State, Reason: r.Reason, Halt: r.Halt,
 		CPUs: spec.CPUs, Memory: spec.Memory, Accel: spec.Accel, Disk: spec.Disk, PID: r.PID,
 	}
