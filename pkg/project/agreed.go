@@ -139,7 +139,7 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 	r, err := applied.Read(at)
 	switch {
 	case err != nil:
-		return *r.Agreed, []string{fmt.Sprintf("devvm cannot read what you agreed to before (%s), so it asks about all of it.", at)}, nil
+		return *r.Agreed, []string{fmt.Sprintf("devvm cannot read what you agreed to before (%s), so it asks about all of it.", at)}, nil //nolint:nilerr // it is asked about
 	case r.Agreed != nil:
 		return *r.Agreed, nil, nil
 	}
