@@ -82,13 +82,6 @@ func (s *Server) Mirror(ctx context.Context, run Run) error {
 	return first
 }
 
-// agentGrace is how long an agent may take to end by itself.
-const agentGrace = time.Second
-
-// batchSize is how many events an agent gets before it must say that they are done, and
-// may be asked for something else.
-const batchSize = 32
-
 // repeat runs one agent.
 func (e *export) repeat(ctx context.Context, run Run) error {
 	m := e.mirror

@@ -15,49 +15,7 @@ import (
 // each (LOOKUP, GETATTR), though one READDIRPLUS tells of many. So the agent lists the
 // directories in which this is being asked, and the ones that come next: what its kernel
 // learns by that all programs in the VM know. It is what a kernel does for a file that is
-// read from front to back.
-
-const (
-	// namesAsked is how many names are asked for in a directory before it is listed, and
-	// filesAsked is for what has changed of files that are known.
-	namesAsked, filesAsked = 3, 12
-	// fewEntries and mostEntries bound the entries of a directory that is listed: to ask for
-	// few takes no longer, and of many the VM's kernel takes the names alone.
-	fewEntries, mostEntries = 16, 1000
-	// fewAhead and manyAhead are how many directories are listed ahead: few with the second
-	// of a row, then twice as many each time.
-	fewAhead, manyAhead = 4, 64
-	// manySiblings is how many entries a directory may have in which the next ones are
-	// looked for.
-	manySiblings = 2000
-	// walkAge is how long it is remembered what was asked for, and listed.
-	walkAge    = 10 * time.Second
-	manyWalked = 8 << 10
-	// aheadBatch is how many directories the agent lists before it is told of changes.
-	aheadBatch = 4
-	// namesFree is how many names are asked for in a directory before the next call waits
-	// for it to be listed, if more than fewHeld directories are to be; of manyWaiting calls
-	// at once, as there is room for others on their connections, and for patienceHeld.
-	namesFree    = 6
-	fewHeld      = 2
-	manyWaiting  = 32
-	patienceHeld = 500 * time.Millisecond
-	// justListed is how long after it was listed a directory is not listed again: calls that
-	// still arrive were sent before.
-	justListed = 2 * time.Second
-	// knownAge is for how long the VM knows what it was told of a file (see acregmin where
-	// it mounts), from when it asked, and it may have waited for the answer.
-	knownAge = 10*time.Second - patienceHeld
-	// manyOpens is how many files that the VM knows are asked for in openTime, less
-	// openWeight for each that it has to know anew, until that is taken for opening them:
-	// lists save no calls then. For walkAge none is made for the sake of known files.
-	manyOpens  = 64
-	openWeight = 8
-	openTime   = time.Second
-	// changing is how long after a change a directory is left alone: watchers in the VM
-	// would hear of a name that its kernel knows already as changed, and not as new.
-	changing = time.Second
-)
+// read from front to back. How much is listed when is in tuning.go.
 
 // ahead is what an export has the VM list before it asks.
 type ahead struct {

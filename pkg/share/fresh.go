@@ -20,15 +20,6 @@ import (
 // What the VM was not told is left alone. Its kernel would then know of what is new, and
 // watchers would hear that it has changed, not that it has come.
 
-const (
-	// fewChanges are done again at once: that is as quick.
-	fewChanges = 8
-	// manyFresh is how much the agent asks for before it says that it has.
-	manyFresh = 1000
-	// justTold is how long an answer may be under way to the VM.
-	justTold = 100 * time.Millisecond
-)
-
 // freshen has the VM's kernel know of changes that are still to be done again, if there
 // are many and somebody waits for that. It tells whether they were.
 func (e *export) freshen(w io.Writer, answers *bufio.Reader) (bool, error) {

@@ -25,10 +25,6 @@ import (
 // VM's kernel tells all who watch, and what it then believes of the directory is what is
 // so. See phantom.go for the answers.
 
-// manyPending is how many changes wait for an agent while there is none; of more, the
-// later ones are not told.
-const manyPending = 20_000
-
 // mirror is what an export has to tell its VM.
 type mirror struct {
 	mu      sync.Mutex
@@ -85,16 +81,6 @@ type deed struct {
 	at  time.Time
 	ino uint64 // of what the name then stood for; 0: it was removed
 }
-
-const (
-	manyDeeds = 32 << 10
-	// deedAge is how long after a deed its echo may come. Of a file's content and
-	// attributes, the time of its last change says whose it was, however late: a file
-	// that was written is closed only when it has not been used for a while.
-	deedAge = 2 * time.Second
-	// patienceDeeds is for calls that are under way when the host's changes are looked at.
-	patienceDeeds = 2 * time.Second
-)
 
 // changed notes a change that the server made to an object.
 func (o *object) changed() {
@@ -195,9 +181,6 @@ func (e *export) openPath(name string) (*object, error) {
 	}
 	return o, nil
 }
-
-// watchAgain is how long after a failure the directory is watched again.
-const watchAgain = 5 * time.Second
 
 // watch notes what the host changes until ctx ends.
 func (e *export) watch(ctx context.Context, s *Server) {
@@ -333,12 +316,6 @@ func (m *mirror) wake() {
 // that, for an NFS WRITE does not say whether its offset was meant. So the agent follows
 // such a file for a while: each write in the VM then goes out at once, and the kernel asks
 // for the file's end again before the next.
-const (
-	// wroteAge is how long ago the VM may have written a file that the host changes. The
-	// VM's kernel writes back every 5 s what is 30 s old.
-	wroteAge  = time.Minute
-	manyWrote = 1024
-)
 
 // wroteLately tells whether the VM has written the file at a path.
 func (e *export) wroteLately(name string) bool {
