@@ -56,7 +56,7 @@ func (a *app) showEgress(ctx context.Context, s *project.Service, p state.Projec
 		return err
 	}
 	if e.Forgotten > 0 {
-		a.Note("%d earlier attempts had to make room for these", e.Forgotten)
+		a.Note("%d earlier attempts are not listed: the journal keeps the latest", e.Forgotten)
 	}
 	return nil
 }

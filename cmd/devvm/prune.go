@@ -15,9 +15,9 @@ func (a *app) newPruneCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "prune",
 		Short: "Free the disk space of images and templates that no VM uses",
-		Long: `Remove all templates that no disk of a project needs, nor one kept for devvm nuke
---undo, and all such images except the newest of each name. Projects are not
-touched, and nuke stays as fast. The next up of a new project takes longer if no
+		Long: `Remove every template and image that no disk needs: no project's disk, and none
+that devvm nuke --undo brings back. The newest image of each name stays. Projects
+are not touched, and nuke stays as fast. The next up of a new project takes longer if no
 other VM has its shape, because it makes its template again.`,
 		Example: `  devvm prune --dry-run
   devvm prune`,

@@ -150,7 +150,7 @@ func (o origin) String() string {
 // has the origin "default".
 func (c Config) Origin(key string) string { return c.origins[key].String() }
 
-// defaultIgnore is large, changes often, and nobody watches it.
+// defaultIgnore are large directories that change often and need no watching.
 var defaultIgnore = []string{".git", "node_modules"}
 
 // Default returns the configuration of a project without any file.
@@ -178,7 +178,7 @@ func Default(env Env) Config {
 }
 
 // HostAddress is where the VM finds the ports of the host that host_ports
-// opens: pkg/usernet's HostAlias.
+// opens: pkg/vmnet's HostAlias.
 const HostAddress = "192.0.2.254"
 
 // DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,

@@ -18,7 +18,7 @@ type Consent int
 // Each key has one of these.
 const (
 	ConsentUnset  Consent = iota
-	ConsentFree           // more of it is no more of the host; Key.Free says why
+	ConsentFree           // a larger value gives the VM nothing more of the host; Key.Free says why
 	ConsentGrowth         // what a project's first devvm.toml says is taken, more than that is asked about
 	ConsentReach          // more than the user's own file says is asked about, at first too
 )

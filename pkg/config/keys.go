@@ -27,7 +27,7 @@ type Key struct {
 	Brief    string // the same in one line, for the example file
 	Example  string // one or more lines of TOML, without the table's heading
 	Consent  Consent
-	Free     string // why more of it is no more of the host, if Consent is ConsentFree
+	Free     string // why a larger value gives the VM nothing more of the host, if Consent is ConsentFree
 }
 
 // field is a key and what the code does with it.
@@ -326,7 +326,7 @@ var schema = []field{
 				"- `\"203.0.113.7\"`, `\"10.20.0.0/16:5432\"`, `\"[2001:db8::]/32:443\"`: addresses and ranges.\n\n" +
 				"With a list or `\"none\"`, the VM's DNS answers only names that the list has; for others it says that they do not exist. " +
 				"A name stands for the addresses that the VM got for it, for as long as the answer says, but at least five minutes; connections that exist stay. " +
-				"It is the name asked for that counts, not those that it is an alias of. Other DNS servers are destinations like any other. An entry of IPv6 means that address or range and no other: `\"0.0.0.0/0\"` allows none of IPv6, and a name both. " +
+				"It is the name asked for that counts, not those that it is an alias of. Other DNS servers are destinations like any other. Addresses and ranges match only their own family: `\"0.0.0.0/0\"` allows no IPv6. A name allows both. " +
 				"A container has IPv6 only on [a network made for it](egress.md#ipv6). " +
 				"`devvm egress` shows what was refused, with the line that would allow it. [What it cannot do](security.md#where-the-claim-ends).",
 			Example: `egress = ["registry.example.com:443", "*.example.org", "10.20.0.0/16:5432"]`,
@@ -398,7 +398,7 @@ var schema = []field{
 			Brief: "Published ports that have another number on the host.",
 			Doc: "Published ports that have another number on the host, `published = host`. " +
 				"With the example, `docker run -p 80:8000` is http://localhost:8080: users may not open ports below 1024 (`net.ipv4.ip_unprivileged_port_start`). " +
-				"A devvm of root's does not do it for a VM either, unless a mapping to the port says so: `map = { 80 = 80 }`.",
+				"A devvm that runs as root does not open them for a VM either, unless a mapping to the port says so: `map = { 80 = 80 }`.",
 			Example: `map = { 80 = 8080, 443 = 8443 }`,
 			Consent: ConsentGrowth,
 		},
@@ -464,8 +464,8 @@ var schema = []field{
 			Name: "ports.deny", Type: "list of whole numbers", Default: "empty", Applies: AppliesUp,
 			Brief: "Ports of the host that the project never gets.",
 			Doc: "Ports of the host that the project never gets, whatever its containers publish: those of services of the host's own that do not always run. " +
-				"Whoever opens such a port while the service is down is taken for it by your programs. " +
-				"The ports in your own `config.toml` are for no project; devvm.toml can only add to them. A port that `map` leads elsewhere is not meant.",
+				"While the service is down, your programs would take whoever opens its port for the service. " +
+				"The ports in your own `config.toml` are for no project; devvm.toml can only add to them. This does not apply to a published port that `map` moves to another number.",
 			Example: "deny = [5432, 6379]",
 			Consent: ConsentGrowth,
 		},
@@ -559,7 +559,7 @@ var schema = []field{
 		Key: Key{
 			Name: "share.durable", Type: "true or false", Default: "false", Applies: AppliesStart,
 			Brief: "Whether what a container has fsynced is on the host's disk, not only in its memory.",
-			Doc: "What a container writes to a shared directory is the host kernel's as soon as the container hears that it is written, and survives the end of the VM and of devvm. " +
+			Doc: "Once a container is told that its write to a shared directory is done, the host's kernel has the data. It survives the end of the VM and of devvm. " +
 				"`true`: what it has fsynced, or closed, is also on the host's disk, and survives the host's power failing. Small files then take many times longer.",
 			Example: "durable = true",
 			Consent: ConsentFree,

@@ -37,7 +37,7 @@ func setMounts(c *Config, _ Env, v any) *problem {
 		return wrongType(want, v)
 	}
 	if len(tables) > maxMounts {
-		return &problem{msg: fmt.Sprintf("%d mounts are more than a VM has: %d", len(tables), maxMounts), hint: "share a directory above them", full: true}
+		return &problem{msg: fmt.Sprintf("%d mounts are too many: a VM can have at most %d", len(tables), maxMounts), hint: "share a directory above them", full: true}
 	}
 	mounts := []Mount{}
 	for i, t := range tables {

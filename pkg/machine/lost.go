@@ -20,7 +20,7 @@ func Afresh(f state.Files) string {
 	return way
 }
 
-// ErrLost says that the VM's disk is gone; see isLost.
+// ErrLost says that the VM's disk is gone; see [state.Files.IsLost].
 func ErrLost(f state.Files, running bool) error {
 	e := &ui.Error{
 		Msg:  "the disk of this project's VM is gone: " + f.Disk(),

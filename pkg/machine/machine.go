@@ -100,7 +100,7 @@ func (m *Machine) reattach(ctx context.Context, dom vm.Domain) error {
 // errBusy says that the VM's network process runs and does not answer.
 var errBusy = errors.New("the VM's network process is busy")
 
-// askNet asks the VM's network process how it is: errBusy, or usernet.ErrNoNetwork if nobody
+// askNet asks the VM's network process how it is: errBusy, or vmnet.ErrNoNetwork if nobody
 // listens.
 func (m *Machine) askNet(ctx context.Context) (vmnet.Status, error) {
 	status, err := vmnet.NewDialer(m.Files.DialSocket()).Status(ctx)

@@ -40,7 +40,7 @@ func (m *Machine) WaitReady(ctx context.Context, con *console) error {
 const probeEvery = 5 * time.Second
 
 // probeDaemons looks now and then whether the VM's supervisor and network process answer, until
-// ctx ends or one never will: supervisor.ErrHung, usernet.ErrNoNetwork.
+// ctx ends or one never will: supervisor.ErrHung, vmnet.ErrNoNetwork.
 func (m *Machine) probeDaemons(ctx context.Context) error {
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
@@ -77,8 +77,8 @@ func (m *Machine) probeDaemons(ctx context.Context) error {
 	}
 }
 
-// waitOnce is await, but for a VM whose network process ends meanwhile: that is
-// usernet.ErrNoNetwork. A supervisor that stops answering is supervisor.ErrHung.
+// waitOnce is WaitReady, but for a VM whose network process ends meanwhile: that is
+// vmnet.ErrNoNetwork. A supervisor that stops answering is supervisor.ErrHung.
 func (m *Machine) waitOnce(ctx context.Context, con *console) error {
 	patience := m.patience()
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, ErrPatience)

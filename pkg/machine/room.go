@@ -19,7 +19,7 @@ const roomNeeded = 2 << 30
 // CheckRoomForVM refuses to make a VM where the next write could fail.
 func (e *Env) CheckRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
 
-// CheckRoomToNuke is checkRoomForVM before the VM that is there is set aside: its disk stays, and
+// CheckRoomToNuke is CheckRoomForVM before the VM that is there is set aside: its disk stays, and
 // what an earlier nuke has kept goes.
 func (e *Env) CheckRoomToNuke(f state.Files) error {
 	goes := f.Undo

@@ -41,7 +41,7 @@ func (m *Machine) choosePools() subnet.Pools {
 	pools, why := subnet.Choose(routes, had)
 	m.pools = pools
 	if _, still := pools.Overlap(routes); still {
-		m.Progress.Note("the engine's networks hide %s of this host, and all other addresses that devvm has for them would hide something; choose some: [docker.daemon] default-address-pools in devvm.toml", why)
+		m.Progress.Note("the engine's networks hide %s of this host, and every other range that devvm could give them would hide something, too; choose one yourself: [docker.daemon] default-address-pools in devvm.toml", why)
 	} else if why != (subnet.Route{}) && !slices.Equal(pools, had) {
 		m.Progress.Note("the engine's networks get addresses of %s: Docker's own would hide %s of this host", pools[0].Base, why)
 	}

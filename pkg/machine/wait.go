@@ -63,7 +63,7 @@ type (
 	// NetworkAnswer is the network process's answer to [Action.AskNetwork].
 	NetworkAnswer struct{ Err error }
 	// HelperLost says that the supervisor or the network process does not answer and never
-	// will: [supervisor.ErrHung], [usernet.ErrNoNetwork].
+	// will: [supervisor.ErrHung], [vmnet.ErrNoNetwork].
 	HelperLost struct{ Err error }
 	// WatchEnded says that the supervisor's stream of statuses has ended.
 	WatchEnded struct{ Err error }

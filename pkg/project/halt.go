@@ -12,16 +12,16 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// A verb that was killed leaves libvirt and the guest at what it asked of them: a save goes on,
-// a guest goes on to power off. The next verb waits for the end of that, and goes on from there.
+// A verb that was killed may have left libvirt saving the VM, or the guest powering off. The next
+// verb waits until that has ended, and continues from there.
 
-// patienceHalt is how long a VM may be at what ends by itself: saving a large memory to a slow
+// patienceHalt is how long devvm waits for what ends by itself: saving a large memory to a slow
 // disk takes minutes.
 const patienceHalt = 10 * time.Minute
 
-// patienceJob is how long libvirt is left alone with what it is at. A libvirtd that ended
-// meanwhile may have left the VM paused for it, for good; asked to let the VM go on, libvirt
-// refuses while it is at it.
+// patienceJob is how long a libvirt job may run before devvm asks libvirt to resume the VM. A
+// libvirtd that exits during a job can leave the VM paused for good. While the job still runs,
+// libvirt refuses to resume the VM.
 const patienceJob = 30 * time.Second
 
 // haltPoll is how often a VM is looked at that will soon be in another state.

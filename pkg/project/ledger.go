@@ -161,8 +161,8 @@ type PruneOptions struct {
 	DryRun   bool // count only
 }
 
-// Prune removes every image and template that no disk lies on. Where a project's nuke can go
-// back to, it can after. What a killed making of a template has left is not counted ahead.
+// Prune removes every image and template that no disk is based on. It keeps the templates that the
+// nuke of a project forks from. A dry run does not count what a killed template build left behind.
 func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	out := Pruned{DryRun: o.DryRun}
 	if !o.DryRun {

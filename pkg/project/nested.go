@@ -12,9 +12,9 @@ import (
 )
 
 // outer returns what was agreed to for each other project whose VM can write in this one's
-// directory, and a sentence about each. What a VM has written is no word of the user's: root
-// in a VM that reaches little would else make a devvm.toml below its directory for one that
-// reaches all. Records that cannot be read count as such a project's, with nothing.
+// directory, and a sentence about each. A file that a VM wrote is not the user's agreement:
+// otherwise root in a VM with little access could write a devvm.toml in a subdirectory, for a VM
+// with full access. Records that cannot be read count as those of such a project, with no access.
 func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 	names, err := s.Dirs.Projects()
 	if err != nil {

@@ -168,8 +168,8 @@ func (s *Service) templateUses(ctx context.Context, c machine.Chains) ([]use, er
 	return out, nil
 }
 
-// inUse returns the IDs of those of a kind that a use for which of says yes lies on. The
-// result is nil with an error, never partial.
+// inUse returns the IDs of the images or templates, by kind, that lie below any use for which of
+// returns true. The result is nil with an error, never partial.
 func (s *Service) inUse(ctx context.Context, kind string, of func(use) bool) (map[string]bool, error) {
 	all, err := s.uses(ctx)
 	if err != nil {

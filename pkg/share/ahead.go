@@ -78,8 +78,9 @@ func newAhead() ahead {
 // Where programs ask for many in several directories, they wait until those are listed:
 // they keep the VM busy, and so the agent, which has all their answers in one. In the VM
 // the agent can wait for them in turn: for the name that one asks for, or behind another
-// who wants to change the directory. So nobody waits for longer than the agent's being
-// told what the directory has, or than its doing something else, or than patience.
+// who wants to change the directory. So a wait ends when the
+// agent has been told the directory's entries, when it turns to something else, or after patience,
+// whichever is first.
 func (e *export) lookAhead(c *call, dir *node, again bool) <-chan struct{} {
 	if e.mirror == nil || c.uid == agentUID {
 		return nil

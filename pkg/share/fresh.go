@@ -12,7 +12,7 @@ import (
 )
 
 // To do each change again takes the agent some calls. Where the host has changed much and
-// somebody waits for the VM's kernel to know (Settle), as a request into the VM does after
+// somebody waits for the VM's kernel to know (CatchUp), as a request into the VM does after
 // a git checkout, the agent first has its kernel ask again for what it was told and is no
 // longer so: once for each directory, which makes it doubt all names there, and for files
 // that were written in place. Watchers hear of each change afterwards.

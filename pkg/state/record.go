@@ -151,8 +151,9 @@ func ErrLeaves(dir string) error {
 	}
 }
 
-// KeepsDir tells whether a project's directory is still where it was. Same says that the directory
-// of the record is known to be elsewhere: what is in its place is another.
+// KeepsDir tells whether a project's directory is still where it was. Same means that the
+// recorded directory is known to have moved: a directory with another ID at the old path is a
+// different one.
 func (f Files) KeepsDir(dir string, same bool) bool {
 	_, id := f.Recorded()
 	return Exists(dir) && !(same && DirIDOf(dir) != id)

@@ -25,8 +25,8 @@ const (
 	diskEvery = 2 * time.Second
 	// lastAsk is how long libvirt is not asked while nothing changes.
 	lastAsk = 30 * time.Second
-	// lastProceed is how long a VM at most stays paused that was paused again and again, though
-	// there seemed to be room.
+	// lastProceed is the longest that a VM stays paused if it keeps being paused although there
+	// seems to be room.
 	lastProceed = time.Minute
 )
 

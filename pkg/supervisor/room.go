@@ -195,8 +195,8 @@ func (s *supervisor) makeRoom(ctx context.Context, link *guest.Client) (full boo
 const noSpace = "no space left on device"
 
 // explain says more of an error of the engine's that comes from a full disk, and sees to it
-// that the next call finds room. It holds the error up for some seconds at most: of a VM that
-// does not answer in time the last word counts, and without one the error stays as it is.
+// that the next call finds room. It delays the error by some seconds at most. If the VM
+// does not answer in time, its last recent answer is used; if there is none, the error is unchanged.
 func (s *supervisor) explain(ctx context.Context, message string) string {
 	if !lacksSpace(message) {
 		return message

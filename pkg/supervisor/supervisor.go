@@ -46,7 +46,7 @@ const (
 	lastRedial       = 5 * time.Second
 	waitReady        = 10 * time.Second // a client's patience while the link is down, or silent
 	clockLook        = 2 * time.Second  // how often the host's clock is looked at
-	clockSoon        = 5 * time.Second  // when the guest's is, after it was set; each time later
+	clockSoon        = 5 * time.Second  // until the guest's is checked after being set; doubles each time
 	clockEvery       = time.Minute      // up to this
 	clockTolerance   = 50 * time.Millisecond
 	clockTimeout     = 20 * time.Second // for one look at the guest's clock
