@@ -5,10 +5,35 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 )
+
+// TestPictures: the pictures are what the recording makes, and no larger than a README's should be.
+func TestPictures(t *testing.T) {
+	cast, err := os.ReadFile("session.cast")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pictures, err := draw(cast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range pictures {
+		got, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is not the picture of session.cast; make picture draws it", name)
+		}
+		if len(got) > 100_000 {
+			t.Errorf("%s has %d bytes", name, len(got))
+		}
+	}
+}
 
 // cast is a recording of these bytes in a terminal of 20 columns and 4 rows.
 func cast(said string) []byte {
