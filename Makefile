@@ -14,7 +14,7 @@ LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
-.PHONY: help build install lint check test vmtest kills fills clients attack fuzz hostile bench demo clean
+.PHONY: help build install lint check test vmtest kills fills clients attack fuzz hostile bench demo picture clean
 
 help:
 	@echo 'make demo      install what is missing, build devvm, run examples/hello in a VM'
@@ -30,6 +30,7 @@ help:
 	@echo 'make bench     the tables of docs/performance.md; VMTEST_RUN=REGEXP picks some'
 	@echo 'make build     $(BIN)/devvm, one static binary'
 	@echo 'make install   install it in $(PREFIX)/bin, with its man pages'
+	@echo 'make picture   README'"'"'s picture, from docs/picture/session.cast'
 	@echo 'make lint      golangci-lint $(LINT_VERSION)'
 	@echo 'make clean     remove $(BIN)/'
 
@@ -42,6 +43,7 @@ install: build
 
 lint: $(LINT)
 	PATH="$(CURDIR)/.ci:$$PATH" $(LINT) run --allow-parallel-runners ./...
+	cd docs/picture && PATH="$(CURDIR)/.ci:$$PATH" $(LINT) run --allow-parallel-runners ./...
 
 $(LINT):
 	@echo 'building golangci-lint $(LINT_VERSION), once: some minutes'
@@ -55,6 +57,7 @@ check:
 	CGO_ENABLED=1 $(TEST) -race -short ./pkg/...
 	CGO_ENABLED=0 $(TEST) -short -parallel 8 -timeout 30m ./cmd/... ./examples/... ./images/...
 	CGO_ENABLED=0 $(TEST) -run '^TestHostileGuest$$' ./pkg/supervisor ./pkg/usernet # the race detector takes memory
+	$(GO) -C docs/picture test .
 
 test:
 	.ci/host-setup test
@@ -98,6 +101,9 @@ bench:
 
 demo:
 	examples/hello/demo
+
+picture:
+	$(GO) -C docs/picture run .
 
 clean:
 	rm -rf $(BIN)

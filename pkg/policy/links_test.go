@@ -12,7 +12,7 @@ import (
 
 var (
 	fence   = regexp.MustCompile("(?ms)^ *```.*?^ *```$")
-	link    = regexp.MustCompile(`\]\(([^()\s]+)\)`)
+	link    = regexp.MustCompile(`(?:\]\(|\bsrc(?:set)?=")([^()\s"]+)[)"]`)
 	named   = regexp.MustCompile("`((?:pkg|cmd|images|examples|\\.ci)/[A-Za-z0-9_./-]+)")
 	heading = regexp.MustCompile(`(?m)^#+ +(.+?) *#*$`)
 )
