@@ -59,9 +59,22 @@ func TestWithin(t *testing.T) {
 		dir, path string
 		want      bool
 	}{
-		{"/a", "/a", true}, {"/a", "/a/b", true}, {"/a", "/a/..b", true}, {"/a", "/a/b/../c", true}, {"/", "/a", true}, {"/", "/", true}, {"/a/", "/a", true},
-		{"/a", "/ab", false}, {"/a/b", "/a", false}, {"/a", "/", false}, {"/a", "/a/..", false}, {"/a", "/a/../b", false}, {"/a", "/..a", false},
-		{"", "/a", false}, {"/a", "", false}, {"/", "", false},
+		{"/a", "/a", true},
+		{"/a", "/a/b", true},
+		{"/a", "/a/..b", true},
+		{"/a", "/a/b/../c", true},
+		{"/", "/a", true},
+		{"/", "/", true},
+		{"/a/", "/a", true},
+		{"/a", "/ab", false},
+		{"/a/b", "/a", false},
+		{"/a", "/", false},
+		{"/a", "/a/..", false},
+		{"/a", "/a/../b", false},
+		{"/a", "/..a", false},
+		{"", "/a", false},
+		{"/a", "", false},
+		{"/", "", false},
 	} {
 		if got := mounts.Within(c.dir, c.path); got != c.want {
 			t.Errorf("%q in %q: %v", c.path, c.dir, got)
