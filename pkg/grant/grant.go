@@ -6,17 +6,16 @@
 // that it leads to; [Compare] says what another has more. Which key counts, and how, stands in
 // the table of keys in pkg/config.
 //
-// It is pure: it reads no file and asks nobody. Of devvm it imports config and egress.
+// It is pure: it reads no file and asks nobody. Of devvm it imports config, egress and mounts.
 // pkg/applied keeps grants.
 package grant
 
 import (
-	"path/filepath"
 	"slices"
-	"strings"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/egress"
+	"github.com/devvm/devvm/pkg/mounts"
 )
 
 // Share is a directory of the host that a VM has, without symbolic links.
@@ -58,7 +57,7 @@ func First(own, wanted Grant) Grant {
 	g.Config = config.First(own.Config, wanted.Config)
 	g.Shares = slices.Clone(own.Shares)
 	for _, s := range wanted.Shares {
-		if within(wanted.Dir, s.Source) {
+		if mounts.Within(wanted.Dir, s.Source) {
 			g.Shares = append(g.Shares, s)
 		}
 	}
@@ -111,7 +110,7 @@ func Compare(agreed, wanted Grant) []string {
 		lines = config.Wider(agreed.Config, wanted.Config)
 	}
 	for _, s := range wanted.Shares {
-		inside := agreed.Config.Mount && within(wanted.Dir, s.Source)
+		inside := agreed.Config.Mount && mounts.Within(wanted.Dir, s.Source)
 		if inside || slices.Contains(agreed.Shares, s) || slices.Contains(agreed.Shares, Share{s.Source, true}) {
 			continue
 		}
@@ -126,10 +125,4 @@ func (s Share) String() string {
 		return s.Source + " (writable)"
 	}
 	return s.Source + " (read-only)"
-}
-
-// within tells whether a path is a directory or below it.
-func within(dir, path string) bool {
-	rel, err := filepath.Rel(dir, path)
-	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }

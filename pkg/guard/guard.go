@@ -2,8 +2,8 @@
 // the words that say how it gets it. Docker makes a directory of what is missing, so that
 // a path which only the host has would be an empty directory in the container.
 //
-// It is pure: what is at a path, here and in the VM, comes from the caller. It knows
-// nothing of HTTP, SSH or devvm.toml's reader and imports no package of ours but shell. It
+// It is pure: what is at a path, here and in the VM, comes from the caller. Which paths are the
+// VM's own stands in package mounts. It knows nothing of HTTP, SSH or devvm.toml's reader, and
 // cannot fail: what it does not understand it lets pass, for the engine to judge.
 package guard
 
@@ -11,6 +11,9 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/devvm/devvm/pkg/mounts"
+	"github.com/devvm/devvm/pkg/share"
 )
 
 // Bind is a path that a container is to have from the VM.
@@ -120,27 +123,13 @@ type Found struct {
 	VM   Kind
 }
 
-// Share is a directory of the host that the VM has.
-type Share struct{ Source, Target string }
-
 // Guard judges the binds of one project.
 type Guard struct {
 	Dir    string // the project's directory, which holds its devvm.toml
-	Shares []Share
+	Shares mounts.Table
 	// Unfit tells why a directory of the host cannot be shared at a path of the VM; ""
 	// if it can. nil: all can.
 	Unfit func(source, target string) string
-}
-
-// Shared tells whether a path of the VM is on the host, and where.
-func (g Guard) Shared(p string) (source string, ok bool) {
-	best := -1
-	for _, s := range g.Shares {
-		if within(s.Target, p) && len(s.Target) > best {
-			best, source = len(s.Target), path.Join(s.Source, strings.TrimPrefix(p, s.Target))
-		}
-	}
-	return source, best >= 0
 }
 
 // Serves tells from what the host has alone that the VM serves a bind: it is on a share
@@ -148,20 +137,10 @@ func (g Guard) Shared(p string) (source string, ok bool) {
 // as it is there. What is missing on a share is the engine's business: it makes it
 // there, as on a host.
 func (g Guard) Serves(b Bind, resolved string) bool {
-	_, shared := g.Shared(b.Path)
-	return shared && slices.ContainsFunc(g.Shares, func(s Share) bool { return within(s.Source, resolved) })
+	_, shared := g.Shares.OnHost(b.Path)
+	_, stays := g.Shares.InVM(resolved)
+	return shared && stays
 }
-
-// kernel are trees of the VM that no host shares: empty directories there mean nothing.
-var kernel = []string{"/dev", "/proc", "/run", "/sys", "/var/run"}
-
-// system are trees of the VM's own, whatever else lies in them, but for /var/tmp.
-var system = []string{
-	"/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/run", "/sbin", "/sys", "/usr", "/var",
-}
-
-// temporary are where programs make what is gone soon. The VM has its own.
-var temporary = []string{"/tmp", "/var/tmp"}
 
 // verdict on one bind that the host's files alone do not decide.
 type verdict int
@@ -176,26 +155,23 @@ const (
 
 func (g Guard) judge(b Bind, f Found) verdict {
 	onHost := f.Host != Missing && f.Host != Unknown
+	kind, by := mounts.Own(b.Path)
 	switch {
 	case f.VM == Missing:
 		return missing
 	case f.VM == Unknown || !onHost || b.Path == "/":
 		return pass
-	case slices.Contains(temporary, b.Path):
+	case kind == mounts.Temporary && b.Path == by:
 		return foreign
-	case f.VM == Empty && !slices.ContainsFunc(kernel, func(dir string) bool { return within(dir, b.Path) }):
+	case f.VM == Empty && kind != mounts.Kernel:
 		return hollow
-	case f.VM == Directory && !ofSystem(b.Path) && slices.ContainsFunc(g.Shares, func(s Share) bool { return s.Target != b.Path && within(b.Path, s.Target) }):
+	case f.VM == Directory && kind != mounts.Kernel && kind != mounts.System && g.leads(b.Path):
 		return leading
 	}
 	return pass
 }
 
-func ofSystem(p string) bool {
-	return p == "/var/tmp" || !within("/var/tmp", p) && slices.ContainsFunc(system, func(dir string) bool { return within(dir, p) })
-}
-
-// within tells whether a path is a directory or below it; both are clean.
-func within(dir, p string) bool {
-	return p == dir || dir == "/" && strings.HasPrefix(p, "/") || strings.HasPrefix(p, dir+"/")
+// leads tells whether something is shared below a path of the VM.
+func (g Guard) leads(p string) bool {
+	return slices.ContainsFunc(g.Shares, func(e share.Export) bool { return e.Target != p && mounts.Within(p, e.Target) })
 }

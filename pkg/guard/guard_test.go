@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/devvm/devvm/pkg/guard"
+	"github.com/devvm/devvm/pkg/mounts"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -78,7 +79,7 @@ func FuzzBinds(f *testing.F) {
 
 var home = guard.Guard{
 	Dir: "/home/u/app",
-	Shares: []guard.Share{
+	Shares: mounts.Table{
 		{Source: "/home/u/app", Target: "/home/u/app"},
 		{Source: "/data/set", Target: "/srv/set"},
 	},
@@ -117,7 +118,7 @@ func TestServes(t *testing.T) {
 func TestRefuse(t *testing.T) {
 	off := home
 	off.Shares = nil
-	inTmp := guard.Guard{Dir: "/tmp/it's mine", Shares: []guard.Share{{Source: "/tmp/it's mine", Target: "/tmp/it's mine"}}, Unfit: home.Unfit}
+	inTmp := guard.Guard{Dir: "/tmp/it's mine", Shares: mounts.Table{{Source: "/tmp/it's mine", Target: "/tmp/it's mine"}}, Unfit: home.Unfit}
 	unfit := off
 	unfit.Dir = "/home/u"
 	const ro = true
@@ -181,8 +182,8 @@ func TestRefuse(t *testing.T) {
 		{"copied to the VM", home, "/home/u/.npmrc", ro, guard.File, "/home/u/.npmrc", guard.File, false},
 		{"not readable here", home, "/root/x", false, guard.Unknown, "", guard.Empty, false},
 		{"not known", home, "/home/u/other", false, guard.Directory, "/home/u/other", guard.Unknown, false},
-		{"temporary, with a share in it", guard.Guard{Shares: []guard.Share{{Source: "/var/tmp/a/b", Target: "/var/tmp/a/b"}}}, "/var/tmp/a", false, guard.Directory, "/var/tmp/a", guard.Directory, true},
-		{"the system's, with a share in it", guard.Guard{Shares: []guard.Share{{Source: "/var/www/a", Target: "/var/www/a"}}}, "/var/www", false, guard.Directory, "/var/www", guard.Directory, false},
+		{"temporary, with a share in it", guard.Guard{Shares: mounts.Table{{Source: "/var/tmp/a/b", Target: "/var/tmp/a/b"}}}, "/var/tmp/a", false, guard.Directory, "/var/tmp/a", guard.Directory, true},
+		{"the system's, with a share in it", guard.Guard{Shares: mounts.Table{{Source: "/var/www/a", Target: "/var/www/a"}}}, "/var/www", false, guard.Directory, "/var/www", guard.Directory, false},
 	} {
 		got := c.g.Refuse([]guard.Bind{{Path: c.path, ReadOnly: c.ro}}, []guard.Found{{Host: c.host, Real: c.real, VM: c.vm}})
 		if (got != "") != c.refused {

@@ -8,6 +8,8 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"github.com/devvm/devvm/pkg/mounts"
+	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
 )
 
@@ -60,15 +62,15 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 	case foreign:
 		state = fmt.Sprintf("not in the project's VM, which has a %s of its own", b.Path)
 	}
-	if source, ok := g.Shared(b.Path); ok && f.Real != "" && f.Real != source {
+	if source, ok := g.Shares.OnHost(b.Path); ok && f.Real != "" && f.Real != source {
 		return fmt.Sprintf("A symbolic link leads from it to %s, which is %s.", f.Real, state), Lines(f.Real, f.Real, b.ReadOnly)
 	}
 	if onHost {
-		if at, ok := g.target(f.Real); ok {
+		if at, ok := g.Shares.InVM(f.Real); ok {
 			return fmt.Sprintf("%s is %s; what is there on this host, the VM has as %s: use that path.", b.Path, state, at), ""
 		}
 	}
-	if within(g.Dir, b.Path) && !slices.ContainsFunc(g.Shares, func(s Share) bool { return s.Source == g.Dir }) {
+	if mounts.Within(g.Dir, b.Path) && !slices.ContainsFunc(g.Shares, func(s share.Export) bool { return s.Source == g.Dir }) {
 		reason = fmt.Sprintf("The project's VM does not have the project's directory, %s.", g.Dir)
 		if unfit := g.unfit(g.Dir, g.Dir); unfit != "" {
 			return reason + " It cannot: " + unfit + ".", ""
@@ -117,24 +119,12 @@ func (g Guard) advise(b Bind, f Found, v verdict) (reason, block string) {
 // passing tells whether a path is where things do not last, and where that is. Who works there
 // in a project does not mean temporary files, and the advice needs a project that is shared.
 func (g Guard) passing(p string) (dir string, ok bool) {
-	for _, dir := range temporary {
-		if p == dir || within(dir, p) && !within(dir, g.Dir) {
-			_, ok := g.target(g.Dir)
-			return dir, ok
-		}
+	kind, dir := mounts.Own(p)
+	if kind != mounts.Temporary || p != dir && mounts.Within(dir, g.Dir) {
+		return "", false
 	}
-	return "", false
-}
-
-// target is the path in the VM of something on the host.
-func (g Guard) target(resolved string) (string, bool) {
-	best := Share{}
-	for _, s := range g.Shares {
-		if within(s.Source, resolved) && len(s.Source) > len(best.Source) {
-			best = s
-		}
-	}
-	return path.Join(best.Target, strings.TrimPrefix(resolved, best.Source)), best.Source != ""
+	_, ok = g.Shares.InVM(g.Dir)
+	return dir, ok
 }
 
 func (g Guard) unfit(source, target string) string {

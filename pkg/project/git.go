@@ -5,11 +5,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/devvm/devvm/pkg/config"
 	"github.com/devvm/devvm/pkg/guard"
+	"github.com/devvm/devvm/pkg/mounts"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/shell"
 	"github.com/devvm/devvm/pkg/state"
@@ -27,7 +27,8 @@ const longestGit = 64 << 10
 // gitNotes say how the VM gets a history that is outside of what it has.
 func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 	has := func(path string) bool {
-		return slices.ContainsFunc(exports, func(e share.Export) bool { return within(e.Target, path) })
+		_, ok := mounts.Table(exports).OnHost(path)
+		return ok
 	}
 	if !has(p.Dir) {
 		return nil
@@ -44,7 +45,7 @@ func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 		}
 	}
 	what := fmt.Sprintf("git does not work in the VM: the repository of this working tree is %s, which is not in the VM", dir)
-	if why := s.unfit(share.Export{Source: dir, Target: dir}); why != "" {
+	if why := s.host(p.Dir).Unfit(dir, dir); why != "" {
 		return []string{what + " and cannot be: " + why}
 	}
 	toml := filepath.Join(p.Dir, config.FileName)

@@ -1,10 +1,8 @@
 package project
 
 import (
-	"path/filepath"
-
 	"github.com/devvm/devvm/pkg/applied"
-	"github.com/devvm/devvm/pkg/share"
+	"github.com/devvm/devvm/pkg/mounts"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/supervisor"
 )
@@ -19,31 +17,18 @@ func (s *Service) guardOptions(f state.Files) supervisor.Guard {
 			cfg, err := s.agreedConfig(f)
 			return !cfg.BindGuard, err
 		},
-		Unfit: func(source, target string) string {
-			return s.unfit(share.Export{Source: source, Target: target})
-		},
+		Unfit: s.host(dir).Unfit,
 	}
 }
 
 // GuestDir is where the project's VM has a directory of this host; "": nowhere, as far
 // as is known here.
 func (s *Service) GuestDir(p state.Project, dir string) string {
-	resolved, err := filepath.EvalSymlinks(dir)
-	if err == nil {
-		resolved, err = filepath.Abs(resolved)
+	record, err := applied.Read(s.Dirs.Files(p.Name).Applied())
+	if err != nil {
+		return "" // up says so
 	}
-	all, readErr := applied.Read(s.Dirs.Files(p.Name).Applied())
-	if err != nil || readErr != nil {
-		return ""
-	}
-	at, best := "", -1
-	for _, e := range all.Exports() {
-		rel, err := filepath.Rel(e.Source, resolved)
-		if err == nil && within(e.Source, resolved) && len(e.Source) > best {
-			at, best = filepath.Join(e.Target, rel), len(e.Source)
-		}
-	}
-	return at
+	return mounts.Table(record.Exports()).GuestDir(dir)
 }
 
 // SharedDirs are the directories of this host that the project's VM has.

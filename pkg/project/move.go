@@ -10,6 +10,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/machine"
+	"github.com/devvm/devvm/pkg/mounts"
 	"github.com/devvm/devvm/pkg/share"
 	"github.com/devvm/devvm/pkg/state"
 	"github.com/devvm/devvm/pkg/ui"
@@ -310,7 +311,7 @@ func (s *Service) moveOwners(p, former state.Project) error {
 	}
 	to := map[string]string{}
 	for _, e := range has.Exports() {
-		if rel, err := filepath.Rel(former.Dir, e.Target); err == nil && within(former.Dir, e.Target) {
+		if rel, err := filepath.Rel(former.Dir, e.Target); err == nil && mounts.Within(former.Dir, e.Target) {
 			to[e.Target] = filepath.Join(p.Dir, rel)
 		}
 	}

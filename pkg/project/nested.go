@@ -8,6 +8,7 @@ import (
 
 	"github.com/devvm/devvm/pkg/applied"
 	"github.com/devvm/devvm/pkg/grant"
+	"github.com/devvm/devvm/pkg/mounts"
 	"github.com/devvm/devvm/pkg/state"
 )
 
@@ -35,7 +36,7 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 			continue
 		}
 		for _, d := range has {
-			if !within(d, p.Dir) && !isOneOf(d, above) {
+			if !mounts.Within(d, p.Dir) && !isOneOf(d, above) {
 				continue
 			}
 			r, _ := applied.Read(f.Applied()) // reaches has read it

@@ -9,6 +9,7 @@ import (
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guard"
+	"github.com/devvm/devvm/pkg/mounts"
 	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/share"
 )
@@ -149,7 +150,7 @@ func (s *supervisor) leadToEngine(d dockerproxy.Driver) bool {
 // isOurSocket tells whether a path leads to docker.sock on this host.
 func (s *supervisor) isOurSocket(path string) bool {
 	path = filepath.Clean(path)
-	return filepath.IsAbs(path) && !isEngineSocket(path) && (path == s.Docker || resolve(path) == resolve(s.Docker))
+	return filepath.IsAbs(path) && !isEngineSocket(path) && (path == s.Docker || mounts.Real(path) == mounts.Real(s.Docker))
 }
 
 // isEngineSocket tells whether a path is what tools call the engine's socket, in the VM.

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/guest"
+	"github.com/devvm/devvm/pkg/mounts"
 )
 
 // Guard says what to do with containers that bind what the VM does not have.
@@ -51,10 +51,7 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 	if len(binds) == 0 || s.guardOff.Load() {
 		return nil
 	}
-	g := guard.Guard{Dir: s.Guard.Dir, Unfit: s.Guard.Unfit}
-	for _, e := range s.Share.Exports {
-		g.Shares = append(g.Shares, guard.Share{Source: e.Source, Target: e.Target})
-	}
+	g := guard.Guard{Dir: s.Guard.Dir, Shares: s.Share.Exports, Unfit: s.Guard.Unfit}
 	var open []guard.Bind
 	var found []guard.Found
 	var paths []string
@@ -62,8 +59,8 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 		if isEngineSocket(b.Path) {
 			continue
 		}
-		source, shared := g.Shared(b.Path)
-		if shared && g.Serves(b, resolve(source)) {
+		source, shared := g.Shares.OnHost(b.Path)
+		if shared && g.Serves(b, mounts.Real(source)) {
 			continue
 		}
 		if !shared {
@@ -74,7 +71,7 @@ func (s *supervisor) admitBinds(ctx context.Context, container string, binds []g
 			f.Host = guard.Sockets
 		}
 		if f.Host != guard.Missing && f.Host != guard.Unknown {
-			f.Real = resolve(source)
+			f.Real = mounts.Real(source)
 		}
 		open, found, paths = append(open, b), append(found, f), append(paths, b.Path)
 	}
@@ -145,21 +142,6 @@ func kindOf(path string) guard.Kind {
 		return guard.Socket
 	}
 	return guard.Other
-}
-
-// resolve is the path without links, as far as it is there.
-func resolve(path string) string {
-	rest := ""
-	for dir := path; ; dir = filepath.Dir(dir) {
-		resolved, err := filepath.EvalSymlinks(dir)
-		if err == nil {
-			return filepath.Join(resolved, rest)
-		}
-		if dir == filepath.Dir(dir) {
-			return path
-		}
-		rest = filepath.Join(filepath.Base(dir), rest)
-	}
 }
 
 // lookCommand prints a guard.Kind for each of its arguments.
