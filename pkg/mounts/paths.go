@@ -28,9 +28,8 @@ const (
 type place int
 
 const (
-	anywhere place = iota // on it, above it and below it
-	below                 // below it; a mount on it or above it would hide it
-	never                 // not even below it
+	below place = iota // below it; a mount on it or above it would hide it
+	never              // not even below it
 )
 
 // ownPaths are the VM's own, in order. A path is of the kind of the nearest row on it or above it
@@ -45,9 +44,9 @@ var ownPaths = []struct {
 	{"/dev", never, Kernel},
 	{"/etc", never, System},
 	{"/lib", never, System},
-	{"/lib32", anywhere, System},
+	{"/lib32", never, System},
 	{"/lib64", never, System},
-	{"/libx32", anywhere, System},
+	{"/libx32", never, System},
 	{"/proc", never, Kernel},
 	{"/root", below, Users},
 	{"/run", below, Kernel},
@@ -67,8 +66,8 @@ var ownPaths = []struct {
 	{"/var/lib/devvm", never, Users},
 	{"/var/lib/docker", never, Users},
 	{"/var/log", below, Users},
-	{"/var/run", anywhere, Kernel},
-	{"/var/tmp", anywhere, Temporary},
+	{"/var/run", never, Kernel}, // a link to /run
+	{"/var/tmp", below, Temporary},
 }
 
 // Own is what a path of the VM means to a container that binds it, and the path that says so:
@@ -96,7 +95,7 @@ func unfitTarget(target string) string {
 		return fmt.Sprintf("its path is %d bytes long; the VM's kernel mounts %d at most", len(target), most)
 	}
 	for _, o := range ownPaths {
-		if o.mounts != anywhere && Within(target, o.path) || o.mounts == never && Within(o.path, target) {
+		if Within(target, o.path) || o.mounts == never && Within(o.path, target) {
 			return fmt.Sprintf("%s would hide the VM's own %s", target, o.path)
 		}
 	}

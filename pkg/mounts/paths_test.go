@@ -39,9 +39,9 @@ func TestOwnPaths(t *testing.T) {
 		{"/dev", no, no, no, yes, yes, yes, yes, yes},
 		{"/etc", no, no, no, yes, yes, no, yes, no},
 		{"/lib", no, no, no, yes, yes, no, yes, no},
-		{"/lib32", yes, no, yes, yes, yes, no, yes, no},
+		{"/lib32", no, no, no, yes, yes, no, yes, no},
 		{"/lib64", no, no, no, yes, yes, no, yes, no},
-		{"/libx32", yes, no, yes, yes, yes, no, yes, no},
+		{"/libx32", no, no, no, yes, yes, no, yes, no},
 		{"/proc", no, no, no, yes, yes, yes, yes, yes},
 		{"/root", no, no, yes, yes, no, no, no, no},
 		{"/run", no, no, yes, yes, yes, yes, yes, yes},
@@ -61,8 +61,8 @@ func TestOwnPaths(t *testing.T) {
 		{"/var/lib/devvm", no, no, no, yes, yes, no, yes, no},
 		{"/var/lib/docker", no, no, no, yes, yes, no, yes, no},
 		{"/var/log", no, no, yes, yes, yes, no, yes, no},
-		{"/var/run", yes, no, yes, yes, yes, yes, yes, yes},
-		{"/var/tmp", yes, no, yes, no, no, no, no, no},
+		{"/var/run", no, no, no, yes, yes, yes, yes, yes},
+		{"/var/tmp", no, no, yes, no, no, no, no, no},
 
 		{"/home", yes, no, yes, yes, no, no, no, no},
 		{"/home/u/app", yes, yes, yes, yes, no, no, no, no},
@@ -105,7 +105,7 @@ func TestOwnPaths(t *testing.T) {
 
 // The VM's own path that is named is the first that would be hidden.
 func TestUnfitTarget(t *testing.T) {
-	for target, own := range map[string]string{"/": "/bin", "/usr": "/usr", "/usr/lib/x": "/usr/lib", "/var/lib": "/var/lib/containerd", "/run": "/run", "/run/docker/x": "/run/docker"} {
+	for target, own := range map[string]string{"/": "/bin", "/usr": "/usr", "/usr/lib/x": "/usr/lib", "/var/lib": "/var/lib/containerd", "/run": "/run", "/run/docker/x": "/run/docker", "/var/run/docker": "/var/run", "/var/tmp": "/var/tmp"} {
 		if got := (mounts.Host{}).Unfit("/data", target); got != target+" would hide the VM's own "+own {
 			t.Errorf("%s: %q", target, got)
 		}
