@@ -26,7 +26,7 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 	var why []string
 	for _, name := range names {
 		f := s.Dirs.Files(name)
-		dir, has, err := reaches(f)
+		dir, r, err := recorded(f)
 		switch {
 		case name == p.Name || s.IsTemplate(dir):
 			continue
@@ -35,11 +35,10 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 			why = append(why, fmt.Sprintf("The records of project %s cannot be read, so its VM may be able to write here (to remove it: devvm rm --project %s).", name, name))
 			continue
 		}
-		for _, d := range has {
+		for _, d := range writable(dir, r) {
 			if !mounts.Within(d, p.Dir) && !isOneOf(d, above) {
 				continue
 			}
-			r, _ := applied.Read(f.Applied()) // reaches has read it
 			agreed := grant.Nothing()
 			if r.Agreed != nil {
 				agreed = *r.Agreed
@@ -60,26 +59,31 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 	return out, why, nil
 }
 
-// reaches returns the project's directory and those of the host that its VM can write, as
-// recorded: none if it never had a VM.
-func reaches(f state.Files) (dir string, writable []string, err error) {
-	all, err := applied.Read(f.Applied())
-	if !state.Exists(f.Record) && err == nil && all.Start == nil {
-		return "", nil, nil
+// recorded returns the project's directory and what is in force for its VM; no directory if it
+// never had a VM.
+func recorded(f state.Files) (dir string, r applied.Record, err error) {
+	r, err = applied.Read(f.Applied())
+	if !state.Exists(f.Record) && err == nil && r.Start == nil {
+		return "", r, nil
 	}
 	if dir, _ = f.Recorded(); dir == "" {
-		return "", nil, fmt.Errorf("read %s: it names no directory", f.Record)
+		return "", r, fmt.Errorf("read %s: it names no directory", f.Record)
 	}
-	if err != nil {
-		return dir, nil, err
+	return dir, r, err
+}
+
+// writable are the directories of the host that a project's VM can write, as recorded.
+func writable(dir string, r applied.Record) []string {
+	if dir == "" {
+		return nil
 	}
-	writable = []string{dir} // whether mounted now or not
-	for _, e := range all.Exports() {
+	all := []string{dir} // whether mounted now or not
+	for _, e := range r.Exports() {
 		if e.Writable {
-			writable = append(writable, e.Source)
+			all = append(all, e.Source)
 		}
 	}
-	return dir, writable, nil
+	return all
 }
 
 // lineage are the states of a directory and of those above it.

@@ -21,14 +21,11 @@ func (s *Service) Writable(p state.Project) tree.Untrusted {
 		all("projects", err)
 	}
 	for _, name := range names {
-		dir, has, err := reaches(s.Dirs.Files(name))
+		dir, r, err := recorded(s.Dirs.Files(name))
 		if err != nil {
 			all(name, err)
 		}
-		if dir != "" {
-			dirs = append(dirs, dir)
-		}
-		dirs = append(dirs, has...)
+		dirs = append(dirs, writable(dir, r)...)
 	}
 	slices.Sort(dirs)
 	return tree.NewUntrusted(slices.Compact(dirs)...)
