@@ -21,58 +21,49 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 )
 
-// TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
-// a home, an image store and the program: see there. Tests that say t.Parallel run
-// side by side, after those that need the host for themselves.
+// TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it a home, an image
+// store and the program, and says which of the tests run where: see there. Tests that say
+// t.Parallel run side by side, after those that need the host for themselves.
 func TestVM(t *testing.T) {
 	t.Parallel()
 	scripts := []string{"fork"}
-	if !testing.Short() { // the second pass, as root, is what differs there
+	if !testing.Short() { // the pass as root is what differs there
 		scripts = append(scripts, "docker", "egress", "nuke", "ports")
 	}
 	runVMScripts(t, scripts...)
 }
 
-// TestVMHost compares what listens on this host before and after: it runs alone.
+// TestVMHost compares what listens on this host before and after: it runs alone. Root compares
+// more, because nobody else may read the firewall.
 func TestVMHost(t *testing.T) {
-	if os.Getenv("DEVVM_TEST_ROOT_FOLLOWS") != "" {
-		t.Skip("the pass as root compares more: only root may read the firewall")
-	}
 	runVMScripts(t, "host")
 }
 
-// TestVMKilled kills libvirt's daemon, which all scripts of a pass share: it runs
-// alone.
+// TestVMKilled kills libvirt's daemon, which all scripts of a pass share, and as root the
+// system's: it runs alone, and not as root.
 func TestVMKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("as root it is the system's daemon")
-	}
 	runVMScripts(t, "killed")
 }
 
 // TestVMEight keeps both cores and the memory busy: it runs alone.
 func TestVMEight(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "eight")
 }
 
 // TestVMShare is the project's directory in the VM. It measures how soon the VM hears of a
 // change: it runs alone.
 func TestVMShare(t *testing.T) {
-	notAsRoot(t)
 	runVMScripts(t, "share")
 }
 
 // TestVMGuard is what the VM does not have of the host's files.
 func TestVMGuard(t *testing.T) {
-	notAsRoot(t)
 	t.Parallel()
 	runVMScripts(t, "guard")
 }
 
 // TestVMCopy is devvm cp, and where commands start.
 func TestVMCopy(t *testing.T) {
-	notAsRoot(t)
 	t.Parallel()
 	runVMScripts(t, "cp")
 }
@@ -80,25 +71,21 @@ func TestVMCopy(t *testing.T) {
 // TestVMFiles is how file systems behave, the project's directory in the VM beside the
 // VM's own: what differs is listed in the script.
 func TestVMFiles(t *testing.T) {
-	notAsRoot(t)
 	t.Parallel()
 	runVMScripts(t, "files")
 }
 
 // TestVMMemory is a VM that runs out of memory, TestVMFull one whose disk is full.
 func TestVMMemory(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "memory")
 }
 
 func TestVMFull(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "full")
 }
 
 // TestVMExamples runs the demos of examples/ as they are.
 func TestVMExamples(t *testing.T) {
-	notAsRoot(t)
 	t.Parallel()
 	runVMScripts(t, "example-offline", "example-web")
 }
@@ -106,26 +93,8 @@ func TestVMExamples(t *testing.T) {
 // TestVMExamplesFromDebian runs the demos that install packages in the VM, which takes
 // minutes under emulation.
 func TestVMExamplesFromDebian(t *testing.T) {
-	notAsRoot(t)
 	t.Parallel()
 	runVMScripts(t, "example-compose", "example-provision")
-}
-
-// notAsRoot leaves a test out of the second pass, which is short: as root it is no other.
-func notAsRoot(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("this is no other as root")
-	}
-}
-
-// notInCI skips what make vmtest runs elsewhere: CI has an hour, which the others take.
-func notInCI(t *testing.T) {
-	t.Helper()
-	notAsRoot(t)
-	if os.Getenv("CI") != "" {
-		t.Skip("CI has an hour, which other tests take; make vmtest runs this elsewhere")
-	}
 }
 
 // TestVMLong is what takes too long to be run each time: ports in full numbers, and what
