@@ -29,7 +29,6 @@ import (
 // while its host has. The VM is this machine's kernel, in a namespace of its own behind a tap
 // device.
 func TestIPv6(t *testing.T) {
-	t.Parallel()
 	runInNamespace(t, "TestIPv6InNamespace")
 }
 
