@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -20,99 +21,80 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 )
 
-// TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it
-// a home, an image store and the program: see there.
+// TestVM runs the scripts in testdata/vm against real VMs. .ci/vmtest gives it a home, an image
+// store and the program, and says which of the tests run where: see there. Tests that say
+// t.Parallel run side by side, after those that need the host for themselves.
 func TestVM(t *testing.T) {
+	t.Parallel()
 	scripts := []string{"fork"}
-	if !testing.Short() { // the second pass, as root, is what differs there
+	if !testing.Short() { // the pass as root is what differs there
 		scripts = append(scripts, "docker", "egress", "nuke", "ports")
 	}
 	runVMScripts(t, scripts...)
 }
 
-// TestVMHost compares what listens on this host before and after: it runs alone.
+// TestVMHost compares what listens on this host before and after: it runs alone. Root compares
+// more, because nobody else may read the firewall.
 func TestVMHost(t *testing.T) {
-	if os.Getenv("DEVVM_TEST_ROOT_FOLLOWS") != "" {
-		t.Skip("the pass as root compares more: only root may read the firewall")
-	}
 	runVMScripts(t, "host")
 }
 
-// TestVMKilled kills libvirt's daemon, which all scripts of a pass share: it runs
-// alone.
+// TestVMKilled kills libvirt's daemon, which all scripts of a pass share, and as root the
+// system's: it runs alone, and not as root.
 func TestVMKilled(t *testing.T) {
-	if testing.Short() {
-		t.Skip("as root it is the system's daemon")
-	}
 	runVMScripts(t, "killed")
 }
 
 // TestVMEight keeps both cores and the memory busy: it runs alone.
 func TestVMEight(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "eight")
 }
 
-// TestVMShare is the project's directory in the VM.
+// TestVMShare is the project's directory in the VM. It measures how soon the VM hears of a
+// change: it runs alone.
 func TestVMShare(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "share")
 }
 
 // TestVMGuard is what the VM does not have of the host's files.
 func TestVMGuard(t *testing.T) {
-	notInCI(t)
+	t.Parallel()
 	runVMScripts(t, "guard")
 }
 
 // TestVMCopy is devvm cp, and where commands start.
 func TestVMCopy(t *testing.T) {
-	notInCI(t)
+	t.Parallel()
 	runVMScripts(t, "cp")
 }
 
 // TestVMFiles is how file systems behave, the project's directory in the VM beside the
 // VM's own: what differs is listed in the script.
 func TestVMFiles(t *testing.T) {
-	notInCI(t)
+	t.Parallel()
 	runVMScripts(t, "files")
 }
 
 // TestVMMemory is a VM that runs out of memory, TestVMFull one whose disk is full.
 func TestVMMemory(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "memory")
 }
 
 func TestVMFull(t *testing.T) {
-	notInCI(t)
 	runVMScripts(t, "full")
 }
 
 // TestVMExamples runs the demos of examples/ as they are.
 func TestVMExamples(t *testing.T) {
-	if testing.Short() {
-		t.Skip("examples are no others as root")
-	}
+	t.Parallel()
 	runVMScripts(t, "example-offline", "example-web")
 }
 
 // TestVMExamplesFromDebian runs the demos that install packages in the VM, which takes
 // minutes under emulation.
 func TestVMExamplesFromDebian(t *testing.T) {
-	notInCI(t)
+	t.Parallel()
 	runVMScripts(t, "example-compose", "example-provision")
-}
-
-// notInCI skips what make vmtest runs elsewhere: CI has an hour, which the others take.
-func notInCI(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("this is no other as root")
-	}
-	if os.Getenv("CI") != "" {
-		t.Skip("CI has an hour, which other tests take; make vmtest runs this elsewhere")
-	}
 }
 
 // TestVMLong is what takes too long to be run each time: ports in full numbers, and what
@@ -158,6 +140,7 @@ func runVMScripts(t *testing.T, scripts ...string) {
 			"client":      cmdClient,
 			"clients":     cmdClients,
 			"context":     cmdContext,
+			"box":         cmdBox,
 			"serve":       cmdServe,
 			"fingerprint": cmdFingerprint,
 			"traceless":   cmdTraceless,
@@ -272,7 +255,6 @@ func shareImages(from, to string) error {
 // cmdClient: client makes docker, with compose and buildx, work on this host against the
 // VM of the current directory: the host's own client, else the VM's.
 func cmdClient(ts *testscript.TestScript, _ bool, _ []string) {
-	bin := filepath.Join(ts.Getenv("WORK"), "bin")
 	plugins := filepath.Join(ts.Getenv("DOCKER_CONFIG"), "cli-plugins")
 	ts.Check(os.MkdirAll(plugins, 0o755))
 	ts.Check(ts.Exec("devvm", "env", "--json"))
@@ -281,21 +263,56 @@ func cmdClient(ts *testscript.TestScript, _ bool, _ []string) {
 	for k, v := range vars {
 		ts.Setenv(k, v)
 	}
-	// The shell writes it: a program that this process has open for writing, or a child of
-	// it that another script has just forked, cannot be run ("text file busy").
-	fetch := func(from, to string) {
-		ts.Check(ts.Exec("sh", "-c", `devvm exec -- cat "$0" >"$1" && chmod 755 "$1"`, from, to))
-	}
 	if _, err := exec.LookPath("docker"); err != nil {
-		fetch("/usr/bin/docker", filepath.Join(bin, "docker"))
+		link(ts, "/usr/bin/docker", filepath.Join(ts.Getenv("WORK"), "bin", "docker"))
 	}
 	for _, plugin := range []string{"docker-compose", "docker-buildx"} {
-		fetch("/usr/libexec/docker/cli-plugins/"+plugin, filepath.Join(plugins, plugin))
+		link(ts, "/usr/libexec/docker/cli-plugins/"+plugin, filepath.Join(plugins, plugin))
 	}
 }
 
+// clientPrograms are the VM's programs for this host, which all of a pass's VMs have from one
+// image: 160 MB, fetched once.
+var clientPrograms struct {
+	sync.Mutex
+	dir string
+}
+
+// link makes a link to the VM's program of that path.
+func link(ts *testscript.TestScript, program, to string) {
+	clientPrograms.Lock()
+	defer clientPrograms.Unlock()
+	if clientPrograms.dir == "" { // another run's may be of another image
+		dir := filepath.Join(os.Getenv("DEVVM_TEST_DATA"), "client")
+		ts.Check(os.RemoveAll(dir))
+		ts.Check(os.Mkdir(dir, 0o755))
+		clientPrograms.dir = dir
+	}
+	path := filepath.Join(clientPrograms.dir, filepath.Base(program))
+	if _, err := os.Stat(path); err != nil {
+		// The shell writes it: a program that this process has open for writing, or a child of
+		// it that another script has just forked, cannot be run ("text file busy").
+		ts.Check(ts.Exec("sh", "-c", `devvm exec -- cat "$0" >"$1.new" && chmod 755 "$1.new" && mv "$1.new" "$1"`, program, path))
+	}
+	ts.Check(os.Symlink(path, to))
+}
+
+// cmdBox: box makes the image of the containers, the host's static busybox with all of its
+// commands. To build it as cmdContext's takes half a minute under emulation.
+func cmdBox(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(ts.Exec("sh", "-euc", `
+		bin=$WORK/box/bin
+		mkdir -p "$bin"
+		cp /bin/busybox "$bin/busybox"
+		for name in $(busybox --list); do
+			[ -e "$bin/$name" ] || ln -s busybox "$bin/$name"
+		done
+		tar -c --owner=0 --group=0 -C "$WORK/box" bin | docker import - box
+		rm -r "$WORK/box"`))
+}
+
 // cmdContext: context DIR makes a build context that needs no registry: the
-// host's static busybox, from scratch.
+// host's static busybox, from scratch. Scripts that are not about building take box.
 func cmdContext(ts *testscript.TestScript, _ bool, args []string) {
 	dir := ts.MkAbs(args[0])
 	ts.Check(os.MkdirAll(dir, 0o755))

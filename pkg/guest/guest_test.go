@@ -120,8 +120,12 @@ func openSSH(t testing.TB) *host {
 
 // bothServers runs a test against both.
 func bothServers(t *testing.T, f func(*testing.T, *host)) {
-	t.Run("guesttest", func(t *testing.T) { f(t, testServer(t)) })
+	ownServer(t, f)
 	t.Run("OpenSSH", func(t *testing.T) { f(t, openSSH(t)) })
+}
+
+func ownServer(t *testing.T, f func(*testing.T, *host)) {
+	t.Run("guesttest", func(t *testing.T) { f(t, testServer(t)) })
 }
 
 // settled waits until the number of goroutines is at most want again.

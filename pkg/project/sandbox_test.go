@@ -19,9 +19,9 @@ import (
 // Paths that TestPolicies tries in a child process.
 const policyEnv = "PROJECT_TEST_POLICY"
 
-// TestPolicyChild is the process in the sandbox of TestPolicies. It prints what it can
+// TestPoliciesInSandbox is the process in the sandbox of TestPolicies. It prints what it can
 // read and write.
-func TestPolicyChild(t *testing.T) {
+func TestPoliciesInSandbox(t *testing.T) {
 	kind, home, ok := strings.Cut(os.Getenv(policyEnv), " ")
 	if !ok {
 		t.Skip("for TestPolicies")
@@ -110,7 +110,7 @@ func TestPolicies(t *testing.T) {
 		"net":        "- - - - - - - -",
 		"supervisor": "- r rw - - rw r -",
 	} {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPolicyChild$", "-test.v")
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestPoliciesInSandbox$", "-test.v")
 		cmd.Env = append(os.Environ(), policyEnv+"="+kind+" "+home)
 		out, err := cmd.CombinedOutput()
 		if err != nil {

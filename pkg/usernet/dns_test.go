@@ -340,6 +340,7 @@ func TestDNSFollowsResolvConf(t *testing.T) {
 
 // A nameserver that fails does not hide one that works.
 func TestDNSFailover(t *testing.T) {
+	t.Parallel()
 	failing := newUpstream(t, func(_ string, query *dns.Msg) *dns.Msg {
 		return new(dns.Msg).SetRcode(query, dns.RcodeServerFailure)
 	})

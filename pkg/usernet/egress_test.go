@@ -205,6 +205,7 @@ func (n outsideNet) wantReach(want, network, address string) {
 }
 
 func TestEgressList(t *testing.T) {
+	t.Parallel()
 	n := newOutside(t, policyOf(t, "www.example.org:80", "*.example.net", "198.51.100.32/28:443", "in-hosts.example"))
 	n.set(t,
 		"www.example.org. 30 A 198.51.100.1", "www.example.org. 30 AAAA 2001:db8::1", "other.example.org. 30 A 198.51.100.2",
@@ -362,6 +363,7 @@ func TestEgressAliases(t *testing.T) {
 
 // A name on the list that leads to the host leads nowhere.
 func TestEgressRebinding(t *testing.T) {
+	t.Parallel()
 	p := policyOf(t, "*.example.org", "0.0.0.0/0")
 	p.HostPorts = []uint16{1}
 	n := newOutside(t, p)
@@ -442,6 +444,7 @@ func TestHostPorts(t *testing.T) {
 // A narrower policy is in force at once, for what exists too; a wider one cuts
 // nothing.
 func TestSetPolicy(t *testing.T) {
+	t.Parallel()
 	n := newOutside(t, nil)
 	n.set(t, "www.example.org. 30 A 198.51.100.1", "www.example.com. 30 A 198.51.100.2")
 	n.ask("udp", "www.example.org", dns.TypeA)

@@ -99,7 +99,10 @@ func startBeside(t *testing.T, role string, files ...*os.File) (cmd *exec.Cmd, i
 	return cmd, input, output
 }
 
-func TestNamespaces(t *testing.T) { runInNamespace(t, "TestHostInNamespace") }
+func TestNamespaces(t *testing.T) {
+	t.Parallel()
+	runInNamespace(t, "TestHostInNamespace")
+}
 
 // beOutside is the world outside: an interface that it is given, and servers
 // that echo, until its standard input ends.

@@ -25,6 +25,7 @@ import (
 // TestTranslated: what the host's own rules lead to a service of its own is cut before a
 // byte passes.
 func TestTranslated(t *testing.T) {
+	t.Parallel()
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("nft is not installed")
 	}

@@ -19,6 +19,7 @@ import (
 // TestPings: a ping leaves under the same rule and policy as all else, where the host lets
 // users send any.
 func TestPings(t *testing.T) {
+	t.Parallel()
 	runInNamespace(t, "TestPingsInNamespace")
 }
 

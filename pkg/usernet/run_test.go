@@ -448,9 +448,6 @@ func TestSecondQEMU(t *testing.T) {
 
 func TestLocked(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("waits for a lock")
-	}
 	o := optionsIn(t.TempDir())
 	r := start(t, o)
 	if err := usernet.Run(testContext(t), o); !errors.Is(err, usernet.ErrLocked) {
