@@ -11,6 +11,9 @@ LINT_VERSION := v2.15.0
 TOOLS        := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/devvm-tools
 LINT         := $(TOOLS)/golangci-lint-$(LINT_VERSION)
 
+# Tests that run inside another one, in a process of their own.
+INSIDE := (InNamespace|InSandbox)$$
+
 # Root installs for all users, a user for himself.
 PREFIX := $(if $(filter 0,$(shell id -u)),/usr/local,$(HOME)/.local)
 
@@ -54,7 +57,7 @@ $(LINT):
 # The scripts in cmd start hundreds of processes, which the race detector makes five times
 # as slow; what those run is raced by the packages' own tests. They wait more than they compute.
 check:
-	CGO_ENABLED=1 GORACE=atexit_sleep_ms=50 $(TEST) -race -short -skip '$(IN_ANOTHER)' ./pkg/...
+	CGO_ENABLED=1 GORACE=atexit_sleep_ms=50 $(TEST) -race -short -skip '$(INSIDE)' ./pkg/...
 	CGO_ENABLED=0 $(TEST) -short -parallel 8 -timeout 30m ./cmd/... ./examples/... ./images/...
 	CGO_ENABLED=0 $(TEST) -run '^TestHostileGuest$$' ./pkg/supervisor ./pkg/usernet # the race detector takes memory
 	$(GO) -C docs/picture test .
