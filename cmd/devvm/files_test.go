@@ -86,10 +86,8 @@ func TestStateFiles(t *testing.T) {
 			t.Errorf("docs/files.md has %s, and this test does not", row[1])
 		}
 	}
-	h := newHost(t, true)
-	h.unprivileged()
-	golden := h.golden()
-	t.Parallel() // no sooner: a child of another test would hold the program while it is copied
+	type damaged struct{ pattern, name, damage string }
+	var cases []damaged
 	n := 0
 	for _, pattern := range sorted(stateFiles) {
 		if !strings.Contains(kept, "`"+pattern+"`") {
@@ -97,17 +95,34 @@ func TestStateFiles(t *testing.T) {
 		}
 		for _, name := range stateFiles[pattern] {
 			for i, damage := range sorted(damages) {
-				if n++; (n/len(damages)+i)%len(damages) != 0 && os.Getenv("DEVVM_STATE_FILES") != "all" {
-					continue
+				if n++; (n/len(damages)+i)%len(damages) == 0 || os.Getenv("DEVVM_STATE_FILES") == "all" {
+					cases = append(cases, damaged{pattern, name, damage})
 				}
-				t.Run(pattern+name+" "+damage, func(t *testing.T) {
+			}
+		}
+	}
+	// The verbs wait more than they work: a few hosts at a time.
+	var hosts [4]*host
+	for i := range hosts {
+		hosts[i] = newHost(t, true)
+		hosts[i].unprivileged()
+	}
+	t.Parallel() // no sooner: a child of another test would hold a program while it is copied
+	for i, h := range hosts {
+		t.Run(fmt.Sprint("host ", i), func(t *testing.T) {
+			t.Parallel()
+			h.T = t
+			golden := h.golden()
+			for at := i; at < len(cases); at += len(hosts) {
+				c := cases[at]
+				t.Run(c.pattern+c.name+" "+c.damage, func(t *testing.T) {
 					h := *h
 					h.T = t
 					h.restore(golden)
-					h.tryDamaged(strings.TrimSuffix(h.state(pattern)+name, "/"), damages[damage])
+					h.tryDamaged(strings.TrimSuffix(h.state(c.pattern)+c.name, "/"), damages[c.damage])
 				})
 			}
-		}
+		})
 	}
 }
 

@@ -113,12 +113,18 @@ func readStates(table string) map[[2]string]string {
 	return cells
 }
 
-// states STATE runs each command of the table on a VM in that state: without a terminal, on one
-// and with --json.
+// states STATE [PART OF] runs each command of the table on a VM in that state: without a terminal,
+// on one and with --json. With PART OF it is a part of the commands: where they wait more than they
+// work, several scripts are sooner done.
 func (c *stateCodes) states(ts *testscript.TestScript, _ bool, args []string) {
 	state := args[0]
 	if !slices.Contains(vmStates, state) {
 		ts.Fatalf("there is no state %q, but %q", state, vmStates)
+	}
+	part, of := 1, 1
+	if len(args) == 3 {
+		_, err := fmt.Sscan(args[1]+" "+args[2], &part, &of)
+		ts.Check(err)
 	}
 	must := func(args ...string) { ts.Check(ts.Exec("devvm", args...)) }
 	if state != "no VM" {
@@ -164,7 +170,10 @@ func (c *stateCodes) states(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	enter()
 	root := newApp(&ui.Streams{}, os.Getenv, nil).newRootCmd()
-	for _, command := range stateCommands {
+	for i, command := range stateCommands {
+		if i%of != part-1 {
+			continue
+		}
 		words := strings.Fields(command)
 		after := func() {
 			if slices.Contains([]string{"up", "restart", "suspend", "down", "nuke", "rm"}, words[0]) {
