@@ -31,6 +31,7 @@ type Kind string
 const (
 	Create       Kind = "create"
 	Start        Kind = "start"
+	Stop         Kind = "stop" // or kill, or remove
 	CreateVolume Kind = "create volume"
 	Prune        Kind = "prune"
 	Resize       Kind = "resize" // the terminal of a container
@@ -99,11 +100,23 @@ func (r *Refusal) Error() string { return r.Message }
 const maxCall = 4 << 20
 
 // Requests that are read, with or without the version of the API in front.
-var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart|resize))|((?:containers|images|volumes|networks|build)/prune))$`)
+var callPath = regexp.MustCompile(`^(?:/v[0-9.]+)?/(?:(volumes/create)|containers/(?:(create)|([^/]+)/(start|restart|resize|stop|kill))|((?:containers|images|volumes|networks|build)/prune))$`)
+
+// A container that is removed may have run until then.
+var removePath = regexp.MustCompile(`^(?:/v[0-9.]+)?/containers/([^/]+)$`)
 
 // callOf says what a request asks for; false: nothing that is checked.
 func callOf(req *http.Request) (Call, bool) {
-	if req.Method != http.MethodPost {
+	switch req.Method {
+	case http.MethodPost:
+	case http.MethodDelete:
+		m := removePath.FindStringSubmatch(req.URL.EscapedPath())
+		if m == nil {
+			return Call{}, false
+		}
+		name, err := url.PathUnescape(m[1])
+		return Call{Kind: Stop, Container: name}, err == nil
+	default:
 		return Call{}, false
 	}
 	m := callPath.FindStringSubmatch(req.URL.EscapedPath())
@@ -118,8 +131,11 @@ func callOf(req *http.Request) (Call, bool) {
 		return Call{Kind: Prune}, true
 	}
 	kind := Start
-	if m[4] == "resize" {
+	switch m[4] {
+	case "resize":
 		kind = Resize
+	case "stop", "kill":
+		kind = Stop
 	}
 	name, err := url.PathUnescape(m[3])
 	return Call{Kind: kind, Container: name}, err == nil

@@ -144,8 +144,12 @@ func TestAdmit(t *testing.T) {
 		{"create in chunks", chunked("POST", "/v1.45/containers/create", good[:10], good[10:]), []dockerproxy.Call{{Kind: "create", HostConfig: config}}, "", []int{201}},
 		{"start", request("POST", "/v1.45/containers/web/start", ""), []dockerproxy.Call{{Kind: "start", Container: "web"}}, "", []int{204}},
 		{"restart", request("POST", "/containers/a%2Fb/restart?t=1", ""), []dockerproxy.Call{{Kind: "start", Container: "a/b"}}, "", []int{204}},
+		{"stop", request("POST", "/v1.45/containers/web/stop?t=1", ""), []dockerproxy.Call{{Kind: "stop", Container: "web"}}, "", []int{200}},
+		{"kill", request("POST", "/containers/web/kill", ""), []dockerproxy.Call{{Kind: "stop", Container: "web"}}, "", []int{200}},
+		{"remove", request("DELETE", "/v1.45/containers/a%2Fb?force=1", ""), []dockerproxy.Call{{Kind: "stop", Container: "a/b"}}, "", []int{200}},
+		{"remove what is no container", request("DELETE", "/images/web", ""), nil, "", []int{200}},
 		{"size of a terminal", request("POST", "/v1.41/containers/a/resize?h=30&w=100", ""), []dockerproxy.Call{{Kind: "resize", Container: "a"}}, "", []int{200}},
-		{"others", request("GET", "/containers/web/json", "") + request("POST", "/containers/web/stop", "") + request("POST", "/exec/start/start", "{}") + request("GET", "/containers/create", "") + request("POST", "/images/create", ""), nil, "", []int{200, 200, 200, 200, 200}},
+		{"others", request("GET", "/containers/web/json", "") + request("POST", "/containers/web/pause", "") + request("POST", "/exec/start/start", "{}") + request("GET", "/containers/create", "") + request("POST", "/images/create", ""), nil, "", []int{200, 200, 200, 200, 200}},
 		{"refused", request("POST", "/v1.45/containers/create", bad), []dockerproxy.Call{{Kind: "create", HostConfig: refused}}, request("POST", "/v1.45/containers/create", bad), []int{409}},
 		{"refused start, no status", request("POST", "/containers/bad/start", ""), []dockerproxy.Call{{Kind: "start", Container: "bad"}}, request("POST", "/containers/bad/start", ""), []int{500}},
 		{

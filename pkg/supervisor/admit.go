@@ -23,6 +23,11 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 	case dockerproxy.Resize:
 		s.awaitStart(ctx, call.Container)
 		return v, nil
+	case dockerproxy.Stop:
+		if len(s.ports.Report().Ports) > 0 {
+			v.BeforeAnswer = s.awaitPorts
+		}
+		return v, nil
 	}
 	v.Edits = s.redirect(&call)
 	w, hold := wishes{name: call.Container, bindings: map[string][]ports.Binding{}}, time.Duration(0)

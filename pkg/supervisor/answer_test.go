@@ -60,6 +60,40 @@ func TestPortsBeforeAnswer(t *testing.T) {
 	}
 }
 
+// TestPortsBeforeAnswerGone: who has been told that a container does not run finds its port
+// closed.
+func TestPortsBeforeAnswerGone(t *testing.T) {
+	f := start(t)
+	f.until(t, supervisor.StateReady, 0)
+	f.engine.Mute()
+	port := freePorts(t, 1)[0]
+	for _, call := range []struct{ method, path string }{
+		{http.MethodPost, "/stop"},
+		{http.MethodPost, "/kill"},
+		{http.MethodDelete, "?force=1"},
+	} {
+		if code, text := f.create(t, "web"+call.path[1:5], port); code != http.StatusCreated {
+			t.Fatal(code, text)
+		}
+		at := "/containers/web" + call.path[1:5]
+		for _, step := range []struct {
+			method, path string
+			open         int
+		}{{http.MethodPost, "/start", 1}, {call.method, call.path, 0}} {
+			if code, text := f.ask(t, step.method, at+step.path, ""); code != http.StatusNoContent {
+				t.Fatal(code, text)
+			}
+			r, err := f.client.Ports(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Open() != step.open {
+				t.Errorf("after %s of %s, %d ports are open: %+v", step.path, at, r.Open(), r.Ports)
+			}
+		}
+	}
+}
+
 // TestPortsBeforeAnswerLost: an engine that does not say what is published delays no answer for
 // long, and one that breaks off does not either.
 func TestPortsBeforeAnswerLost(t *testing.T) {
