@@ -10,6 +10,10 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/volume"
 )
 
 // Call is a request that is about to reach the engine and may be refused.
@@ -18,10 +22,10 @@ type Call struct {
 	// Container is the container that is meant, by name or ID. For Create it is the
 	// name that it is to have, "" if the engine chooses.
 	Container string
-	// HostConfig is what of the container to be concerns the host; only for Create.
-	HostConfig HostConfig
-	// Volume is the volume to be; only for CreateVolume.
-	Volume Driver
+	// HostConfig is what the container to be wants of its host; only for Create.
+	HostConfig container.HostConfig
+	// Volume is the driver of the volume to be; only for CreateVolume.
+	Volume mount.Driver
 }
 
 // Kind is what a Call asks for.
@@ -36,38 +40,6 @@ const (
 	Prune        Kind = "prune"
 	Resize       Kind = "resize" // the terminal of a container
 )
-
-// HostConfig is the part of the API's HostConfig that checks are about
-// (https://docs.docker.com/reference/api/engine/, ContainerCreate).
-type HostConfig struct {
-	PortBindings map[string][]PortBinding
-	Binds        []string // "source:target[:options]"
-	Mounts       []Mount
-}
-
-// PortBinding is the API's type of that name.
-type PortBinding struct {
-	HostIP   string `json:"HostIp"`
-	HostPort string
-}
-
-// Mount is the API's type of that name, in part.
-type Mount struct {
-	Type          string // "bind", "volume", "tmpfs", …
-	Source        string
-	Target        string
-	ReadOnly      bool
-	VolumeOptions VolumeOptions
-}
-
-// VolumeOptions is the API's type of that name, in part.
-type VolumeOptions struct{ DriverConfig Driver }
-
-// Driver is a volume's driver and the options for it.
-type Driver struct {
-	Name    string // "": "local"
-	Options map[string]string
-}
 
 // Verdict says how a call passes. The zero Verdict lets it pass as it is.
 type Verdict struct {
@@ -146,20 +118,17 @@ func callOf(req *http.Request) (Call, bool) {
 func (c *Call) readConfig(body []byte) error {
 	switch c.Kind {
 	case Create:
-		var config struct{ HostConfig HostConfig }
+		var config struct{ HostConfig container.HostConfig }
 		if err := json.Unmarshal(body, &config); err != nil {
 			return err
 		}
 		c.HostConfig = config.HostConfig
 	case CreateVolume:
-		var volume struct {
-			Driver     string
-			DriverOpts map[string]string
-		}
-		if err := json.Unmarshal(body, &volume); err != nil {
+		var request volume.CreateRequest
+		if err := json.Unmarshal(body, &request); err != nil {
 			return err
 		}
-		c.Volume = Driver{Name: volume.Driver, Options: volume.DriverOpts}
+		c.Volume = mount.Driver{Name: request.Driver, Options: request.DriverOpts}
 	}
 	return nil
 }

@@ -9,12 +9,17 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 
 	"github.com/devvm/devvm/pkg/condition"
 	"github.com/devvm/devvm/pkg/dockerproxy"
@@ -82,7 +87,7 @@ func (j *judge) admit(_ context.Context, c dockerproxy.Call) (v dockerproxy.Verd
 	if c.Volume.Options["device"] == "/bad" {
 		return v, errors.New("bad device")
 	}
-	for _, b := range c.HostConfig.PortBindings["80/tcp"] {
+	for _, b := range c.HostConfig.PortBindings[network.MustParsePort("80/tcp")] {
 		if b.HostPort == "666" {
 			return v, &dockerproxy.Refusal{Status: http.StatusConflict, Message: `port 666 is taken by "x"`}
 		}
@@ -125,12 +130,12 @@ func chunked(method, path string, chunks ...string) string {
 func TestAdmit(t *testing.T) {
 	const good = `{"Image":"x","HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"","HostPort":"8080"}]},"Binds":["/a:/b:ro"],"Mounts":[{"Type":"bind","Source":"/c","Target":"/d","ReadOnly":true}]}}`
 	const bad = `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"666"}]}}}`
-	config := dockerproxy.HostConfig{
-		PortBindings: map[string][]dockerproxy.PortBinding{"80/tcp": {{HostPort: "8080"}}},
+	config := container.HostConfig{
+		PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "8080"}}},
 		Binds:        []string{"/a:/b:ro"},
-		Mounts:       []dockerproxy.Mount{{Type: "bind", Source: "/c", Target: "/d", ReadOnly: true}},
+		Mounts:       []mount.Mount{{Type: "bind", Source: "/c", Target: "/d", ReadOnly: true}},
 	}
-	refused := dockerproxy.HostConfig{PortBindings: map[string][]dockerproxy.PortBinding{"80/tcp": {{HostPort: "666"}}}}
+	refused := container.HostConfig{PortBindings: network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "666"}}}}
 	big := `{"HostConfig":{"Binds":["` + strings.Repeat("x", 5<<20) + `"]}}`
 	for _, c := range []struct {
 		name    string
@@ -161,8 +166,8 @@ func TestAdmit(t *testing.T) {
 		{
 			"volumes", request("POST", "/v1.45/volumes/create", volume("/x")) + request("POST", "/volumes/create", volume("/bad")) + request("POST", "/volumes/prune", ""),
 			[]dockerproxy.Call{
-				{Kind: "create volume", Volume: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/x"}}},
-				{Kind: "create volume", Volume: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/bad"}}},
+				{Kind: "create volume", Volume: mount.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/x"}}},
+				{Kind: "create volume", Volume: mount.Driver{Name: "local", Options: map[string]string{"o": "bind", "device": "/bad"}}},
 				{Kind: "prune"},
 			},
 			request("POST", "/volumes/create", volume("/bad")),
@@ -170,9 +175,9 @@ func TestAdmit(t *testing.T) {
 		},
 		{
 			"volume in a mount", request("POST", "/containers/create", `{"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","VolumeOptions":{"DriverConfig":{"Name":"local","Options":{"o":"bind"}}}}]}}`),
-			[]dockerproxy.Call{{Kind: "create", HostConfig: dockerproxy.HostConfig{Mounts: []dockerproxy.Mount{{
+			[]dockerproxy.Call{{Kind: "create", HostConfig: container.HostConfig{Mounts: []mount.Mount{{
 				Type: "volume", Source: "v",
-				VolumeOptions: dockerproxy.VolumeOptions{DriverConfig: dockerproxy.Driver{Name: "local", Options: map[string]string{"o": "bind"}}},
+				VolumeOptions: &mount.VolumeOptions{DriverConfig: &mount.Driver{Name: "local", Options: map[string]string{"o": "bind"}}},
 			}}}}},
 			"",
 			[]int{201},
@@ -180,6 +185,8 @@ func TestAdmit(t *testing.T) {
 		{"no volume", request("POST", "/volumes/create", `{"DriverOpts":7}`), nil, "", []int{200}},
 		{"not JSON", request("POST", "/containers/create", "{"), nil, "", []int{201}},
 		{"other types", request("POST", "/containers/create", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":666}]}}}`), nil, "", []int{201}},
+		{"an address that is none", request("POST", "/containers/create", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"localhost","HostPort":"666"}]}}}`), nil, "", []int{201}},
+		{"a port that is none", request("POST", "/containers/create", `{"HostConfig":{"PortBindings":{"x":[{"HostPort":"666"}]}}}`), nil, "", []int{201}},
 		{"too large to read", request("POST", "/containers/create", big) + request("POST", "/containers/x/start", ""), []dockerproxy.Call{{Kind: "start", Container: "x"}}, "", []int{201, 204}},
 	} {
 		for _, slow := range []bool{false, true} {
@@ -242,7 +249,7 @@ func TestAdmit(t *testing.T) {
 				if got := r.bytes(); got != want {
 					t.Errorf("the engine got %d bytes %.200q, want %d %.200q", len(got), got, len(want), want)
 				}
-				if diff := cmp.Diff(c.calls, j.asked()); diff != "" {
+				if diff := cmp.Diff(c.calls, j.asked(), cmpopts.EquateComparable(network.Port{}, netip.Addr{})); diff != "" {
 					t.Error(diff)
 				}
 				admitted := len(c.calls) - strings.Count(c.send, c.refused)

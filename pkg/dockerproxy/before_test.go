@@ -84,7 +84,7 @@ func TestBeforeAnswer(t *testing.T) {
 		"upgrade":              {request("POST", start, ""), "HTTP/1.1 101 UPGRADED\r\nUpgrade: tcp\r\n\r\nraw", false},
 		"no HTTP":              {request("POST", start, ""), "garbage\r\n\r\n", false},
 		"HEAD":                 {request("HEAD", start, ""), "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false},
-		"another call":         {request("POST", "/containers/web/stop", ""), noContent, false},
+		"another call":         {request("POST", "/containers/web/pause", ""), noContent, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

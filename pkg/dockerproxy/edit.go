@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/moby/moby/api/types/network"
 )
 
 // Edit is another value for a string in a call's body.
@@ -110,16 +112,29 @@ func (l *locator) walk(these []int, depth int) error {
 	return err
 }
 
-// into are those of some edits whose paths go on with a name. Engines read names of fields
-// in any case, as encoding/json does, but not keys of maps, such as 80/tcp.
+// into are those of some edits whose paths go on with a name.
 func (l *locator) into(these []int, depth int, name string) []int {
 	var on []int
 	for _, i := range these {
-		if path := l.edits[i].Path; len(path) > depth && (path[depth] == name || isField(path[depth]) && strings.EqualFold(path[depth], name)) {
+		if path := l.edits[i].Path; len(path) > depth && isSame(path[depth], name) {
 			on = append(on, i)
 		}
 	}
 	return on
+}
+
+// isSame tells whether an element of a path is what a request has under a name. Engines read
+// names of fields in any case, as encoding/json does, and the keys of PortBindings as ports:
+// "80" and "80/TCP" are 80/tcp.
+func isSame(element, name string) bool {
+	if element == name || isField(element) && strings.EqualFold(element, name) {
+		return true
+	}
+	if !strings.Contains(element, "/") {
+		return false
+	}
+	port, err := network.ParsePort(name)
+	return err == nil && port.String() == element
 }
 
 // isField tells whether an element of a path is the name of a field, which are all capitalized.

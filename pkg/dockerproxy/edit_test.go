@@ -26,14 +26,14 @@ func editor(to string) dockerproxy.AdmitFunc {
 			if m.Source == "/from" {
 				add(to, "HostConfig", "Mounts", strconv.Itoa(i), "Source")
 			}
-			if m.VolumeOptions.DriverConfig.Options["device"] == "/from" {
+			if m.VolumeOptions != nil && m.VolumeOptions.DriverConfig.Options["device"] == "/from" {
 				add(to, "HostConfig", "Mounts", strconv.Itoa(i), "VolumeOptions", "DriverConfig", "Options", "device")
 			}
 		}
 		for port, list := range c.HostConfig.PortBindings {
 			for i, b := range list {
 				if b.HostPort == "1-9" {
-					add("5-9", "HostConfig", "PortBindings", port, strconv.Itoa(i), "HostPort")
+					add("5-9", "HostConfig", "PortBindings", port.String(), strconv.Itoa(i), "HostPort")
 				}
 			}
 		}
@@ -53,11 +53,11 @@ func TestEdit(t *testing.T) {
 	length := func(body string) string { return ask("content-LENGTH", strconv.Itoa(len(body)), body) }
 	const body = `{"New":{"b":[1e999,null],"a":"\u00e9<"}, "HostConfig" : {"Binds":["v:/v", "/from:/\u00e9:ro"],` +
 		`"Mounts":[{"Type":"bind","Source":"/fr\u006fm","New":{"Source":"/from"}},{"VolumeOptions":{"DriverConfig":{"Options":{"o":"bind","device":"/from"}}}}],` +
-		`"PortBindings":{"80/tcp":[{"HostPort":"80"},{"HostIp":"","HostPort":"1-9"}],"81/tcp":[{"HostPort":"1-9"}]}},"Binds":["/from:/x"]}  `
+		`"PortBindings":{"80/tcp":[{"HostPort":"80"},{"HostIp":"","HostPort":"1-9"}],"81":[{"HostPort":"1-9"}],"82/UDP":[{"HostPort":"1-9"}]}},"Binds":["/from:/x"]}  `
 	edited := func(to string) string {
 		return `{"New":{"b":[1e999,null],"a":"\u00e9<"}, "HostConfig" : {"Binds":["v:/v", "` + to + `:/é:ro"],` +
 			`"Mounts":[{"Type":"bind","Source":"` + to + `","New":{"Source":"/from"}},{"VolumeOptions":{"DriverConfig":{"Options":{"o":"bind","device":"` + to + `"}}}}],` +
-			`"PortBindings":{"80/tcp":[{"HostPort":"80"},{"HostIp":"","HostPort":"5-9"}],"81/tcp":[{"HostPort":"5-9"}]}},"Binds":["/from:/x"]}  `
+			`"PortBindings":{"80/tcp":[{"HostPort":"80"},{"HostIp":"","HostPort":"5-9"}],"81":[{"HostPort":"5-9"}],"82/UDP":[{"HostPort":"5-9"}]}},"Binds":["/from:/x"]}  `
 	}
 	padded := edited("/to")
 	padded += strings.Repeat(" ", len(body)-len(padded))

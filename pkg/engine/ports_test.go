@@ -15,6 +15,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
 
 	"github.com/devvm/devvm/pkg/engine"
 )
@@ -246,17 +250,19 @@ func TestWishes(t *testing.T) {
 	post(t, sock, "/containers/create?name=web", `{"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"8080"},{}],"53/udp":[{"HostPort":"53"}]},`+
 		`"Binds":["/a:/b:ro"],"Mounts":[{"Type":"bind","Source":"/c","Target":"/d","ReadOnly":true}]}}`)
 	got, err := engine.GetWishes(t.Context(), dialer(sock), "web")
-	want := engine.Wishes{
-		Name:     "web",
-		Bindings: map[string][]engine.Binding{"80/tcp": {{HostIP: "127.0.0.1", HostPort: "8080"}, {}}, "53/udp": {{HostPort: "53"}}},
-		Binds:    []string{"/a:/b:ro"},
-		Mounts:   []engine.Mount{{Type: "bind", Source: "/c", ReadOnly: true}},
-	}
+	want := engine.Wishes{Name: "web", HostConfig: container.HostConfig{
+		PortBindings: network.PortMap{
+			network.MustParsePort("80/tcp"): {{HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: "8080"}, {}},
+			network.MustParsePort("53/udp"): {{HostPort: "53"}},
+		},
+		Binds:  []string{"/a:/b:ro"},
+		Mounts: []mount.Mount{{Type: "bind", Source: "/c", Target: "/d", ReadOnly: true}},
+	}}
 	if len(got.ID) != 64 {
 		t.Errorf("its number is %q", got.ID)
 	}
 	want.ID = got.ID
-	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(network.Port{}, netip.Addr{})); diff != "" || err != nil {
 		t.Error(diff, err)
 	}
 	if _, err := engine.GetWishes(t.Context(), dialer(sock), "nosuch"); err == nil || !strings.Contains(err.Error(), "No such container") {

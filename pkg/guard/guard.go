@@ -12,6 +12,9 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+
 	"github.com/devvm/devvm/pkg/mounts"
 	"github.com/devvm/devvm/pkg/share"
 )
@@ -22,18 +25,9 @@ type Bind struct {
 	ReadOnly bool
 }
 
-// Mount is what matters here of the API's Mount.
-type Mount struct {
-	Type     string
-	Source   string
-	ReadOnly bool
-	Driver   string            // VolumeOptions.DriverConfig.Name
-	Options  map[string]string // VolumeOptions.DriverConfig.Options
-}
-
-// Binds are the paths of the VM that a HostConfig's Binds and Mounts name, each once.
+// Binds are the paths of the VM that a container's Binds and Mounts name, each once.
 // Named volumes, tmpfs and what is malformed are not among them.
-func Binds(specs []string, mounts []Mount) []Bind {
+func Binds(host container.HostConfig) []Bind {
 	var list []Bind
 	add := func(b Bind) {
 		i := slices.IndexFunc(list, func(o Bind) bool { return o.Path == b.Path })
@@ -43,19 +37,22 @@ func Binds(specs []string, mounts []Mount) []Bind {
 			list[i].ReadOnly = false
 		}
 	}
-	for _, s := range specs {
+	for _, s := range host.Binds {
 		if b, ok := parse(s); ok {
 			add(b)
 		}
 	}
-	for _, m := range mounts {
+	for _, m := range host.Mounts {
 		switch m.Type {
-		case "bind":
+		case mount.TypeBind:
 			if path.IsAbs(m.Source) {
 				add(Bind{Path: path.Clean(m.Source), ReadOnly: m.ReadOnly})
 			}
-		case "volume":
-			if b, ok := Volume(m.Driver, m.Options); ok {
+		case mount.TypeVolume:
+			if m.VolumeOptions == nil || m.VolumeOptions.DriverConfig == nil {
+				continue
+			}
+			if b, ok := Volume(*m.VolumeOptions.DriverConfig); ok {
 				b.ReadOnly = b.ReadOnly || m.ReadOnly
 				add(b)
 			}
@@ -89,12 +86,12 @@ func parse(spec string) (Bind, bool) {
 
 // Volume is the path that a volume of the driver "local" is bound to, if it is:
 // options type=none, o=bind, device=PATH.
-func Volume(driver string, options map[string]string) (Bind, bool) {
-	device := options["device"]
-	if driver != "" && driver != "local" || !path.IsAbs(device) {
+func Volume(driver mount.Driver) (Bind, bool) {
+	device := driver.Options["device"]
+	if driver.Name != "" && driver.Name != "local" || !path.IsAbs(device) {
 		return Bind{}, false
 	}
-	words := strings.Split(options["o"], ",")
+	words := strings.Split(driver.Options["o"], ",")
 	if !slices.Contains(words, "bind") && !slices.Contains(words, "rbind") {
 		return Bind{}, false
 	}

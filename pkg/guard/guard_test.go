@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/mounts"
@@ -17,36 +19,41 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
+func local(driver string, options map[string]string) *mount.VolumeOptions {
+	return &mount.VolumeOptions{DriverConfig: &mount.Driver{Name: driver, Options: options}}
+}
+
 func TestBinds(t *testing.T) {
 	for _, c := range []struct {
 		specs  []string
-		mounts []guard.Mount
+		mounts []mount.Mount
 		want   []guard.Bind
 	}{
 		{[]string{"/a:/b"}, nil, []guard.Bind{{Path: "/a"}}},
 		{[]string{"/a/../c//d/:/b:z,ro"}, nil, []guard.Bind{{Path: "/c/d", ReadOnly: true}}},
 		{[]string{"/a:/b:ro", "/a:/c"}, nil, []guard.Bind{{Path: "/a"}}},
 		{[]string{"name:/b", "/b", "", ":", "/a:b", "/a:/b:ro:x", "./a:/b", "a"}, nil, nil},
-		{nil, []guard.Mount{
+		{nil, []mount.Mount{
 			{Type: "bind", Source: "/a", ReadOnly: true},
 			{Type: "bind", Source: "rel"},
 			{Type: "bind"},
 			{Type: "volume", Source: "name"},
+			{Type: "volume", Source: "name", VolumeOptions: &mount.VolumeOptions{}},
 			{Type: "tmpfs"},
 			{Type: "volume", Source: "/odd"},
 			{Type: "image", Source: "/odd"},
 		}, []guard.Bind{{Path: "/a", ReadOnly: true}}},
-		{nil, []guard.Mount{
-			{Type: "volume", Driver: "local", Options: map[string]string{"type": "none", "o": "bind", "device": "/a"}},
-			{Type: "volume", Options: map[string]string{"type": "none", "o": "rbind,ro", "device": "/b"}},
-			{Type: "volume", ReadOnly: true, Options: map[string]string{"o": "bind", "device": "/c/"}},
-			{Type: "volume", Options: map[string]string{"type": "tmpfs", "o": "size=1m", "device": "/dev/x"}},
-			{Type: "volume", Options: map[string]string{"type": "nfs", "o": "addr=192.0.2.9", "device": ":/x"}},
-			{Type: "volume", Driver: "other", Options: map[string]string{"o": "bind", "device": "/d"}},
-			{Type: "volume", Options: map[string]string{"o": "bind", "device": "rel"}},
+		{nil, []mount.Mount{
+			{Type: "volume", VolumeOptions: local("local", map[string]string{"type": "none", "o": "bind", "device": "/a"})},
+			{Type: "volume", VolumeOptions: local("", map[string]string{"type": "none", "o": "rbind,ro", "device": "/b"})},
+			{Type: "volume", ReadOnly: true, VolumeOptions: local("", map[string]string{"o": "bind", "device": "/c/"})},
+			{Type: "volume", VolumeOptions: local("", map[string]string{"type": "tmpfs", "o": "size=1m", "device": "/dev/x"})},
+			{Type: "volume", VolumeOptions: local("", map[string]string{"type": "nfs", "o": "addr=192.0.2.9", "device": ":/x"})},
+			{Type: "volume", VolumeOptions: local("other", map[string]string{"o": "bind", "device": "/d"})},
+			{Type: "volume", VolumeOptions: local("", map[string]string{"o": "bind", "device": "rel"})},
 		}, []guard.Bind{{Path: "/a"}, {Path: "/b", ReadOnly: true}, {Path: "/c", ReadOnly: true}}},
 	} {
-		if diff := cmp.Diff(c.want, guard.Binds(c.specs, c.mounts)); diff != "" {
+		if diff := cmp.Diff(c.want, guard.Binds(container.HostConfig{Binds: c.specs, Mounts: c.mounts})); diff != "" {
 			t.Errorf("%q %v: %s", c.specs, c.mounts, diff)
 		}
 	}
@@ -59,7 +66,7 @@ func FuzzBinds(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		list := guard.Binds([]string{s}, nil)
+		list := guard.Binds(container.HostConfig{Binds: []string{s}})
 		if len(list) > 1 {
 			t.Fatal(list)
 		}

@@ -17,6 +17,8 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+
+	"github.com/moby/moby/api/types/network"
 )
 
 // Protocols that are relayed.
@@ -193,9 +195,6 @@ var (
 	loopback6 = netip.IPv6Loopback()
 )
 
-// Binding is a wish of a container's, in the words of the Docker API (PortBinding).
-type Binding struct{ HostIP, HostPort string }
-
 // Want is a port that a container is going to publish.
 type Want struct {
 	Protocol string
@@ -204,8 +203,8 @@ type Want struct {
 
 // Wants are the ports whose numbers are known before the container starts, and how many
 // there are whose numbers are not: the engine is to choose them, freely or from a range.
-// bindings are the API's HostConfig.PortBindings, by port ("80/tcp").
-func Wants(bindings map[string][]Binding, vm VM) (list []Want, chosen int) {
+// bindings are HostConfig.PortBindings.
+func Wants(bindings network.PortMap, vm VM) (list []Want, chosen int) {
 	known := map[Want]bool{}
 	for port, wishes := range bindings {
 		for _, b := range wishes {

@@ -1,12 +1,14 @@
 package ports
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/moby/moby/api/types/network"
 )
 
 var testVM = VM{Addr: netip.MustParseAddr("192.0.2.2"), Loopback: netip.MustParseAddr("192.0.2.3")}
@@ -123,24 +125,33 @@ func TestAssignAndDiff(t *testing.T) {
 	}
 }
 
+// PortMap reads the PortBindings of a request.
+func PortMap(text string) (m network.PortMap) {
+	if err := json.Unmarshal([]byte(text), &m); err != nil {
+		panic(err)
+	}
+	return m
+}
+
 func TestWants(t *testing.T) {
 	for _, c := range []struct {
 		name     string
-		bindings map[string][]Binding
+		bindings string
 		want     []Want
 		chosen   int
 	}{
-		{"none", nil, nil, 0},
-		{"one", map[string][]Binding{"80/tcp": {{"", "8080"}}}, []Want{{TCP, 8080}}, 0},
-		{"without protocol", map[string][]Binding{"80": {{"", "8080"}}}, []Want{{TCP, 8080}}, 0},
-		{"twice", map[string][]Binding{"80/tcp": {{"0.0.0.0", "8080"}, {"::", "8080"}}}, []Want{{TCP, 8080}}, 0},
-		{"loopback", map[string][]Binding{"53/udp": {{"127.0.0.1", "53"}}}, []Want{{UDP, 53}}, 0},
-		{"the engine chooses", map[string][]Binding{"1/tcp": {{"", ""}}, "2/tcp": {{"", "0"}}, "3/tcp": {{"", "8000-8010"}}, "4/tcp": nil}, nil, 3},
-		{"not reached", map[string][]Binding{"1/tcp": {{"127.0.0.9", "1"}, {"::1", "2"}}, "1/sctp": {{"", "3"}}}, nil, 0},
-		{"nonsense", map[string][]Binding{"1/tcp": {{"localhost", "1"}, {"", "99999"}, {"", "-1"}}, "": {{"", "x"}}}, nil, 0},
-		{"in order", map[string][]Binding{"2/tcp": {{"", "2"}}, "1/tcp": {{"", "1"}}, "1/udp": {{"", "1"}}}, []Want{{TCP, 1}, {UDP, 1}, {TCP, 2}}, 0},
+		{"none", `{}`, nil, 0},
+		{"one", `{"80/tcp": [{"HostPort": "8080"}]}`, []Want{{TCP, 8080}}, 0},
+		{"without protocol", `{"80": [{"HostPort": "8080"}]}`, []Want{{TCP, 8080}}, 0},
+		{"capitals", `{"80/TCP": [{"HostPort": "8080"}]}`, []Want{{TCP, 8080}}, 0},
+		{"twice", `{"80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "8080"}, {"HostIp": "::", "HostPort": "8080"}]}`, []Want{{TCP, 8080}}, 0},
+		{"loopback", `{"53/udp": [{"HostIp": "127.0.0.1", "HostPort": "53"}]}`, []Want{{UDP, 53}}, 0},
+		{"the engine chooses", `{"1/tcp": [{"HostIp": "", "HostPort": ""}], "2/tcp": [{"HostPort": "0"}], "3/tcp": [{"HostPort": "8000-8010"}], "4/tcp": null}`, nil, 3},
+		{"not reached", `{"1/tcp": [{"HostIp": "127.0.0.9", "HostPort": "1"}, {"HostIp": "::1", "HostPort": "2"}], "1/sctp": [{"HostPort": "3"}]}`, nil, 0},
+		{"nonsense", `{"1/tcp": [{"HostPort": "99999"}, {"HostPort": "-1"}, {"HostPort": "x"}]}`, nil, 0},
+		{"in order", `{"2/tcp": [{"HostPort": "2"}], "1/tcp": [{"HostPort": "1"}], "1/udp": [{"HostPort": "1"}]}`, []Want{{TCP, 1}, {UDP, 1}, {TCP, 2}}, 0},
 	} {
-		got, chosen := Wants(c.bindings, testVM)
+		got, chosen := Wants(PortMap(c.bindings), testVM)
 		if diff := cmp.Diff(c.want, got); diff != "" || chosen != c.chosen {
 			t.Errorf("%s: %d are chosen\n%s", c.name, chosen, diff)
 		}

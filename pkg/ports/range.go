@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/moby/moby/api/types/network"
 )
 
 // Range is a wish for one port of several. The engine in the VM chooses it, and knows nothing
@@ -35,16 +37,16 @@ func (r Range) has(port uint16) bool { return r.First <= port && port <= r.Last 
 
 // RangeBinding is a binding that lets the engine choose.
 type RangeBinding struct {
-	Port  string // the container's own: "80/tcp"
-	Index int    // among the bindings of that
-	Range        // from which to choose
+	Port  network.Port // the container's own
+	Index int          // among the bindings of that
+	Range              // from which to choose
 	// Free says that the binding names none, or only such as the project takes then.
 	Free bool
 }
 
 // Ranges are the bindings that let the engine choose, from a range or freely, in a fixed order.
 // own is the project's own address. See Wants.
-func Ranges(bindings map[string][]Binding, vm VM, own netip.Addr) []RangeBinding {
+func Ranges(bindings network.PortMap, vm VM, own netip.Addr) []RangeBinding {
 	var list []RangeBinding
 	for port, wishes := range bindings {
 		for i, b := range wishes {
@@ -67,22 +69,15 @@ func Ranges(bindings map[string][]Binding, vm VM, own netip.Addr) []RangeBinding
 		}
 	}
 	slices.SortFunc(list, func(a, b RangeBinding) int {
-		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Index, b.Index))
+		return cmp.Or(cmp.Compare(a.Port.String(), b.Port.String()), cmp.Compare(a.Index, b.Index))
 	})
 	return list
 }
 
 // reaches says which protocol a binding of a container's port is about, and whether what is
 // published there is reached from this host.
-func (vm VM) reaches(port string, b Binding) (protocol string, ok bool) {
-	_, protocol, found := strings.Cut(port, "/")
-	if !found {
-		protocol = TCP
-	}
-	ip, err := netip.ParseAddr(b.HostIP)
-	if err != nil && b.HostIP != "" {
-		return protocol, false // the engine will say so
-	}
+func (vm VM) reaches(port network.Port, b network.PortBinding) (protocol string, ok bool) {
+	protocol, ip := string(port.Proto()), b.HostIP
 	if ip.Is6() && ip.IsUnspecified() {
 		ip = netip.Addr{}
 	}

@@ -9,32 +9,34 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/moby/moby/api/types/network"
 
 	"github.com/devvm/devvm/pkg/ports"
 )
 
 func TestRanges(t *testing.T) {
-	got := ports.Ranges(map[string][]ports.Binding{
-		"80/tcp":  {{HostPort: "80"}, {HostPort: "8180-8183"}, {HostIP: "127.0.0.1", HostPort: "1-1"}},
-		"53/udp":  {{HostIP: "::", HostPort: "5000-5001"}},
-		"9":       {{HostIP: "0.0.0.0", HostPort: "1-65535"}},
-		"1/tcp":   {{HostPort: "0-5"}, {HostPort: "9-8"}, {HostPort: "1-99999"}, {HostPort: "-"}, {HostPort: "1-2-3"}},
-		"2/tcp":   {{HostIP: "127.0.0.9", HostPort: "1-2"}, {HostIP: "localhost", HostPort: "1-2"}, {HostIP: "::1", HostPort: "1-2"}},
-		"80/sctp": {{HostPort: "1-2"}, {}},
-		"3/tcp":   {{}, {HostIP: "127.0.0.1", HostPort: "0"}, {HostIP: "127.0.0.9"}, {HostPort: "00"}, {HostPort: "54600-54783"}, {HostPort: "54600-54784"}},
-	}, vm, netip.MustParseAddr("127.83.14.201"))
+	got := ports.Ranges(ports.PortMap(`{
+		"80/tcp":  [{"HostPort": "80"}, {"HostPort": "8180-8183"}, {"HostIp": "127.0.0.1", "HostPort": "1-1"}],
+		"53/udp":  [{"HostIp": "::", "HostPort": "5000-5001"}],
+		"9":       [{"HostIp": "0.0.0.0", "HostPort": "1-65535"}],
+		"1/tcp":   [{"HostPort": "0-5"}, {"HostPort": "9-8"}, {"HostPort": "1-99999"}, {"HostPort": "-"}, {"HostPort": "1-2-3"}],
+		"2/tcp":   [{"HostIp": "127.0.0.9", "HostPort": "1-2"}, {"HostIp": "::1", "HostPort": "1-2"}],
+		"80/sctp": [{"HostPort": "1-2"}, {}],
+		"3/tcp":   [{}, {"HostIp": "127.0.0.1", "HostPort": "0"}, {"HostIp": "127.0.0.9"}, {"HostPort": "00"}, {"HostPort": "54600-54783"}, {"HostPort": "54600-54784"}]
+	}`), vm, netip.MustParseAddr("127.83.14.201"))
 	free := ports.Range{Protocol: "tcp", First: 54528, Last: 54783}
 	want := []ports.RangeBinding{
-		{Port: "3/tcp", Range: free, Free: true},
-		{Port: "3/tcp", Index: 1, Range: free, Free: true},
-		{Port: "3/tcp", Index: 4, Range: ports.Range{Protocol: "tcp", First: 54600, Last: 54783}, Free: true},
-		{Port: "3/tcp", Index: 5, Range: ports.Range{Protocol: "tcp", First: 54600, Last: 54784}},
-		{Port: "53/udp", Range: ports.Range{Protocol: "udp", First: 5000, Last: 5001}},
-		{Port: "80/tcp", Index: 1, Range: ports.Range{Protocol: "tcp", First: 8180, Last: 8183}},
-		{Port: "80/tcp", Index: 2, Range: ports.Range{Protocol: "tcp", First: 1, Last: 1}},
-		{Port: "9", Range: ports.Range{Protocol: "tcp", First: 1, Last: 65535}},
+		{Port: network.MustParsePort("3/tcp"), Range: free, Free: true},
+		{Port: network.MustParsePort("3/tcp"), Index: 1, Range: free, Free: true},
+		{Port: network.MustParsePort("3/tcp"), Index: 4, Range: ports.Range{Protocol: "tcp", First: 54600, Last: 54783}, Free: true},
+		{Port: network.MustParsePort("3/tcp"), Index: 5, Range: ports.Range{Protocol: "tcp", First: 54600, Last: 54784}},
+		{Port: network.MustParsePort("53/udp"), Range: ports.Range{Protocol: "udp", First: 5000, Last: 5001}},
+		{Port: network.MustParsePort("80/tcp"), Index: 1, Range: ports.Range{Protocol: "tcp", First: 8180, Last: 8183}},
+		{Port: network.MustParsePort("80/tcp"), Index: 2, Range: ports.Range{Protocol: "tcp", First: 1, Last: 1}},
+		{Port: network.MustParsePort("9"), Range: ports.Range{Protocol: "tcp", First: 1, Last: 65535}},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(network.Port{})); diff != "" {
 		t.Error(diff)
 	}
 	for r, want := range map[ports.Range]string{{First: 8180, Last: 8183}: "8180-8183", {First: 5, Last: 5}: "5"} {
@@ -49,7 +51,7 @@ func TestRangesOfProjects(t *testing.T) {
 	parts := map[uint16]bool{}
 	for n := range 1000 {
 		own := ports.OwnAddress([]byte{byte(n), byte(n >> 8), byte(n * 7)})
-		list := ports.Ranges(map[string][]ports.Binding{"80/tcp": {{}}}, vm, own)
+		list := ports.Ranges(ports.PortMap(`{"80/tcp": [{}]}`), vm, own)
 		if len(list) != 1 || list[0].First < 32768 || list[0].Last > 60999 || list[0].Len() != 256 {
 			t.Fatalf("%s: %+v", own, list)
 		}

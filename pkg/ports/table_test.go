@@ -25,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -654,7 +655,7 @@ func TestEveryPortHasAWay(t *testing.T) {
 	}
 	// What users may open needs no advice.
 	for n := 1; n <= math.MaxUint16; n++ {
-		bindings := map[string][]ports.Binding{"80/tcp": {{HostPort: strconv.Itoa(n)}}}
+		bindings := network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: strconv.Itoa(n)}}}
 		wants, chosen := ports.Wants(bindings, vm)
 		lines := ports.Plan([]ports.Published{{ID: "a", Protocol: "tcp", Port: 80, HostPort: uint16(n)}}, vm, nil)
 		if len(wants) != 1 || wants[0].HostPort != uint16(n) || chosen != 0 || len(lines) != 1 || lines[0].Target != netip.AddrPortFrom(vm.Addr, uint16(n)) {

@@ -17,8 +17,8 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// network runs the network of a VM, and a guest in it, as the process `devvm net` does.
-func network(t testing.TB) (*vmnet.Dialer, *usernettest.Guest) {
+// startNetwork runs the network of a VM, and a guest in it, as the process `devvm net` does.
+func startNetwork(t testing.TB) (*vmnet.Dialer, *usernettest.Guest) {
 	t.Helper()
 	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
 	if err != nil {
@@ -64,7 +64,7 @@ func network(t testing.TB) (*vmnet.Dialer, *usernettest.Guest) {
 // The whole road of a published port: the host's socket, the relay, the network process,
 // the VM.
 func TestThroughTheNetwork(t *testing.T) {
-	dialer, g := network(t)
+	dialer, g := startNetwork(t)
 	table := newTable(t, ports.Options{Dial: dialer.Dial, UDPIdle: 2 * time.Second})
 	all, loopback := freePort(t), freePort(t)
 	accept := func(l net.Listener, err error) {

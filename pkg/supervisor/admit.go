@@ -6,11 +6,12 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/moby/moby/api/types/mount"
+
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guard"
 	"github.com/devvm/devvm/pkg/mounts"
-	"github.com/devvm/devvm/pkg/ports"
 	"github.com/devvm/devvm/pkg/share"
 )
 
@@ -30,14 +31,15 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 		return v, nil
 	}
 	v.Edits = s.redirect(&call)
-	w, hold := wishes{name: call.Container, bindings: map[string][]ports.Binding{}}, time.Duration(0)
+	id, name, hold := "", call.Container, time.Duration(0)
+	host := call.HostConfig
+	binds := guard.Binds(host)
 	switch call.Kind {
 	case dockerproxy.CreateVolume:
-		if b, ok := guard.Volume(call.Volume.Name, call.Volume.Options); ok {
-			w.binds = []guard.Bind{b}
+		if b, ok := guard.Volume(call.Volume); ok {
+			binds = []guard.Bind{b}
 		}
 	case dockerproxy.Create:
-		w.ask(call.HostConfig)
 		hold = holdCreated
 	case dockerproxy.Start:
 		s.awaitVoice(ctx)
@@ -46,20 +48,21 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 			s.Log.Debug("what a container wants is not known", "container", call.Container, "err", err)
 			return v, nil
 		}
-		w.know(known)
+		id, name, host = known.ID, known.Name, known.HostConfig
+		binds = guard.Binds(host)
 		hold = holdStarted
 	}
-	if err := s.admitBinds(ctx, w.name, w.binds); err != nil {
+	if err := s.admitBinds(ctx, name, binds); err != nil {
 		return v, err
 	}
-	narrowed, err := s.admitRanges(ctx, call.Kind, w)
+	narrowed, err := s.admitRanges(ctx, call.Kind, name, host.PortBindings)
 	if err != nil {
 		return v, err
 	}
 	v.Edits = append(v.Edits, narrowed...)
-	if v.Done, err = s.admitPorts(ctx, w.name, w.bindings, hold); err == nil && call.Kind == dockerproxy.Start {
-		v.Done = s.holdFiles(w.id, w.binds, v.Done)
-		if len(w.bindings) > 0 || w.publishAll {
+	if v.Done, err = s.admitPorts(ctx, name, host.PortBindings, hold); err == nil && call.Kind == dockerproxy.Start {
+		v.Done = s.holdFiles(id, binds, v.Done)
+		if len(host.PortBindings) > 0 || host.PublishAllPorts {
 			v.BeforeAnswer = s.awaitPorts
 		}
 	}
@@ -129,11 +132,11 @@ func (s *supervisor) redirect(call *dockerproxy.Call) (edits []dockerproxy.Edit)
 	for i := range host.Mounts {
 		m := &host.Mounts[i]
 		at := []string{"HostConfig", "Mounts", strconv.Itoa(i)}
-		if m.Type == "bind" && s.isOurSocket(m.Source) {
+		if m.Type == mount.TypeBind && s.isOurSocket(m.Source) {
 			m.Source = engineSocket
 			change(m.Source, append(at, "Source")...)
 		}
-		if m.Type == "volume" && s.leadToEngine(m.VolumeOptions.DriverConfig) {
+		if o := m.VolumeOptions; m.Type == mount.TypeVolume && o != nil && o.DriverConfig != nil && s.leadToEngine(*o.DriverConfig) {
 			change(engineSocket, append(at, "VolumeOptions", "DriverConfig", "Options", "device")...)
 		}
 	}
@@ -144,8 +147,8 @@ func (s *supervisor) redirect(call *dockerproxy.Call) (edits []dockerproxy.Edit)
 }
 
 // leadToEngine lets a volume that is docker.sock be the engine's socket, and says whether it is.
-func (s *supervisor) leadToEngine(d dockerproxy.Driver) bool {
-	if b, ok := guard.Volume(d.Name, d.Options); !ok || !s.isOurSocket(b.Path) {
+func (s *supervisor) leadToEngine(d mount.Driver) bool {
+	if b, ok := guard.Volume(d); !ok || !s.isOurSocket(b.Path) {
 		return false
 	}
 	d.Options["device"] = engineSocket
@@ -160,42 +163,3 @@ func (s *supervisor) isOurSocket(path string) bool {
 
 // isEngineSocket tells whether a path is what tools call the engine's socket, in the VM.
 func isEngineSocket(path string) bool { return path == engineSocket || path == "/var"+engineSocket }
-
-// wishes are what a container wants of the host.
-type wishes struct {
-	id, name string // of the container, "" if it has none yet
-	binds    []guard.Bind
-	bindings map[string][]ports.Binding
-	// publishAll says that it publishes others, too, and the engine chooses where.
-	publishAll bool
-}
-
-// ask takes what a call says.
-func (w *wishes) ask(host dockerproxy.HostConfig) {
-	for port, list := range host.PortBindings {
-		for _, b := range list {
-			w.bindings[port] = append(w.bindings[port], ports.Binding(b))
-		}
-	}
-	mounts := make([]guard.Mount, len(host.Mounts))
-	for i, m := range host.Mounts {
-		driver := m.VolumeOptions.DriverConfig
-		mounts[i] = guard.Mount{Type: m.Type, Source: m.Source, ReadOnly: m.ReadOnly, Driver: driver.Name, Options: driver.Options}
-	}
-	w.binds = guard.Binds(host.Binds, mounts)
-}
-
-// know takes what the engine knows.
-func (w *wishes) know(known engine.Wishes) {
-	w.id, w.name, w.publishAll = known.ID, known.Name, known.PublishAll
-	for port, list := range known.Bindings {
-		for _, b := range list {
-			w.bindings[port] = append(w.bindings[port], ports.Binding(b))
-		}
-	}
-	mounts := make([]guard.Mount, len(known.Mounts))
-	for i, m := range known.Mounts {
-		mounts[i] = guard.Mount{Type: m.Type, Source: m.Source, ReadOnly: m.ReadOnly}
-	}
-	w.binds = guard.Binds(known.Binds, mounts)
-}

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/moby/moby/api/types/network"
+
 	"github.com/devvm/devvm/pkg/dockerproxy"
 	"github.com/devvm/devvm/pkg/engine"
 	"github.com/devvm/devvm/pkg/guest"
@@ -125,7 +127,7 @@ func (s *supervisor) losePorts(link *guest.Client, err error) {
 }
 
 // admitPorts reserves what a container is to publish, or refuses.
-func (s *supervisor) admitPorts(ctx context.Context, name string, bindings map[string][]ports.Binding, hold time.Duration) (done func(), err error) {
+func (s *supervisor) admitPorts(ctx context.Context, name string, bindings network.PortMap, hold time.Duration) (done func(), err error) {
 	wants, chosen := ports.Wants(bindings, s.Ports.VM)
 	if hold == holdStarted { // it may run already, and be restarted
 		chosen = 0
@@ -191,14 +193,14 @@ const mostTried = 4 * ports.MaxMost
 // else would answer. A container that is to be made gets the part of the range that is free. One
 // that is made already keeps its range, and is refused if a port of it has been taken since: the
 // engine tries one port, and it does not know of this host.
-func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w wishes) (edits []dockerproxy.Edit, err error) {
+func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, name string, bindings network.PortMap) (edits []dockerproxy.Edit, err error) {
 	tried := 0
-	for _, b := range ports.Ranges(w.bindings, s.Ports.VM, s.Ports.Own) {
+	for _, b := range ports.Ranges(bindings, s.Ports.VM, s.Ports.Own) {
 		if b.Free && kind == dockerproxy.Start {
 			continue // of 256 ports some are often in use for a moment, and the engine takes one
 		}
 		if tried += min(b.Len(), ports.MaxMost); tried > mostTried {
-			s.Log.Warn("a container wants a port of too many: not all ranges are looked at", "container", w.name, "range", b.String())
+			s.Log.Warn("a container wants a port of too many: not all ranges are looked at", "container", name, "range", b.String())
 			break
 		}
 		part, taken := s.ports.Narrow(b.Range)
@@ -207,17 +209,17 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, w w
 		case part == ports.Range{} && b.Free: // there may be others
 		case part == ports.Range{}:
 			s.ports.FindOwner(ctx, taken)
-			return nil, s.refusePort(w.name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
+			return nil, s.refusePort(name, taken, fmt.Sprintf("none of %s is free: %s; publish other ports", b.Range, taken.Cause()))
 		case kind == dockerproxy.Create:
 			s.ports.Promise(part)
-			w.bindings[b.Port][b.Index].HostPort = part.String()
+			bindings[b.Port][b.Index].HostPort = part.String()
 			edits = append(edits, dockerproxy.Edit{
-				Path: []string{"HostConfig", "PortBindings", b.Port, strconv.Itoa(b.Index), "HostPort"}, To: part.String(), Optional: b.Free,
+				Path: []string{"HostConfig", "PortBindings", b.Port.String(), strconv.Itoa(b.Index), "HostPort"}, To: part.String(), Optional: b.Free,
 			})
-			s.Log.Info("range of ports is narrowed to those that are free", "container", w.name, "range", b.String(), "to", part.String())
+			s.Log.Info("range of ports is narrowed to those that are free", "container", name, "range", b.String(), "to", part.String())
 		case taken != nil:
 			s.ports.FindOwner(ctx, taken)
-			return nil, s.refusePort(w.name, taken, fmt.Sprintf(
+			return nil, s.refusePort(name, taken, fmt.Sprintf(
 				"the engine may choose any of %s, and %s; make the container again (docker rm and docker run, or docker compose up --force-recreate) and it gets one that is free", b.Range, taken.Cause()))
 		}
 	}
