@@ -93,7 +93,8 @@ func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)
 	if f.server, err = guesttest.NewServer(options); err != nil {
 		t.Fatal(err)
 	}
-	go func() { _ = f.server.Serve(ctx, ssh) }()
+	served := make(chan struct{})
+	go func() { defer close(served); _ = f.server.Serve(ctx, ssh) }()
 	go func() { f.ended <- supervisor.Run(ctx, o) }()
 	select {
 	case <-ready:
@@ -103,6 +104,7 @@ func start(t *testing.T, change ...func(*guesttest.Options, *supervisor.Options)
 	t.Cleanup(func() {
 		cancel()
 		<-f.ended
+		<-served // its sessions may be writing to the directories yet
 		_ = fake.Close()
 		_ = os.RemoveAll(run)
 	})
