@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -59,7 +60,7 @@ mount --bind /run/hostile.sock /run/docker.sock`)
 	most, open, beyond, failed := int64(0), 0, false, 0
 	for end := time.Now().Add(70 * time.Second); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		most = max(most, resident(t, supervisor.PID))
-		n := loopbackListeners(t, l.host, 20_000, 40_000)
+		n := loopbackListeners(t, l.host, supervisor.PID, 20_000, 40_000)
 		if open = max(open, n); n > 0 && !beyond { // it has begun: some more rounds are enough
 			beyond, end = true, time.Now().Add(20*time.Second)
 		}
@@ -144,12 +145,21 @@ func resident(t *testing.T, pid int) int64 {
 	return n << 10
 }
 
-// loopbackListeners counts the TCP ports of a range that listen on 127.0.0.1.
-func loopbackListeners(t *testing.T, namespace string, from, to int64) (n int) {
+// loopbackListeners counts the TCP ports of a range that listen on 127.0.0.1. The kernel
+// prints its table in parts: the process that opens and closes ports is stopped meanwhile,
+// or one that closes and one that opens between two parts would both count.
+func loopbackListeners(t *testing.T, namespace string, pid int, from, to int64) (n int) {
 	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatalf("stop the supervisor: %v", err)
+	}
+	table, err := command(t.Context(), nil, within(namespace).argv("cat", "/proc/net/tcp")...)
+	if errors.Join(err, syscall.Kill(pid, syscall.SIGCONT)) != nil {
+		t.Fatalf("read the host's ports: %v\n%s", err, table)
+	}
 	ip := netip.MustParseAddr("127.0.0.1").As4()
 	want := fmt.Sprintf("%08X", binary.NativeEndian.Uint32(ip[:]))
-	for line := range strings.Lines(must(t, within(namespace).argv("cat", "/proc/net/tcp")...)) {
+	for line := range strings.Lines(table) {
 		f := strings.Fields(line)
 		if len(f) < 4 || f[3] != "0A" {
 			continue
