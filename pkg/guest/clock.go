@@ -12,9 +12,9 @@ import (
 	"time"
 )
 
-// clockScript tells which boot it is of, and answers each line: "t" with the time, a
-// number by setting the clock to it first. One process for all questions, because
-// starting one costs an emulated guest more than the network does.
+// clockScript prints the boot ID, then answers each line with the time: "t" asks for it, a
+// number sets the clock first. One process answers all questions, because starting a process
+// costs an emulated guest more than the network does.
 const clockScript = `read -r boot </proc/sys/kernel/random/boot_id && echo "$boot" || exit 1
 while read -r l; do
 case $l in t) ;; *) date -u -s "@$l" >/dev/null || exit 1 ;; esac
@@ -23,9 +23,9 @@ done`
 
 // Clock is the guest's clock, compared with the host's.
 type Clock struct {
-	Least, Most time.Duration // how far the guest is ahead, between these; negative: behind
-	// Boot identifies the guest's boot: another one after each, and the same in a guest
-	// that goes on from a saved memory (random(4), boot_id).
+	Least, Most time.Duration // bounds of how far the guest is ahead; negative: behind
+	// Boot identifies the guest's boot (random(4), boot_id). It differs after each boot and
+	// stays the same in a guest that resumes from saved memory.
 	Boot string
 }
 
@@ -36,8 +36,8 @@ func (c *Client) Clock(ctx context.Context) (Clock, error) { return c.clock(ctx,
 const clockLead = 5 * time.Millisecond
 
 // SetClock sets the guest's clock to the host's or a little ahead, and returns what
-// [Client.Clock] says afterwards. A guest that is ahead finds the host's new files a moment
-// old. One that is behind finds them made in the future, and make complains.
+// [Client.Clock] says afterwards. To a guest that is ahead, the host's new files look a moment
+// old. To one that is behind, they come from the future, and make complains.
 func (c *Client) SetClock(ctx context.Context) (Clock, error) { return c.clock(ctx, true) }
 
 func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
@@ -68,7 +68,7 @@ func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
 	in := bufio.NewReader(answers)
 
 	answer := func() (string, error) {
-		text, err := in.ReadSlice('\n') // of what the buffer holds, whatever the guest says
+		text, err := in.ReadSlice('\n') // at most the buffer, however much the guest sends
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
@@ -77,8 +77,8 @@ func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
 		}
 		return strings.TrimSpace(string(text)), nil
 	}
-	// A program has to start in the guest before the time is read, so that is nearer to the
-	// answer than to the question. It is within both, and so within those of each question.
+	// The guest reads its clock at some moment between question and answer. It starts a program
+	// first, so that moment is nearer to the answer. Each question narrows the bounds.
 	question := func(line string) (took time.Duration, err error) {
 		start := time.Now()
 		if _, err := io.WriteString(ask, line+"\n"); err != nil {
@@ -128,12 +128,12 @@ func (c *Client) clock(ctx context.Context, set bool) (clock Clock, err error) {
 	return clock, nil
 }
 
-// clockReadings is how often a clock is read: the best reading counts, and the first
-// includes the start of date.
+// clockReadings is how often a clock is read. The best reading counts, and the first includes
+// the start of date.
 const clockReadings = 4
 
-// narrow adds what another reading says. If they contradict each other, the clock was set
-// in between, and the last one holds.
+// narrow adds the bounds of another reading. If they contradict each other, the clock was set
+// in between, and the last reading holds.
 func (c *Clock) narrow(least, most time.Duration) {
 	if least > c.Most || most < c.Least {
 		c.Least, c.Most = least, most
@@ -151,7 +151,7 @@ func parseSeconds(s string) (time.Time, error) {
 	}
 	fraction = (fraction + "000000000")[:9]
 	nanoseconds, err := strconv.ParseUint(fraction, 10, 32)
-	if err != nil { // a date without %N
+	if err != nil { // date does not know %N
 		nanoseconds = 0
 	}
 	return time.Unix(seconds, int64(nanoseconds)), nil

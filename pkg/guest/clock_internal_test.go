@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// The best reading counts, and after the clock was set only those since.
+// The best reading counts. After the clock was set, only later readings do.
 func TestNarrow(t *testing.T) {
 	var c Clock
 	c.Least, c.Most = -1000, 1000
@@ -13,7 +13,7 @@ func TestNarrow(t *testing.T) {
 		{-40, 10, -40, 10}, // the first, slow
 		{-5, 20, -5, 10},
 		{-30, 30, -5, 10},
-		{100, 130, 100, 130}, // it was set
+		{100, 130, 100, 130}, // the clock was set
 		{90, 120, 100, 120},
 	} {
 		c.narrow(time.Duration(x.least), time.Duration(x.most))

@@ -16,31 +16,31 @@ import (
 	"github.com/devvm/devvm/pkg/tree"
 )
 
-// Files go as a tar archive through one command in the guest: a question to the guest
-// for each of them, as SFTP has it, costs much more under emulation. What arrives is
-// complete under its name or not there: it is unpacked beside it first.
+// Files are copied as a tar archive through one command in the guest. SFTP asks the guest about
+// each file, which costs much more under emulation. A copy is unpacked beside its destination
+// first, so the destination is either complete or absent.
 //
-// The guest can write directories of this host, and does so while a copy runs. So all that
-// is done on this host is done below directories that are held open (pkg/tree), and what is
-// told of a file is told of the one that was opened.
+// The guest can write to directories of this host, even while a copy runs. So every operation
+// on this host happens below directories that are held open (pkg/tree), and metadata comes from
+// the file that was opened.
 
-// Copy says what to copy between this host and the guest, with the rules of cp and
-// `docker cp`: what goes to a directory that is there goes into it, what a source that
-// ends in "/." holds goes there by itself, and directories are merged.
+// Copy says what to copy between this host and the guest, with the rules of cp and `docker cp`:
+// a source goes into a destination directory that exists, a source that ends in "/." stands for
+// the directory's contents, and directories are merged.
 type Copy struct {
 	Local  string // path on this host
-	Remote string // path in the guest; relative to the user's home, if it is not absolute
-	// Into says that the destination is a directory that is there, as it must be for one of
+	Remote string // path in the guest; if not absolute, relative to the user's home
+	// Into says that the destination must be an existing directory, as it must when there are
 	// several sources.
 	Into bool
-	// Follow copies what a source points to that is a link. Links below it stay links.
+	// Follow copies the target of a source that is a link. Links below the source stay links.
 	Follow bool
-	// Untrusted are directories of this host that a guest can write. No link is followed
-	// in them, not even one that the user names.
+	// Untrusted are directories of this host that a guest can write to. No link in them is
+	// followed, not even one that the user names.
 	Untrusted tree.Untrusted
-	// Advance, if set, hears of the bytes copied, and of all, 0 if they are not known.
+	// Advance, if set, is called with the bytes copied and the total, 0 if that is unknown.
 	Advance func(done, total int64)
-	// Warn, if set, hears of what is left out.
+	// Warn, if set, is called for each file that is left out.
 	Warn func(text string)
 }
 
@@ -56,8 +56,8 @@ const (
 	codeMissing = 66
 )
 
-// Kinds of sources. Contents are all that is in a directory, a stream is an archive
-// from elsewhere.
+// Kinds of sources. kindContents is everything inside a directory, kindStream an archive from
+// elsewhere.
 const (
 	kindFile      = "file"
 	kindLink      = "link"
@@ -66,7 +66,7 @@ const (
 	kindStream    = "stream"
 )
 
-// remote makes a path of the guest that no program takes for an option.
+// remote makes a guest's path that no program takes for an option.
 func remote(p string) string {
 	if !path.IsAbs(p) {
 		return "./" + p
@@ -74,14 +74,14 @@ func remote(p string) string {
 	return p
 }
 
-// contents tells whether a path means what is in the directory.
+// contents reports whether a path stands for the contents of a directory.
 func contents(p string) bool {
 	base := path.Base(p)
 	return base == "." || base == ".." || base == "/"
 }
 
-// CopyTo copies from this host to the guest. Modes and modification times are kept,
-// owners are the guest's user, set-user-ID and set-group-ID are dropped.
+// CopyTo copies from this host to the guest. It keeps modes and modification times. The files
+// belong to the guest's user, without set-user-ID and set-group-ID.
 func (c *Client) CopyTo(ctx context.Context, o Copy) error {
 	source, kind, err := o.source()
 	if err != nil {
@@ -97,7 +97,7 @@ func (c *Client) CopyTo(ctx context.Context, o Copy) error {
 	})
 }
 
-// source finds what is to be copied to the guest.
+// source finds the source of a copy to the guest.
 func (o *Copy) source() (at *tree.Place, kind string, err error) {
 	at, err = o.Untrusted.Find(o.Local, o.Follow)
 	if err != nil {
@@ -127,7 +127,7 @@ func (o *Copy) source() (at *tree.Place, kind string, err error) {
 	return at, kind, nil
 }
 
-// CheckRemote returns an error if Remote is no directory.
+// CheckRemote returns an error if Remote is not a directory.
 func (c *Client) CheckRemote(ctx context.Context, o Copy) error {
 	code, err := c.Run(ctx, Command{Argv: []string{"test", "-d", remote(o.Remote)}})
 	if code == 1 && err == nil {
@@ -136,7 +136,7 @@ func (c *Client) CheckRemote(ctx context.Context, o Copy) error {
 	return failure(code, err, "", o.Remote)
 }
 
-// CheckLocal returns an error if Local is no directory.
+// CheckLocal returns an error if Local is not a directory.
 func (o Copy) CheckLocal() error {
 	at, err := o.Untrusted.Find(o.Local, true)
 	if err != nil {
@@ -149,9 +149,8 @@ func (o Copy) CheckLocal() error {
 	return nil
 }
 
-// CopyFrom copies from the guest to this host. Modes and modification times are kept,
-// owners are this process's. Whatever the guest answers, nothing but the destination is
-// written.
+// CopyFrom copies from the guest to this host. It keeps modes and modification times. The files
+// belong to this process's user. Whatever the guest answers, only the destination is written.
 func (c *Client) CopyFrom(ctx context.Context, o Copy) error {
 	r, w := io.Pipe()
 	var said beginning
@@ -166,7 +165,7 @@ func (c *Client) CopyFrom(ctx context.Context, o Copy) error {
 		argv := []string{"sh", "-c", packScript, "pack", remote(o.Remote), follow, ""}
 		code, err := c.Run(ctx, Command{Argv: argv, Env: []string{"LC_ALL=C.UTF-8"}, Stdout: w, Stderr: &said})
 		text := said.String()
-		if code == 1 && err == nil { // tar: files have changed meanwhile
+		if code == 1 && err == nil { // tar: files changed while it read them
 			o.warn("%s", strings.TrimSpace(text))
 			code = 0
 		}
@@ -176,7 +175,7 @@ func (c *Client) CopyFrom(ctx context.Context, o Copy) error {
 	}()
 	u := unpacker{Copy: o}
 	err := u.unpack(tar.NewReader(r))
-	if err == nil { // what follows the end of the archive
+	if err == nil { // drain what follows the end of the archive
 		_, err = io.Copy(io.Discard, r)
 	}
 	if err != nil {

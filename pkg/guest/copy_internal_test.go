@@ -12,8 +12,8 @@ import (
 	"github.com/devvm/devvm/pkg/tree"
 )
 
-// FuzzUnpack: whatever archive the guest sends, nothing beside the destination is written,
-// and nothing is left that is not in its place.
+// FuzzUnpack: whatever archive the guest sends, nothing outside the destination is written, and
+// no staging directory is left.
 func FuzzUnpack(f *testing.F) {
 	for _, entries := range [][]tar.Header{
 		{{Typeflag: tar.TypeReg, Name: "./f"}},
@@ -48,7 +48,7 @@ func FuzzUnpack(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		// The VM has made links in the destination, too.
+		// The VM has made links in the destination too.
 		for name, to := range map[string]string{"x": "../outside", "f": "../outside/f", "l": ".."} {
 			if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
 				t.Fatal(err)

@@ -21,7 +21,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 )
 
-// tree describes the files below dir: mode, time, content or target.
+// tree describes the files below dir: mode, time, and content or target.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	got := map[string]string{}
@@ -97,11 +97,11 @@ func plant(t *testing.T, dir string) {
 	}
 }
 
-// TestCopyAsCP compares both directions with what cp does.
+// TestCopyAsCP compares both directions with cp.
 func TestCopyAsCP(t *testing.T) {
 	h := testServer(t)
 	c := h.connect(t)
-	home := filepath.Join(h.dir, "root") // of the guest
+	home := filepath.Join(h.dir, "root") // the guest's
 	for i, cs := range []struct {
 		source, target string
 		fails          bool
@@ -148,7 +148,7 @@ func TestCopyAsCP(t *testing.T) {
 				}
 				plant(t, local)
 				plant(t, remote)
-				rel := filepath.Base(remote) // paths of the guest are relative to its home
+				rel := filepath.Base(remote) // the guest's paths are relative to its home
 				var err error
 				got := remote
 				if to {
@@ -161,7 +161,7 @@ func TestCopyAsCP(t *testing.T) {
 					t.Errorf("to the guest %v: %v", to, err)
 				}
 				want, have := tree(t, oracle), tree(t, got)
-				for name := range want { // directories that got an entry
+				for name := range want { // directories that got a new entry
 					if strings.HasPrefix(want[name], "d") && !strings.HasPrefix(name, "new") && name != "have/tree/b c" && name != "have/tree/b c/d'e" {
 						want[name], have[name] = want[name][:10], have[name][:min(10, len(have[name]))]
 					}
@@ -195,12 +195,12 @@ func TestCopy(t *testing.T) {
 		if diff := cmp.Diff(tree(t, local), tree(t, back)); diff != "" {
 			t.Errorf("(-sent +came back):\n%s", diff)
 		}
-		// A single file tells its size.
+		// The size of a single file is known in advance.
 		o.Remote, o.Local = remote+"/tree/big", filepath.Join(t.TempDir(), "big")
 		if err := c.CopyFrom(t.Context(), o); err != nil || done != 200000 || total != 200000 {
 			t.Error(err, done, total)
 		}
-		// Links that are followed.
+		// Links are followed.
 		for i, err := range []error{
 			c.CopyTo(t.Context(), guest.Copy{Local: filepath.Join(local, "link"), Remote: remote + "/followed", Follow: true}),
 			c.CopyFrom(t.Context(), guest.Copy{Remote: remote + "/link", Local: filepath.Join(local, "followed"), Follow: true}),
@@ -238,7 +238,7 @@ func TestCopy(t *testing.T) {
 			t.Error(err)
 		}
 
-		// What is no file.
+		// A pipe is left out.
 		if err := exec.Command("mkfifo", filepath.Join(local, "tree", "pipe")).Run(); err != nil {
 			t.Fatal(err)
 		}
@@ -282,7 +282,7 @@ func TestCopy(t *testing.T) {
 	})
 }
 
-// A copy that is cancelled leaves nothing, and what was there as it was.
+// A copy that is cancelled leaves nothing behind and changes nothing.
 func TestCopyCancelled(t *testing.T) {
 	bothServers(t, func(t *testing.T, h *host) {
 		c := h.connect(t)
@@ -313,7 +313,7 @@ func TestCopyCancelled(t *testing.T) {
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("to the guest %v: %v", to, err)
 			}
-			// What cleans up in the guest outlives the command, which was told to end.
+			// The cleanup in the guest outlives the command, which was told to end.
 			for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 				if left, _ := filepath.Glob(dir + "/tree/.devvm-cp-*"); left == nil {
 					break
@@ -331,7 +331,7 @@ func TestCopyCancelled(t *testing.T) {
 	})
 }
 
-// A source that becomes shorter is no copy.
+// A source that shrinks during a copy is an error.
 func TestCopyShrinks(t *testing.T) {
 	h := testServer(t)
 	c := h.connect(t)
@@ -352,7 +352,7 @@ func TestCopyShrinks(t *testing.T) {
 	}
 }
 
-// The kernel's own files do not tell how much is in them: 0 in /proc, a page in /sys.
+// The kernel's own files do not report their real sizes: 0 in /proc, a page in /sys.
 func TestCopyUnknownSize(t *testing.T) {
 	h := testServer(t)
 	c := h.connect(t)
@@ -396,7 +396,7 @@ func TestCopyUnknownSize(t *testing.T) {
 	}
 }
 
-// That such a file cannot be read is no warning.
+// A file of the kernel that cannot be read is an error, not a warning.
 func TestCopyUnreadable(t *testing.T) {
 	const source = "/sys/class/net/lo/speed" // lo has none
 	if _, err := os.ReadFile(source); err == nil || errors.Is(err, fs.ErrNotExist) {
@@ -418,7 +418,7 @@ func TestCopyUnreadable(t *testing.T) {
 	}
 }
 
-// Whatever the guest sends, nothing but the destination is written.
+// Whatever the guest sends, only the destination is written.
 func TestCopyFromAHostileGuest(t *testing.T) {
 	for name, entries := range map[string][]tar.Header{
 		"a name that leads up":        {{Typeflag: tar.TypeDir, Name: "./"}, {Typeflag: tar.TypeReg, Name: "./../outside/f"}},

@@ -1,12 +1,12 @@
 package guest
 
-// MixKeys has the user key of one VM and the host key of another.
+// MixKeys combines the user key of one VM with the host key of another.
 func MixKeys(user, host Keys) Keys {
 	user.host, user.hostPEM = host.host, host.hostPEM
 	return user
 }
 
-// For TestMain: the second process of TestCopyRace.
+// SwapVariable is for TestMain: it selects the second process of TestCopyRace.
 const SwapVariable = swapVariable
 
 // SwapForever is that process.

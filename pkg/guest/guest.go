@@ -1,19 +1,17 @@
-// Package guest talks to the inside of a VM over SSH: it makes the keys, opens
-// and watches the connection, runs commands, copies files and dials unix
-// sockets in the guest.
+// Package guest talks to the inside of a VM over SSH. It makes the keys, opens and watches the
+// connection, runs commands, copies files and dials unix sockets in the guest.
 //
-// It is the only package that imports golang.org/x/crypto/ssh. It knows nothing
-// about libvirt, Docker or projects, and does not know how the guest is reached:
-// [Target] carries a dial function.
+// It is the only package that imports golang.org/x/crypto/ssh. It knows nothing about libvirt,
+// Docker or projects, nor how to reach the guest: [Target] carries a dial function.
 //
-// The guest is not trusted. Its host key is generated on the host before the
-// VM exists and is pinned, never learned; names and sizes that the guest sends
-// cannot lead a copy out of its destination.
+// The guest is not trusted. Its host key is generated on the host before the VM exists and is
+// pinned, never learned. Names and sizes that the guest sends cannot lead a copy out of its
+// destination.
 //
-// Failures wrap one of [ErrUnreachable], [ErrAuth], [ErrHostKey] or
-// [ErrRefused], so that callers can tell a VM that is down (try again) from
-// one that is not ours (stop). No call waits for the guest after its context
-// has ended, but for [Client.Run], which gives a command 4 s to end.
+// Failures wrap one of [ErrUnreachable], [ErrAuth], [ErrHostKey] or [ErrRefused], so that
+// callers can tell a VM that is down (try again) from one that is not ours (stop). No call
+// waits for the guest after its context ends, except [Client.Run], which gives a command 4 s to
+// end.
 package guest
 
 import (
@@ -35,22 +33,22 @@ var (
 	ErrUnreachable = errors.New("the VM does not answer over SSH")
 	// ErrAuth says that the guest answered and refused our key.
 	ErrAuth = errors.New("the VM refused devvm's SSH key")
-	// ErrHostKey says that whoever answered does not hold the VM's host key.
+	// ErrHostKey says that the server that answered does not hold the VM's host key.
 	ErrHostKey = errors.New("the VM's SSH host key is not the one devvm gave it")
-	// ErrRefused says that the connection is fine and the guest refused this
-	// one request, for example because a socket does not exist in the guest.
+	// ErrRefused says that the connection works but the guest refused this one request, for
+	// example because a socket does not exist in the guest.
 	ErrRefused = errors.New("the VM refused the request")
 )
 
-// DefaultUser is the user that devvm is in its guests: the VM is the boundary,
-// so there is no other account.
+// DefaultUser is the user that devvm logs in as. The VM is the boundary, so there is no other
+// account.
 const DefaultUser = "root"
 
 // handshakeTimeout bounds [Connect] when the caller's context does not. Under
 // emulation a cold handshake takes up to 3 s.
 const handshakeTimeout = 30 * time.Second
 
-// Target says how to reach a guest and how to know that it is the right one.
+// Target says how to reach a guest and how to recognize it.
 type Target struct {
 	// Dial opens a byte stream to the guest's SSH server.
 	Dial func(ctx context.Context) (net.Conn, error)
@@ -58,14 +56,14 @@ type Target struct {
 	User string
 	// Keys of this VM: ours to log in with, and the host key to expect.
 	Keys Keys
-	// Emulated says that the guest's CPU is emulated in software, where the
-	// order of the ciphers by speed is the reverse of real hardware's.
+	// Emulated says that the guest's CPU is emulated in software. The fastest ciphers on real
+	// hardware are the slowest there.
 	Emulated bool
 }
 
-// Client is a connection to one guest. All methods may be called from several
-// goroutines at once. When the connection ends, for whatever reason, every
-// operation and every connection made with DialUnix ends with it.
+// Client is a connection to one guest. All methods are safe for concurrent use. When the
+// connection ends, for whatever reason, every operation and every connection made with DialUnix
+// ends with it.
 type Client struct {
 	ssh  *ssh.Client
 	link *link
@@ -74,9 +72,9 @@ type Client struct {
 	err  error
 }
 
-// Connect opens an SSH connection to the guest: dial, key exchange with the
-// pinned host key, authentication. The context bounds all of it (30 s at most)
-// and does not matter any more once Connect has returned.
+// Connect opens an SSH connection to the guest: dial, key exchange with the pinned host key,
+// authentication. The context bounds all of it (30 s at most) and has no effect after Connect
+// returns.
 func Connect(ctx context.Context, t Target) (*Client, error) {
 	config, hostKey, err := clientConfig(t)
 	if err != nil {
@@ -93,7 +91,7 @@ func Connect(ctx context.Context, t Target) (*Client, error) {
 	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	sc, chans, reqs, err := ssh.NewClientConn(l, "devvm", config)
 	if !stop() {
-		// The context ended first and has closed the connection.
+		// The context ended first and closed the connection.
 		if err == nil {
 			_ = sc.Close()
 		}
@@ -115,16 +113,16 @@ func Connect(ctx context.Context, t Target) (*Client, error) {
 
 // Close ends the connection and everything that runs over it.
 func (c *Client) Close() error {
-	// The socket first: closing must not wait for a peer that is gone.
+	// Close the socket first: closing must not wait for a peer that is gone.
 	err := c.link.Close()
 	_ = c.ssh.Close()
 	return err
 }
 
-// Done is closed when the connection has ended, whoever ended it.
+// Done is closed when the connection has ended, whichever side ended it.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
-// lost is the error of an operation that the end of the connection cut short.
+// lost is the error of an operation that was cut short by the end of the connection.
 func (c *Client) lost() error {
 	select {
 	case <-c.done:
@@ -136,8 +134,8 @@ func (c *Client) lost() error {
 	return fmt.Errorf("%w: connection lost", ErrUnreachable)
 }
 
-// open opens a channel. If ctx ends first, the channel is closed when it
-// arrives late.
+// open opens a channel. If ctx ends first, open returns at once, and the channel is closed if
+// it still arrives.
 func (c *Client) open(ctx context.Context, kind string, payload []byte) (ssh.Channel, <-chan *ssh.Request, error) {
 	type opened struct {
 		ch   ssh.Channel
@@ -189,18 +187,18 @@ func clientConfig(t Target) (*ssh.ClientConfig, *pinnedKey, error) {
 		HostKeyAlgorithms: []string{ssh.KeyAlgoED25519},
 		ClientVersion:     "SSH-2.0-devvm",
 	}
-	// The link never leaves this machine: the cheapest modern exchange will do.
+	// The link never leaves this machine, so the cheapest modern exchange will do.
 	config.KeyExchanges = []string{ssh.KeyExchangeCurve25519}
 	config.Ciphers = ciphers(t.Emulated)
-	// Only counter mode needs one. Without SHA instructions the longer hash is
-	// the faster one, and with them counter mode is not chosen.
+	// Only counter mode needs a MAC. Without SHA instructions the longer hash is faster; with
+	// them, counter mode is not chosen.
 	config.MACs = []string{ssh.HMACSHA512ETM, ssh.HMACSHA256ETM}
 	return config, pinned, nil
 }
 
-// ciphers in the order of preference. With AES instructions GCM is fastest by
-// far; under emulation its carry-less multiplication is what costs most, and
-// counter mode with an encrypt-then-MAC hash wins.
+// ciphers returns the ciphers in order of preference. With AES instructions GCM is by far the
+// fastest. Under emulation its carry-less multiplication dominates the cost, and counter mode
+// with an encrypt-then-MAC hash wins.
 func ciphers(emulated bool) []string {
 	if emulated {
 		return []string{ssh.CipherAES128CTR, ssh.CipherChaCha20Poly1305, ssh.CipherAES128GCM}
@@ -208,7 +206,7 @@ func ciphers(emulated bool) []string {
 	return []string{ssh.CipherAES128GCM, ssh.CipherChaCha20Poly1305, ssh.CipherAES128CTR}
 }
 
-// pinnedKey is a host key check that remembers how far the handshake came.
+// pinnedKey is a host key check that remembers how far the handshake got.
 type pinnedKey struct {
 	check   ssh.HostKeyCallback
 	refused atomic.Bool
@@ -228,15 +226,16 @@ func (p *pinnedKey) classify(err error) error {
 	case p.refused.Load():
 		return ErrHostKey
 	case p.trusted.Load() && strings.Contains(err.Error(), "unable to authenticate"):
-		// x/crypto has no value for it; the host key is fine, so it is our key.
+		// x/crypto has no error value for this. The host key was accepted, so the guest refused
+		// our key.
 		return ErrAuth
 	default:
 		return ErrUnreachable
 	}
 }
 
-// link is the byte stream under SSH. It knows when the peer was last heard and
-// whether the stream has failed, before the layers above do.
+// link is the byte stream under SSH. It records when the peer was last heard and whether the
+// stream has failed, before the layers above notice.
 type link struct {
 	net.Conn
 	start  time.Time

@@ -17,7 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest/guesttest"
 )
 
-// host is something to run a test against: the test server, or real sshd.
+// host is a server to run a test against: the test server, or real sshd.
 type host struct {
 	name   string
 	keys   guest.Keys
@@ -118,7 +118,7 @@ func openSSH(t testing.TB) *host {
 	}
 }
 
-// bothServers runs a test against both.
+// bothServers runs a test against both servers.
 func bothServers(t *testing.T, f func(*testing.T, *host)) {
 	ownServer(t, f)
 	t.Run("OpenSSH", func(t *testing.T) { f(t, openSSH(t)) })
@@ -128,7 +128,7 @@ func ownServer(t *testing.T, f func(*testing.T, *host)) {
 	t.Run("guesttest", func(t *testing.T) { f(t, testServer(t)) })
 }
 
-// settled waits until the number of goroutines is at most want again.
+// settled waits until there are at most want goroutines again.
 func settled(t *testing.T, want int) {
 	t.Helper()
 	for range 500 {
@@ -218,7 +218,7 @@ func TestConnectIsBounded(t *testing.T) {
 	settled(t, before)
 }
 
-// frozen is a connection that can stop delivering, as to a VM that hangs.
+// frozen is a connection that can stop delivering, like one to a VM that hangs.
 type frozen struct {
 	net.Conn
 	freeze chan struct{}
@@ -407,6 +407,6 @@ func TestDialUnixAbandoned(t *testing.T) {
 	if _, err := c.DialUnix(ctx, "/slow"); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
 	}
-	close(release) // now it arrives, and nobody wants it
+	close(release) // now it arrives, too late for the caller
 	settled(t, before)
 }

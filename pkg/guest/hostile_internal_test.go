@@ -23,10 +23,10 @@ import (
 	"github.com/devvm/devvm/pkg/tree"
 )
 
-// secret is in each file that a VM must not get, and in nothing that it sends.
+// secret is in every file that a VM must not get, and in nothing that it sends.
 const secret = "the host's secret"
 
-// ground is a project's directory, which a VM can write, beside what it must not reach.
+// ground is a project's directory, which a VM can write to, next to one that it must not reach.
 type ground struct {
 	project, outside string
 	before           string // of outside
@@ -56,7 +56,7 @@ func newGround(t testing.TB) *ground {
 	return g
 }
 
-// sum is what the canaries are: names, modes, times and contents.
+// sum describes the files outside: names, modes, times and contents.
 func (g *ground) sum(t testing.TB) string {
 	t.Helper()
 	h := sha256.New()
@@ -84,7 +84,7 @@ func (g *ground) sum(t testing.TB) string {
 	return string(h.Sum(nil))
 }
 
-// hit tells whether something got out of what is outside of the project, or into it.
+// hit reports whether something was written outside of the project, or read from there.
 func (g *ground) hit(t testing.TB) bool {
 	t.Helper()
 	if g.sum(t) != g.before {
@@ -105,7 +105,7 @@ func (g *ground) hit(t testing.TB) bool {
 	return found
 }
 
-// left are the staging directories that are there.
+// left returns the staging directories that are still there.
 func (g *ground) left(t testing.TB) []string {
 	t.Helper()
 	var left []string
@@ -121,7 +121,7 @@ func (g *ground) left(t testing.TB) []string {
 	return left
 }
 
-// short leaves out what no path leads to.
+// short drops the error of a path that is too long.
 func short(err error) error {
 	if errors.Is(err, unix.ENAMETOOLONG) {
 		return nil
@@ -141,7 +141,7 @@ func (g *ground) write(t testing.TB, names ...string) {
 
 func (g *ground) untrusted() tree.Untrusted { return tree.NewUntrusted(g.project) }
 
-// receive is CopyFrom with the guest's archive in its place.
+// receive is CopyFrom, given the guest's archive.
 func receive(o Copy, archive io.Reader) error {
 	u := unpacker{Copy: o}
 	defer u.clean()
@@ -151,7 +151,7 @@ func receive(o Copy, archive io.Reader) error {
 	return u.install()
 }
 
-// send is CopyTo with a writer in the guest's place.
+// send is CopyTo, with a writer in place of the guest.
 func send(o Copy, w io.Writer) error {
 	source, _, err := o.source()
 	if err != nil {
@@ -162,7 +162,7 @@ func send(o Copy, w io.Writer) error {
 	return p.pack(tar.NewWriter(w), source)
 }
 
-// entry is one of an archive; a regular file has content.
+// entry makes an archive's header. A regular file has content.
 func entry(kind byte, name, link string) tar.Header {
 	h := tar.Header{Typeflag: kind, Name: name, Linkname: link, Mode: 0o6755, ModTime: time.Unix(2e9, 0), Format: tar.FormatPAX}
 	if kind == tar.TypeReg {
@@ -220,14 +220,14 @@ func naiveUnpack(to string, archive []byte) {
 	}
 }
 
-// TestCopyHostileArchive: whatever an archive holds, nothing but the destination is
-// written, and what is written has no more rights than a copy should have.
+// TestCopyHostileArchive: whatever an archive holds, only the destination is written, and files
+// get no more rights than a copy gives them.
 func TestCopyHostileArchive(t *testing.T) {
 	dir, file, link, hard := byte(tar.TypeDir), byte(tar.TypeReg), byte(tar.TypeSymlink), byte(tar.TypeLink)
 	for name, c := range map[string]struct {
 		entries []tar.Header
 		naive   bool // a program that trusts the archive is hit
-		taken   bool // it is a copy like others, or has something that is left out
+		taken   bool // the copy succeeds, perhaps without some entries
 	}{
 		"up":                           {[]tar.Header{entry(dir, "./", ""), entry(file, "./../../outside/f", "")}, true, false},
 		"up, in the middle":            {[]tar.Header{entry(dir, "./", ""), entry(dir, "./a/", ""), entry(file, "./a/../../../outside/f", "")}, true, false},
@@ -313,7 +313,7 @@ func TestCopyHostileArchive(t *testing.T) {
 	}
 }
 
-// linked tells whether a file outside has got another name, or another mode by a link.
+// linked reports whether a file outside has got another name, or another mode through a link.
 func linked(t *testing.T, g *ground) bool {
 	t.Helper()
 	var st unix.Stat_t
@@ -323,7 +323,7 @@ func linked(t *testing.T, g *ground) bool {
 	return st.Nlink > 1
 }
 
-// deep are directories in one another.
+// deep returns n directories inside one another.
 func deep(n int, name string) []tar.Header {
 	entries := []tar.Header{entry(tar.TypeDir, "./", "")}
 	path := "."
@@ -334,11 +334,11 @@ func deep(n int, name string) []tar.Header {
 	return entries
 }
 
-// TestCopyHostileSizes: what an archive says of sizes costs nothing that it does not send.
+// TestCopyHostileSizes: sizes that an archive claims but does not send cost nothing.
 func TestCopyHostileSizes(t *testing.T) {
 	g := newGround(t)
 	o := Copy{Local: filepath.Join(g.project, "new"), Remote: "/srv/x", Untrusted: g.untrusted()}
-	// A file of an exabyte that ends after some bytes.
+	// A file of an exabyte that ends after a few bytes.
 	var b bytes.Buffer
 	h := entry(tar.TypeReg, "./f", "")
 	h.Size = math.MaxInt64 >> 3
@@ -352,7 +352,7 @@ func TestCopyHostileSizes(t *testing.T) {
 	if testing.Short() {
 		return
 	}
-	// Directories without end, with long names.
+	// Endless directories with long names.
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
@@ -360,7 +360,7 @@ func TestCopyHostileSizes(t *testing.T) {
 		err := tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755})
 		path := "."
 		for i := 0; err == nil; i++ {
-			if i < 100 { // a way of 20 KB to all others
+			if i < 100 { // all others are below a path of 20 KB
 				path += "/" + strings.Repeat("n", 200)
 				err = tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: path, Mode: 0o755})
 				continue
@@ -380,17 +380,17 @@ func TestCopyHostileSizes(t *testing.T) {
 	}
 }
 
-// TestCopyLinkAtDestination is what an attack did: the VM makes links where the user is
-// going to copy to, or from.
+// TestCopyLinkAtDestination repeats an attack: the VM makes links where the user is about to
+// copy to, or from.
 func TestCopyLinkAtDestination(t *testing.T) {
 	file := archiveOf(t, entry(tar.TypeReg, "./f", ""))
 	directory := archiveOf(t, entry(tar.TypeDir, "./", ""), entry(tar.TypeReg, "./f", ""), entry(tar.TypeDir, "./.ssh/", ""), entry(tar.TypeReg, "./.ssh/authorized_keys", ""))
 	link := archiveOf(t, entry(tar.TypeSymlink, "./f", "elsewhere"))
 	for _, c := range []struct {
-		link, target  string // that the VM has made
+		link, target  string // made by the VM
 		archive       []byte
 		remote, local string
-		replaced      bool // the link is, and nothing is followed
+		replaced      bool // the link itself is replaced, and nothing is followed
 	}{
 		{"f", "../outside/f", file, "/root/f", "f", false},
 		{"f", "../outside/f", file, "/root/f", ".", false},
@@ -420,7 +420,7 @@ func TestCopyLinkAtDestination(t *testing.T) {
 				o.Untrusted = g.untrusted()
 			}
 			err := receive(o, bytes.NewReader(c.archive))
-			if !untrusted { // the control: where the user has made the link, it leads there, as cp's
+			if !untrusted { // the control: a link that the user made is followed, as cp does
 				if !c.replaced && !strings.HasPrefix(c.link, "have/") && c.target != ".." && c.target != "../outside/new" && !g.hit(t) {
 					t.Errorf("control: %+v: %v", c, err)
 				}
@@ -437,7 +437,7 @@ func TestCopyLinkAtDestination(t *testing.T) {
 			}
 		}
 	}
-	// The other way.
+	// The other direction.
 	for _, source := range []string{"data/f", "data/.", "data/", "data/sub", "data"} {
 		for _, follow := range []bool{false, true} {
 			g := newGround(t)
@@ -458,7 +458,7 @@ func TestCopyLinkAtDestination(t *testing.T) {
 	}
 }
 
-// pathMerge moves what is in one directory to another by paths, as a first version of this
+// pathMerge moves a directory's contents to another by paths, as a first version of this
 // package did: the control.
 func pathMerge(from, to string) error {
 	entries, err := os.ReadDir(from)
@@ -529,7 +529,7 @@ func pathSend(source string, w io.Writer) error {
 	})
 }
 
-// swap puts a link in the place of what is there, in one step.
+// swap atomically replaces a file with a link.
 func swap(t testing.TB, path, target string) {
 	t.Helper()
 	link := filepath.Join(t.TempDir(), "link")
@@ -542,7 +542,7 @@ func exchange(a, b string) error {
 	return unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_EXCHANGE)
 }
 
-// at calls f before it reads a byte behind a place of a stream.
+// at calls f before it reads past a position in a stream.
 type at struct {
 	io.Reader
 	left int
@@ -562,25 +562,24 @@ func (r *at) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestCopySwapComingIn swaps directories for links at known places of an archive that
-// comes in.
+// TestCopySwapComingIn swaps directories for links at known positions of an incoming archive.
 func TestCopySwapComingIn(t *testing.T) {
 	archive := archiveOf(t, entry(tar.TypeDir, "./", ""), entry(tar.TypeReg, "./f", ""), entry(tar.TypeDir, "./sub/", ""), entry(tar.TypeReg, "./sub/mine", ""), entry(tar.TypeReg, "./z", ""))
-	end := len(archive) - 2*512 // what ends it
+	end := len(archive) - 2*512 // the end marker
 	beforeFile := bytes.Index(archive, []byte("./sub/mine")) / 512 * 512
 	for name, c := range map[string]struct {
 		place int
-		what  func(g *ground, staging string) string // what is swapped
+		what  func(g *ground, staging string) string // swapped
 		into  string                                 // for a link to this
-		naive bool                                   // paths are hit
+		naive bool                                   // code that uses paths is hit
 	}{
 		"a directory of the staging tree, before its file": {beforeFile, func(_ *ground, s string) string { return s + "/x/sub" }, "sub", true},
 		"the staging tree, before a file":                  {beforeFile, func(_ *ground, s string) string { return s + "/x" }, ".", true},
 		"the staging tree, at the end":                     {end, func(_ *ground, s string) string { return s + "/x" }, ".", true},
 		"the staging directory, before a file":             {beforeFile, func(_ *ground, s string) string { return s }, ".", true},
 		"the staging directory, at the end":                {end, func(_ *ground, s string) string { return s }, ".", true},
-		// These no attack gets through at a known place: paths, too, are looked at by then, and
-		// only the race below gets between the look and what follows.
+		// At a known position, none of these attacks works even on paths: the path is checked
+		// after that. Only the race below gets between the check and the use.
 		"a directory of the staging tree, at the end": {end, func(_ *ground, s string) string { return s + "/x/sub" }, "sub", false},
 		"a directory of the destination, at the end":  {end, func(g *ground, _ string) string { return g.project + "/have/sub" }, "sub", false},
 		"the destination, before a file":              {beforeFile, func(g *ground, _ string) string { return g.project + "/have" }, ".", false},
@@ -619,7 +618,7 @@ func TestCopySwapComingIn(t *testing.T) {
 	}
 }
 
-// swapper calls f when a text is written, and is the archive so far.
+// swapper calls f once the archive, which it collects, contains text.
 type swapper struct {
 	bytes.Buffer
 	text string
@@ -635,7 +634,7 @@ func (w *swapper) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// TestCopySwapGoingOut swaps directories for links at known places of the walk.
+// TestCopySwapGoingOut swaps directories for links at known points of the walk.
 func TestCopySwapGoingOut(t *testing.T) {
 	for name, c := range map[string]struct{ seen, what, into string }{
 		"the next directory":           {"/a", "src/sub", "sub"},
@@ -666,8 +665,8 @@ func TestCopySwapGoingOut(t *testing.T) {
 				t.Error("the archive has what the link leads to, or nothing")
 			}
 			out = run(func(g *ground, w io.Writer) error { return pathSend(g.project+"/src", w) })
-			// What was a file when the directory was listed is looked at once more, and is a
-			// link by then: only the race below gets between the two looks.
+			// An entry that was a file when the directory was listed is checked again, and is a
+			// link by then. Only the race below gets between the two checks.
 			if hit := strings.Contains(out, secret); hit == (name == "the next file") {
 				t.Error("control: paths are hit:", hit)
 			}
@@ -675,7 +674,7 @@ func TestCopySwapGoingOut(t *testing.T) {
 	}
 }
 
-// TestCopyPipeDoesNotBlock: a file that becomes a pipe is no reason to wait for ever.
+// TestCopyPipeDoesNotBlock: a file that becomes a pipe does not block the copy.
 func TestCopyPipeDoesNotBlock(t *testing.T) {
 	g := newGround(t)
 	g.write(t, "src/a", "src/b")
@@ -692,12 +691,11 @@ func TestCopyPipeDoesNotBlock(t *testing.T) {
 	}
 }
 
-// swapVariable makes the test program one that swaps names in a project's directory.
+// swapVariable makes the test program swap names in the project's directory that it names.
 const swapVariable = "GUEST_TEST_SWAP"
 
-// swapForever is the VM's part in TestCopyRace, in a process of its own. It puts links in
-// the place of directories and files and back again, as fast as it can, until its standard
-// input ends.
+// swapForever plays the VM in TestCopyRace, in its own process. It replaces directories and
+// files with links and back again, as fast as it can, until its standard input ends.
 func swapForever(project string) int {
 	ended := make(chan struct{})
 	go func() {
@@ -730,9 +728,9 @@ func swapForever(project string) int {
 			}
 			if exchange(path, link) == nil {
 				for range rand.IntN(100) {
-					_ = unix.Getppid() // the other side gets about as much time with the one as with the other
+					_ = unix.Getppid() // leave the link there about as long as the original
 				}
-				if exchange(path, link) != nil { // the copy is done with it: have a link once more
+				if exchange(path, link) != nil { // the copy has used it up: make a new link
 					_ = errors.Join(os.RemoveAll(link), os.Symlink(targets[filepath.Base(link)], link))
 				}
 			}
@@ -740,7 +738,7 @@ func swapForever(project string) int {
 	}
 }
 
-// race is a project whose names a second process swaps.
+// race makes a project whose names a second process swaps.
 func race(t *testing.T) *ground {
 	t.Helper()
 	g := newGround(t)
@@ -774,8 +772,8 @@ func race(t *testing.T) *ground {
 	return g
 }
 
-// TestCopyRace copies in both directions while another process swaps names all over the
-// source, the destination and the staging directory. The same by paths is the control.
+// TestCopyRace copies in both directions while another process swaps names all over the source,
+// the destination and the staging directory. The same copy by paths is the control.
 func TestCopyRace(t *testing.T) {
 	const longest = 30 * time.Second
 	rounds := 1000
@@ -825,8 +823,8 @@ func TestCopyRace(t *testing.T) {
 			g := race(t)
 			disturbed, begin := 0, time.Now()
 			n := 0
-			// A busy machine may not run the other process during so many rounds, or not stop
-			// it: there has to have been a race, and a round without one.
+			// A busy machine may not run the other process during these rounds, or not stop it.
+			// The test needs at least one round with a race and one without.
 			for ; (n < rounds || disturbed == 0 || disturbed == n) && time.Since(begin) < longest; n++ {
 				out, err := c.try(g)
 				if err != nil || strings.Contains(out, g.outside) { // a link is copied as a link
@@ -836,7 +834,7 @@ func TestCopyRace(t *testing.T) {
 					t.Fatalf("round %d: the archive has the secret", n)
 				}
 				left, _ := filepath.Glob(g.project + "/have/.devvm-cp-*")
-				for _, l := range left { // its name was another's when it was to be removed
+				for _, l := range left { // its name had been swapped when the copy removed it
 					_ = os.RemoveAll(l)
 				}
 				if g.sum(t) != g.before {

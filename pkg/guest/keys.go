@@ -22,23 +22,22 @@ const (
 	knownHostsFile = "known_hosts"
 )
 
-// HostAlias is the name under which a VM's known_hosts file holds its key: each
-// VM has a file of its own, so the name need not tell VMs apart.
+// HostAlias is the name of the guest's key in a VM's known_hosts file. Each VM has its own
+// file, so the name need not tell VMs apart.
 const HostAlias = "devvm"
 
-// Keys are the two key pairs of one VM: the user key, with which the host logs
-// in, and the guest's host key, made here and handed to the guest, so that the
-// first connection is already pinned. The zero value holds no keys.
+// Keys are the two key pairs of one VM: the user key, with which the host logs in, and the
+// guest's host key. The host makes both and hands the guest its host key, so even the first
+// connection is pinned. The zero value holds no keys.
 type Keys struct {
 	dir        string
 	user, host ssh.Signer
 	hostPEM    []byte
 }
 
-// GenerateKeys makes the keys of a new VM in dir (created, mode 0700; private
-// files 0600, each written atomically and synced). A complete set that is
-// there already is kept, so an interrupted caller can simply try again; a
-// broken or partial set is replaced.
+// GenerateKeys makes the keys of a new VM in dir (created, mode 0700; private files 0600, each
+// written atomically and synced). It keeps a complete set that is already there, so an
+// interrupted caller can simply try again, and replaces a broken or partial one.
 func GenerateKeys(dir string) (Keys, error) {
 	if keys, err := LoadKeys(dir); err == nil {
 		return keys, keys.writePublic()
@@ -66,8 +65,8 @@ func GenerateKeys(dir string) (Keys, error) {
 	return keys, keys.writePublic()
 }
 
-// LoadKeys reads the keys that GenerateKeys has left in dir. If there are none
-// the error wraps [fs.ErrNotExist].
+// LoadKeys reads the keys that GenerateKeys left in dir. If there are none, the error wraps
+// [fs.ErrNotExist].
 func LoadKeys(dir string) (Keys, error) {
 	user, _, err := loadKey(filepath.Join(dir, userKeyFile))
 	if err != nil {
@@ -95,7 +94,7 @@ func loadKey(path string) (ssh.Signer, []byte, error) {
 	return signer, data, nil
 }
 
-// writePublic writes what other programs read: the public keys and known_hosts.
+// writePublic writes the files that other programs read: the public keys and known_hosts.
 func (k Keys) writePublic() error {
 	for name, text := range map[string]string{
 		userKeyFile + ".pub": k.AuthorizedKey(),

@@ -59,7 +59,7 @@ func TestKeys(t *testing.T) {
 		t.Errorf("%q %v", public, err)
 	}
 
-	// Interrupted between the two, and damaged.
+	// A previous run was interrupted between the two keys, or left a damaged one.
 	for _, damage := range []func(string) error{os.Remove, func(p string) error { return os.Truncate(p, 10) }} {
 		if err := damage(filepath.Join(dir, "host_ed25519")); err != nil {
 			t.Fatal(err)
@@ -131,7 +131,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestSSHConfigWorks runs the real client with the block, against both servers.
+// TestSSHConfigWorks runs the real client with the configuration, against both servers.
 func TestSSHConfigWorks(t *testing.T) {
 	ssh, err := exec.LookPath("ssh")
 	if err != nil {
@@ -182,7 +182,7 @@ func TestClock(t *testing.T) {
 }
 
 func TestSetClock(t *testing.T) {
-	// A date of the guest's own, which this machine's clock does not feel.
+	// Give the guest its own date, which leaves this machine's clock alone.
 	bin := t.TempDir()
 	const script = `#!/bin/sh
 case "$1" in
@@ -196,7 +196,7 @@ esac
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	h := testServer(t, func(o *guesttest.Options) { t.Setenv("STATE", filepath.Join(o.Dir, "state")) })
 	c := h.connect(t)
-	// The server does not pass on STATE; bake it in.
+	// The server does not pass STATE on, so write it into the script.
 	baked := strings.ReplaceAll(script, "$STATE", filepath.Join(h.dir, "state"))
 	if err := os.WriteFile(filepath.Join(bin, "date"), []byte(baked), 0o700); err != nil {
 		t.Fatal(err)
@@ -205,7 +205,7 @@ esac
 	if want := time.Until(time.Unix(1000000000, 5e8)); err != nil || (clock.Least-want).Abs() > 5*time.Second {
 		t.Errorf("%+v, want %s, %v", clock, want, err)
 	}
-	// The fake's clock stands still from when it is set, so it falls behind while it is read.
+	// The fake clock stops when it is set, so it falls behind while it is read.
 	before := time.Now()
 	if clock, err = c.SetClock(t.Context()); err != nil || clock.Most < -time.Since(before) || clock.Most > 5*time.Second {
 		t.Errorf("%+v after setting, %v", clock, err)

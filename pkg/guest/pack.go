@@ -11,9 +11,9 @@ import (
 	"github.com/devvm/devvm/pkg/tree"
 )
 
-// packScript takes a path, whether to follow it if it is a link, and whether to name what
-// is in the archive by it. Of the kernel's own files (proc(5), sysfs(5)) no size can be
-// believed: tar gets a copy.
+// packScript takes a path, whether to follow it if it is a link, and whether the archive's
+// entries start with its name. The kernel's own files (proc(5), sysfs(5)) report sizes that are
+// wrong, so tar gets a copy of them.
 const packScript = `set -eu
 src=$1
 if [ ! -e "$src" ] && [ ! -L "$src" ]; then echo "$src: no such file or directory" >&2; exit 66; fi
@@ -31,8 +31,8 @@ if [ "$3" ]; then pack --numeric-owner --directory="$(dirname -- "$src")" -- "$(
 if [ -d "$src" ] && [ ! -L "$src" ]; then pack --hard-dereference --directory="$src" -- .; fi
 pack --hard-dereference --directory="$(dirname -- "$src")" -- "./$(basename -- "$src")"`
 
-// size is how many bytes the files at a place have. What cannot be looked at is met again,
-// and told then.
+// size is the total size of the files at a place. Errors are ignored: the copy meets them again
+// and reports them.
 func size(at *tree.Place) int64 {
 	switch {
 	case at.Info.IsRegular():
@@ -61,7 +61,7 @@ func size(at *tree.Place) int64 {
 	return below(at.Dir)
 }
 
-// packer makes an archive of what is on this host.
+// packer makes an archive of files on this host.
 type packer struct {
 	Copy
 	ctx         context.Context
@@ -88,7 +88,7 @@ func (p *packer) pack(w *tar.Writer, source *tree.Place) error {
 	return w.Close()
 }
 
-// directory packs a directory and all that is below it.
+// directory packs a directory and everything below it.
 func (p *packer) directory(w *tar.Writer, d *tree.Dir, name string) error {
 	info, err := d.Self()
 	if err != nil {
@@ -115,16 +115,16 @@ func header(info tree.Info, name string) *tar.Header {
 	return &tar.Header{Name: name, Mode: int64(info.Mode.Perm()), ModTime: info.Time, Format: tar.FormatPAX}
 }
 
-// sizeUnsure is the largest size, in bytes, that the kernel's own files have whatever is
-// in them: none in /proc, a page, of up to 64 KiB, in /sys. Such files are read first,
-// and some have no end.
+// sizeUnsure is the largest size, in bytes, that the kernel's own files report whatever they
+// contain: 0 in /proc, a page of up to 64 KiB in /sys. Files up to that size are read before
+// their header is written, up to mostUnsure, because some have no end.
 const (
 	sizeUnsure = 64 << 10
 	mostUnsure = 64 << 20
 )
 
-// add packs what a directory has under a name. What it is was looked at first, so that no
-// device is opened; what is opened is looked at again.
+// add packs one entry of a directory. It looks at the entry before opening it, so that it opens
+// no device, and looks again at the file that it opened.
 func (p *packer) add(w *tar.Writer, in *tree.Dir, from, name string) error {
 	info, err := in.Stat(from)
 	switch {
@@ -176,7 +176,7 @@ func (p *packer) add(w *tar.Writer, in *tree.Dir, from, name string) error {
 	return nil
 }
 
-// Write implements io.Writer: it counts, and ends what was cancelled.
+// Write implements io.Writer. It counts bytes, and fails once the context has ended.
 func (p *packer) Write(b []byte) (int, error) {
 	if p.done += int64(len(b)); p.Advance != nil {
 		p.Advance(p.done, p.total)
@@ -184,7 +184,7 @@ func (p *packer) Write(b []byte) (int, error) {
 	return len(b), p.ctx.Err()
 }
 
-// Pack writes what is at a path of the guest as a tar archive.
+// Pack writes the files at a path of the guest as a tar archive.
 func (c *Client) Pack(ctx context.Context, o Copy, w io.Writer) error {
 	follow, name := "", "1"
 	if o.Follow {

@@ -9,8 +9,8 @@ import (
 	"github.com/devvm/devvm/pkg/shell"
 )
 
-// Quote renders words as one line that a POSIX shell splits into exactly these
-// words again. A NUL byte, which no program can receive, is an error.
+// Quote renders words as one line that a POSIX shell splits into exactly these words. A NUL
+// byte, which no program can receive, is an error.
 func Quote(words ...string) (string, error) {
 	var b strings.Builder
 	for i, w := range words {
@@ -25,9 +25,9 @@ func Quote(words ...string) (string, error) {
 	return b.String(), nil
 }
 
-// shellLine renders a command as the line that the guest's shell runs: change
-// directory, choose a terminal, set the environment, then become the program. The program's
-// environment holds mark too, if there is one.
+// shellLine renders a command as the line that the guest's shell runs: change directory, choose
+// a terminal, set the environment, then exec the program. The program's environment includes
+// mark, unless that is empty.
 func (c Command) shellLine(mark string) (string, error) {
 	var b strings.Builder
 	for _, d := range []struct{ path, otherwise string }{{c.Start, "2>/dev/null || :"}, {c.Dir, "|| exit 126"}} {
@@ -38,7 +38,7 @@ func (c Command) shellLine(mark string) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("directory: %w", err)
 		}
-		// CDPATH would make cd print, and look elsewhere.
+		// With CDPATH, cd would print and look in other directories.
 		fmt.Fprintf(&b, "unset CDPATH; cd -- %s %s\n", dir, d.otherwise)
 	}
 	if c.TTY != nil {
@@ -86,13 +86,13 @@ func (c Command) shellLine(mark string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		// exec, so that signals and exit codes are the program's own. It would
-		// take a name that starts with a dash for an option.
+		// exec makes signals and exit codes the program's own. It would take a program name
+		// that starts with a dash for an option.
 		switch {
 		case c.User != "":
 			b.WriteString(`exec "$@" `)
 		case strings.HasPrefix(c.Argv[0], "-"):
-			b.WriteString(" ") // and so would the shell, at the start
+			b.WriteString(" ") // and so would the shell, at the start of the line
 		default:
 			b.WriteString("exec ")
 		}
@@ -102,16 +102,16 @@ func (c Command) shellLine(mark string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		// Another shell, because only a new program has mark in what /proc
-		// shows of its environment.
+		// Use another shell: only a new program shows mark in its environment in /proc.
 		fmt.Fprintf(&b, `exec "${SHELL:-/bin/sh}" -c %s`, line)
 	}
 	return b.String(), nil
 }
 
-// becomeScript makes "$@" the program that becomes a user; no variable that the command is to
-// have can change that. As in a container, a number need have no entry: its group is then 0, its
-// home the root directory. The user owns the terminal, for programs that open it by its name.
+// becomeScript changes "$@" so that it runs as a user. It runs before the command's own
+// variables are set, so none of them can affect it. As in a container, a number needs no entry:
+// its group is then 0 and its home the root directory. The user gets the terminal, for programs
+// that open it by name.
 const becomeScript = `user=%s group=%s
 if entry=$(getent passwd "$user"); then
 	set -f; IFS=:; set -- $entry; unset IFS
@@ -137,12 +137,12 @@ export HOME="$home" USER="$name" LOGNAME="$name"
 set +f
 `
 
-// IsUser tells whether s can be a user, or a user and a group with a colon between.
+// IsUser reports whether s can be a user, or a user and a group separated by a colon.
 func IsUser(s string) bool { return userPattern.MatchString(s) }
 
 var userPattern = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]*(:[A-Za-z0-9_][A-Za-z0-9_.-]*)?$`)
 
-// IsName tells whether s can be the name of an environment variable.
+// IsName reports whether s can be the name of an environment variable.
 func IsName(s string) bool {
 	for i, r := range s {
 		letter := r == '_' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'

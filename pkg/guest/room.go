@@ -8,55 +8,55 @@ import (
 	"strings"
 )
 
-// Room is what a guest has of memory and disk. It is what the guest says.
+// Room is the memory and disk of a guest, as the guest reports them.
 type Room struct {
 	Memory     int64 `json:"memory"` // bytes
 	MemoryFree int64 `json:"memory_free"`
 	Disk       int64 `json:"disk"` // bytes of the file system that containers are on
 	DiskFree   int64 `json:"disk_free"`
-	Inodes     int64 `json:"inodes"` // files that it can hold; 0: as many as there are bytes for
+	Inodes     int64 `json:"inodes"` // files that it can hold; 0: no limit but its bytes
 	InodesFree int64 `json:"inodes_free"`
-	// Reserve is how many parts of the reserve are there.
+	// Reserve is the number of parts that the reserve has.
 	Reserve int `json:"reserve"`
 }
 
-// A disk that is full is full if not even the engine's own records find room: it writes
-// some before it starts a container and while it removes one.
+// Below these the disk counts as full: the engine's own records no longer fit. It writes some
+// before it starts a container and while it removes one.
 const (
 	fullBytes  = 16 << 20
 	fullInodes = 200
 )
 
-// Full says that the disk has no room, and Files that it is for the number of files.
+// Full reports whether the disk has no room for more data or for more files.
 func (r Room) Full() bool { return r.Disk > 0 && r.DiskFree < fullBytes || r.Files() }
 
-// Files says that the disk can hold no more files.
+// Files reports whether the disk has no room for more files.
 func (r Room) Files() bool { return r.Inodes > 0 && r.InodesFree < fullInodes }
 
-// The reserve is files that can be removed when the disk is full: with nothing free at all
-// the engine starts no container and prunes nothing. Blocks that ext4 keeps for root would
-// not do, for containers are root, too, and overlayfs writes for them with the engine's
-// rights. A writer that goes on takes what is removed, so that is a part at a time.
+// The reserve is files that can be removed when the disk is full: with nothing free, the engine
+// starts no container and prunes nothing. Blocks that ext4 keeps for root would not help:
+// containers are root too, and overlayfs writes for them with the engine's rights. A container
+// that keeps writing takes whatever is freed, so the reserve is released one part at a time.
 const (
 	ReserveParts = 4
-	// ReservePart is the size of a part, in bytes. It has 250 files as well.
+	// ReservePart is the size of a part, in bytes. Each part also has 250 files.
 	ReservePart = 32 << 20
 
 	reserveInodes = 250
 )
 
-// Spares says that a part of the reserve is missing and that there is room for it.
+// Spares reports whether a part of the reserve is missing and there is room for it.
 func (r Room) Spares() bool {
 	return r.Reserve < ReserveParts && r.DiskFree > 8*ReserveParts*ReservePart && (r.Inodes == 0 || r.InodesFree > 8*ReserveParts*reserveInodes)
 }
 
-// roomScript prints the numbers of a Room. Before that it keeps or releases the reserve.
+// roomScript prints the numbers of a Room. Before that it fills or releases the reserve.
 //
-// Free is what can be written (%a). ext4 holds 4,096 blocks back from everybody (%f), 16 MiB:
-// a disk on which nothing can be written any more would still look as if it had room.
+// Free space is what can be written (%a). ext4 withholds 4,096 blocks, 16 MiB, from everybody;
+// %f counts them, so a disk that takes no more data would still look as if it had room.
 //
-// It also keeps the kernel from killing the sshd of this connection, and what that starts
-// from now on, when memory is short. Those are devvm's own: what users run has another sshd.
+// The script also keeps the kernel from killing this connection's sshd, and what that starts
+// from now on, when memory is short. That sshd serves devvm only: users' commands have another.
 const roomScript = `at=/var/lib/devvm/reserve
 read -r name <"/proc/$PPID/comm"
 case $name in sshd*) echo -900 2>/dev/null >"/proc/$PPID/oom_score_adj" ;; esac
@@ -85,7 +85,7 @@ echo "$total $free $parts $(stat -f -c '%S %b %a %c %d' $on)"`
 // Room asks the guest for its memory and disk.
 func (c *Client) Room(ctx context.Context) (Room, error) { return c.room(ctx, "") }
 
-// KeepReserve makes what is missing of the reserve.
+// KeepReserve makes the missing parts of the reserve.
 func (c *Client) KeepReserve(ctx context.Context) (Room, error) { return c.room(ctx, "keep") }
 
 // ReleaseReserve removes a part of the reserve, if there is one.
@@ -123,7 +123,7 @@ func parseRoom(line string) (Room, error) {
 	return r, nil
 }
 
-// product is a * b, or the largest number there is.
+// product is a * b, or math.MaxInt64 if that overflows.
 func product(a, b int64) int64 {
 	if b > 0 && a > math.MaxInt64/b {
 		return math.MaxInt64
@@ -131,7 +131,7 @@ func product(a, b int64) int64 {
 	return a * b
 }
 
-// firstLine keeps the beginning of what a guest says, which may be without end.
+// firstLine keeps the first 256 bytes of a guest's output, which may be endless.
 type firstLine []byte
 
 // Write implements io.Writer.

@@ -12,7 +12,7 @@ func TestParseRoom(t *testing.T) {
 	if err != nil || r != want || !r.Full() || r.Files() || r.Spares() {
 		t.Errorf("%+v, %v", r, err)
 	}
-	// What no machine has is no reason to compute nonsense.
+	// Impossible numbers must not overflow.
 	r, err = parseRoom("18446744073709551615 18446744073709551615 99 9223372036854775807 3 5 0 7")
 	if err != nil || r.Memory != math.MaxInt64 || r.Disk != math.MaxInt64 || r.DiskFree != math.MaxInt64 || r.Reserve != ReserveParts || r.InodesFree != 0 || r.Full() {
 		t.Errorf("%+v, %v", r, err)

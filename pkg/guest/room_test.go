@@ -10,7 +10,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 )
 
-// TestRoomFree: what a file system holds back is not free.
+// TestRoomFree: blocks that a file system holds back are not free.
 func TestRoomFree(t *testing.T) {
 	on := "/var/lib/docker"
 	if _, err := os.Stat(on); err != nil {
@@ -29,13 +29,14 @@ func TestRoomFree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Others write to this disk meanwhile: nearer to what can be written than to what is free.
+	// Others write to this disk meanwhile, so only check that the result is nearer to what can
+	// be written than to what is free.
 	if writable := int64(fs.Bavail) * fs.Bsize; room.DiskFree-writable > held/2 {
 		t.Errorf("%d bytes are free, want about %d: %d are held back", room.DiskFree, writable, held)
 	}
 }
 
-// TestReserve: the reserve is made once, is of bytes and files, and goes a part at a time.
+// TestReserve: the reserve is made once, of bytes and files, and released a part at a time.
 func TestReserve(t *testing.T) {
 	h := testServer(t)
 	c := h.connect(t)
@@ -51,7 +52,7 @@ func TestReserve(t *testing.T) {
 	if err != nil || len(files) != 252 {
 		t.Errorf("%d files, %v", len(files), err)
 	}
-	if err := os.Remove(filepath.Join(part, "whole")); err != nil { // it was interrupted
+	if err := os.Remove(filepath.Join(part, "whole")); err != nil { // an interrupted part
 		t.Fatal(err)
 	}
 	if room, err = c.KeepReserve(t.Context()); err != nil || room.Reserve != guest.ReserveParts {

@@ -16,47 +16,45 @@ import (
 
 // Command is something to run in the guest.
 type Command struct {
-	// Argv is a program and its arguments, passed on byte for byte. Exactly
-	// one of Argv and Line is set, or neither for a login shell.
+	// Argv is a program and its arguments, passed on byte for byte. Set either Argv or Line, or
+	// neither for a login shell.
 	Argv []string
 	// Line is a command line for the user's shell in the guest.
 	Line string
-	// Env holds NAME=value entries, added to the guest's environment. They
-	// are visible to other processes in the guest.
+	// Env holds NAME=value entries, added to the guest's environment. Other processes in the
+	// guest can see them.
 	Env []string
-	// Dir is the working directory; empty means Start, else the user's home. One that
-	// is not there is an error of the command: exit code 126.
+	// Dir is the working directory; empty means Start, else the user's home. If it does not
+	// exist, the command fails with exit code 126.
 	Dir string
-	// User is whom the command runs as: USER or USER:GROUP, names or numbers, as
-	// [IsUser] has it; empty means the one who is logged in. A user that is not there
-	// is an error of the command: exit code 126.
+	// User is the user that the command runs as: USER or USER:GROUP, names or numbers, see
+	// [IsUser]. Empty means the user that is logged in. If the user does not exist, the command
+	// fails with exit code 126.
 	User string
-	// Start is a directory that the command starts in if it is there. Dir is relative
-	// to it.
+	// Start is a directory that the command starts in if it exists. Dir is relative to it.
 	Start string
 
-	// Stdin is copied to the command; nil means an empty one. When the command
-	// ends while a Read of Stdin is in progress, Run returns without waiting
-	// for it, and what that Read yields is lost.
+	// Stdin is copied to the command; nil means empty input. When the command ends during a
+	// Read of Stdin, Run returns without waiting for it, and the data of that Read is lost.
 	Stdin io.Reader
-	// Stdout and Stderr take the command's output; nil discards it. They may
-	// be the same writer.
+	// Stdout and Stderr take the command's output; nil discards it. They may be the same
+	// writer.
 	Stdout, Stderr io.Writer
 
 	// TTY, if set, runs the command on a terminal: Stdout then takes both
 	// outputs.
 	TTY *Terminal
 
-	// Tied ends the command, if it still runs, when Run returns or the connection ends,
-	// even if this process is killed and can send no signal. A command on a terminal
-	// loses the terminal then, and needs no Tied.
+	// Tied ends a command that still runs when Run returns or the connection ends, even if this
+	// process is killed and can send no signal. A command on a terminal loses the terminal
+	// then, and does not need Tied.
 	Tied bool
 }
 
 // Terminal describes the terminal that a command runs on.
 type Terminal struct {
-	// Term is the value of TERM; empty means "xterm-256color". Where the guest does not
-	// know such a terminal, the command gets one that is like it.
+	// Term is the value of TERM; empty means "xterm-256color". If the guest does not know that
+	// terminal, the command gets a similar one.
 	Term string
 	// Size is the initial size.
 	Size Size
@@ -67,22 +65,20 @@ type Terminal struct {
 // Size of a terminal in characters.
 type Size struct{ Columns, Rows int }
 
-// Run runs a command in the guest and waits for it. The exit code is the
-// command's; a command killed by a signal has 128 + its number, as in a shell,
-// and one that does not exist 127. An error means that the code is not known
-// (it is then -1): the command could not be started, the connection was lost,
-// Stdout or Stderr could not be written, or ctx ended.
+// Run runs a command in the guest and waits for it. The exit code is the command's: 128 + the
+// signal's number for a command killed by a signal, as in a shell, and 127 for one that does
+// not exist. An error means that the code is not known (it is then -1): the command could not
+// be started, the connection was lost, Stdout or Stderr could not be written, or ctx ended.
 //
-// When ctx ends, the command and its descendants are sent TERM, and KILL if
-// that does not end them; Run returns when they have ended, after 4 s at the
-// latest. A command on a terminal loses its terminal instead.
+// When ctx ends, the command and its descendants are sent TERM, and KILL if that does not end
+// them. Run returns when they have ended, after 4 s at the latest. A command on a terminal
+// loses its terminal instead.
 func (c *Client) Run(ctx context.Context, cmd Command) (exitCode int, err error) {
 	if cmd.TTY != nil {
 		return c.run(ctx, cmd, "", nil)
 	}
-	// Closing the channel would leave the command running, and sshd passes no
-	// signals on to root's. So the command's processes carry a mark by which
-	// they can be found.
+	// Closing the channel would leave the command running, and sshd does not pass signals to
+	// root's processes. So the command's processes carry a mark by which they can be found.
 	mark := rand.Text()
 	if !cmd.Tied {
 		return c.run(ctx, cmd, mark, nil)
@@ -96,19 +92,19 @@ func (c *Client) Run(ctx context.Context, cmd Command) (exitCode int, err error)
 	return code, err
 }
 
-// tie is a program in the guest that ends the processes with a mark when its channel ends,
+// tie is a program in the guest that ends the processes with a mark when its channel closes,
 // unless it is released first.
 type tie struct {
 	client *Client
 	line   string
 	opened chan struct{}
-	ch     ssh.Channel // once opened is closed
-	err    error       // the same
+	ch     ssh.Channel // valid once opened is closed
+	err    error       // valid once opened is closed
 	ended  chan struct{}
 }
 
-// tie opens the program's channel. Nothing waits for that yet, because the command's own
-// channel can be opened at the same time.
+// tie starts to open the program's channel. It does not wait, because the command's own channel
+// can be opened at the same time.
 func (c *Client) tie(ctx context.Context, mark string) *tie {
 	t := &tie{
 		client: c,
@@ -130,7 +126,7 @@ func (c *Client) tie(ctx context.Context, mark string) *tie {
 	return t
 }
 
-// start starts the program. It comes before the command, and sshd keeps that order.
+// start starts the program. Call it before starting the command: sshd keeps that order.
 func (t *tie) start() error {
 	<-t.opened
 	if t.err != nil {
@@ -142,8 +138,8 @@ func (t *tie) start() error {
 	return nil
 }
 
-// release tells the program that the command has ended by itself. What the command left in
-// the background then stays.
+// release tells the program that the command has ended by itself. Processes that the command
+// left in the background then stay.
 func (t *tie) release() {
 	go func() { // the link may be stuck
 		<-t.opened
@@ -153,8 +149,8 @@ func (t *tie) release() {
 	}()
 }
 
-// await waits until the program has read its release: it must not see the connection end
-// before that.
+// await waits until the program has read its release. It must not see the connection end before
+// that.
 func (t *tie) await() {
 	select {
 	case <-t.ended:
@@ -162,7 +158,7 @@ func (t *tie) await() {
 	}
 }
 
-// close ends the channel, and with it a command that has not ended by itself.
+// close closes the channel, which ends a command that still runs.
 func (t *tie) close() {
 	go func() { // the link may be stuck
 		<-t.opened
@@ -195,7 +191,7 @@ func (c *Client) run(ctx context.Context, cmd Command, mark string, t *tie) (exi
 	if ctx.Err() != nil && mark != "" {
 		s.stop(mark)
 	}
-	go func() { _ = ch.Close() }() // not waited for: the link may be stuck
+	go func() { _ = ch.Close() }() // do not wait: the link may be stuck
 	if err != nil {
 		return -1, fmt.Errorf("run in the VM: %w", err)
 	}
@@ -209,7 +205,7 @@ type session struct {
 	tie    *tie // nil: none
 
 	ended  chan struct{} // the channel is closed in both directions
-	status int           // read after ended; -1: none came
+	status int           // valid after ended; -1: none came
 }
 
 // watch collects the exit status until the channel is closed.
@@ -238,9 +234,9 @@ func (s *session) watch(reqs <-chan *ssh.Request) {
 	close(s.ended)
 }
 
-// exited notes that the command has ended. Its output may still come, from what it left running.
+// exited records that the command has ended. Processes that it left running may still write.
 func (s *session) exited(code int) {
-	again := s.status >= 0 // a guest can say so for ever
+	again := s.status >= 0 // a guest can send any number of these
 	s.status = code
 	if s.tie != nil && !again {
 		s.tie.release()
@@ -263,9 +259,8 @@ func (s *session) run(ctx context.Context, cmd Command, line string) (int, error
 		_ = s.ch.CloseWrite()
 	} else {
 		go func() {
-			// Not waited for: the reader may block for ever. An error of the
-			// writer says that the command does not read any more, which is
-			// its right.
+			// Do not wait for this: the reader may block for ever. An error of the writer means
+			// that the command has stopped reading, which it may do.
 			_, _ = io.Copy(struct{ io.Writer }{s.ch}, cmd.Stdin)
 			_ = s.ch.CloseWrite()
 		}()
@@ -307,7 +302,7 @@ func (s *session) run(ctx context.Context, cmd Command, line string) (int, error
 	return -1, errors.New("the command ended without an exit status")
 }
 
-// start asks for a terminal if there is to be one, then for the command.
+// start requests a terminal, if there is one, then the command.
 func (s *session) start(tty *Terminal, line string) error {
 	if s.tie != nil {
 		if err := s.tie.start(); err != nil {
@@ -319,7 +314,7 @@ func (s *session) start(tty *Terminal, line string) error {
 		if term == "" {
 			term = "xterm-256color"
 		}
-		// One mode, IUTF8 (RFC 8160); the rest as the guest has it.
+		// One mode, IUTF8 (RFC 8160); the others keep the guest's defaults.
 		const modes = "\x2a\x00\x00\x00\x01\x00"
 		err := s.request("pty-req", ssh.Marshal(struct {
 			Term                         string
@@ -363,7 +358,7 @@ func (s *session) resize(sizes <-chan Size) {
 	}
 }
 
-// How long a cancelled command has to end after TERM, and in all.
+// How long a cancelled command has to end: after TERM, and in total.
 const (
 	termTimeout = 2500 * time.Millisecond
 	stopTimeout = 4 * time.Second
@@ -394,16 +389,15 @@ func (s *session) stop(mark string) {
 
 func dimension(n int) uint32 { return uint32(min(max(n, 0), 1<<15)) }
 
-// output is a writer that may be nil, shared, and told to stop.
+// output is a writer that may be nil or shared, and that can be stopped.
 type output struct {
 	turn    *sync.Mutex
 	stopped *atomic.Bool
 	w       io.Writer
 }
 
-// outputs makes both streams' writers. Writes take turns if they go to the
-// same writer, and only then: a reader that takes one stream first must not
-// block the other.
+// outputs makes the writers of both streams. Writes take turns only if both go to the same
+// writer: a caller that reads one stream first must not block the other.
 func outputs(stdout, stderr io.Writer) (out, errOut *output) {
 	stopped := new(atomic.Bool)
 	out = &output{new(sync.Mutex), stopped, stdout}
@@ -415,7 +409,7 @@ func outputs(stdout, stderr io.Writer) (out, errOut *output) {
 }
 
 func same(a, b io.Writer) bool {
-	defer func() { _ = recover() }() // of a type that cannot be compared
+	defer func() { _ = recover() }() // the type cannot be compared
 	return a == b
 }
 
@@ -432,8 +426,8 @@ func (o *output) Write(p []byte) (int, error) {
 	return o.w.Write(p)
 }
 
-// signalNumber of a name as RFC 4254 has it, without SIG. OpenSSH decorates
-// the names that the RFC does not list.
+// signalNumber is the number of a signal named as in RFC 4254, without SIG. OpenSSH adds a
+// suffix to names that the RFC does not list.
 func signalNumber(name string) int {
 	name, _, _ = strings.Cut(name, "@")
 	return map[string]int{

@@ -146,7 +146,7 @@ func TestRunExitCodes(t *testing.T) {
 	})
 }
 
-// nasty are words that a careless quoting breaks.
+// nasty are words that careless quoting breaks.
 var nasty = []string{
 	"plain", "", " ", "two words", "tab\tnew\nline", `back\slash`, `trailing\`, "'", `"`, `'"'"'`, "''",
 	"$HOME", "${HOME}", "$(id)", "`id`", "!x", "*", "?", "[a]", "~", "~root", "{a,b}", "a=b", "#c", "-n", "--",
@@ -327,8 +327,8 @@ func TestRunCancelled(t *testing.T) {
 	}
 }
 
-// A command that is tied to its connection ends with it, although nobody is left to send it a
-// signal. One that is not lives on, as OpenSSH has it.
+// A command that is tied to its connection ends with it, although no process is left to send it
+// a signal. A command that is not tied lives on, as with OpenSSH.
 func TestRunTied(t *testing.T) {
 	bothServers(t, func(t *testing.T, h *host) {
 		for name, tt := range map[string]struct {
@@ -389,7 +389,7 @@ func TestRunTied(t *testing.T) {
 			}
 			ends(t, pid)
 		})
-		if h.name == "guesttest" { // it tells the exit code after the output's end
+		if h.name == "guesttest" { // it sends the exit code after the end of the output
 			return
 		}
 		t.Run("what it leaves running stays, though it holds the output", func(t *testing.T) {
@@ -406,7 +406,7 @@ func TestRunTied(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// What would end it goes, before Run returns.
+			// The program that would end it is gone before Run returns.
 			for deadline := time.Now().Add(20 * time.Second); tied(mark); time.Sleep(10 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatal("what ends it is still there")
@@ -431,7 +431,7 @@ func TestRunTied(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if !running(pid) { // what could end it is gone by now
+			if !running(pid) { // the program that could end it is gone by now
 				t.Error("it has ended")
 			}
 			_ = syscall.Kill(pid, syscall.SIGKILL)
@@ -439,7 +439,7 @@ func TestRunTied(t *testing.T) {
 	})
 }
 
-// ends waits for the end of a process.
+// ends waits for a process to end.
 func ends(t *testing.T, pid int) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); running(pid); time.Sleep(10 * time.Millisecond) {
@@ -450,7 +450,7 @@ func ends(t *testing.T, pid int) {
 	}
 }
 
-// tied tells whether the program is there that ends a command with its connection.
+// tied reports whether the program that ends a command with its connection is running.
 func tied(mark string) bool {
 	all, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, path := range all {
@@ -461,7 +461,7 @@ func tied(mark string) bool {
 	return false
 }
 
-// running tells whether a process is there and no zombie.
+// running reports whether a process exists and is not a zombie.
 func running(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !bytes.Contains(b, []byte(") Z "))
@@ -510,7 +510,7 @@ func TestRunTerminal(t *testing.T) {
 			}
 			return lines.Text()
 		}
-		// size asks the command for the terminal's size, past the echo of the question.
+		// size asks the command for the terminal's size, and skips the echo of the question.
 		size := func() string {
 			t.Helper()
 			_, _ = io.WriteString(typed, "size\n")
@@ -527,7 +527,7 @@ func TestRunTerminal(t *testing.T) {
 			t.Errorf("its size is %q", got)
 		}
 		resize <- guest.Size{Columns: 81, Rows: 25}
-		for size() != "25 81" { // what is typed may overtake it
+		for size() != "25 81" { // typed input may overtake the resize
 		}
 		_, _ = io.WriteString(typed, "end\n")
 		go func() { _, _ = io.Copy(io.Discard, seen) }()
@@ -537,7 +537,7 @@ func TestRunTerminal(t *testing.T) {
 	})
 }
 
-// A terminal that is younger than the guest's list of them gets the name of one like it.
+// A terminal newer than the guest's terminfo gets the name of a similar one.
 func TestRunUnknownTerminal(t *testing.T) {
 	for _, name := range []string{"x/xterm-256color", "s/screen-256color", "v/vt220"} {
 		if _, err := os.Stat("/lib/terminfo/" + name); err != nil {
@@ -581,7 +581,7 @@ func TestServerHooks(t *testing.T) {
 		o.Intercept = func(line string) (int, bool) { return 42, strings.HasSuffix(line, "special") }
 	})
 	c := h.connect(t)
-	for range 200 { // one that ends at once is answered all the same
+	for range 200 { // a command that ends at once still gets its exit code through
 		if code, err := c.Run(t.Context(), guest.Command{Line: "special"}); code != 42 || err != nil {
 			t.Fatal(code, err)
 		}

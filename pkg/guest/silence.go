@@ -6,29 +6,29 @@ import (
 	"time"
 )
 
-// SilenceLimit is how long a guest may say nothing before its connection is closed.
+// SilenceLimit is how long a guest may be silent before its connection is closed.
 //
-// Silence is not death: a guest that is out of memory, a host that stalls and a VM that
-// QEMU has paused go on after a while, and so does all that runs over the connection. What
-// really ends shows without any limit: QEMU's end closes the connection, and so does the end
-// of the VM's network process; a guest that has booted again resets it. This is for what is
-// left, such as a kernel that hangs. It is longer than the stalls that people have sat out
-// and shorter than TCP's own patience (pkg/usernet).
+// Silence is not death. A guest that is out of memory, a host that stalls and a VM that QEMU
+// has paused resume after a while, and so does everything that runs over the connection. A real
+// end shows without a limit: the connection closes when QEMU or the VM's network process ends,
+// and a guest that has rebooted resets it. The limit is for the rest, such as a kernel that
+// hangs. It is longer than the stalls that people have sat out and shorter than TCP's own
+// timeout (pkg/usernet).
 const SilenceLimit = 5 * time.Minute
 
-// Silence says what to make of a guest that says nothing.
+// Silence says how to treat a guest that is silent.
 type Silence struct {
-	Every time.Duration // between two questions
-	Slow  time.Duration // without an answer for so long, the guest is slow
-	Limit time.Duration // and after so long the connection is closed; 0: [SilenceLimit]
-	// Changed, if any, is told when the guest becomes slow, with the time when it was
-	// last heard, and when it is heard again, with the zero time.
+	Every time.Duration // time between two keepalives
+	Slow  time.Duration // without an answer for this long, the guest is slow
+	Limit time.Duration // after this long the connection is closed; 0: [SilenceLimit]
+	// Changed, if set, is called with the time when the guest was last heard when it becomes
+	// slow, and with the zero time when it is heard again.
 	Changed func(since time.Time)
 }
 
-// Keepalive asks the guest for a sign of life now and then, and blocks until the connection
-// ends or ctx does. It closes a connection over which nothing has come for [Silence].Limit
-// and returns an error that wraps [ErrUnreachable].
+// Keepalive asks the guest for a sign of life at intervals, and blocks until the connection or
+// ctx ends. If nothing arrives for [Silence].Limit, it closes the connection and returns an
+// error that wraps [ErrUnreachable].
 func (c *Client) Keepalive(ctx context.Context, s Silence) error {
 	if s.Limit <= 0 {
 		s.Limit = SilenceLimit
@@ -52,12 +52,12 @@ func (c *Client) Keepalive(ctx context.Context, s Silence) error {
 	}
 }
 
-// alive sends one keepalive and waits for its answer. Whatever else the guest sends
-// meanwhile shows that it is not silent.
+// alive sends one keepalive and waits for its answer. Anything else that the guest sends
+// meanwhile also shows that it is not silent.
 func (c *Client) alive(ctx context.Context, s Silence) error {
 	answer := make(chan error, 1)
 	go func() {
-		// Any answer will do; sshd says no to a request it does not know.
+		// Any answer will do; sshd rejects a request that it does not know.
 		_, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil)
 		answer <- err
 	}()
@@ -95,7 +95,7 @@ func (c *Client) alive(ctx context.Context, s Silence) error {
 			}
 		}
 		if slow {
-			timer.Reset(min(s.Limit-quiet, s.Every)) // to hear of other signs of life
+			timer.Reset(min(s.Limit-quiet, s.Every)) // to notice other signs of life
 		} else {
 			timer.Reset(s.Slow - quiet)
 		}

@@ -14,8 +14,8 @@ type SSHHost struct {
 	Name string
 	// User in the guest; empty means [DefaultUser].
 	User string
-	// Proxy is the command, as program and arguments, that connects its
-	// standard input and output with the guest's SSH server.
+	// Proxy is the command, as program and arguments, that connects its standard input and
+	// output to the guest's SSH server.
 	Proxy []string
 	// Keys of the guest.
 	Keys Keys
@@ -23,9 +23,9 @@ type SSHHost struct {
 	Emulated bool
 }
 
-// SSHConfig writes a block for an OpenSSH client's configuration, with which
-// ssh, scp, rsync and editors reach the guest. A path that cannot be written
-// there (a line break, or a reference to an environment variable) is an error.
+// SSHConfig writes a block for an OpenSSH client's configuration. With it, ssh, scp, rsync and
+// editors reach the guest. A path that ssh_config cannot express (a line break, or a reference
+// to an environment variable) is an error.
 func SSHConfig(w io.Writer, h SSHHost) error {
 	if h.User == "" {
 		h.User = DefaultUser
@@ -77,8 +77,8 @@ func SSHConfig(w io.Writer, h SSHHost) error {
 	return err
 }
 
-// sshConfigPath quotes a path for ssh_config(5), which expands percent signs
-// and ${NAME} in it, and knows no way to write the latter literally.
+// sshConfigPath quotes a path for ssh_config(5). OpenSSH expands percent signs and ${NAME} in
+// paths, and has no escape for the latter.
 func sshConfigPath(path string) (string, error) {
 	if strings.ContainsAny(path, "\r\n\x00") || strings.Contains(path, "${") {
 		return "", fmt.Errorf("write SSH configuration: OpenSSH cannot express the path %q", path)

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// UnixConn is a connection to a unix socket in the guest. Each direction can
-// be closed by itself. It has no deadlines: setting one is an error.
+// UnixConn is a connection to a unix socket in the guest. Each direction can be closed
+// separately. It has no deadlines: setting one is an error.
 type UnixConn struct {
 	ch     ssh.Channel
 	link   *link
@@ -24,9 +24,9 @@ type UnixConn struct {
 	lost bool // read after done
 }
 
-// DialUnix connects to the unix socket at path in the guest. The connection is
-// a *[UnixConn]. When ctx ends before the guest has answered, DialUnix returns
-// at once, and the connection is closed if it arrives later.
+// DialUnix connects to the unix socket at path in the guest. The connection is a *[UnixConn].
+// If ctx ends before the guest answers, DialUnix returns at once, and closes the connection if
+// it arrives later.
 func (c *Client) DialUnix(ctx context.Context, path string) (net.Conn, error) {
 	ch, reqs, err := c.open(ctx, "direct-streamlocal@openssh.com", ssh.Marshal(struct {
 		Path      string
@@ -76,7 +76,7 @@ func (u *UnixConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// CloseWrite tells the peer that no more data will come; reading goes on.
+// CloseWrite tells the peer that no more data will come. Reading still works.
 func (u *UnixConn) CloseWrite() error { return u.ch.CloseWrite() }
 
 // Close closes both directions. It does not wait for the guest, even if the
@@ -89,13 +89,12 @@ func (u *UnixConn) Close() error {
 	return nil
 }
 
-// Done is closed when the peer has closed both directions or the connection to
-// the guest has ended: nothing more can be sent, and what can still be read is
-// already here.
+// Done is closed when the peer has closed both directions or the connection to the guest has
+// ended. Nothing more can be sent, and everything that can still be read has arrived.
 func (u *UnixConn) Done() <-chan struct{} { return u.done }
 
-// Err says, after Done, whether the connection to the guest was lost (an error
-// that wraps [ErrUnreachable]) or the peer has closed in good order (nil).
+// Err reports, after Done, whether the connection to the guest was lost (an error that wraps
+// [ErrUnreachable]) or the peer closed it cleanly (nil).
 func (u *UnixConn) Err() error {
 	select {
 	case <-u.done:

@@ -17,9 +17,10 @@ import (
 	"github.com/devvm/devvm/pkg/tree"
 )
 
-// unpackScript takes a name, a kind, where to put it, and whether that must be a directory.
-// But for a stream's, the archive has the source as "x" and ends with "end": tar takes one
-// that breaks off between two files for whole. What cleans up loses the mark of a command and is not ended with it.
+// unpackScript takes a name, a kind, the destination, and whether that must be a directory.
+// Except in a stream, the source is "x" in the archive, and the last entry is "end": tar
+// accepts an archive that breaks off between two files. The cleanup drops the command's mark,
+// so that it is not killed with the command.
 const unpackScript = `set -eu
 base=$1 kind=$2 dst=$3
 fail() { echo "$2" >&2; exit "$1"; }
@@ -66,7 +67,7 @@ func (c *Client) Unpack(ctx context.Context, dir string, r io.Reader) error {
 	})
 }
 
-// unpack runs unpackScript and gives it what send writes.
+// unpack runs unpackScript with the output of send as its input.
 func (c *Client) unpack(ctx context.Context, to, base, kind string, into bool, send func(io.Writer) error) error {
 	r, w := io.Pipe()
 	sent := make(chan error, 1)
@@ -84,7 +85,7 @@ func (c *Client) unpack(ctx context.Context, to, base, kind string, into bool, s
 	code, err := c.Run(ctx, Command{Argv: argv, Env: []string{"LC_ALL=C.UTF-8"}, Stdin: r, Stdout: &said, Stderr: &said})
 	_ = r.CloseWithError(errEnded)
 	var sendErr error
-	if kind == kindStream { // not waited for: the reader may block for ever
+	if kind == kindStream { // do not wait: the reader may block for ever
 		select {
 		case sendErr = <-sent:
 		default:
@@ -98,10 +99,10 @@ func (c *Client) unpack(ctx context.Context, to, base, kind string, into bool, s
 	return failure(code, err, said.String(), to)
 }
 
-// errEnded says that the guest takes no more.
+// errEnded says that the guest has stopped reading.
 var errEnded = errors.New("the VM takes no more")
 
-// failure is what a script's end means.
+// failure turns the end of a script into an error.
 func failure(code int, err error, said, path string) error {
 	said = strings.TrimSpace(said)
 	switch {
@@ -119,14 +120,14 @@ func failure(code int, err error, said, path string) error {
 	return fmt.Errorf("copy: vm:%s: %s", path, said)
 }
 
-// missing is an fs.ErrNotExist with words of its own.
+// missing is an fs.ErrNotExist with its own message.
 type missing struct{ text string }
 
 func (m *missing) Error() string { return m.text }
 
 func (m *missing) Unwrap() error { return fs.ErrNotExist }
 
-// beginning keeps the first of what a command says.
+// beginning keeps the first 4 KiB of a command's output.
 type beginning struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -148,34 +149,34 @@ func (t *beginning) String() string {
 	return t.buf.String()
 }
 
-// unpacker makes files of this host of what the guest sends.
+// unpacker makes files on this host from the archive that the guest sends.
 type unpacker struct {
 	Copy
 	to      string    // the destination, for messages
-	into    *tree.Dir // the destination, if it is a directory that is there
-	parent  *tree.Dir // else what it is in,
+	into    *tree.Dir // the destination, if it is an existing directory
+	parent  *tree.Dir // else its parent
 	name    string    // and its name there
-	staging *tree.Dir // in one of the two
+	staging *tree.Dir // in into or parent
 	stage   string    // its name there
 	cursor  *tree.Cursor
 	dirs    []attributes
-	kept    int // bytes of dirs
+	kept    int // memory that dirs takes, in bytes
 	kind    string
 	done    int64
 	total   int64
 }
 
-// attributes of a directory, which it gets when all else is done.
+// attributes are a directory's, set after everything else is done.
 type attributes struct {
 	rel  string // below the destination
 	mode fs.FileMode
 	time time.Time
 }
 
-// mostKept bounds the memory that the directories of an archive take.
+// mostKept bounds the memory for an archive's directories, in bytes.
 const mostKept = 64 << 20
 
-// begin settles where a source of some kind goes.
+// begin decides where a source of the given kind goes.
 func (u *unpacker) begin(kind string) error {
 	u.kind, u.to = kind, u.Local
 	at, err := u.find(u.Local)
@@ -216,8 +217,8 @@ func (u *unpacker) begin(kind string) error {
 	return nil
 }
 
-// find finds a destination: through links, as cp. One that leads nowhere is itself the
-// destination, and so is, where none is followed, one for another link.
+// find finds a destination. It follows links, as cp does. A link that leads nowhere is itself
+// the destination. So is a link that may not be followed, if the source is a link too.
 func (u *unpacker) find(name string) (*tree.Place, error) {
 	at, err := u.Untrusted.Find(name, true)
 	_, refused := errors.AsType[*tree.LinkError](err)
@@ -231,7 +232,7 @@ func (u *unpacker) find(name string) (*tree.Place, error) {
 	return u.Untrusted.Find(strings.TrimRight(name, "/"), false)
 }
 
-// beside is the directory where the destination takes shape.
+// beside is the directory that holds the staging directory.
 func (u *unpacker) beside() *tree.Dir {
 	if u.into != nil {
 		return u.into
@@ -239,7 +240,7 @@ func (u *unpacker) beside() *tree.Dir {
 	return u.parent
 }
 
-// clean removes what is not in its place.
+// clean removes everything that is not installed.
 func (u *unpacker) clean() {
 	if u.cursor != nil {
 		u.cursor.Close()
@@ -253,7 +254,7 @@ func (u *unpacker) clean() {
 	u.parent.Close()
 }
 
-// unpack makes all that is in the archive below staging, where its first entry is "x".
+// unpack unpacks the whole archive into staging, where its first entry becomes "x".
 func (u *unpacker) unpack(r *tar.Reader) error {
 	for {
 		h, err := r.Next()
@@ -293,7 +294,7 @@ func (u *unpacker) unpack(r *tar.Reader) error {
 func (u *unpacker) add(r io.Reader, h *tar.Header, rel string) error {
 	mode := fs.FileMode(h.Mode).Perm()
 	fail := func(err error) error {
-		if p, ok := errors.AsType[*fs.PathError](err); ok { // by its place, which it does not have yet
+		if p, ok := errors.AsType[*fs.PathError](err); ok { // the message names the final place
 			err = p.Err
 		}
 		if err != nil {
@@ -316,7 +317,7 @@ func (u *unpacker) add(r io.Reader, h *tar.Header, rel string) error {
 	case tar.TypeSymlink:
 		return fail(in.Symlink(h.Linkname, name))
 	case tar.TypeReg:
-		for record := range h.PAXRecords { // holes that nobody asked for, of any size
+		for record := range h.PAXRecords { // unrequested holes of any size
 			if strings.HasPrefix(record, "GNU.sparse.") {
 				return fail(errors.New("the VM sends a sparse file"))
 			}
@@ -335,7 +336,7 @@ func (u *unpacker) add(r io.Reader, h *tar.Header, rel string) error {
 	return nil
 }
 
-// Write implements io.Writer: it counts.
+// Write implements io.Writer. It counts bytes.
 func (u *unpacker) Write(b []byte) (int, error) {
 	if u.done += int64(len(b)); u.Advance != nil {
 		u.Advance(u.done, u.total)
@@ -343,7 +344,7 @@ func (u *unpacker) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// install puts what is complete where it belongs.
+// install moves the complete copy to its destination.
 func (u *unpacker) install() error {
 	u.cursor.Close()
 	existed := u.into != nil
@@ -375,7 +376,7 @@ func (u *unpacker) install() error {
 	}
 	cursor := tree.NewCursor(top)
 	defer cursor.Close()
-	for i := len(u.dirs) - 1; i >= 0; i-- { // those above would be closed, or changed, first
+	for i := len(u.dirs) - 1; i >= 0; i-- { // children first: a parent's mode may bar the way
 		d := u.dirs[i]
 		if d.rel == "." && existed {
 			continue
@@ -391,7 +392,7 @@ func (u *unpacker) install() error {
 	return nil
 }
 
-// merge moves all that is in one directory to another.
+// merge moves everything in one directory to another.
 func merge(from, to *tree.Dir) error {
 	names, err := from.Names()
 	if err != nil {

@@ -18,7 +18,7 @@ type Container struct {
 	Name     string
 	Size     int64
 	Running  bool
-	Starts   int                  // how often it has been started
+	Starts   int                  // number of starts
 	Bindings map[string][]Binding // HostConfig.PortBindings
 	Binds    []string             // HostConfig.Binds
 	Mounts   json.RawMessage      // HostConfig.Mounts
@@ -27,13 +27,13 @@ type Container struct {
 	Exposed    []string // ExposedPorts
 }
 
-// Binding is a wish of a container's to publish a port.
+// Binding is a container's request to publish a port.
 type Binding struct {
 	HostIP   string `json:"HostIp"`
 	HostPort string
 }
 
-// Published is one port of a container as the engine lists it.
+// Published is a container's port as the engine lists it.
 type Published struct {
 	IP          string
 	PrivatePort int
@@ -41,13 +41,12 @@ type Published struct {
 	Type        string
 }
 
-// chosen is where the ports begin that the engine chooses. A real engine's begin in the
-// range from which this host's own connections take theirs, and one of those may have a
-// port just when a test wants it.
+// chosen is the first port that the engine chooses. A real engine chooses from the range of
+// this host's own connections, and one of those may hold a port just when a test needs it.
 const chosen = 21000
 
-// Published are the ports that the container publishes. Ports that the engine is to
-// choose are derived from the container's own, and are others after each start.
+// Published returns the ports that the container publishes. Ports that the engine chooses are
+// derived from the container's, and differ after each start.
 func (c Container) Published() []Published {
 	var list []Published
 	bindings := maps.Clone(c.Bindings)
@@ -63,7 +62,7 @@ func (c Container) Published() []Published {
 		number, protocol, _ := strings.Cut(port, "/")
 		private, _ := strconv.Atoi(number)
 		for _, w := range wishes {
-			first, _, _ := strings.Cut(w.HostPort, "-") // of a range, if it is one
+			first, _, _ := strings.Cut(w.HostPort, "-") // the first port of a range
 			public, _ := strconv.Atoi(first)
 			p := Published{IP: w.HostIP, PrivatePort: private, PublicPort: cmp.Or(public, chosen+100*(c.Starts%10)+private), Type: cmp.Or(protocol, "tcp")}
 			if p.IP != "" {
@@ -81,8 +80,8 @@ func (c Container) Published() []Published {
 	return list
 }
 
-// OnPublish calls f, from one goroutine at a time, when a container starts (true) and
-// ends (false).
+// OnPublish calls f, from one goroutine at a time, when a container starts (true) and ends
+// (false).
 func (e *Engine) OnPublish(f func(c Container, running bool)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -190,7 +189,7 @@ func (e *Engine) handleContainers(mux *http.ServeMux) {
 	mux.HandleFunc("GET /events", e.events)
 }
 
-// run starts or ends the container of a request, and says whether there is one.
+// run starts or ends the container that a request names. It reports whether that exists.
 func (e *Engine) run(w http.ResponseWriter, r *http.Request, on bool) bool {
 	c, found := e.State().container(r.PathValue("name"))
 	if !found {
@@ -241,7 +240,7 @@ func (s State) container(name string) (Container, bool) {
 	return Container{}, false
 }
 
-// tell sends an event to those who listen.
+// tell sends an event to all listeners.
 func (e *Engine) tell(c Container, action string) {
 	now := time.Now()
 	message := map[string]any{
@@ -256,7 +255,7 @@ func (e *Engine) tell(c Container, action string) {
 	for s := range e.subscribers {
 		select {
 		case s <- message:
-		default: // too slow: as the real one, lose it
+		default: // too slow: lose the event, as the real engine does
 		}
 	}
 }
@@ -309,5 +308,5 @@ func containers(s State, all bool) []map[string]any {
 	return list
 }
 
-// String is for messages of tests.
+// String is for test messages.
 func (c Container) String() string { return fmt.Sprintf("%s %v", c.Name, c.Published()) }

@@ -26,26 +26,26 @@ import (
 // APIVersion is the version of the Docker API that [Engine] claims to speak.
 const APIVersion = "1.45"
 
-// Engine is a fake Docker engine. It answers what devvm and a client's first
-// requests ask, and keeps images, containers and volumes in a file, so that
-// tests see state go with a disk and come back with it.
+// Engine is a fake Docker engine. It answers the requests of devvm and the first requests of a
+// client. It keeps images, containers and volumes in a file, so that tests see state leave and
+// return with a disk.
 //
-// POST /images/load, /containers/create, /networks/create and /volumes/create make state. Containers can
-// be started, stopped, killed, restarted, renamed and removed; GET /events tells. They
-// run nothing, but what they publish is listed, and [Engine.OnPublish] hears of it. Some
-// paths of its own serve tests of what lies in between: POST /test/hijack (an
-// upgraded stream that echoes, and after the client's half-close says how much
-// it got), POST /test/upload (answers with the number of bytes), POST
-// /test/fail?message=TEXT, POST /test/progress?message=TEXT (an answer that begins well, and
-// fails), GET /test/download?bytes=N, POST /test/mute (from now on its events are lost, as a
-// real engine loses some).
+// POST /images/load, /containers/create, /networks/create and /volumes/create make state.
+// Containers can be started, stopped, killed, restarted, renamed and removed, and GET /events
+// reports it. They run nothing, but their published ports are listed and passed to
+// [Engine.OnPublish]. The paths below /test serve tests of proxies: POST /test/hijack (an
+// upgraded stream that echoes, and after the client's half-close reports how much it got), POST
+// /test/upload (answers with the number of bytes), POST /test/fail?message=TEXT, POST
+// /test/progress?message=TEXT (an answer that begins well, then fails), GET
+// /test/download?bytes=N, POST /test/mute (from now on events are lost, as a real engine loses
+// some).
 type Engine struct {
 	server   *http.Server
 	accept   chan net.Conn
 	closed   chan struct{}
 	close    sync.Once
 	requests atomic.Int64 // in progress
-	asked    atomic.Int64 // ever
+	asked    atomic.Int64 // since the start
 
 	mu          sync.Mutex
 	file        string
@@ -53,9 +53,9 @@ type Engine struct {
 	subscribers map[chan any]bool
 	publish     func(Container, bool)
 	daemon      daemon
-	mute        bool          // its events are lost
-	listless    bool          // its lists of containers fail
-	lists       chan struct{} // lists of containers wait until it is closed; nil: they do not
+	mute        bool          // events are lost
+	listless    bool          // lists of containers fail
+	lists       chan struct{} // if not nil, lists of containers wait until it is closed
 }
 
 // State is what an engine holds.
@@ -63,7 +63,7 @@ type State struct {
 	Images     []Object
 	Containers []Container
 	Volumes    []Object
-	Networks   []Network // that were made
+	Networks   []Network // those that were created
 }
 
 // Object is an image, container or volume.
@@ -74,8 +74,8 @@ type Object struct {
 	Options map[string]string `json:",omitempty"` // a volume's DriverOpts
 }
 
-// NewEngine starts an engine whose state is in the directory dir, which it
-// creates if need be.
+// NewEngine starts an engine that keeps its state in the directory dir, which it creates if
+// necessary.
 func NewEngine(dir string) (*Engine, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -98,7 +98,7 @@ func NewEngine(dir string) (*Engine, error) {
 			return nil, fmt.Errorf("%s: %w", e.file, err)
 		}
 		for i := range e.state.Containers {
-			e.state.Containers[i].Running = false // a new boot
+			e.state.Containers[i].Running = false // this is a new boot
 		}
 	}
 	e.server = &http.Server{Handler: e.handler(), ReadHeaderTimeout: time.Minute}
@@ -112,8 +112,7 @@ func (e *Engine) Close() error {
 	return e.server.Close()
 }
 
-// Dial connects to the engine as over a unix socket, without one. It fits
-// [Options].Sockets.
+// Dial connects to the engine, like a unix socket but without one. It fits [Options].Sockets.
 func (e *Engine) Dial(ctx context.Context) (net.Conn, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -144,24 +143,23 @@ func (e *Engine) Dial(ctx context.Context) (net.Conn, error) {
 	return nil, err
 }
 
-// Serve accepts connections from a listener, too, until it or the engine is
-// closed.
+// Serve also accepts connections from a listener, until that or the engine is closed.
 func (e *Engine) Serve(l net.Listener) error { return e.server.Serve(l) }
 
-// Requests is the number of requests in progress, upgraded ones included.
+// Requests is the number of requests in progress, including upgraded ones.
 func (e *Engine) Requests() int { return int(e.requests.Load()) }
 
-// Asked is the number of requests that have come so far.
+// Asked is the number of requests received so far.
 func (e *Engine) Asked() int { return int(e.asked.Load()) }
 
-// Mute loses all events from now on.
+// Mute drops all events from now on.
 func (e *Engine) Mute() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.mute = true
 }
 
-// HoldLists leaves questions for lists of containers without an answer until release.
+// HoldLists delays answers to requests for lists of containers until release is called.
 func (e *Engine) HoldLists() (release func()) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -175,14 +173,14 @@ func (e *Engine) HoldLists() (release func()) {
 	})
 }
 
-// FailLists has questions for lists of containers fail from now on, or not.
+// FailLists makes requests for lists of containers fail from now on, or succeed again.
 func (e *Engine) FailLists(fail bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.listless = fail
 }
 
-// awaitLists blocks while lists are held, and says whether there is to be one.
+// awaitLists blocks while lists are held, and reports whether the request may get its list.
 func (e *Engine) awaitLists(w http.ResponseWriter, r *http.Request) bool {
 	e.mu.Lock()
 	held, fail := e.lists, e.listless
@@ -200,7 +198,7 @@ func (e *Engine) awaitLists(w http.ResponseWriter, r *http.Request) bool {
 	return !fail
 }
 
-// State is what the engine holds now.
+// State returns the current state.
 func (e *Engine) State() State {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -351,7 +349,7 @@ func (e *Engine) loadImage(w http.ResponseWriter, r *http.Request) {
 	}, map[string]string{"stream": "Loaded image ID: " + id + "\n"})
 }
 
-// add changes the state, saves it and answers.
+// add changes the state, saves it and sends a reply.
 func (e *Engine) add(w http.ResponseWriter, change func(*State), reply any) {
 	if err := e.change(change); err != nil {
 		answer(w, http.StatusInternalServerError, map[string]string{"message": err.Error()})
@@ -406,8 +404,8 @@ func volumes(s State, sizes bool) []map[string]any {
 	return list
 }
 
-// hijack upgrades the connection, echoes, and after the client's half-close
-// says how many bytes it has had.
+// hijack upgrades the connection, echoes, and after the client's half-close reports how many
+// bytes it received.
 func hijack(w http.ResponseWriter, _ *http.Request) {
 	conn, rw, err := http.NewResponseController(w).Hijack()
 	if err != nil {

@@ -8,26 +8,26 @@ import (
 	"slices"
 )
 
-// Network is one of an [Engine]'s, but for those that are there by themselves.
+// Network is a network of an [Engine], other than the predefined ones.
 type Network struct {
 	Name string
 	IPAM []IPAM // IPAM.Config
 }
 
-// IPAM is the API's IPAMConfig, in part.
+// IPAM is part of the API's IPAMConfig.
 type IPAM struct {
 	Subnet  netip.Prefix
 	Gateway netip.Addr `json:",omitzero"`
 }
 
-// daemon is what an engine reads of its configuration.
+// daemon is the part of its configuration that an engine uses.
 type daemon struct {
 	Pools []pool       `json:"default-address-pools"`
 	Bip   netip.Prefix `json:"bip"`
 }
 
-// Configure has the engine read its configuration (daemon.json). Without one, its networks have
-// addresses of Docker's own pools.
+// Configure makes the engine read its configuration (daemon.json). By default its networks have
+// addresses from Docker's own pools.
 func (e *Engine) Configure(daemonJSON []byte) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -42,16 +42,16 @@ func (e *Engine) Configure(daemonJSON []byte) error {
 	return nil
 }
 
-// dockerPools are those of an engine that is told of none, in part.
+// dockerPools are some of the pools of an engine without configured ones.
 var dockerPools = []pool{{netip.MustParsePrefix("172.17.0.0/16"), 16}, {netip.MustParsePrefix("172.18.0.0/16"), 16}}
 
-// pool is a range of addresses of which each network gets a part.
+// pool is a range of addresses, divided into parts for networks.
 type pool struct {
 	Base netip.Prefix `json:"base"`
-	Size int          `json:"size"` // of a part, in bits of its prefix
+	Size int          `json:"size"` // prefix length of a part
 }
 
-// bridge is the network that is there by itself, and gets its addresses anew at each start.
+// bridge is the predefined network, which gets new addresses at each start.
 func (d daemon) bridge() Network {
 	if d.Bip.IsValid() {
 		return Network{"bridge", []IPAM{{d.Bip.Masked(), d.Bip.Addr()}}}
@@ -59,7 +59,7 @@ func (d daemon) bridge() Network {
 	return Network{"bridge", []IPAM{d.free(nil)}}
 }
 
-// free is a part of the pools that no network has.
+// free returns a part of the pools that no network uses.
 func (d daemon) free(networks []Network) IPAM {
 	for _, p := range d.Pools {
 		for at := p.Base.Addr(); p.Base.Contains(at); {
@@ -77,7 +77,7 @@ func (d daemon) free(networks []Network) IPAM {
 	return IPAM{}
 }
 
-// networks are all that have addresses. The caller holds the lock.
+// networks returns all networks with addresses. The caller holds the lock.
 func (e *Engine) networks() []Network {
 	return append([]Network{e.daemon.bridge()}, e.state.Networks...)
 }

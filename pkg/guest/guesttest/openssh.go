@@ -14,10 +14,9 @@ import (
 	"time"
 )
 
-// OpenSSH runs this machine's real sshd for one test, on a loopback port of
-// its own and with its files in a temporary directory, and gives its address
-// and the user to log in as. The test is skipped where there is no sshd. Extra
-// lines are put first in its configuration.
+// OpenSSH runs this machine's real sshd for one test, on its own loopback port and with its
+// files in a temporary directory. It returns the address and the user to log in as. The test is
+// skipped where there is no sshd. Extra lines come first in its configuration.
 func OpenSSH(t testing.TB, hostKey, authorizedKeys []byte, extra ...string) (address, login string) {
 	t.Helper()
 	sshd, err := exec.LookPath("/usr/sbin/sshd")
@@ -25,7 +24,7 @@ func OpenSSH(t testing.TB, hostKey, authorizedKeys []byte, extra ...string) (add
 		t.Skip("no sshd on this machine (package openssh-server)")
 	}
 	if os.Getuid() == 0 {
-		// Compiled into sshd when it runs as root.
+		// sshd needs this directory when it runs as root; the path is compiled in.
 		if err := os.MkdirAll("/run/sshd", 0o755); err != nil {
 			t.Skip(err)
 		}
@@ -43,7 +42,7 @@ func OpenSSH(t testing.TB, hostKey, authorizedKeys []byte, extra ...string) (add
 		return path
 	}
 
-	// Ask the kernel for a free port; somebody may take it before sshd does.
+	// Ask the kernel for a free port. Another process may take it before sshd does.
 	for range 5 {
 		l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		if err != nil {
@@ -58,7 +57,7 @@ func OpenSSH(t testing.TB, hostKey, authorizedKeys []byte, extra ...string) (add
 			"AuthorizedKeysFile "+file("authorized_keys", authorizedKeys),
 			"PermitRootLogin prohibit-password", "PasswordAuthentication no",
 			"KbdInteractiveAuthentication no", "UsePAM no", "StrictModes no",
-			"SetEnv HOME="+dir, // not this user's shell start-up files
+			"SetEnv HOME="+dir, // keep this user's shell start-up files out
 			"PrintMotd no", "PrintLastLog no", "MaxSessions 100", "MaxStartups 100", "")
 		path := file("sshd_config", []byte(strings.Join(config, "\n")))
 

@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// pty is a pseudo terminal: the side that the server holds, and the side that
-// the command has.
+// pty is a pseudo terminal: the server's side and the command's.
 type pty struct {
 	control, terminal *os.File
 	once              sync.Once
@@ -59,7 +58,7 @@ func (p *pty) resize(columns, rows uint32) {
 	})
 }
 
-// close closes both sides. A nil pty is closed.
+// close closes both sides. A nil pty does nothing.
 func (p *pty) close() {
 	if p == nil {
 		return

@@ -1,10 +1,10 @@
-// Package guesttest stands in for a guest in tests: an SSH server in Go that
-// runs commands on the local machine in a scratch directory, and a fake Docker
-// engine behind a unix socket "in the guest".
+// Package guesttest stands in for a guest in tests: an SSH server in Go that runs commands on
+// the local machine in a scratch directory, and a fake Docker engine behind a unix socket "in
+// the guest".
 //
-// It is for tests and for the fake VM of the command-line tests only; it
-// isolates nothing. It does not import guest, so that guest's own tests can use
-// it. It fails like a guest does: by closing connections.
+// It is only for tests and for the fake VM of the command-line tests; it isolates nothing. It
+// does not import guest, so guest's own tests can use it. It fails as a guest does: by closing
+// connections.
 package guesttest
 
 import (
@@ -21,7 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// DockerSocket is where a guest has its engine's socket.
+// DockerSocket is the path of the engine's socket in a guest.
 const DockerSocket = "/run/docker.sock"
 
 // Options configure a [Server].
@@ -32,18 +32,19 @@ type Options struct {
 	AuthorizedKeys []byte
 	// Dir is the scratch directory: home and working directory of commands.
 	Dir string
-	// Sockets maps paths of unix sockets in the guest to what connects there.
+	// Sockets maps paths of unix sockets in the guest to their dial functions.
 	Sockets map[string]func(context.Context) (net.Conn, error)
-	// Intercept, if set, sees each command line first, as it came over the
-	// wire: the client puts more around what it was asked to run. If it says
-	// handled, the line is not run and exit is its exit code.
+	// Intercept, if set, sees each command line first, as it came over the wire, including what
+	// the client puts around the command. If it returns handled, the line does not run and exit
+	// is its exit code.
 	Intercept func(line string) (exit int, handled bool)
 	// Rewrite, if set, changes each command line before it is run.
 	Rewrite func(line string) string
-	// OnPoweroff is called, once per command, when a command line contains "poweroff".
-	// That is not run, nor is what else would change this host: its exit code is 127.
+	// OnPoweroff is called, once per command, when a command line contains "poweroff". That
+	// command does not run; its exit code is 0. Other commands that would change this host do
+	// not run either; their exit code is 127.
 	OnPoweroff func()
-	// Log takes what happens; nil discards it.
+	// Log receives events; nil discards them.
 	Log *slog.Logger
 }
 
@@ -58,7 +59,7 @@ type Server struct {
 	conns map[net.Conn]struct{}
 }
 
-// NewServer makes a server; it creates the directories that it needs.
+// NewServer makes a server. It creates the directories that it needs.
 func NewServer(opts Options) (*Server, error) {
 	host, err := ssh.ParsePrivateKey(opts.HostKey)
 	if err != nil {
@@ -157,7 +158,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) {
 	channels.Wait()
 }
 
-// CloseConns cuts all connections, as a guest does that dies.
+// CloseConns cuts all connections, as a dying guest does.
 func (s *Server) CloseConns() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -200,8 +201,8 @@ func (s *Server) streamLocal(ctx context.Context, open ssh.NewChannel) {
 	}()
 	defer context.AfterFunc(ctx, func() { _ = target.Close() })()
 
-	// As sshd does it: an end is passed on as an end of that direction; when
-	// the target does not read any more, or the peer has closed, all ends.
+	// As in sshd, the end of one direction is passed on. When the target stops reading, or the
+	// peer has closed, both directions end.
 	var directions sync.WaitGroup
 	directions.Go(func() {
 		if _, err := copyBuffer(target, ch); err != nil || closeWrite(target) != nil {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 )
 
-// session serves one session channel: a command or a shell. As with sshd, what runs on no
+// session serves one session channel: a command or a shell. As with sshd, a command without a
 // terminal outlives its channel. It ends with ctx.
 func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 	ch, reqs, err := open.Accept()
@@ -79,7 +79,7 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 				break
 			}
 			started = true
-			// Before the command can end: a channel that is closed has no answers.
+			// Reply before the command can end: a closed channel takes no replies.
 			_ = req.Reply(true, nil)
 			running.Go(func() {
 				s.exec(ctx, ch, m.Line, env, tty, &process)
@@ -91,11 +91,10 @@ func (s *Server) session(ctx context.Context, open ssh.NewChannel) {
 	}
 }
 
-// changesHost finds the names of programs that would change this host, which is where
-// commands run.
+// changesHost matches programs that would change this host, which is where commands run.
 var changesHost = regexp.MustCompile(`\b(systemctl|reboot|fstrim|modprobe|iptables-restore)\b`)
 
-// exec runs a command line, or a shell if it is empty, and reports its end.
+// exec runs a command line, or a shell if it is empty, and reports how it ended.
 func (s *Server) exec(ctx context.Context, ch ssh.Channel, line string, env []string, tty *pty, process *processGroup) {
 	if strings.Contains(line, "poweroff") {
 		if s.opts.OnPoweroff != nil {
@@ -113,7 +112,7 @@ func (s *Server) exec(ctx context.Context, ch ssh.Channel, line string, env []st
 	if s.opts.Rewrite != nil {
 		line = s.opts.Rewrite(line)
 	}
-	// The reserve of a guest's disk is no matter of this host's.
+	// Keep the reserve of the guest's disk in the scratch directory, and small.
 	line = strings.NewReplacer("/var/lib/devvm/reserve", filepath.Join(s.opts.Dir, "reserve"), "fallocate -l 32M", "fallocate -l 32K").Replace(line)
 	if changesHost.MatchString(line) {
 		exitStatus(ch, 127)
@@ -157,8 +156,7 @@ func (s *Server) exec(ctx context.Context, ch ssh.Channel, line string, env []st
 	exitStatus(ch, status.ExitStatus())
 }
 
-// run starts the command and returns when it has ended and its output has been
-// passed on.
+// run starts the command and returns when it has ended and its output has been passed on.
 func run(ch ssh.Channel, cmd *exec.Cmd, tty *pty, process *processGroup) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	var stdin io.WriteCloser
@@ -225,7 +223,7 @@ var signalByName = map[string]syscall.Signal{
 	"USR2": syscall.SIGUSR2,
 }
 
-// copyBuffer is io.Copy without the shortcuts, which differ by type.
+// copyBuffer is io.Copy without its shortcuts, which differ by type.
 func copyBuffer(dst io.Writer, src io.Reader) (int64, error) {
 	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, make([]byte, 32<<10))
 }
