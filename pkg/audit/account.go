@@ -7,27 +7,28 @@ import (
 	"strings"
 )
 
-// account is a user of this host by what decides which files are theirs.
+// account is a user of this host, with what decides which files the user may access.
 type account struct {
 	uid    int
 	groups []int
 }
 
-// nobody is the account of whom nothing is known: no file's owner, in no group.
+// nobody is the uid of an unknown account: it owns no file and is in no group.
 const nobody = -2
 
-// accounts are the users and groups of this host, as its files name them (passwd(5),
+// accounts are the users and groups of this host, from the files of that name (passwd(5),
 // group(5)).
 type accounts struct {
 	users  []account
-	groups map[int]bool // those of which all members are known
+	groups map[int]bool // groups whose members are all known
 }
 
 func readAccounts(h Host) accounts {
 	return parseAccounts(h.text("etc/passwd"), h.text("etc/group"), elsewhere(h.text("etc/nsswitch.conf")))
 }
 
-// elsewhere tells whether users or groups come from more than the files (nsswitch.conf(5)).
+// elsewhere reports whether users or groups also come from sources other than the files
+// (nsswitch.conf(5)).
 func elsewhere(nsswitch string) bool {
 	for line := range strings.Lines(nsswitch) {
 		line, _, _ = strings.Cut(line, "#")
@@ -37,7 +38,7 @@ func elsewhere(nsswitch string) bool {
 		}
 		for _, service := range strings.Fields(services) {
 			switch service {
-			case "files", "compat", "systemd", "altfiles": // systemd's are of services, and of homes that are mounted
+			case "files", "compat", "systemd", "altfiles": // systemd adds users of services and of mounted homes
 			default:
 				if !strings.HasPrefix(service, "[") && !strings.HasSuffix(service, "]") {
 					return true
@@ -48,11 +49,12 @@ func elsewhere(nsswitch string) bool {
 	return false
 }
 
-// parseAccounts reads the two files. A line that it does not understand names nobody. If
-// users come from elsewhere, too, a group is known that has a user's name, and is theirs.
+// parseAccounts reads the two files and ignores lines that it does not understand. If users
+// also come from elsewhere, a group is known only if it has its user's name, and belongs to
+// that user alone.
 func parseAccounts(passwd, group string, elsewhere bool) accounts {
 	out := accounts{groups: map[int]bool{}}
-	names := map[int]string{}     // of groups
+	names := map[int]string{}     // names of groups
 	members := map[string][]int{} // a user's name to the groups that list it
 	for line := range strings.Lines(group) {
 		f := strings.Split(strings.TrimSpace(line), ":") // name, password, gid, members
@@ -87,20 +89,20 @@ func parseAccounts(passwd, group string, elsewhere bool) accounts {
 			out.groups[gid] = true
 		}
 	}
-	delete(members, "") // of a group without any
+	delete(members, "") // from groups without members
 	for _, groups := range members {
 		out.users = append(out.users, account{nobody, groups})
 	}
 	return out
 }
 
-// open tells whether anybody but root and the given users gets to the socket that is the
-// first of the way, through the directories that are the rest. A group that is not known
-// may have anybody in it.
+// open reports whether anybody but root and the given users can reach a socket. The socket is
+// the first element of way, its directories are the rest. A group that is not known may contain
+// anybody.
 func (a accounts) open(way []access, mine ...int) bool {
 	users := append(slices.Clone(a.users), account{uid: nobody})
 	for _, f := range way {
-		users = append(users, account{uid: f.uid}) // who may have no other entry
+		users = append(users, account{uid: f.uid}) // the owner may have no other entry
 	}
 	return slices.ContainsFunc(users, func(u account) bool {
 		if u.uid == 0 || slices.Contains(mine, u.uid) {

@@ -1,17 +1,17 @@
-// Package audit shows that devvm keeps its promise to the host: nothing of the host's
-// network is changed, nothing of devvm's can be reached from outside, and nothing of it
-// belongs to anybody but its user.
+// Package audit shows that devvm keeps its promise to the host: it changes nothing of the
+// host's network, nothing of devvm's can be reached from outside, and everything of devvm's
+// belongs to its user.
 //
-// It asks the kernel, not devvm's own lists: listeners are those of the sockets that
-// devvm's processes hold, processes are those that /proc shows. [Take] reads the
-// host's [Fingerprint] (firewall rules of both backends, links, addresses, routes,
-// rules, sysctls, listening sockets); [Compare] tells two apart and who else may have
-// made the difference; [Run] puts all together into a [Report].
+// It asks the kernel, not devvm's own lists: listeners are the sockets that devvm's processes
+// hold, and processes are those in /proc. [Take] reads the host's [Fingerprint] (firewall rules
+// of both backends, links, addresses, routes, rules, sysctls, listening sockets). [Compare]
+// finds the differences between two, and who else may have caused them. [Run] combines
+// everything into a [Report].
 //
-// Nothing here changes the host, talks to libvirt or to a VM. What cannot be read is
-// said to be so, and is never taken for unchanged. The package must not import any
-// other package of devvm, so that a mistake elsewhere cannot hide from it; what it needs
-// of projects comes in [Options].
+// The package does not change the host, and does not talk to libvirt or a VM. It reports what
+// cannot be read, and never takes it for unchanged. It must not import any other package of
+// devvm, so that a mistake elsewhere cannot hide from it; what it needs to know about projects
+// comes in [Options].
 package audit
 
 import (
@@ -27,25 +27,25 @@ import (
 // Status of a finding.
 type Status string
 
-// The states.
+// The possible states.
 const (
 	OK      Status = "ok"
-	Note    Status = "note"    // worth knowing, and not devvm's doing
-	Unknown Status = "unknown" // it could not be read, so nothing is said about it
+	Note    Status = "note"    // worth knowing, but not devvm's doing
+	Unknown Status = "unknown" // could not be read, so nothing is known
 	Fail    Status = "fail"    // a promise is broken
 )
 
-// Finding is the answer to one question. Fields are only ever added.
+// Finding answers one question. Fields are only ever added.
 type Finding struct {
 	Name    string   `json:"name"`
 	Status  Status   `json:"status"`
 	What    string   `json:"what"`              // what was seen
 	Meaning string   `json:"meaning,omitempty"` // what follows from it
-	Fix     string   `json:"fix,omitempty"`     // lines for a shell; advice stands behind "# "
+	Fix     string   `json:"fix,omitempty"`     // lines for a shell; advice follows "# "
 	Details []string `json:"details,omitempty"` // one line each
 }
 
-// Report is the whole audit. Fields are only ever added.
+// Report is the result of an audit. Fields are only ever added.
 type Report struct {
 	Pass      bool        `json:"pass"` // no finding is a Fail
 	Taken     time.Time   `json:"taken"`
@@ -54,38 +54,38 @@ type Report struct {
 	Findings  []Finding   `json:"findings"`
 	Processes []Process   `json:"processes"`
 	Listeners []Listener  `json:"listeners"`
-	Host      *Comparison `json:"host,omitempty"` // nil: there is nothing to compare with
+	Host      *Comparison `json:"host,omitempty"` // nil: nothing to compare with
 }
 
-// Exposure is a port that its user has opened to other hosts, for a time.
+// Exposure is a port that the user has opened to other hosts for a time.
 type Exposure struct {
 	Project string
 	Proto   string // "tcp" or "udp"; empty: both
 	Port    uint16 // of this host
-	To      string // the peers that are let in, for people
+	To      string // the peers that are let in, as text
 	Until   time.Time
 }
 
 // Options are what only the caller knows.
 type Options struct {
 	Version string // of this program
-	Program string // its path, for messages: sudo may look elsewhere
+	Program string // its path, for messages: sudo may search other directories
 
-	// Before is the fingerprint to compare with, nil: there is none. NoBefore then
-	// says why; When says of what it is, "before devvm's first VM of this boot".
+	// Before is the fingerprint to compare with. If it is nil, NoBefore says why. Otherwise
+	// When says when it was taken, e.g. "before devvm's first VM of this boot".
 	Before   *Fingerprint
 	NoBefore string
 	When     string
 
-	// Dirs are what is walked for modes and owners.
+	// Dirs are the directories to check for modes and owners.
 	Dirs Dirs
-	// Dir is a project's directory, "" if it is not known.
+	// Dir returns a project's directory, "" if unknown.
 	Dir func(project string) string
-	// Exposures lists the ports that are open on purpose; nil: none can be.
+	// Exposures lists the ports that are open on purpose. If it is nil, there can be none.
 	Exposures func(ctx context.Context) ([]Exposure, error)
 }
 
-// Run carries out the audit. It fails only if /proc cannot be read.
+// Run performs the audit. It fails only if /proc cannot be read.
 func Run(ctx context.Context, h Host, o Options) (Report, error) {
 	r := Report{Taken: time.Now(), Version: o.Version, User: userName(h.UID)}
 	processes, err := findProcesses(h)
@@ -108,7 +108,7 @@ func Run(ctx context.Context, h Host, o Options) (Report, error) {
 
 func (r *Report) add(f ...Finding) { r.Findings = append(r.Findings, f...) }
 
-// Unread names what the report says nothing about, because it could not be read.
+// Unread names everything that the report cannot judge because it could not be read.
 func (r Report) Unread() []string {
 	var out []string
 	for _, f := range r.Findings {
@@ -122,10 +122,10 @@ func (r Report) Unread() []string {
 	return out
 }
 
-// notCompared is the name of the findings on what could not be read.
+// notCompared is the name of findings about what could not be read.
 const notCompared = "not compared"
 
-// hostFindings compares the host with what it was.
+// hostFindings compares the host with its earlier fingerprint.
 func hostFindings(h Host, r *Report, now Fingerprint, o Options) []Finding {
 	const name = "host"
 	if o.Before == nil {
@@ -154,7 +154,7 @@ func hostFindings(h Host, r *Report, now Fingerprint, o Options) []Finding {
 	}
 	for i, u := range c.Unread {
 		if slices.ContainsFunc(c.Unread[:i], func(o Unread) bool { return o.Why == u.Why }) {
-			continue // named with that one
+			continue // reported with that one
 		}
 		var parts []string
 		for _, other := range c.Unread[i:] {
@@ -179,7 +179,7 @@ func asRoot(h Host, program string) string {
 	return fmt.Sprintf("# to compare it too, as root, before devvm's VMs run and while they do:\nsudo %s audit --save before.json\nsudo %[1]s audit --since before.json", program)
 }
 
-// blame says whether devvm can have made the differences that nobody else explains.
+// blame decides whether devvm can have caused the differences that nothing else explains.
 func blame(c Comparison, processes []Process) (status Status, meaning string) {
 	unexplained := 0
 	for _, ch := range c.Changes {
@@ -196,7 +196,7 @@ func blame(c Comparison, processes []Process) (status Status, meaning string) {
 	return Fail, fmt.Sprintf("nothing else on this host explains %d of them", unexplained)
 }
 
-// privileges checks that no process of devvm could change the host if it wanted to.
+// privileges checks that devvm's processes could not change the host even if they tried.
 func privileges(h Host, processes []Process) Finding {
 	f := Finding{Name: "privileges", Status: OK}
 	byRoot := 0
@@ -228,10 +228,10 @@ func privileges(h Host, processes []Process) Finding {
 	return f
 }
 
-// sandboxes tells which processes could use all files of their user. The kernel shows
-// nobody that a process is in a Landlock domain, but who enters one of devvm's has a
-// filter of system calls, too, and QEMU has one of its own. The supervisor's devvm owner has
-// the filter alone: it is what looks outside.
+// sandboxes finds processes that can use all of their user's files. The kernel does not show
+// whether a process is in a Landlock domain. But a process that enters one of devvm's also gets
+// a system call filter, and QEMU has a filter of its own as well. The supervisor's "devvm
+// owner" has only the filter, because it looks at files outside for the supervisor.
 func sandboxes(processes []Process) []Finding {
 	least := map[string]int{KindNet: 1, KindSupervisor: 1, KindOwner: 1, KindQEMU: 2}
 	f := Finding{Name: "sandbox", Status: OK}
@@ -241,7 +241,7 @@ func sandboxes(processes []Process) []Finding {
 		case !asked, p.Kind == KindQEMU && p.UID == 0:
 		case p.Filters < want:
 			f.Details = append(f.Details, p.name()+" is in none")
-		case p.Kind != KindOwner: // which has the filter alone
+		case p.Kind != KindOwner: // an owner has the filter only
 			confined++
 		}
 	}
@@ -259,7 +259,7 @@ func sandboxes(processes []Process) []Finding {
 	return []Finding{f}
 }
 
-// count is a number with its noun.
+// count renders a number with its noun.
 func count(n int, noun string, plural ...string) string {
 	if n == 1 {
 		return "1 " + noun

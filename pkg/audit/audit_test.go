@@ -55,8 +55,7 @@ func TestRulesOfBothBackends(t *testing.T) {
 	golden(t, "legacy.golden", strings.Join(legacyLines(read(t, "legacy.txt")), "\n")+"\n")
 }
 
-// TestLargeSet: a list of addresses to block has many lines, each of which must be
-// looked at once only.
+// TestLargeSet: a block list has many addresses, and each line must be looked at only once.
 func TestLargeSet(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("table ip x {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.0,\n")
@@ -79,7 +78,7 @@ func FuzzNftLines(f *testing.F) {
 	f.Add("}\n}\n{{{")
 	f.Fuzz(func(t *testing.T, text string) {
 		lines := nftLines(text)
-		// What says something must leave a trace, unless it comes and goes by itself.
+		// A plain policy must yield a line.
 		if len(lines) == 0 && strings.Contains(text, "policy drop") && !strings.ContainsAny(text, "#\"{}\r") {
 			t.Errorf("%q is taken for no rule", text)
 		}
@@ -133,8 +132,8 @@ func TestParseUnix(t *testing.T) {
 	}
 }
 
-// TestFoundInTheKernel: a listener of this very process is found, whichever way the
-// runtime makes it (net.Listen makes Multipath TCP sockets).
+// TestFoundInTheKernel: a listener of this process is found, whichever way the runtime makes it
+// (net.Listen makes Multipath TCP sockets).
 func TestFoundInTheKernel(t *testing.T) {
 	l, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
@@ -257,7 +256,7 @@ func (f *fakeHost) link(name, target string) {
 	}
 }
 
-// process adds one with sockets.
+// process adds a process with sockets.
 func (f *fakeHost) process(pid, ppid, uid int, caps string, argv []string, inodes ...int) {
 	dir := "proc/" + strconv.Itoa(pid) + "/"
 	f.file(dir+"cmdline", strings.Join(argv, "\x00")+"\x00")
@@ -442,8 +441,8 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestQEMUsFiles lists what libvirt gives to the user that runs QEMU, which is
-// allowed only where QEMU runs as a user of its own.
+// TestQEMUsFiles lists the files that libvirt gives to QEMU's user. That is allowed only if
+// QEMU runs as its own user.
 func TestQEMUsFiles(t *testing.T) {
 	for path, want := range map[string]bool{
 		"images/x/kernel":                    true,
@@ -500,7 +499,7 @@ func TestReachable(t *testing.T) {
 	}
 }
 
-// A socket counts by the name that it has, which need not be the one that it was bound to.
+// A socket counts under its current name, which may differ from the one it was bound to.
 func TestRenamedSocket(t *testing.T) {
 	dir, err := os.MkdirTemp("/tmp", "dv") //nolint:usetesting // sockets need a short path
 	if err != nil {
@@ -529,7 +528,7 @@ func TestRenamedSocket(t *testing.T) {
 	}
 }
 
-// A group lets nobody in when nobody else is in it, which is how a user has one of the own.
+// A group admits nobody if it has no other members, like a user's own group.
 func TestReachableByGroup(t *testing.T) {
 	f := newFake(t, os.Getuid())
 	f.file("run/a/x.sock", "")
@@ -560,8 +559,8 @@ func TestReachableByGroup(t *testing.T) {
 	}
 }
 
-// TestOpen is about who gets to a socket, with the owners and groups that a test cannot
-// make: root's VMs have a user and a group of their own for QEMU.
+// TestOpen tests who can reach a socket, with owners and groups that a test cannot make: root's
+// VMs have a separate user and group for QEMU.
 func TestOpen(t *testing.T) {
 	const root, qemu, me, mallory, eve = 0, 64055, 1000, 1001, 1002
 	who := parseAccounts(`root:x:0:0:root:/root:/bin/bash
@@ -613,11 +612,11 @@ others:x:52:mallory,of-another-host`, false)
 	}
 }
 
-// A list of users on a socket shows in the group's bits alone.
+// An ACL on a socket shows only in the group's bits.
 func TestReachableByACL(t *testing.T) {
 	f := newFake(t, os.Getuid())
 	f.file("run/a/x.sock", "")
-	acl := []byte{2, 0, 0, 0} // version, then tag, permissions and id of each (xattr(7), linux/posix_acl_xattr.h)
+	acl := []byte{2, 0, 0, 0} // version, then tag, permissions and id of each entry (xattr(7), linux/posix_acl_xattr.h)
 	for _, e := range []struct {
 		tag, perm uint16
 		id        uint32

@@ -20,10 +20,10 @@ type Change struct {
 	Part string `json:"part"`
 	Kind string `json:"kind"`
 	Line string `json:"line"`
-	By   string `json:"by,omitempty"` // who else makes such a change; empty: nobody that is known
+	By   string `json:"by,omitempty"` // who else makes such changes; empty: nobody known
 }
 
-// String is the change as a line for people.
+// String renders the change as a line for people.
 func (c Change) String() string {
 	sign := map[string]string{Added: "+", Removed: "-", Reordered: "~"}[c.Kind]
 	s := fmt.Sprintf("%s %s: %s", sign, c.Part, c.Line)
@@ -39,24 +39,23 @@ type Unread struct {
 	Why  string `json:"why"`
 }
 
-// Comparison is what has changed on the host. Fields are only ever added.
+// Comparison lists what has changed on the host. Fields are only ever added.
 type Comparison struct {
-	Taken     time.Time `json:"taken"` // the former fingerprint
+	Taken     time.Time `json:"taken"` // when the earlier fingerprint was taken
 	Identical bool      `json:"identical"`
-	// Same are the parts that were compared and are the same, Unread those that were
-	// not compared.
+	// Same are the parts that did not change, Unread those that were not compared.
 	Same    []string `json:"same"`
 	Changes []Change `json:"changes,omitempty"`
 	Unread  []Unread `json:"unread,omitempty"`
-	// Sockets are the changes of what listens on this host beside devvm.
+	// Sockets are the changes in what listens on this host, other than devvm.
 	Sockets []Change `json:"sockets,omitempty"`
-	// Unprivileged says that whoever took the former one could not have changed
-	// anything of it.
+	// Unprivileged says that neither fingerprint was taken by root, so the user could not have
+	// changed any of this.
 	Unprivileged bool `json:"unprivileged"`
 }
 
-// Compare tells what has changed from one fingerprint to a later one. Only a part
-// that was read both times is compared.
+// Compare finds the changes from one fingerprint to a later one. It compares only parts that
+// were read both times.
 func Compare(before, now Fingerprint) Comparison {
 	c := Comparison{Taken: before.Taken, Same: []string{}, Unprivileged: before.UID != 0 && now.UID != 0}
 	var changes []Change
@@ -85,8 +84,8 @@ func Compare(before, now Fingerprint) Comparison {
 	return c
 }
 
-// difference compares lines, each as often as it stands there. If they are the same
-// but in another order, that is one change.
+// difference compares lines and how often each occurs. If only their order differs, that is one
+// change.
 func difference(part string, was, is []string) []Change {
 	n := map[string]int{}
 	for _, l := range was {
@@ -116,8 +115,8 @@ func difference(part string, was, is []string) []Change {
 	return out
 }
 
-// makers are programs that change a host's network, by the names that they give to
-// links, chains and tables.
+// makers are programs that change a host's network, recognized by the names they give to links,
+// chains and tables.
 var makers = []struct {
 	who  string
 	link *regexp.Regexp
@@ -136,7 +135,7 @@ var makers = []struct {
 	{"NetworkManager", nil, regexp.MustCompile(`nm-sh-|nm-shared`)},
 }
 
-// ownLink is a network card of the host, by systemd's and the kernel's names.
+// ownLink matches the names that systemd and the kernel give to the host's network cards.
 var ownLink = regexp.MustCompile(`^(en|eth|wl|ww|usb)\S*$`)
 
 var (
@@ -147,7 +146,7 @@ var (
 	baseChain  = regexp.MustCompile(`^(table ip6? (filter|nat|raw|mangle)\b|(filter|nat|raw|mangle) )`)
 )
 
-// linkMaker says who makes a link of this name, "" if that is not known.
+// linkMaker returns who makes a link of this name, "" if unknown.
 func linkMaker(link string) string {
 	for _, m := range makers {
 		if m.link != nil && m.link.MatchString(link) {
@@ -157,7 +156,7 @@ func linkMaker(link string) string {
 	return ""
 }
 
-// ruleMaker says who makes such a rule.
+// ruleMaker returns who makes such a rule, "" if unknown.
 func ruleMaker(line string) string {
 	for _, m := range makers {
 		if m.rule != nil && m.rule.MatchString(line) {
@@ -167,15 +166,15 @@ func ruleMaker(line string) string {
 	return ""
 }
 
-// explain says of each change who else makes such changes.
+// explain adds to each change who else makes such changes.
 func explain(changes []Change, before, now Fingerprint) []Change {
-	rulers := map[string]bool{} // whose rules have changed
+	rulers := map[string]bool{} // programs whose rules have changed
 	for _, c := range changes {
 		if strings.HasSuffix(c.Part, "tables rules") {
 			rulers[ruleMaker(c.Line)] = true
 		}
 	}
-	bridges := "" // who forwards for containers or VMs here
+	bridges := "" // the program that forwards for containers or VMs here
 	for _, f := range []Fingerprint{now, before} {
 		for _, l := range f.part(PartLinks).Lines {
 			link, _, _ := strings.Cut(l, " ")
@@ -219,7 +218,7 @@ func explain(changes []Change, before, now Fingerprint) []Change {
 	return changes
 }
 
-// deviceMaker explains an address or a route by its device.
+// deviceMaker explains a change to an address, route or rule by its device.
 func deviceMaker(c Change) string {
 	m := deviceOf.FindStringSubmatch(c.Line)
 	if m == nil {

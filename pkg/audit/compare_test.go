@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// fingerprint is one that root took, with lines as "PART: LINE".
+// fingerprint makes one as if taken by root, from lines of the form "PART: LINE".
 func fingerprint(lines ...string) Fingerprint {
 	f := Fingerprint{Boot: "b", Namespace: "n"}
 	for _, name := range []string{PartNftables, PartIptables, PartLinks, PartAddresses, PartRoutes, PartRules, PartSysctls, PartListeners} {
@@ -33,7 +33,7 @@ func TestCompare(t *testing.T) {
 		name      string
 		less      []string
 		more      []string
-		want      []string // "+ …", with who made it
+		want      []string // "+ …", with who made the change
 		unblamed  int
 		sameParts int
 	}{
@@ -74,7 +74,7 @@ func TestCompare(t *testing.T) {
 			if got.Identical != (len(got.Changes) == 0) {
 				t.Error("identical", got.Identical)
 			}
-			// The way back is the same differences with other signs.
+			// The reverse comparison has the same differences with opposite signs.
 			back := Compare(fingerprint(after...), fingerprint(base...))
 			if len(back.Changes) != len(got.Changes) {
 				t.Errorf("the way back: %v", back.Changes)
@@ -101,7 +101,7 @@ func TestOrderOfRules(t *testing.T) {
 	}
 }
 
-// TestUnread: what was not read is never the same.
+// TestUnread: a part that was not read is never reported as the same.
 func TestUnread(t *testing.T) {
 	blind := func(f Fingerprint) Fingerprint {
 		f.Parts = slices.Clone(f.Parts)

@@ -13,20 +13,19 @@ import (
 	"syscall"
 )
 
-// Dirs are devvm's directories, as docs/files.md describes them. Those that do not
-// exist are no fault.
+// Dirs are devvm's directories, as in docs/files.md. A directory need not exist.
 type Dirs struct {
 	Data    string
-	Runtime []string // where sockets are, or could be
-	Config  string   // the user's own defaults
+	Runtime []string // where sockets are or may be
+	Config  string   // the user's defaults
 	Saves   string   // where libvirt keeps the memory of suspended VMs
-	Shared  bool     // QEMU runs as a user of its own and must pass some directories
+	Shared  bool     // QEMU runs as its own user and must traverse some directories
 }
 
-// rule says who may have what of a file.
+// rule is the most that a file may allow.
 type rule struct {
-	dir, file fs.FileMode // the most that is allowed
-	qemu      bool        // it may belong to QEMU's user
+	dir, file fs.FileMode // the most permissive modes
+	qemu      bool        // may belong to QEMU's user
 }
 
 var (
@@ -34,8 +33,7 @@ var (
 	public  = rule{dir: 0o755, file: 0o755}
 )
 
-// dataRule is the rule for a path below the data directory. What it does not know is
-// private.
+// dataRule returns the rule for a path below the data directory. Unknown paths are private.
 func dataRule(path string, shared bool) rule {
 	passable := private
 	if shared {
@@ -44,12 +42,12 @@ func dataRule(path string, shared bool) rule {
 	f := strings.Split(path, "/")
 	switch {
 	case f[0] == "images" && len(f) == 3 && (f[2] == "kernel" || f[2] == "initrd"):
-		return rule{file: 0o755, qemu: shared} // libvirt hands them over while a VM runs
+		return rule{file: 0o755, qemu: shared} // libvirt changes their owner while a VM runs
 	case path == ".", f[0] == "images", f[0] == "templates":
 		return public
 	case f[0] != "projects":
 		return private
-	case len(f) <= 2: // projects, projects/NAME: nobody can list them
+	case len(f) <= 2: // projects, projects/NAME: nobody else can list them
 		return rule{dir: 0o711, file: 0o600}
 	case f[2] != "vm" && f[2] != "undo": // lock, log, record
 		return private
@@ -59,7 +57,7 @@ func dataRule(path string, shared bool) rule {
 	return passable
 }
 
-// runtimeRule is the rule for a path below a runtime directory.
+// runtimeRule returns the rule for a path below a runtime directory.
 func runtimeRule(path string, shared bool) rule {
 	if shared && (path == "." || path == "net" || strings.HasPrefix(path, "net/")) {
 		return rule{dir: 0o711, file: 0o600, qemu: true}
@@ -102,7 +100,7 @@ func files(h Host, d Dirs) Finding {
 	return f
 }
 
-// walk is one look at the files.
+// walk is the state of one pass over the files.
 type walk struct {
 	h      Host
 	shared bool
@@ -112,8 +110,8 @@ type walk struct {
 	unread []string
 }
 
-// parents checks that nobody else can put another directory in the place of one of
-// devvm's that is there.
+// parents checks that nobody else can replace dir, if it exists, through one of the directories
+// above it.
 func (w *walk) parents(dir string) {
 	if _, err := os.Lstat(w.h.path(dir)); errors.Is(err, fs.ErrNotExist) {
 		return
@@ -134,11 +132,11 @@ func (w *walk) parents(dir string) {
 	}
 }
 
-// tree checks a directory and all below it, but for the directories in not.
+// tree checks a directory and everything below it, except the directories in not.
 func (w *walk) tree(root string, not []string, rules func(path string, shared bool) rule) {
 	err := filepath.WalkDir(w.h.path(root), func(full string, e fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
-			return nil // none there, or removed meanwhile
+			return nil // does not exist, or was removed meanwhile
 		}
 		path := filepath.Join(root, strings.TrimPrefix(full, w.h.path(root)))
 		if err != nil {
@@ -158,7 +156,7 @@ func (w *walk) tree(root string, not []string, rules func(path string, shared bo
 		}
 		w.n++
 		w.check(path, info, rules(rel, w.shared))
-		// An image under construction holds a whole file system with users of its own.
+		// A base image being built holds a whole file system with its own users.
 		if e.IsDir() && strings.HasPrefix(e.Name(), ".") && path != root {
 			return fs.SkipDir
 		}
@@ -177,7 +175,7 @@ func (w *walk) check(path string, info fs.FileInfo, r rule) {
 		return
 	}
 	if info.Mode()&fs.ModeSymlink != 0 {
-		return // its own mode means nothing
+		return // a link's own mode means nothing
 	}
 	most := r.file
 	if info.IsDir() {
@@ -188,17 +186,17 @@ func (w *walk) check(path string, info fs.FileInfo, r rule) {
 	}
 }
 
-// wrong notes a mode that lets others in.
+// wrong records a mode that is too permissive.
 func (w *walk) wrong(path string, mode, want fs.FileMode) {
 	w.bad = append(w.bad, fmt.Sprintf("%s has mode %04o, not %04o", path, mode, want))
 	w.fix = append(w.fix, fmt.Sprintf("chmod %04o '%s'", want, strings.ReplaceAll(path, "'", `'\''`)))
 }
 
-// saves checks the memory of suspended VMs, which libvirt keeps.
+// saves checks the memory that libvirt saves for suspended VMs.
 func (w *walk) saves(dir string) {
 	entries, err := os.ReadDir(w.h.path(dir))
 	if err != nil {
-		return // none there, or not this user's
+		return // does not exist, or is not readable by this user
 	}
 	for _, e := range entries {
 		info, err := e.Info()
@@ -212,8 +210,7 @@ func (w *walk) saves(dir string) {
 	}
 }
 
-// qemuUsers are the users that libvirt runs a system's QEMU as, on Debian and on
-// Fedora.
+// qemuUsers returns the users that a system's libvirt runs QEMU as, on Debian and on Fedora.
 func qemuUsers() []int {
 	var out []int
 	for _, name := range []string{"libvirt-qemu", "qemu"} {
@@ -233,7 +230,7 @@ func uidOf(info fs.FileInfo) int {
 	return -1
 }
 
-// gidOf is the group of a file, -1 if unknown.
+// gidOf returns the group of a file, -1 if unknown.
 func gidOf(info fs.FileInfo) int {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return int(st.Gid)
@@ -241,7 +238,7 @@ func gidOf(info fs.FileInfo) int {
 	return -1
 }
 
-// pathless is an error without its path, which the message has already.
+// pathless strips the path from an error, because the message already has it.
 func pathless(err error) error {
 	if p, found := errors.AsType[*fs.PathError](err); found {
 		return p.Err

@@ -27,27 +27,28 @@ const (
 	PartListeners = "listening sockets"
 )
 
-// Part is one aspect of the host: lines of text that say the same at all times as long
-// as the host is the same. Counters, handles and lifetimes are left out.
+// Part is one aspect of the host, as lines of text that stay the same while the host does.
+// Counters, handles and lifetimes are left out.
 type Part struct {
 	Name   string   `json:"name"`
-	Unread string   `json:"unread,omitempty"` // why it could not be read; empty: it was
-	Lines  []string `json:"lines"`            // sorted, but for rules, whose order counts
+	Unread string   `json:"unread,omitempty"` // why it could not be read; empty: it was read
+	Lines  []string `json:"lines"`            // sorted, except rules, whose order matters
 }
 
-// Fingerprint is the state of what Docker, libvirt and their like change on a host.
+// Fingerprint is the state of everything that Docker, libvirt and similar programs change on a
+// host.
 type Fingerprint struct {
 	Taken time.Time `json:"taken"`
 	Boot  string    `json:"boot"` // boot id of the kernel
-	// Namespace is the network namespace that was looked at: two are two hosts.
+	// Namespace is the network namespace that was read. Each counts as its own host.
 	Namespace string `json:"namespace"`
 	UID       int    `json:"uid"`     // who took it
-	Running   int    `json:"running"` // processes of devvm that ran already
+	Running   int    `json:"running"` // number of devvm's processes that were already running
 	Parts     []Part `json:"parts"`
 }
 
-// Take reads the fingerprint of the host, as far as this user may. It takes some
-// milliseconds. What cannot be read is marked; it fails only if /proc cannot be read.
+// Take reads the fingerprint of the host, as far as this user may. It takes a few milliseconds.
+// Parts that cannot be read are marked. It fails only if /proc cannot be read.
 func Take(ctx context.Context, h Host) (Fingerprint, error) {
 	processes, err := findProcesses(h)
 	if err != nil {
@@ -56,7 +57,7 @@ func Take(ctx context.Context, h Host) (Fingerprint, error) {
 	return take(ctx, h, processes, processSockets(h, processes)), nil
 }
 
-// take is Take, with devvm's own processes and sockets.
+// take is Take, given devvm's own processes and sockets.
 func take(ctx context.Context, h Host, processes []Process, own sockets) Fingerprint {
 	f := Fingerprint{Taken: time.Now().UTC().Truncate(time.Second), UID: h.UID}
 	f.Boot, f.Namespace = Identity(h)
@@ -83,15 +84,15 @@ func take(ctx context.Context, h Host, processes []Process, own sockets) Fingerp
 	return f
 }
 
-// Identity names the kernel's boot and the network namespace of this process: what one
-// fingerprint can be compared in.
+// Identity returns the kernel's boot and the network namespace of this process. Fingerprints
+// can be compared only within these.
 func Identity(h Host) (boot, namespace string) {
 	boot = h.text("proc/sys/kernel/random/boot_id")
 	namespace, _ = os.Readlink(h.path("proc/self/ns/net")) // a kernel without namespaces has one network
 	return boot, namespace
 }
 
-// part returns a part by its name; one that is not there is unread.
+// part returns the part with a name. A missing part counts as unread.
 func (f Fingerprint) part(name string) Part {
 	for _, p := range f.Parts {
 		if p.Name == name {
@@ -101,7 +102,7 @@ func (f Fingerprint) part(name string) Part {
 	return Part{Name: name, Unread: "an older devvm did not look at it"}
 }
 
-// Load reads a fingerprint that Save has written.
+// Load reads a fingerprint that Save wrote.
 func Load(path string) (Fingerprint, error) {
 	var f Fingerprint
 	b, err := os.ReadFile(path)
@@ -117,7 +118,7 @@ func Load(path string) (Fingerprint, error) {
 	return f, nil
 }
 
-// Save writes the fingerprint, readable by its owner only, all or nothing.
+// Save writes the fingerprint atomically, readable only by its owner.
 func (f Fingerprint) Save(path string) error {
 	b, err := json.MarshalIndent(f, "", " ")
 	if err != nil {
@@ -141,8 +142,8 @@ func (f Fingerprint) Save(path string) error {
 	return nil
 }
 
-// Remember keeps the fingerprint of the host from before the first VM of this boot in
-// the file at path, unless it is there already.
+// Remember saves the host's fingerprint, taken before the first VM of this boot, at path,
+// unless there is one already.
 func Remember(ctx context.Context, h Host, path string) error {
 	boot, namespace := Identity(h)
 	if f, err := Load(path); err == nil && f.Boot == boot && f.Namespace == namespace {
@@ -150,7 +151,7 @@ func Remember(ctx context.Context, h Host, path string) error {
 	}
 	f, err := Take(ctx, h)
 	if err == nil {
-		err = ctx.Err() // then something may not have been read
+		err = ctx.Err() // some parts may not have been read
 	}
 	if err != nil {
 		return err
@@ -158,8 +159,8 @@ func Remember(ctx context.Context, h Host, path string) error {
 	return f.Save(path)
 }
 
-// firewall reads the rules of both backends. nftables' rules include those that
-// iptables-nft makes.
+// firewall reads the rules of both backends. nftables' rules include those made by
+// iptables-nft.
 func firewall(ctx context.Context, h Host) []Part {
 	out := []Part{{Name: PartNftables}, {Name: PartIptables}, {Name: PartIP6tables}}
 	if h.UID != 0 {
@@ -168,7 +169,7 @@ func firewall(ctx context.Context, h Host) []Part {
 		}
 		return out
 	}
-	// --stateless leaves out what counts and what ends by itself.
+	// --stateless leaves out counters and expiry times.
 	text, err := h.Exec(ctx, "nft", "--stateless", "list", "ruleset")
 	switch {
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, fs.ErrNotExist):
@@ -185,7 +186,7 @@ func firewall(ctx context.Context, h Host) []Part {
 		p := &out[i+1]
 		names, err := h.read(t.names)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && len(strings.TrimSpace(string(names))) == 0 {
-			continue // no legacy table exists: read, and empty
+			continue // no legacy table exists, so the part is read and empty
 		}
 		if err == nil {
 			text, err = h.Exec(ctx, t.program)
@@ -202,8 +203,8 @@ func firewall(ctx context.Context, h Host) []Part {
 	return out
 }
 
-// The settings that Docker, libvirt and VPNs change, below /proc/sys; "*" stands for
-// each interface.
+// sysctlNames are the settings below /proc/sys that Docker, libvirt and VPNs change. "*" stands
+// for each interface.
 var sysctlNames = []string{
 	"kernel/apparmor_restrict_unprivileged_userns",
 	"kernel/unprivileged_userns_clone",
@@ -230,7 +231,7 @@ var sysctlNames = []string{
 	"vm/overcommit_memory",
 }
 
-// sysctls reads the settings. One that the kernel does not have is left out.
+// sysctls reads the settings and leaves out those that the kernel does not have.
 func sysctls(h Host) Part {
 	p := Part{Name: PartSysctls}
 	base := h.path("proc/sys")
@@ -243,7 +244,7 @@ func sysctls(h Host) Part {
 		}
 		if _, read := interfaces[dir]; !read {
 			interfaces[dir] = []string{}
-			entries, _ := os.ReadDir(filepath.Join(base, dir)) // not there: no such protocol
+			entries, _ := os.ReadDir(filepath.Join(base, dir)) // missing if the kernel lacks the protocol
 			for _, e := range entries {
 				interfaces[dir] = append(interfaces[dir], e.Name())
 			}
@@ -259,8 +260,8 @@ func sysctls(h Host) Part {
 	return p
 }
 
-// sysctl is the line of one setting, as sysctl(8) prints it, but with slashes: names
-// of interfaces have dots.
+// sysctl renders one setting as sysctl(8) prints it, but with slashes, because names of
+// interfaces may contain dots.
 func sysctl(base, name string) []string {
 	b, err := os.ReadFile(filepath.Join(base, name))
 	if err != nil {

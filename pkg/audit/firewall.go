@@ -5,18 +5,18 @@ import (
 	"strings"
 )
 
-// nftBlock is the head of a block in nft's listing (nft(8)).
+// nftBlock matches the head of a block in nft's listing (nft(8)).
 var nftBlock = regexp.MustCompile(`^(?:table|chain|set|map|flowtable|counter|quota|limit|secmark|synproxy|ct (?:helper|timeout|expectation)) .*\{$`)
 
-// nftLines flattens what `nft --stateless list ruleset` prints: each line carries the
-// names of the blocks that it stands in, in the order of the listing. Elements of sets
-// that change by themselves are left out.
+// nftLines flattens the output of `nft --stateless list ruleset`. Each line is prefixed with
+// the names of its enclosing blocks and keeps its place in the listing. Elements of sets that
+// change by themselves are left out.
 func nftLines(text string) []string {
 	var out, blocks []string
 	volatile := false          // in a set whose elements come and go
-	var pending []string       // a statement that goes on in the next line
+	var pending []string       // a statement that continues on the next line
 	open := 0                  // braces that it has opened
-	add := func(line string) { // a whole statement
+	add := func(line string) { // takes a complete statement
 		if strings.HasPrefix(line, "flags ") && (strings.Contains(line, "dynamic") || strings.Contains(line, "timeout")) {
 			volatile = true
 		}
@@ -54,7 +54,7 @@ func nftLines(text string) []string {
 	return out
 }
 
-// braces counts the braces that a line opens and does not close, outside of quotes.
+// braces returns how many more braces a line opens than it closes, outside of quotes.
 func braces(line string) int {
 	n, quoted := 0, false
 	for _, r := range line {
@@ -71,8 +71,8 @@ func braces(line string) int {
 	return n
 }
 
-// legacyLines flattens what iptables-save(8) prints: each line carries the name of its
-// table; counters and comments are left out.
+// legacyLines flattens the output of iptables-save(8). Each line is prefixed with its table's
+// name. Counters and comments are left out.
 func legacyLines(text string) []string {
 	var out []string
 	table := ""

@@ -8,19 +8,19 @@ import (
 )
 
 var (
-	// dropsForward is a FORWARD chain that drops what no rule lets pass, in nft's
-	// words and in iptables-save's.
+	// dropsForward matches a FORWARD chain that drops by default, in the syntax of nft and of
+	// iptables-save.
 	dropsForward = regexp.MustCompile(`^(table (ip|inet) filter / chain FORWARD / .*\bhook forward\b.*policy drop;?|filter :FORWARD DROP)$`)
-	// directDrop is what Docker 28 and later, or an administrator, has against routes
-	// to containers.
+	// directDrop matches the rules with which Docker 28 and later, or an administrator, block
+	// routes to containers.
 	directDrop = regexp.MustCompile(`raw.*PREROUTING.*172\.1[7-9]|raw.*PREROUTING.*docker0|raw.*PREROUTING.*\bbr-[0-9a-f]{12}`)
 	dockerLink = regexp.MustCompile(`^(docker0|br-[0-9a-f]{12}) type bridge `)
 	otherLink  = regexp.MustCompile(`^(virbr\d+|lxdbr\d+|incusbr\d+|lxcbr\d+) type bridge `)
 )
 
-// foreign explains what others have set up on this host that exposes containers or
-// breaks VMs. None of it is devvm's, nor does any of it reach devvm's VMs, which use no
-// bridge and no forwarding.
+// foreign explains what other programs have set up on this host that exposes containers or
+// breaks VMs. None of it is devvm's, and none of it affects devvm's VMs, which use no bridge
+// and no forwarding.
 func foreign(now Fingerprint) []Finding {
 	var out []Finding
 	rules := slices.Concat(now.part(PartNftables).Lines, now.part(PartIptables).Lines)
@@ -67,7 +67,7 @@ func foreign(now Fingerprint) []Finding {
 	return out
 }
 
-// bridge is a network of Docker's on the host.
+// bridge is one of Docker's networks on the host.
 type bridge struct{ link, subnet string }
 
 // dockerNetworks finds the bridges of a Docker on the host, with their subnets.
@@ -85,7 +85,7 @@ func dockerNetworks(f Fingerprint) []bridge {
 	return out
 }
 
-// matching returns what the first group of the expression finds in the lines.
+// matching returns the first group of every match in the lines.
 func matching(lines []string, re *regexp.Regexp) []string {
 	var out []string
 	for _, l := range lines {
@@ -96,7 +96,7 @@ func matching(lines []string, re *regexp.Regexp) []string {
 	return out
 }
 
-// settings returns the interfaces with a setting.
+// settings returns the interfaces that have a setting.
 func settings(f Fingerprint, re *regexp.Regexp) []string {
 	return matching(f.part(PartSysctls).Lines, re)
 }

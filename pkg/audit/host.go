@@ -13,13 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is the machine that is examined. [System] is the one that this runs on; tests
-// make others.
+// Host is the machine to examine. [System] is the one that this process runs on; tests make
+// others.
 type Host struct {
-	Root string // what stands for "/"
-	UID  int    // who examines
-	PID  int    // of the examining process, which is none of those that it looks for
-	Exe  string // the program that runs as this process, as /proc shows it
+	Root string // replaces "/"
+	UID  int    // the user who examines
+	PID  int    // the examining process, which is not examined itself
+	Exe  string // the program of this process, as /proc shows it
 
 	// Exec runs a program and returns its standard output.
 	Exec func(ctx context.Context, name string, args ...string) (string, error)
@@ -29,7 +29,7 @@ type Host struct {
 
 // System is the machine that this process runs on.
 func System() Host {
-	exe, _ := os.Readlink("/proc/self/exe") // without it processes are known by their names
+	exe, _ := os.Readlink("/proc/self/exe") // without it, processes are recognized by name
 	return Host{Root: "/", UID: os.Getuid(), PID: os.Getpid(), Exe: exe, Exec: run, Network: network}
 }
 
@@ -60,14 +60,14 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// path is where a path of the host is for us.
+// path maps a path of the host to its place below Root.
 func (h Host) path(elem ...string) string {
 	return filepath.Join(append([]string{h.Root}, elem...)...)
 }
 
 func (h Host) read(elem ...string) ([]byte, error) { return os.ReadFile(h.path(elem...)) }
 
-// text reads a small file's text, "" if it cannot be read.
+// text reads a small text file, "" if it cannot be read.
 func (h Host) text(elem ...string) string {
 	b, err := h.read(elem...)
 	if err != nil {

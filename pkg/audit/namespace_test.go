@@ -12,8 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// TestNamespace runs TestChangesInNamespace in a network namespace of its own, where
-// the network can be changed at will.
+// TestNamespace runs TestChangesInNamespace in a separate network namespace, where the test may
+// change the network.
 func TestNamespace(t *testing.T) {
 	self, err := os.Executable()
 	if err != nil {
@@ -37,8 +37,8 @@ func TestNamespace(t *testing.T) {
 	}
 }
 
-// TestChangesInNamespace makes each kind of change for real, and each must show, and be
-// gone when it is undone.
+// TestChangesInNamespace makes each kind of change for real. Each must show, and disappear when
+// it is undone.
 func TestChangesInNamespace(t *testing.T) {
 	if os.Getenv("AUDIT_TEST_NAMESPACE") == "" {
 		t.Skip("runs within TestNamespace")
@@ -87,7 +87,7 @@ func TestChangesInNamespace(t *testing.T) {
 	for _, c := range []struct {
 		part     string
 		do, undo func() error
-		want     string // a part of the line that changes
+		want     string // part of the changed line
 	}{
 		{PartLinks, func() error { return netlink.LinkSetMTU(card, 1400) }, func() error { return netlink.LinkSetMTU(card, 1500) }, "eth9 type veth up mtu 1400"},
 		{PartAddresses, func() error { return netlink.AddrAdd(card, second) }, func() error { return netlink.AddrDel(card, second) }, "10.9.0.7/32 dev eth9"},
@@ -125,7 +125,7 @@ func TestChangesInNamespace(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// Legacy tables stay, empty, once they were used.
+			// Legacy tables stay, empty, once they have been used.
 			left := slices.DeleteFunc(Compare(before, after).Changes, func(ch Change) bool {
 				return strings.HasSuffix(ch.Line, " ACCEPT")
 			})

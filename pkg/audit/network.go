@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dumps is how often a listing is asked for that changes while the kernel lists it.
+// dumps is how often to ask for a listing that changes while the kernel lists it.
 const dumps = 5
 
-// dump asks the kernel for a list until it is whole.
+// dump asks the kernel for a list until it gets a consistent one.
 func dump[T any](list func() ([]T, error)) ([]T, error) {
 	var err error
 	for range dumps {
@@ -82,7 +82,7 @@ func network() ([]Part, error) {
 	return out, nil
 }
 
-// linkLine describes a link, without what changes with its cable.
+// linkLine describes a link, without properties that change with its cable.
 func linkLine(l netlink.Link, names map[int]string) string {
 	a := l.Attrs()
 	state := "down"
@@ -99,8 +99,8 @@ func linkLine(l netlink.Link, names map[int]string) string {
 	return line
 }
 
-// addrLine describes an address, without its lifetime; IPv6's temporary ones (RFC 8981)
-// come and go and have none.
+// addrLine describes an address without its lifetime. It is "" for IPv6's temporary addresses
+// (RFC 8981), which come and go.
 func addrLine(a netlink.Addr, names map[int]string) string {
 	if a.IPNet == nil || a.IP.To4() == nil && a.Flags&unix.IFA_F_TEMPORARY != 0 {
 		return ""
@@ -112,8 +112,8 @@ func addrLine(a netlink.Addr, names map[int]string) string {
 	return line
 }
 
-// routeLine describes a route. What the kernel keeps for each address by itself has
-// none: the address has one.
+// routeLine describes a route. It is "" for the routes that the kernel keeps for each address:
+// the address has its own line.
 func routeLine(r netlink.Route, family int, names map[int]string) string {
 	if r.Protocol == unix.RTPROT_REDIRECT || r.Table == unix.RT_TABLE_LOCAL && r.Protocol == unix.RTPROT_KERNEL {
 		return ""
@@ -154,7 +154,7 @@ func routeLine(r netlink.Route, family int, names map[int]string) string {
 	return b.String()
 }
 
-// Types of routes but the usual one, rtnetlink(7).
+// routeTypes are the types of routes (rtnetlink(7)), without the usual one.
 var routeTypes = map[int]string{
 	unix.RTN_LOCAL: "local", unix.RTN_BROADCAST: "broadcast", unix.RTN_ANYCAST: "anycast", unix.RTN_MULTICAST: "multicast",
 	unix.RTN_BLACKHOLE: "blackhole", unix.RTN_UNREACHABLE: "unreachable", unix.RTN_PROHIBIT: "prohibit",
@@ -195,7 +195,7 @@ func ruleLine(r netlink.Rule, family int) string {
 	return b.String()
 }
 
-// table is the name of a routing table, as the kernel has them, or its number.
+// table returns the kernel's name of a routing table, or its number.
 func table(n int) string {
 	switch n {
 	case unix.RT_TABLE_LOCAL:
@@ -222,7 +222,7 @@ func inet(family int) string {
 	return "inet"
 }
 
-// name is the name of a link.
+// name returns the name of a link.
 func name(index int, names map[int]string) string {
 	if n := names[index]; n != "" {
 		return n

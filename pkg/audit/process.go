@@ -18,23 +18,23 @@ const (
 	KindOwner      = "owner"      // devvm owner
 	KindCommand    = "command"    // any other devvm
 	KindQEMU       = "qemu"       // a VM of devvm's
-	KindLibvirt    = "libvirt"    // the daemon that runs it
-	KindChild      = "child"      // started by one of these
+	KindLibvirt    = "libvirt"    // the daemon that runs the VM
+	KindChild      = "child"      // a descendant of one of these
 )
 
-// Process is one that devvm has started, or that serves it.
+// Process is a process that devvm has started, or that serves it.
 type Process struct {
 	PID     int    `json:"pid"`
 	Kind    string `json:"kind"`
-	Project string `json:"project,omitempty"` // name
+	Project string `json:"project,omitempty"` // the project's name
 	UID     int    `json:"uid"`
-	// Privileged says that the kernel would let it change the host.
+	// Privileged says that the kernel would let the process change the host.
 	Privileged   bool   `json:"privileged"`
-	Capabilities string `json:"capabilities,omitempty"` // effective ones, as in proc_pid_status(5)
-	Filters      int    `json:"filters"`                // of system calls, as in proc_pid_status(5)
+	Capabilities string `json:"capabilities,omitempty"` // effective set, from proc_pid_status(5)
+	Filters      int    `json:"filters"`                // number of system call filters, from proc_pid_status(5)
 }
 
-// name is the process for people.
+// name names the process for people.
 func (p Process) name() string {
 	s := fmt.Sprintf("%s (pid %d)", p.Kind, p.PID)
 	if p.Project != "" {
@@ -43,8 +43,8 @@ func (p Process) name() string {
 	return s
 }
 
-// findProcesses finds devvm's processes: this user's, or everybody's for root. The
-// examining process is none of them.
+// findProcesses finds devvm's processes: this user's, or everybody's for root. It leaves out
+// the examining process.
 func findProcesses(h Host) ([]Process, error) {
 	entries, err := os.ReadDir(h.path("proc"))
 	if err != nil {
@@ -59,7 +59,7 @@ func findProcesses(h Host) ([]Process, error) {
 			continue
 		}
 		argv, err := h.read("proc", e.Name(), "cmdline")
-		if err != nil || len(argv) == 0 { // it has ended, or is the kernel's
+		if err != nil || len(argv) == 0 { // ended, or a kernel thread
 			continue
 		}
 		if p, ours := classify(h, pid, strings.Split(strings.TrimRight(string(argv), "\x00"), "\x00")); ours {
@@ -92,7 +92,7 @@ func findProcesses(h Host) ([]Process, error) {
 // domainPrefix starts the names of devvm's libvirt domains.
 const domainPrefix = "devvm-"
 
-// classify tells by a command line what a process of devvm's is.
+// classify recognizes a process of devvm's by its command line.
 func classify(h Host, pid int, argv []string) (p Process, ours bool) {
 	p = Process{PID: pid}
 	program := filepath.Base(argv[0])
@@ -135,9 +135,9 @@ func classify(h Host, pid int, argv []string) (p Process, ours bool) {
 	return p, true
 }
 
-// parent is the pid of the process's parent, 0 if it has ended.
+// parent returns the pid of the process's parent, 0 if the process has ended.
 func parent(h Host, pid int) int {
-	// "PID (NAME) STATE PPID …", and the name may hold anything.
+	// "PID (NAME) STATE PPID …"; the name may contain anything.
 	_, rest, _ := strings.Cut(h.text("proc", strconv.Itoa(pid), "stat"), ") ")
 	if i := strings.LastIndex(rest, ") "); i >= 0 {
 		rest = rest[i+2:]
@@ -150,7 +150,8 @@ func parent(h Host, pid int) int {
 	return ppid
 }
 
-// credentials reads whom a process belongs to and what it may do; false: it has ended.
+// credentials reads whom a process belongs to and what it may do. It returns false if the
+// process has ended.
 func credentials(h Host, p *Process) bool {
 	pid := strconv.Itoa(p.PID)
 	status, err := h.read("proc", pid, "status")
@@ -173,8 +174,8 @@ func credentials(h Host, p *Process) bool {
 		}
 	}
 	p.UID = uid
-	// Capabilities count in the user namespace that they are held in; only in ours
-	// do they reach this host.
+	// Capabilities apply to the user namespace that the process is in. Only in ours do they
+	// affect this host.
 	ours, _ := os.Readlink(h.path("proc/self/ns/user"))
 	theirs, err := os.Readlink(h.path("proc", pid, "ns/user"))
 	if err == nil && theirs != ours {
@@ -188,7 +189,7 @@ func credentials(h Host, p *Process) bool {
 // sockets are the sockets of devvm's processes.
 type sockets struct {
 	owner map[uint64]Process // by inode
-	// netns is a process of each network namespace that devvm's processes are in.
+	// netns holds one process for each network namespace that devvm's processes are in.
 	netns map[string]int
 	// unread are the processes whose sockets could not be read.
 	unread []Process
@@ -231,7 +232,7 @@ func processSockets(h Host, processes []Process) sockets {
 	return s
 }
 
-// gone tells whether a process has ended.
+// gone reports whether a process has ended.
 func gone(h Host, p Process) bool {
 	_, err := os.Stat(h.path("proc", strconv.Itoa(p.PID)))
 	return errors.Is(err, os.ErrNotExist)

@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// A process of a VM without a filter of system calls is in no sandbox of devvm's, and a
-// QEMU with one has its own.
+// A VM's process without a system call filter is in no sandbox of devvm's. A QEMU with one
+// filter has only its own.
 func TestSandboxes(t *testing.T) {
 	for _, tt := range []struct {
 		name string

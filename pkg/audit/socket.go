@@ -20,29 +20,29 @@ import (
 
 // Verdicts on a [Listener].
 const (
-	Loopback = "loopback" // this host alone reaches it
+	Loopback = "loopback" // only this host can reach it
 	Exposed  = "exposed"  // opened to others by its user, for a time
-	Libvirt  = "libvirt"  // of the system's libvirt, which is not devvm's
-	Open     = "open"     // others reach it and nobody asked for that
+	Libvirt  = "libvirt"  // belongs to the system's libvirt, not devvm
+	Open     = "open"     // others can reach it although nobody asked for that
 )
 
-// Listener is an address on which a process of devvm's takes what others send.
+// Listener is an address on which a process of devvm's accepts what others send.
 type Listener struct {
 	Proto   string     `json:"proto"` // "tcp", "udp", "udplite", "raw" or "packet"
 	Address netip.Addr `json:"address"`
-	Port    uint16     `json:"port"` // of "raw" the IP protocol
+	Port    uint16     `json:"port"` // for "raw", the IP protocol
 	Process Process    `json:"process"`
-	Dir     string     `json:"dir,omitempty"` // of the project
+	Dir     string     `json:"dir,omitempty"` // the project's
 	Verdict string     `json:"verdict"`
 	Why     string     `json:"why,omitempty"`
 }
 
-// String is the address for people.
+// String renders the address for people.
 func (l Listener) String() string {
 	return l.Proto + " " + netip.AddrPortFrom(l.Address, l.Port).String()
 }
 
-// entry is a socket as /proc/net lists it.
+// entry is a socket as listed in /proc/net.
 type entry struct {
 	proto string
 	local netip.AddrPort
@@ -50,9 +50,8 @@ type entry struct {
 	uid   int
 }
 
-// The tables of proc_pid_net(5) that hold internet sockets, and the state that a
-// socket has which takes what anybody sends: LISTEN for TCP, "not connected" for the
-// others (include/net/tcp_states.h).
+// The tables of internet sockets (proc_pid_net(5)), and the state of a socket that accepts data
+// from anybody: LISTEN for TCP, "not connected" for the others (include/net/tcp_states.h).
 var tables = []struct{ file, proto, state string }{
 	{"tcp", "tcp", "0A"},
 	{"tcp6", "tcp", "0A"},
@@ -64,15 +63,15 @@ var tables = []struct{ file, proto, state string }{
 	{"raw6", "raw", "07"},
 }
 
-// listening reads the sockets of a network namespace that take what others send. net
-// is its directory in /proc.
+// listening returns the sockets of a network namespace that accept what others send. net is the
+// namespace's directory in /proc.
 func listening(h Host, net string) ([]entry, error) {
 	var out []entry
 	read := false
 	for _, t := range tables {
 		b, err := h.read(net, t.file)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the kernel has no such protocol
+			continue // the kernel does not have the protocol
 		}
 		if err != nil {
 			return nil, err
@@ -86,8 +85,8 @@ func listening(h Host, net string) ([]entry, error) {
 	return out, nil
 }
 
-// parseSockets reads a table of internet sockets: those in the given state. A line that
-// it does not understand is no socket.
+// parseSockets returns the sockets of a table that are in the given state. It skips lines that
+// it does not understand.
 func parseSockets(text, proto, state string) []entry {
 	var out []entry
 	for line := range strings.Lines(text) {
@@ -107,8 +106,8 @@ func parseSockets(text, proto, state string) []entry {
 	return out
 }
 
-// parseAddr reads "0100007F:1F90": the address as 32-bit words in the order of bytes of
-// this machine, which is little-endian on all that devvm runs on, and the port.
+// parseAddr reads "0100007F:1F90": the address as 32-bit words in this machine's byte order,
+// which is little-endian on everything that devvm runs on, and the port.
 func parseAddr(s string) (netip.AddrPort, error) {
 	address, port, _ := strings.Cut(s, ":")
 	b, err := hex.DecodeString(address)
@@ -126,7 +125,7 @@ func parseAddr(s string) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(a.Unmap(), uint16(n)), nil
 }
 
-// parsePackets reads /proc/net/packet: the inodes of sockets that see whole frames
+// parsePackets reads /proc/net/packet and returns the inodes of sockets that see whole frames
 // (packet(7)).
 func parsePackets(text string) []uint64 {
 	var out []uint64
@@ -142,8 +141,8 @@ func parsePackets(text string) []uint64 {
 	return out
 }
 
-// hostListeners are the sockets of others that other hosts can reach. UDP ports of the
-// range from which the kernel gives out ports come and go, and are left out.
+// hostListeners are the sockets, other than devvm's, that other hosts can reach. Ephemeral UDP
+// ports come and go, so they are left out.
 func hostListeners(h Host, own sockets) Part {
 	p := Part{Name: PartListeners}
 	all, err := listening(h, "proc/self/net")
@@ -172,7 +171,7 @@ func hostListeners(h Host, own sockets) Part {
 	return p
 }
 
-// listeners judges what devvm's processes listen on.
+// listeners judges the addresses that devvm's processes listen on.
 func listeners(ctx context.Context, r *Report, h Host, s sockets, o Options) Finding {
 	f := Finding{Name: "listeners", Status: OK}
 	r.Listeners = []Listener{}
@@ -196,7 +195,7 @@ func listeners(ctx context.Context, r *Report, h Host, s sockets, o Options) Fin
 			}
 			continue
 		}
-		packets, _ := h.read(net, "packet") // not there: no such sockets
+		packets, _ := h.read(net, "packet") // missing if there are no such sockets
 		for _, inode := range parsePackets(string(packets)) {
 			all = append(all, entry{"packet", netip.AddrPortFrom(netip.IPv6Unspecified(), 0), inode, 0})
 		}
@@ -253,8 +252,8 @@ func listeners(ctx context.Context, r *Report, h Host, s sockets, o Options) Fin
 	return f
 }
 
-// judge says whether a listener keeps the promise: 127.0.0.0/8 and ::1 only, unless its
-// user has opened it.
+// judge decides whether a listener keeps the promise: only 127.0.0.0/8 and ::1, unless its user
+// has opened it.
 func judge(l Listener, exposures []Exposure, now time.Time) (verdict, why string) {
 	for _, e := range exposures {
 		same := e.Project == l.Process.Project && (e.Proto == "" || e.Proto == l.Proto) && e.Port == l.Port
@@ -275,9 +274,9 @@ func judge(l Listener, exposures []Exposure, now time.Time) (verdict, why string
 	return Open, "not on a loopback address"
 }
 
-// unixSocket is a socket as /proc/net/unix lists it.
+// unixSocket is a socket as listed in /proc/net/unix.
 type unixSocket struct {
-	path  string // "@…": of the abstract namespace
+	path  string // "@…": in the abstract namespace
 	inode uint64
 }
 
@@ -287,7 +286,7 @@ const (
 	typeStream  = 1
 )
 
-// parseUnix reads /proc/net/unix: the sockets that can be reached by a name.
+// parseUnix reads the sockets in /proc/net/unix that can be reached by name.
 func parseUnix(text string) []unixSocket {
 	var out []unixSocket
 	for line := range strings.Lines(text) {
@@ -308,9 +307,9 @@ func parseUnix(text string) []unixSocket {
 	return out
 }
 
-// unixSockets checks that nobody else can connect to devvm's sockets: those in its
-// directories, and what else its processes listen on by the kernel's word. That names a
-// socket as it was bound, and devvm's get their names after that.
+// unixSockets checks that nobody else can connect to devvm's sockets: those in its directories,
+// and any others that the kernel says its processes listen on. The kernel keeps the name that a
+// socket was bound to, but devvm renames its sockets after binding.
 func unixSockets(h Host, s sockets, d Dirs) Finding {
 	f := Finding{Name: "unix sockets", Status: OK}
 	mine := []int{h.UID}
@@ -334,7 +333,7 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 			if err == nil && e.Type() == fs.ModeSocket {
 				look(filepath.Join(dir, strings.TrimPrefix(full, h.path(dir))), "", mine...)
 			}
-			return nil // what cannot be looked at is told of by files
+			return nil // files reports what cannot be read
 		})
 	}
 	for _, pid := range s.netns {
@@ -349,7 +348,7 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 			}
 			if filepath.IsAbs(u.path) {
 				if _, err := os.Lstat(h.path(u.path)); err != nil || strings.HasPrefix(u.path, "/proc/") {
-					continue // not its name any more
+					continue // no longer its name
 				}
 			}
 			look(u.path, " of "+p.name(), p.UID)
@@ -364,16 +363,16 @@ func unixSockets(h Host, s sockets, d Dirs) Finding {
 	return f
 }
 
-// reachable says why somebody other than root and those whose it is can connect to a unix
-// socket, "" if nobody can: one needs to pass each directory and to write to the socket
-// (unix(7)).
+// reachable says why somebody other than root and the given users can connect to a unix socket,
+// "" if nobody can. Connecting requires search permission on each directory and write
+// permission on the socket (unix(7)).
 func reachable(h Host, path string, who accounts, mine ...int) string {
 	if strings.HasPrefix(path, "@") || !filepath.IsAbs(path) {
 		return "it has no file that would protect it"
 	}
 	socket, err := lookAt(h, path)
 	if err != nil {
-		return "" // removed: nobody can
+		return "" // removed, so nobody can
 	}
 	way := []access{socket}
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
@@ -392,11 +391,11 @@ func reachable(h Host, path string, who accounts, mine ...int) string {
 	return ""
 }
 
-// access is what decides who may use a file.
+// access decides who may use a file.
 type access struct {
 	mode     fs.FileMode
 	uid, gid int
-	acl      bool // it names more users and groups (acl(5)), whom the group's bits bound
+	acl      bool // has an ACL for more users and groups (acl(5)), bounded by the group's bits
 }
 
 func lookAt(h Host, path string) (access, error) {
