@@ -6,13 +6,13 @@ import (
 	"unicode"
 )
 
-// Change is a key that two configurations differ in.
+// Change is a key whose value differs between two configurations.
 type Change struct {
 	Key      string
 	Was, Now string // both empty if the values are lists, tables or long
 }
 
-// String is a change for people: "cpus 2 → 4".
+// String renders the change for people: "cpus 2 → 4".
 func (c Change) String() string {
 	if c.Was == c.Now {
 		return c.Key
@@ -20,8 +20,8 @@ func (c Change) String() string {
 	return c.Key + " " + c.Was + " → " + c.Now
 }
 
-// Changes lists the keys in which two configurations differ and whose change takes effect then,
-// in the order of the documentation.
+// Changes lists the keys that differ between two configurations and whose changes apply at the
+// given time, in the order of the documentation.
 func Changes(was, now Config, then Applies) []Change {
 	var all []Change
 	for _, f := range schema {
@@ -40,7 +40,7 @@ func Changes(was, now Config, then Applies) []Change {
 	return all
 }
 
-// short is a single value for people, if it fits into a line beside others.
+// short renders a value for people, if it is a single one that fits on a shared line.
 func short(v any) (string, bool) {
 	const most = 40 // characters
 	switch v := v.(type) {

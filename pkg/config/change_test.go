@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// changed is, for each key that a project can set, a value other than the default, and what
-// people read of the change.
+// changed has, for each key that a project can set, a value other than the default and the text
+// that people see for that change.
 var changed = map[string][2]string{
 	"image":              {`image = "other"`, "image debian-13 → other"},
 	"cpus":               {"cpus = 3", "cpus 4 → 3"},
@@ -30,7 +30,7 @@ var changed = map[string][2]string{
 	"share.ignore":       {`share.ignore = ["x"]`, "share.ignore"},
 }
 
-// A change of a key is one change, of that key, and takes effect when its line in the table says.
+// A change to one key shows as one change of that key, and applies when the table says.
 func TestChanges(t *testing.T) {
 	base := Default(bigHost)
 	for _, k := range Keys() {

@@ -1,14 +1,13 @@
 // Package config turns devvm.toml into a checked [Config].
 //
-// Three layers are laid over one another: defaults that depend on the host,
-// the user's own file, the project's devvm.toml. Each value remembers where it
-// came from. All keys stand in one table ([Keys]), from which the example file
-// and docs/devvm.toml.md are made, so that code and documents cannot drift
-// apart.
+// There are three layers: defaults that depend on the host, the user's own file, and the
+// project's devvm.toml. A later layer overrides an earlier one, and each value remembers where
+// it came from. All keys are in one table ([Keys]). The example file and docs/devvm.toml.md are
+// made from it, so that code and documents cannot drift apart.
 //
-// The package reads two files and nothing else; of devvm it imports egress, the
-// language of two keys, shell for quoting, and trust, which says whose devvm.toml counts. It
-// knows nothing of images or libvirt. Every failure of [Load] is an [*Error] with file, line,
+// The package reads two files and nothing else. Its only imports from devvm are egress, the
+// language of two keys, shell for quoting, and trust, which decides whose devvm.toml counts. It
+// knows nothing about images or libvirt. Every error of [Load] is an [*Error] with file, line,
 // key and a hint.
 package config
 
@@ -30,7 +29,7 @@ import (
 	"github.com/devvm/devvm/pkg/trust"
 )
 
-// FileName is the name of a project's file, and marks the project's directory.
+// FileName is the name of a project's file. It marks the project's directory.
 const FileName = "devvm.toml"
 
 // Binary units, in bytes.
@@ -40,7 +39,7 @@ const (
 	TiB int64 = 1 << 40
 )
 
-// Limits of what a VM can be given.
+// Limits on the size of a VM.
 const (
 	MinMemory = 512 * MiB
 	MinDisk   = 1 * GiB
@@ -53,10 +52,10 @@ const (
 	NetworkOffline = "offline" // nothing leaves the VM
 )
 
-// Who gets 127.0.0.1 and ::1 of the host for a published port.
+// Which project gets the host's 127.0.0.1 and ::1 for a published port.
 const (
 	PortsShared = "shared" // this project, or the container does not start
-	PortsOwn    = "own"    // whoever has it; the project's own address is enough
+	PortsOwn    = "own"    // whichever has it; the project's own address is enough
 )
 
 // Config is the effective configuration of one project.
@@ -72,19 +71,19 @@ type Config struct {
 
 	NetworkMode string // NetworkUser or NetworkOffline
 
-	// Network is what the keys egress and host_ports say; see Policy.
+	// Network holds the keys egress and host_ports; see Policy.
 	Network     egress.Policy
 	PortsPrefer string            // PortsShared or PortsOwn
 	PortsMap    map[uint16]uint16 // published port → port on the host
-	PortsMost   int               // ports of the host that the project may have
-	PortsDeny   []uint16          // ports of the host that it never gets
+	PortsMost   int               // how many of the host's ports the project may have
+	PortsDeny   []uint16          // ports of the host that the project never gets
 
 	Mount        bool    // the VM has the project's directory
-	Mounts       []Mount // and these
-	ShareDurable bool    // what is fsynced in it is on the host's disk
-	BindGuard    bool    // containers that bind what the VM does not have are refused
-	// ShareIgnore are names, patterns and paths whose changes are not told to the VM's
-	// watchers.
+	Mounts       []Mount // and these directories
+	ShareDurable bool    // data fsynced in it is on the host's disk
+	BindGuard    bool    // refuse containers that bind paths that the VM does not have
+	// ShareIgnore are names, patterns and paths whose changes the VM's watchers are not told
+	// about.
 	ShareIgnore []string
 
 	Packages []string // Debian packages for a new VM
@@ -93,7 +92,7 @@ type Config struct {
 	// URI is the libvirt to use; empty: the caller's default.
 	URI string
 
-	// File and UserFile are the files that were read, empty if there was none.
+	// File and UserFile are the files that were read, empty if there were none.
 	File     string
 	UserFile string
 	Sum      string // identifies the text of File; empty if there was none
@@ -104,11 +103,11 @@ type Config struct {
 // Env is what Load must know about its surroundings.
 type Env struct {
 	UserFile string // the user's own defaults; may not exist; empty: none
-	URI      string // value of DEVVM_LIBVIRT_URI, which goes before all files
+	URI      string // value of DEVVM_LIBVIRT_URI, which overrides all files
 	CPUs     int    // of the host
 	Memory   int64  // of the host, in bytes; 0: unknown
 
-	Trust *trust.Rule // whose files of projects count; nil: anybody's
+	Trust *trust.Rule // whose project files count; nil: anybody's
 }
 
 // URIVariable is the environment variable that overrides host.uri.
@@ -144,16 +143,15 @@ func (o origin) String() string {
 	}
 }
 
-// Origin says where the value of a key came from: "default",
-// "/path/devvm.toml:3" or "$DEVVM_LIBVIRT_URI". Keys of the table
-// docker.daemon are known one by one, "docker.daemon.debug". An unknown key
-// has the origin "default".
+// Origin returns where the value of a key came from: "default", "/path/devvm.toml:3" or
+// "$DEVVM_LIBVIRT_URI". Keys in the table docker.daemon have their own origins, e.g.
+// "docker.daemon.debug". An unknown key has the origin "default".
 func (c Config) Origin(key string) string { return c.origins[key].String() }
 
 // defaultIgnore are large directories that change often and need no watching.
 var defaultIgnore = []string{".git", "node_modules"}
 
-// Default returns the configuration of a project without any file.
+// Default returns the configuration of a project without files.
 func Default(env Env) Config {
 	cpus := max(env.CPUs, 1)
 	memory := 4 * GiB
@@ -177,17 +175,18 @@ func Default(env Env) Config {
 	}
 }
 
-// HostAddress is where the VM finds the ports of the host that host_ports
+// HostAddress is the address at which the VM reaches the ports of the host that host_ports
 // opens: pkg/vmnet's HostAlias.
 const HostAddress = "192.0.2.254"
 
-// DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys,
-// two spaces, a newline at the end. Unless the table says otherwise,
-// `--add-host NAME:host-gateway` means HostAddress, networks get addresses of pools (the
-// value of default-address-pools; nil: the engine's own), and containers on Docker's own bridge
-// send packets of up to mtu bytes. The engine would give that to the networks that users make as
-// well (default-network-opts), but only as an option that each of them shows from then on, and
-// Compose v1 does not go on with a network that has an option which it has not asked for.
+// DaemonJSON returns the table docker.daemon as canonical JSON: sorted keys, two spaces, a
+// newline at the end. Unless the table says otherwise, `--add-host NAME:host-gateway` means
+// HostAddress, networks get addresses from pools (the value of default-address-pools; nil: the
+// engine's own), and containers on Docker's default bridge send packets of up to mtu bytes.
+//
+// The engine could set the MTU for the users' own networks as well (default-network-opts). But
+// each of them would then show it as an option, and Compose v1 rejects a network with an option
+// that it did not ask for.
 func (c Config) DaemonJSON(mtu int, pools any) []byte {
 	daemon := maps.Clone(c.Daemon)
 	if _, own := daemon["mtu"]; !own {
@@ -204,28 +203,28 @@ func (c Config) DaemonJSON(mtu int, pools any) []byte {
 	return canonical(daemon, "  ")
 }
 
-// keyPools says from what the engine gives its networks addresses.
+// keyPools is the engine's setting for the pools from which networks get addresses.
 const keyPools = "default-address-pools"
 
-// HasPools tells whether the table docker.daemon says from what networks get addresses.
+// HasPools reports whether the table docker.daemon sets the address pools of networks.
 func (c Config) HasPools() bool {
 	_, has := c.Daemon[keyPools]
 	return has
 }
 
-// Policy is what the VM may reach.
+// Policy returns what the VM may reach.
 func (c Config) Policy() egress.Policy {
 	p := c.Network
 	p.Offline = c.NetworkMode == NetworkOffline
 	return p
 }
 
-// ProvisionHash identifies what is done once on a new VM.
+// ProvisionHash identifies the provisioning, which is done once on a new VM.
 func (c Config) ProvisionHash() string {
 	return hash("provision", map[string]any{"packages": c.packageSet(), "script": c.Script})
 }
 
-// packageSet is Packages without regard to order.
+// packageSet returns Packages sorted, without duplicates.
 func (c Config) packageSet() []string {
 	set := slices.Clone(c.Packages)
 	slices.Sort(set)
@@ -237,8 +236,8 @@ func hash(kind string, v map[string]any) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// canonical is JSON that depends on nothing but the value. The values are
-// those that check has let through, so that encoding cannot fail.
+// canonical returns JSON that depends only on the value. Only values that passed their check
+// come here, so encoding cannot fail.
 func canonical(v any, indent string) []byte {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -250,7 +249,7 @@ func canonical(v any, indent string) []byte {
 	return b.Bytes()
 }
 
-// CheckDisk reports an error if the disk is smaller than the base image's.
+// CheckDisk returns an error if the disk is smaller than the base image's.
 func (c Config) CheckDisk(image int64) error {
 	if c.Disk >= image {
 		return nil
@@ -263,9 +262,8 @@ func (c Config) CheckDisk(image int64) error {
 	}
 }
 
-// CheckProvision reports an error if provisioning cannot work: packages come
-// over the network. It is for a VM that is yet to be provisioned; a finished
-// one may well be taken offline.
+// CheckProvision returns an error if provisioning cannot work: packages come over the network.
+// Call it for a VM that is not provisioned yet; a finished one may well be taken offline.
 func (c Config) CheckProvision() error {
 	if len(c.Packages) == 0 {
 		return nil
@@ -292,8 +290,7 @@ type Entry struct {
 	Origin string `json:"origin"`
 }
 
-// Entries lists the effective values in the order of [Keys]; docker.daemon is
-// listed key by key.
+// Entries lists the effective values in the order of [Keys], and docker.daemon key by key.
 func (c Config) Entries() []Entry {
 	var list []Entry
 	for _, f := range schema {
@@ -313,8 +310,8 @@ func (c Config) Entries() []Entry {
 	return list
 }
 
-// TOML renders the effective values as a file that can be read again, each
-// with its origin as a comment.
+// TOML renders the effective values as a file that can be read again, with the origin of each
+// value as a comment.
 func (c Config) TOML() string {
 	var b strings.Builder
 	table := ""
@@ -332,8 +329,8 @@ func (c Config) TOML() string {
 	return b.String()
 }
 
-// splitKey parts a key into its table and its last part. What is below
-// docker.daemon is one part: it may hold dots in quotes.
+// splitKey splits a key into its table and its last part. Everything below docker.daemon is one
+// part, which may have dots in quotes.
 func splitKey(key string) (table, last string) {
 	if rest, ok := strings.CutPrefix(key, "docker.daemon."); ok {
 		return "docker.daemon", rest
@@ -344,7 +341,7 @@ func splitKey(key string) (table, last string) {
 	return "", key
 }
 
-// printable keeps control characters, which TOML forbids, out of comments.
+// printable drops control characters, which TOML forbids in comments.
 func printable(r rune) rune {
 	if r < 0x20 || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 || r == 0xfffd {
 		return '?'

@@ -155,7 +155,7 @@ echo hi
 	}
 }
 
-// Without a project not even a file in the current directory counts.
+// Without a project, even a file in the current directory does not count.
 func TestNoProject(t *testing.T) {
 	t.Chdir(t.TempDir())
 	write(t, FileName, "cpu = 1")
@@ -164,7 +164,7 @@ func TestNoProject(t *testing.T) {
 	}
 }
 
-// Laying one file over another must not change the first.
+// Applying one file over another must not change the first.
 func TestLayersDoNotShare(t *testing.T) {
 	base, err := apply(Default(bigHost), "a", "docker.daemon.x = {a = 1}", bigHost, true)
 	if err != nil {
@@ -179,7 +179,7 @@ func TestLayersDoNotShare(t *testing.T) {
 	}
 }
 
-// Every message, as the user sees it.
+// Every message as the user sees it.
 func TestMessages(t *testing.T) {
 	cases := []struct{ name, text string }{
 		{"unknown key", "\n\ncpu = 2\n"},
@@ -365,7 +365,7 @@ func TestSmallHostMessages(t *testing.T) {
 	if !errors.As(err, &e) || !strings.Contains(e.Hint, `"900MiB" or less`) {
 		t.Errorf("%+v", e)
 	}
-	// What a hint proposes is accepted.
+	// The value that a hint proposes is accepted.
 	for _, s := range []string{"3GiB", "3772MiB"} {
 		if _, err := apply(Default(smallHost), "f", `memory = "`+s+`"`, smallHost, false); err != nil {
 			t.Error(err)
@@ -437,7 +437,7 @@ func TestValues(t *testing.T) {
 	}
 }
 
-// A script's line is that of its key, however it is written.
+// A script's line is the line of its key, however it is written.
 func TestLines(t *testing.T) {
 	for text, want := range map[string]int{
 		"\n[provision]\nscript = \"\"\"\n\n\necho\n\"\"\"": 3,
@@ -512,7 +512,7 @@ func TestUnreadable(t *testing.T) {
 		if e := load(t, dir); !strings.Contains(e.Msg, "is a symbolic link") || e.Hint == "" {
 			t.Error(e)
 		}
-		// The user's own file may be one.
+		// The user's own file may be a link.
 		env := bigHost
 		env.UserFile = filepath.Join(dir, FileName)
 		if c, err := Load("", env); err != nil || c.CPUs != 7 {
@@ -634,7 +634,7 @@ func TestNetwork(t *testing.T) {
 	if err != nil || c.Policy().String() != "b.org; host ports 1" {
 		t.Errorf("%s, %v", c.Policy(), err)
 	}
-	// A gateway of the user's own stays.
+	// A gateway that the user sets stays.
 	for _, key := range []string{"host-gateway-ip = \"192.0.2.1\"", "host-gateway-ips = [\"192.0.2.1\"]"} {
 		c, err := apply(Default(bigHost), "f", "[docker.daemon]\n"+key, bigHost, false)
 		if err != nil || strings.Contains(string(c.DaemonJSON(9000, nil)), HostAddress) {
@@ -646,7 +646,7 @@ func TestNetwork(t *testing.T) {
 	if err != nil || strings.Contains(string(c.DaemonJSON(9000, nil)), "9000") {
 		t.Errorf("%s, %v", c.DaemonJSON(9000, nil), err)
 	}
-	// And what the documentation says for networks that users make.
+	// And so does the setting that the documentation gives for users' own networks.
 	c, err = apply(Default(bigHost), "f", `docker.daemon.default-network-opts.bridge."com.docker.network.driver.mtu" = "65520"`, bigHost, false)
 	if err != nil || string(c.DaemonJSON(9000, nil)) != `{
   "default-network-opts": {
@@ -672,7 +672,7 @@ func TestHashes(t *testing.T) {
 		return c
 	}
 	base := load("")
-	// A change of the hash makes every provisioned VM look changed: on purpose only.
+	// If the hash changes, every provisioned VM looks changed. Do that only on purpose.
 	if got, want := base.ProvisionHash(), "373963c9ae75673c269135a165606be8834d1396f14ee3e6467987902f0c6713"; got != want {
 		t.Errorf("ProvisionHash() = %s", got)
 	}
@@ -747,8 +747,8 @@ func TestHostEnv(t *testing.T) {
 	}
 }
 
-// FuzzLoad checks that no file makes Load panic or hang, that every error
-// says where, and that what was accepted can be written and read again.
+// FuzzLoad checks that no file makes Load panic or hang, that every error says where, and that
+// an accepted configuration can be written and read again.
 func FuzzLoad(f *testing.F) {
 	f.Add([]byte(uncomment(Example())))
 	f.Add([]byte("docker.daemon.a = [{b = 1.5}, 'x', true, -9, {}]\n"))
@@ -782,7 +782,7 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// What the user's own file keeps from projects, devvm.toml cannot take back.
+// devvm.toml cannot undo what the user's own file denies projects.
 func TestDenyAdds(t *testing.T) {
 	dir := t.TempDir()
 	env := Env{CPUs: 4, UserFile: write(t, filepath.Join(dir, "home", "config.toml"), "ports.deny = [5432]")}

@@ -11,20 +11,20 @@ import (
 	"github.com/devvm/devvm/pkg/egress"
 )
 
-// Consent says when more of a key needs the user's word. A VM can write its devvm.toml, and
-// a repository brings one.
+// Consent says when a larger value of a key needs the user's consent. A VM can write its
+// devvm.toml, and a repository can bring one.
 type Consent int
 
-// Each key has one of these.
+// The kinds of consent.
 const (
 	ConsentUnset  Consent = iota
 	ConsentFree           // a larger value gives the VM nothing more of the host; Key.Free says why
-	ConsentGrowth         // what a project's first devvm.toml says is taken, more than that is asked about
-	ConsentReach          // more than the user's own file says is asked about, at first too
+	ConsentGrowth         // a project's first devvm.toml is accepted; more than that needs consent
+	ConsentReach          // more than the user's own file grants needs consent, even the first time
 )
 
-// Wider lists what a configuration asks for beyond another, a line each, for people. What
-// is read of a file is in the lines as it is. Where mounts lead is not known here.
+// Wider lists for people what next asks for beyond before, one item a line. Text from the file
+// appears in the lines unchanged. Wider does not know where mounts lead.
 func Wider(before, next Config) []string {
 	var lines []string
 	for _, f := range schema {
@@ -35,13 +35,13 @@ func Wider(before, next Config) []string {
 	return lines
 }
 
-// Nothing is the configuration beyond which everything is more.
+// Nothing returns the configuration that grants nothing, so that any other is wider.
 func Nothing() Config {
 	return Config{Daemon: map[string]any{}, NetworkMode: NetworkOffline, origins: map[string]origin{}}
 }
 
-// First is what counts as agreed to when nobody has been asked yet: what the configuration
-// says, but for keys of [ConsentReach] what the user's own says.
+// First returns what counts as agreed before the user has been asked: the values of next, but
+// those of the user's own configuration for keys of [ConsentReach].
 func First(own, next Config) Config {
 	for _, f := range schema {
 		if f.Consent != ConsentReach {
@@ -54,7 +54,7 @@ func First(own, next Config) Config {
 	return next
 }
 
-// Values are the effective values of all keys that a project can set, as they are in JSON.
+// Values returns the effective values of all keys that a project can set, as in JSON.
 func (c Config) Values() map[string]any {
 	values := map[string]any{}
 	for _, f := range schema {
@@ -65,8 +65,8 @@ func (c Config) Values() map[string]any {
 	return values
 }
 
-// FromValues reads what [Config.Values] gives, after its way through JSON. Keys that are
-// missing have their default, those that are not known are left out.
+// FromValues reads the result of [Config.Values] after it has been through JSON. Missing keys
+// get their default, unknown keys are ignored.
 func FromValues(values map[string]any) (Config, error) {
 	c := Default(Env{})
 	for _, f := range schema {
@@ -81,7 +81,7 @@ func FromValues(values map[string]any) (Config, error) {
 	return c, nil
 }
 
-// plain is a value with the types that TOML has.
+// plain converts a value to the types that TOML has.
 func plain(v any) any {
 	d := json.NewDecoder(bytes.NewReader(canonical(v, "")))
 	d.UseNumber()
@@ -98,7 +98,7 @@ func numbers(v any) any {
 		if n, err := v.Int64(); err == nil {
 			return n
 		}
-		n, _ := v.Float64() // it was one
+		n, _ := v.Float64() // it was a float64
 		return n
 	case []any:
 		for i := range v {
@@ -112,7 +112,7 @@ func numbers(v any) any {
 	return v
 }
 
-// grows is the wider of a size.
+// grows makes the wider function of a numeric key.
 func grows(name string, size func(Config) int64, text func(Config) string) func(before, next Config) []string {
 	return func(before, next Config) []string {
 		switch {
@@ -125,8 +125,8 @@ func grows(name string, size func(Config) int64, text func(Config) string) func(
 	}
 }
 
-// widerImage asks about any other image: what is in one of the user's may not be for every
-// project.
+// widerImage asks about every change of image: what one of the user's images contains may not
+// be meant for every project.
 func widerImage(before, next Config) []string {
 	if before.Image == next.Image {
 		return nil
@@ -141,8 +141,8 @@ func widerMount(before, next Config) []string {
 	return []string{"mount = true"}
 }
 
-// widerDaemon asks about each setting that is new or another: some, such as runtimes, run
-// programs as root in each new VM.
+// widerDaemon asks about each new or changed setting. Some, such as runtimes, run programs as
+// root in each new VM.
 func widerDaemon(before, next Config) []string {
 	var lines []string
 	for _, k := range slices.Sorted(maps.Keys(next.Daemon)) {
@@ -154,7 +154,7 @@ func widerDaemon(before, next Config) []string {
 	return lines
 }
 
-// widerEgress and widerHostPorts are for network.mode, too: who was offline had nothing.
+// widerEgress and widerHostPorts also cover network.mode: an offline VM could reach nothing.
 func widerEgress(before, next Config) []string {
 	b, n := before.Policy(), next.Policy()
 	b.HostPorts, n.HostPorts = nil, nil
@@ -177,7 +177,7 @@ func widerPortsMap(before, next Config) []string {
 	return lines
 }
 
-// widerPortsDeny asks about ports that were denied and no longer are.
+// widerPortsDeny asks about ports that are no longer denied.
 func widerPortsDeny(before, next Config) []string {
 	var lines []string
 	for _, port := range before.PortsDeny {
@@ -198,10 +198,10 @@ func widerPackages(before, next Config) []string {
 	return lines
 }
 
-// mostLines is how many new lines of a script are shown.
+// mostLines is how many of a script's new lines are shown.
 const mostLines = 20
 
-// widerScript asks about any other script that does something.
+// widerScript asks about any changed script that does something.
 func widerScript(before, next Config) []string {
 	if before.Script == next.Script || strings.TrimSpace(next.Script) == "" {
 		return nil
@@ -231,7 +231,7 @@ func widerScript(before, next Config) []string {
 	return lines
 }
 
-// cut is a line of a length that can be read.
+// cut shortens a line to a readable length.
 func cut(line string) string {
 	const most = 200
 	if r := []rune(line); len(r) > most {

@@ -54,7 +54,7 @@ packages = ["git"]`
 	}
 	golden(t, filepath.Join("..", "..", "docs", "devvm.toml.md"), b.String())
 
-	// Every block of code in it is valid.
+	// Every code block in it is valid.
 	for i, block := range strings.Split(b.String(), "```toml\n")[1:] {
 		text, _, ok := strings.Cut(block, "\n```")
 		if !ok {
@@ -103,7 +103,7 @@ func TestExample(t *testing.T) {
 			t.Errorf("%s is not documented", k.Name)
 		}
 	}
-	// What the example shows for simple keys is the default on a large host.
+	// For simple keys, the example shows the default on a large host.
 	d := Default(bigHost)
 	if c.Image != d.Image || c.CPUs != d.CPUs || c.Memory != d.Memory || c.Disk != d.Disk || c.NetworkMode != d.NetworkMode {
 		t.Errorf("the example does not show the defaults: %+v", c)
@@ -116,7 +116,7 @@ func TestExample(t *testing.T) {
 }
 
 func TestTemplate(t *testing.T) {
-	for _, cpus := range []int{1, 2, bigHost.CPUs} { // what init offers works on a small host, too
+	for _, cpus := range []int{1, 2, bigHost.CPUs} { // the template of init works on a small host too
 		host := bigHost
 		host.CPUs = cpus
 		for _, text := range []string{Template(cpus), uncomment(Template(cpus))} {

@@ -5,7 +5,7 @@ import "strings"
 // Error says what is wrong with a configuration file, and where.
 type Error struct {
 	File string // path of the file; empty if the value is a default
-	Line int    // from 1; 0 if the whole file is meant
+	Line int    // from 1; 0: the whole file
 	Key  string // dotted; empty if the file itself is bad
 	Msg  string
 	Hint string // what to write instead; may be empty

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Example returns a devvm.toml with every key and what it does. Everything is
-// commented out: "# " begins text, "#" alone a line that can be used.
+// Example returns a devvm.toml with every key and its explanation. Everything is commented out:
+// "# " begins text, "#" alone a line of TOML.
 func Example() string {
 	var b strings.Builder
 	b.WriteString("# devvm.toml: the VM of this project. Every key is optional; what is commented\n" +
@@ -37,7 +37,7 @@ func Example() string {
 	return b.String()
 }
 
-// Template returns the short devvm.toml that `devvm init` writes on a host with so many CPUs.
+// Template returns the short devvm.toml that `devvm init` writes on a host with that many CPUs.
 func Template(cpus int) string {
 	return fmt.Sprintf(`# The VM of this project, for devvm. Every key is optional: devvm config --example
 

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// advice are beginnings of hints that say what a value is, or what to do elsewhere: what to
-// write is for the reader to know.
+// advice lists the beginnings of hints that describe a value or an action elsewhere, and leave
+// it to the reader what to write.
 var advice = []string{
 	"", "units: ", "ports are ", "all keys: ", "the images of this host: ", "settings of the engine stand below",
 	"choose another range, such as", "save the file as UTF-8", "no key of devvm.toml needs that", "names are lower-case letters",
@@ -28,7 +28,7 @@ var (
 	singleHead = regexp.MustCompile(`^write (\[[a-z]+\])`)
 )
 
-// followed are the texts that a devvm.toml can be after a hint was followed; none: it is advice.
+// followed returns what devvm.toml may be after following a hint; none if the hint is advice.
 func followed(text string, e *Error) []string {
 	lines := strings.Split(text, "\n")
 	with := func(line string) string {
@@ -47,7 +47,7 @@ func followed(text string, e *Error) []string {
 	if table != "" {
 		head = table + "."
 	}
-	set := func(key, value string) string { // in place of all that is there
+	set := func(key, value string) string { // replaces the whole file
 		if table == "mounts" || e.Key == "mounts" && key != "mounts" {
 			return fmt.Sprintf("[[mounts]]\n%s = %s\n", key, value)
 		}
@@ -99,7 +99,7 @@ func after(line string) string {
 	return value
 }
 
-// follow carries out what a hint says, and checks that the error is gone.
+// follow does what a hint says and checks that the error is gone.
 func follow(t *testing.T, name, text string, e *Error) {
 	t.Helper()
 	for _, words := range advice {

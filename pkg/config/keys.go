@@ -21,7 +21,7 @@ type Key struct {
 	Type     string // in words: "size in quotes"
 	Default  string // in words
 	Applies  Applies
-	Only     string // how much of a change takes effect then, in words; empty: all of it
+	Only     string // what part of a change takes effect then, in words; empty: all of it
 	UserOnly bool   // only in the user's own file
 	Doc      string // what it does: paragraphs, Markdown
 	Brief    string // the same in one line, for the example file
@@ -30,29 +30,28 @@ type Key struct {
 	Free     string // why a larger value gives the VM nothing more of the host, if Consent is ConsentFree
 }
 
-// field is a key and what the code does with it.
+// field is a key and the functions that handle it.
 type field struct {
 	Key
 	get func(Config) any
-	// set checks the value and stores it. It is called for one layer after
-	// the other.
+	// set checks the value and stores it. It is called once for each layer.
 	set func(c *Config, env Env, v any) *problem
-	// wider lists what next has of the key beyond before, see [Wider]. All but free keys
-	// have it.
+	// wider lists what next grants by this key beyond before, see [Wider]. All keys but free
+	// ones have it.
 	wider func(before, next Config) []string
 }
 
-// problem is what is wrong with one value.
+// problem describes what is wrong with a value.
 type problem struct {
 	msg  string // continues `key = value: `
 	hint string
-	sub  string // key below this one that is meant; empty: the key itself
-	item int    // table of a list of tables that is meant, from 1; 0: none
-	full bool   // msg is a whole sentence
+	sub  string // the key below this one that is wrong; empty: the key itself
+	item int    // the table of a list of tables that is wrong, from 1; 0: none
+	full bool   // msg is a complete sentence
 }
 
-// Keys lists every key of devvm.toml and of the user's own file, in the order
-// in which they are documented.
+// Keys lists every key of devvm.toml and of the user's own file, in the order of the
+// documentation.
 func Keys() []Key {
 	keys := make([]Key, len(schema))
 	for i := range schema {
@@ -64,16 +63,16 @@ func Keys() []Key {
 // Applies is when a change of a key takes effect.
 type Applies int
 
-// Each key has one of these.
+// The possible times.
 const (
 	AppliesUnset   Applies = iota
 	AppliesCommand         // to the next command
 	AppliesUp              // at the next up, to a running VM too
-	AppliesStart           // when the VM starts the next time
+	AppliesStart           // at the VM's next start
 	AppliesNew             // to a new VM
 )
 
-// String is for docs, after "A change applies".
+// String completes "A change applies" in the documentation.
 func (a Applies) String() string {
 	switch a {
 	case AppliesCommand:
@@ -88,10 +87,10 @@ func (a Applies) String() string {
 	return ""
 }
 
-// mostPorts is what ports.most can be: pkg/ports' MaxMost.
+// mostPorts is the largest value of ports.most: pkg/ports' MaxMost.
 const mostPorts = 4096
 
-// schema is the one table of all keys.
+// schema is the table of all keys.
 var schema = []field{
 	{
 		Key: Key{
@@ -299,7 +298,7 @@ var schema = []field{
 			Consent: ConsentReach,
 		},
 		get:   func(c Config) any { return c.NetworkMode },
-		wider: func(Config, Config) []string { return nil }, // widerEgress and widerHostPorts know it
+		wider: func(Config, Config) []string { return nil }, // see widerEgress and widerHostPorts
 		set: func(c *Config, _ Env, v any) *problem {
 			s, ok := v.(string)
 			if !ok {
@@ -482,7 +481,7 @@ var schema = []field{
 			if !ok {
 				return wrongType("a list of ports, such as [5432]", v)
 			}
-			ports := slices.Clone(c.PortsDeny) // a project cannot take back what the user has said
+			ports := slices.Clone(c.PortsDeny) // a project cannot take back what the user denies
 			for _, e := range list {
 				n, ok := e.(int64)
 				if !ok || n < 1 || n > math.MaxUint16 {
@@ -714,7 +713,7 @@ func checkURI(s string) *problem {
 	}
 }
 
-// refusedDaemonKeys would cut devvm off from the engine, with the reason.
+// refusedDaemonKeys are keys that would cut devvm off from the engine, with the reasons.
 var refusedDaemonKeys = map[string]string{
 	"hosts":      "the engine listens on the one socket that devvm forwards",
 	"tls":        "the engine's socket does not leave this host, and devvm reaches it over SSH",
@@ -763,7 +762,7 @@ func checkDaemon(key string, v any) *problem {
 	return nil
 }
 
-// checkJSON refuses what TOML can say and JSON cannot.
+// checkJSON rejects values that TOML can express and JSON cannot.
 func checkJSON(key string, v any) *problem {
 	switch v := v.(type) {
 	case time.Time:
@@ -794,7 +793,7 @@ func checkJSON(key string, v any) *problem {
 	return nil
 }
 
-// merge lays over on base: tables key by key, all else as a whole.
+// merge puts over on top of base: tables are merged key by key, other values replaced.
 func merge(base, over map[string]any) map[string]any {
 	out := make(map[string]any, len(base)+len(over))
 	for k, v := range base {
@@ -831,7 +830,7 @@ func wrongType(want string, v any) *problem {
 	return &problem{msg: fmt.Sprintf("it must be %s, not %s", want, typeName(v))}
 }
 
-// typeName is the type of a TOML value in words.
+// typeName names the type of a TOML value.
 func typeName(v any) string {
 	switch v.(type) {
 	case string:

@@ -11,7 +11,7 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// layer is one file on its way into the configuration.
+// layer is a file that is being applied to the configuration.
 type layer struct {
 	c    Config
 	path string
@@ -38,7 +38,7 @@ func (l *layer) table(prefix string, t map[string]toml.Primitive) {
 		var v any
 		var sub map[string]toml.Primitive
 		_ = l.meta.PrimitiveDecode(prim, &v)
-		// The decoder takes a plain value for an empty table.
+		// The decoder accepts a plain value as an empty table.
 		if _, ok := v.(map[string]any); !ok || l.meta.PrimitiveDecode(prim, &sub) != nil {
 			e := &Error{File: l.path, Line: line, Key: key, Msg: fmt.Sprintf("%s must be a table, not %s", key, typeName(v)), Hint: fmt.Sprintf("write [%s] on a line of its own and its keys below", key)}
 			if key == "docker" {
@@ -71,7 +71,7 @@ func (l *layer) value(f *field, prim toml.Primitive, line int) {
 		})
 		return
 	}
-	// The keys of a table have lines of their own.
+	// The keys of a table have their own lines.
 	var lines map[string]int
 	var sub map[string]toml.Primitive
 	if _, ok := v.(map[string]any); ok && l.meta.PrimitiveDecode(prim, &sub) == nil {
@@ -111,8 +111,8 @@ func (l *layer) lines(table map[string]toml.Primitive) map[string]int {
 	return lines
 }
 
-// itemLines finds the lines of the keys of a table in a list, and as that of "" the
-// first of them.
+// itemLines finds the lines of the keys of one table in a list. The entry "" is the first of
+// those lines.
 func (l *layer) itemLines(list toml.Primitive, item int) map[string]int {
 	var tables []map[string]toml.Primitive
 	if l.meta.PrimitiveDecode(list, &tables) != nil || item > len(tables) {
@@ -125,16 +125,16 @@ func (l *layer) itemLines(list toml.Primitive, item int) map[string]int {
 	return lines
 }
 
-// errProbe makes the decoder say where it is.
+// errProbe makes the decoder report its position.
 var errProbe = errors.New("probe")
 
 type probe struct{}
 
-// UnmarshalTOML refuses every value: the decoder's error has the position.
+// UnmarshalTOML rejects every value, because the decoder's error holds the position.
 func (*probe) UnmarshalTOML(any) error { return errProbe }
 
-// line finds the line of a value; 0 if the decoder does not know it (a table
-// that exists only as part of a dotted key).
+// line finds the line of a value; 0 if the decoder does not know it (a table that exists only
+// as part of a dotted key).
 func (l *layer) line(prim toml.Primitive) int {
 	err := l.meta.PrimitiveDecode(prim, &probe{})
 	if p, ok := errors.AsType[toml.ParseError](err); ok && p.Position.Line > 0 {
@@ -174,7 +174,7 @@ func isTable(key string) bool {
 
 const engineHint = "settings of the engine stand below [docker.daemon]"
 
-// unknown says that a key does not exist, and which may have been meant.
+// unknown makes the error for an unknown key and suggests the key that was probably meant.
 func (l *layer) unknown(key string, line int) *Error {
 	e := &Error{File: l.path, Line: line, Key: key, Msg: "unknown key " + briefKey(key)}
 	if strings.HasPrefix(key, "docker.") {
@@ -210,7 +210,7 @@ func (l *layer) unknown(key string, line int) *Error {
 	return e
 }
 
-// briefKey is a key in quotes, cut to what fits into a message.
+// briefKey quotes a key and shortens it to fit into a message.
 func briefKey(key string) string {
 	if r := []rune(key); len(r) > 60 {
 		key = string(r[:56]) + " ..."
@@ -221,8 +221,7 @@ func briefKey(key string) string {
 	return `"` + key + `"`
 }
 
-// nearest returns the candidate that a slip of the keyboard may have turned
-// into word, or "".
+// nearest returns the candidate that word is most likely a typo of, or "".
 func nearest(word string, candidates []string) string {
 	if len(word) > 64 {
 		return ""
@@ -239,8 +238,8 @@ func nearest(word string, candidates []string) string {
 	return best
 }
 
-// distance counts the insertions, deletions, replacements and swaps of
-// neighbours that turn a into b (optimal string alignment).
+// distance counts the insertions, deletions, replacements and swaps of adjacent letters that
+// turn a into b (optimal string alignment).
 func distance(a, b string) int {
 	x, y := []rune(a), []rune(b)
 	var before, last []int

@@ -46,7 +46,7 @@ func literal(v any) string {
 		return "{" + strings.Join(list, ", ") + "}"
 	case time.Time:
 		return v.Format(time.RFC3339)
-	default: // bool and the integers
+	default: // bool and integers
 		return fmt.Sprint(v)
 	}
 }
@@ -78,7 +78,7 @@ func quote(s string) string {
 	return b.String()
 }
 
-// quoteKey writes one part of a key, in quotes where TOML wants them.
+// quoteKey writes one part of a key, quoted if TOML requires it.
 func quoteKey(k string) string {
 	for _, r := range k {
 		if !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_') {
@@ -91,7 +91,7 @@ func quoteKey(k string) string {
 	return k
 }
 
-// brief is literal, cut to what fits into a message.
+// brief is literal, shortened to fit into a message.
 func brief(v any) string {
 	s := []rune(literal(v))
 	if len(s) > 60 {

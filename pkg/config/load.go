@@ -22,15 +22,15 @@ import (
 	"github.com/devvm/devvm/pkg/trust"
 )
 
-// Limits of a file, so that a hostile one costs neither memory nor time.
+// Limits on a file, so that a hostile one costs neither memory nor time.
 const (
 	maxFile = 256 << 10
 	maxKeys = 500
 )
 
-// Load reads the configuration of the project in dir; "" is no project, the
-// user's own defaults alone. A missing file is no error. All errors are of type
-// [*Error]; if several things are wrong, it is the first in the file.
+// Load reads the configuration of the project in dir. If dir is "", it reads only the user's
+// own defaults. A missing file is not an error. All errors are of type [*Error]; of several,
+// Load returns the first in the file.
 func Load(dir string, env Env) (Config, error) {
 	c := Default(env)
 	var err error
@@ -54,7 +54,7 @@ func Load(dir string, env Env) (Config, error) {
 	return c, nil
 }
 
-// loadFile lays one file over c.
+// loadFile applies a file to c.
 func loadFile(c Config, path string, env Env, user bool) (Config, error) {
 	read := readUserFile
 	if !user {
@@ -75,14 +75,14 @@ func loadFile(c Config, path string, env Env, user bool) (Config, error) {
 	return apply(c, path, text, env, user)
 }
 
-// sumOf identifies a file by its text.
+// sumOf returns a checksum of a file's text.
 func sumOf(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return hex.EncodeToString(sum[:])
 }
 
-// readUserFile returns the text of the user's own file, which may be a link to
-// wherever the user keeps it; fs.ErrNotExist if there is no such file, or an *Error.
+// readUserFile returns the text of the user's own file, which may be a link. The error is
+// fs.ErrNotExist if there is no such file, else an *Error.
 func readUserFile(path string) (string, error) {
 	link, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -91,7 +91,7 @@ func readUserFile(path string) (string, error) {
 	if err != nil {
 		return "", &Error{File: path, Msg: "cannot be read", Hint: "ls -ld " + shell.Quote(filepath.Dir(path)), Err: reason(err)}
 	}
-	// O_NONBLOCK: a named pipe must not make us wait.
+	// O_NONBLOCK: a named pipe must not block us.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, fs.ErrNotExist) && link.Mode()&fs.ModeSymlink != 0 {
 		return "", &Error{File: path, Msg: "is a symbolic link to a file that does not exist", Hint: "remove the link or make the file that it names"}
@@ -103,9 +103,9 @@ func readUserFile(path string) (string, error) {
 	return readOpen(path, f)
 }
 
-// readProjectFile returns the text of a project's file; fs.ErrNotExist if there is no such
-// file, or an *Error. The directory is the VM's to change, so it is read without following
-// a link, and what is judged is what is read.
+// readProjectFile returns the text of a project's file. The error is fs.ErrNotExist if there is
+// no such file, else an *Error. The VM can change the directory, so no link is followed, and
+// the checks are on the open file that is then read.
 func readProjectFile(path string, rule *trust.Rule) (string, error) {
 	project := filepath.Dir(path)
 	dir, err := trust.OpenDir(project)
@@ -118,7 +118,7 @@ func readProjectFile(path string, rule *trust.Rule) (string, error) {
 		return "", &Error{File: path, Msg: "cannot be read", Hint: "ls -ld " + shell.Quote(project), Err: reason(err)}
 	}
 	defer dir.Close()
-	// O_NONBLOCK: a named pipe must not make us wait.
+	// O_NONBLOCK: a named pipe must not block us.
 	fd, err := unix.Openat(int(dir.Fd()), filepath.Base(path), unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
@@ -154,7 +154,7 @@ func unreadable(path string, err error) *Error {
 	return e
 }
 
-// readOpen reads a plain file of a bounded size.
+// readOpen reads a regular file of limited size.
 func readOpen(path string, f *os.File) (string, error) {
 	fail := func(hint, format string, args ...any) (string, error) {
 		return "", &Error{File: path, Msg: fmt.Sprintf(format, args...), Hint: hint}
@@ -179,7 +179,7 @@ func readOpen(path string, f *os.File) (string, error) {
 	return string(data), nil
 }
 
-// reason is the error without the path, which the message has already.
+// reason strips the path from an error, because the message already has it.
 func reason(err error) error {
 	if p, ok := errors.AsType[*fs.PathError](err); ok {
 		return p.Err
@@ -187,7 +187,7 @@ func reason(err error) error {
 	return err
 }
 
-// apply lays the text of one file over c. It does not touch the disk.
+// apply applies the text of a file to c. It does not access the disk.
 func apply(c Config, path, text string, env Env, user bool) (Config, error) {
 	if err := checkText(path, text); err != nil {
 		return Config{}, err
@@ -216,7 +216,7 @@ func apply(c Config, path, text string, env Env, user bool) (Config, error) {
 	return l.c, nil
 }
 
-// checkText finds what is not text at all, by its line.
+// checkText finds the first line that is not text.
 func checkText(path, text string) error {
 	if strings.HasPrefix(text, "\xff\xfe") || strings.HasPrefix(text, "\xfe\xff") {
 		return &Error{File: path, Msg: "is UTF-16", Hint: "save the file as UTF-8"}
@@ -237,7 +237,7 @@ func checkText(path, text string) error {
 	}
 }
 
-// syntaxError turns the parser's error into ours.
+// syntaxError turns the parser's error into an *Error.
 func syntaxError(path, text string, err error) error {
 	e := &Error{File: path, Msg: "is not valid TOML", Err: err}
 	if p, ok := errors.AsType[toml.ParseError](err); ok {
@@ -251,7 +251,7 @@ func syntaxError(path, text string, err error) error {
 	return e
 }
 
-// syntaxHint knows the usual slips.
+// syntaxHint knows the common mistakes.
 func syntaxHint(line, msg string) string {
 	if !strings.HasPrefix(msg, "expected") {
 		return ""

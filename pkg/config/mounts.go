@@ -6,16 +6,16 @@ import (
 	"strings"
 )
 
-// Mount is a directory of the host that the VM has, beside the project's own.
+// Mount is a directory of the host that the VM has besides the project's own.
 type Mount struct {
-	// Source is the path on the host as it was written: absolute, below "~/", or
-	// relative to the project's directory.
+	// Source is the path on the host as written: absolute, below "~/", or relative to the
+	// project's directory.
 	Source   string
-	Target   string // absolute path in the VM; empty: the source's
+	Target   string // absolute path in the VM; empty: same as the source
 	Writable bool
 }
 
-// maxMounts is how many directories a VM has.
+// maxMounts is how many directories a VM may have.
 const maxMounts = 32
 
 // setMounts checks the key mounts.
@@ -91,7 +91,7 @@ func mountOf(t map[string]any) (Mount, *problem) {
 	return m, nil
 }
 
-// table is a mount as TOML has it.
+// table renders a mount as TOML has it.
 func (m Mount) table() map[string]any {
 	t := map[string]any{"source": m.Source}
 	if m.Target != "" {
@@ -103,7 +103,7 @@ func (m Mount) table() map[string]any {
 	return t
 }
 
-// mountTables are all mounts as TOML has them.
+// mountTables renders all mounts as TOML has them.
 func (c Config) mountTables() []map[string]any {
 	tables := []map[string]any{}
 	for _, m := range c.Mounts {

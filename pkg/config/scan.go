@@ -5,13 +5,13 @@ import (
 	"strings"
 )
 
-// maxDepth bounds tables in tables and lists in lists. The decoder's memory
-// grows with the square of the depth, so that it is checked beforehand.
+// maxDepth bounds the nesting of tables and lists. The decoder's memory grows with the square
+// of the depth, so the depth is checked first.
 const maxDepth = 32
 
-// checkDepth reports what is nested too deeply. It knows just enough of TOML
-// to tell strings and comments from the rest; where text is not valid, the
-// decoder stops at the same place or before it.
+// checkDepth reports nesting that is too deep. It knows just enough TOML to tell strings and
+// comments from the rest. If the text is not valid, the decoder stops at the same place or
+// earlier.
 func checkDepth(path, text string) error {
 	line, dots, depth := 1, 0, 0
 	for i := 0; i < len(text); {
@@ -50,8 +50,8 @@ func checkDepth(path, text string) error {
 	return nil
 }
 
-// stringLen is the length of the string literal that s begins with, or of all
-// of s if it does not end.
+// stringLen is the length of the string literal at the start of s, or of all of s if the
+// literal does not end.
 func stringLen(s string) int {
 	q := s[:1]
 	long := strings.HasPrefix(s, q+q+q)
@@ -71,7 +71,7 @@ func stringLen(s string) int {
 		case s[i] == q[0] && strings.HasPrefix(s[i:], q+q+q):
 			i += 3
 			for n := 0; n < 2 && i < len(s) && s[i] == q[0]; n++ {
-				i++ // up to two quotes may stand before the closing ones
+				i++ // up to two quotes may precede the closing ones
 			}
 			return i
 		}
@@ -80,8 +80,8 @@ func stringLen(s string) int {
 	return len(s)
 }
 
-// lineOf is the line in which the value at an offset begins. The decoder's
-// offset of a string is that of its first character.
+// lineOf is the line in which the value at an offset begins. For a string, the decoder's offset
+// is that of its first character.
 func lineOf(text string, offset int) int {
 	head := strings.TrimRight(text[:min(max(offset, 0), len(text))], "\r\n")
 	return strings.Count(head, "\n") + 1

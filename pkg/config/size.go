@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// units that sizes may be given in. Nothing shorter: "4G" is 4 GiB to one tool
-// and 4 GB to the next.
+// units are the units of sizes. There are no shorter ones: "4G" is 4 GiB to one tool and 4 GB
+// to the next.
 var units = []struct {
 	name  string
 	bytes int64
@@ -22,8 +22,8 @@ var units = []struct {
 
 const unitsHint = `units: MiB, GiB, TiB (of 1024) and MB, GB, TB (of 1000), such as "4GiB"`
 
-// parseSize reads a size such as "4GiB", "1.5 GiB" or "500MB" and returns bytes. What is
-// wrong names the unit to use.
+// parseSize reads a size such as "4GiB", "1.5 GiB" or "500MB" and returns bytes. A problem
+// names the unit to use.
 func parseSize(s string) (int64, *problem) {
 	i := 0
 	for i < len(s) && (s[i] >= '0' && s[i] <= '9' || s[i] == '.') {
@@ -60,7 +60,7 @@ func parseSize(s string) (int64, *problem) {
 	return 0, p
 }
 
-// guessUnit is what a number without a unit was likely meant to be.
+// guessUnit guesses the missing unit of a number.
 func guessUnit(v *big.Rat) string {
 	if v.Cmp(big.NewRat(512, 1)) >= 0 {
 		return "MiB"
@@ -68,8 +68,8 @@ func guessUnit(v *big.Rat) string {
 	return "GiB"
 }
 
-// FormatSize writes a size exactly, in the largest binary unit that gives a
-// whole number of it; a size in devvm.toml may say it so, if it is of whole MiB.
+// FormatSize writes a size exactly, in the largest binary unit that gives a whole number.
+// devvm.toml accepts the result if the size is in whole MiB.
 func FormatSize(n int64) string {
 	for _, u := range []struct {
 		name  string
