@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Untrusted are directories that somebody else can write, with all that is below them.
-// The zero value has none.
+// Untrusted are directories, with everything below them, that somebody else can write to. The
+// zero value has none.
 type Untrusted struct {
 	paths map[string]bool
-	dirs  map[id]string // by another path, too: a mount, say
+	dirs  map[id]string // also finds them by another path, such as a mount
 }
 
-// NewUntrusted takes the directories' paths, without links.
+// NewUntrusted takes the directories' paths, which should not contain links.
 func NewUntrusted(paths ...string) Untrusted {
 	u := Untrusted{map[string]bool{}, map[id]string{}}
 	for _, path := range paths {
@@ -32,7 +32,7 @@ func NewUntrusted(paths ...string) Untrusted {
 
 // LinkError says that a path leads through a symbolic link that somebody else may have made.
 type LinkError struct {
-	Path   string // of the link
+	Path   string // the link's path
 	Target string // where it leads
 	Dir    string // the untrusted directory that it is in
 }
@@ -43,32 +43,32 @@ func (e *LinkError) Error() string {
 
 // Place is where a path leads: a directory, or a name in one.
 type Place struct {
-	Dir    *Dir // nil: it is no directory
-	Parent *Dir // else this, which has it, or does not,
+	Dir    *Dir // nil: not a directory
+	Parent *Dir // then this is the directory that has the name, or lacks it
 	Name   string
 	Exists bool
 	Info   Info
 }
 
-// Close gives up what is held.
+// Close closes the directories.
 func (p *Place) Close() {
 	p.Parent.Close()
 	p.Dir.Close()
 }
 
-// manyLinks is how many symbolic links Linux follows on one path (path_resolution(7)).
+// manyLinks is how many symbolic links Linux follows in one path (path_resolution(7)).
 const manyLinks = 40
 
 // step is a directory on the way.
 type step struct {
 	dir       *Dir
-	untrusted string // the outermost untrusted directory that it is, or is below
+	untrusted string // the outermost untrusted directory that this is or is below
 }
 
-// Find walks to what is at a path, one component after the other. Links that the user made
-// are followed, one at the end of the path only if follow says so or the path ends with a
-// slash. From the moment the walk is in an untrusted directory none is, and one in the way
-// is a *LinkError. That the last component is missing is no error.
+// Find walks a path one component at a time. It follows links that the user made; at the end of
+// the path, only if follow is set or the path ends with a slash. Inside an untrusted directory
+// it follows none, and a link in the way is a *LinkError. A missing last component is not an
+// error.
 func (u Untrusted) Find(path string, follow bool) (place *Place, err error) {
 	fail := func(op string, err error) (*Place, error) {
 		return nil, &fs.PathError{Op: op, Path: path, Err: err}
@@ -117,7 +117,7 @@ func (u Untrusted) Find(path string, follow bool) (place *Place, err error) {
 			return fail("open", errDeep)
 		}
 		at := way[len(way)-1]
-		rest := false // is there more of the path, be it only a slash?
+		rest := false // whether any path is left, even just a slash
 		last := true
 		for _, c := range todo {
 			rest = true
@@ -173,15 +173,15 @@ func (u Untrusted) Find(path string, follow bool) (place *Place, err error) {
 	return &Place{Dir: here, Exists: true, Info: Info{Mode: fs.ModeDir}}, nil
 }
 
-// place is a name in the directory, which messages name as the user did.
+// place is a name in the directory. Messages then use the path as the user gave it.
 func (d *Dir) place(path, name string) *Place {
-	if path = filepath.Clean(path); filepath.Base(path) == name { // else it was a link's
+	if path = filepath.Clean(path); filepath.Base(path) == name { // otherwise the name is a link's target
 		d.path = filepath.Dir(path)
 	}
 	return &Place{Parent: d, Name: name}
 }
 
-// mark notes whether a step of the way is, or is below, an untrusted directory.
+// mark records whether a step is, or is below, an untrusted directory.
 func (u Untrusted) mark(s *step) {
 	if s.untrusted != "" || len(u.paths) == 0 {
 		return

@@ -1,13 +1,13 @@
-// Package tree works on directory trees that somebody else may change at any moment, as a
-// VM may change its project's directory.
+// Package tree works on directory trees that somebody else may change at any moment, as a VM
+// may change its project's directory.
 //
-// Every directory is held open, and every name is looked up in a directory that is held.
-// A name is one component, and is never followed if it is a symbolic link. So a directory
-// that is swapped for a link while a copy runs leads nowhere. [Untrusted.Find] gets from a
-// path of the user's to the first such directory.
+// Every directory is held open, and every name is looked up in an open directory. A name is a
+// single component, and is never followed if it is a symbolic link. So replacing a directory
+// with a link during a copy gains an attacker nothing. [Untrusted.Find] gets from a user's path
+// to the first such directory.
 //
-// It imports no other package of devvm. It fails with *fs.PathError, with [*LinkError] where
-// a link is in the way, and with [ErrChanged] where a name is not what it was a moment ago.
+// It imports no other package of devvm. It fails with *fs.PathError, with [*LinkError] if a
+// link is in the way, and with [ErrChanged] if a name is no longer what it was a moment ago.
 package tree
 
 import (
@@ -25,23 +25,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Deepest is how many directories deep a tree may be: each one on the way down is an open
-// file, and whoever writes the tree decides how many there are.
+// Deepest is the maximum depth of a tree. Each directory on the way down is an open file, and
+// whoever writes the tree decides how many there are.
 const Deepest = 500
 
-// ErrChanged says that something was swapped while it was being worked on.
+// ErrChanged says that something was swapped while it was in use.
 var ErrChanged = errors.New("it was changed while it was copied")
 
 var errDeep = fmt.Errorf("it is more than %d directories deep", Deepest)
 
-// Dir is a directory that is held open, wherever it is moved.
+// Dir is an open directory. It stays the same directory if it is moved.
 type Dir struct {
 	fd    int
-	path  string // as messages name it
+	path  string // for messages
 	depth int
 }
 
-// Info is what is under a name.
+// Info describes the file with a name.
 type Info struct {
 	Mode fs.FileMode
 	Size int64
@@ -49,16 +49,16 @@ type Info struct {
 	id   id
 }
 
-// IsDir tells whether it is a directory.
+// IsDir reports whether it is a directory.
 func (i Info) IsDir() bool { return i.Mode.IsDir() }
 
-// IsLink tells whether it is a symbolic link.
+// IsLink reports whether it is a symbolic link.
 func (i Info) IsLink() bool { return i.Mode.Type() == fs.ModeSymlink }
 
-// IsRegular tells whether it is a regular file.
+// IsRegular reports whether it is a regular file.
 func (i Info) IsRegular() bool { return i.Mode.IsRegular() }
 
-// id tells one directory from all others that exist at the same time.
+// id identifies a directory among all that exist at the same time.
 type id struct{ dev, ino uint64 }
 
 func infoOf(st *unix.Stat_t) Info {
@@ -74,21 +74,21 @@ func infoOf(st *unix.Stat_t) Info {
 		i.Mode |= fs.ModeDir
 	case unix.S_IFLNK:
 		i.Mode |= fs.ModeSymlink
-	default: // a device, a pipe, a socket: nothing here looks closer
+	default: // a device, a pipe, a socket: no need to tell them apart
 		i.Mode |= fs.ModeIrregular
 	}
 	return i
 }
 
-// Path is the directory's path, for messages.
+// Path returns the directory's path, for messages.
 func (d *Dir) Path() string { return d.path }
 
-// Join is the path of what the directory has under a name, for messages.
+// Join returns the path of a name in the directory, for messages.
 func (d *Dir) Join(name string) string {
 	return filepath.Join(d.path, name)
 }
 
-// Close gives the directory up.
+// Close closes the directory. It may be nil or closed already.
 func (d *Dir) Close() {
 	if d != nil && d.fd >= 0 {
 		_ = unix.Close(d.fd)
@@ -96,7 +96,7 @@ func (d *Dir) Close() {
 	}
 }
 
-// do makes a system call on a name of the directory, again if a signal interrupts it.
+// do makes a system call on a name in the directory, and repeats it if a signal interrupts it.
 func (d *Dir) do(op, name string, call func() error) error {
 	err := error(unix.EINVAL)
 	if name != "" && name != "." && name != ".." && !strings.ContainsRune(name, '/') {
@@ -117,7 +117,7 @@ func again(call func() error) error {
 	}
 }
 
-// Stat looks at what is under a name, links not followed.
+// Stat describes the file with a name, without following links.
 func (d *Dir) Stat(name string) (Info, error) {
 	var st unix.Stat_t
 	err := d.do("lstat", name, func() error {
@@ -126,7 +126,7 @@ func (d *Dir) Stat(name string) (Info, error) {
 	return infoOf(&st), err
 }
 
-// Self looks at the directory itself.
+// Self describes the directory itself.
 func (d *Dir) Self() (Info, error) {
 	var st unix.Stat_t
 	if err := again(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
@@ -135,7 +135,7 @@ func (d *Dir) Self() (Info, error) {
 	return infoOf(&st), nil
 }
 
-// Dir opens a directory in the directory.
+// Dir opens a subdirectory.
 func (d *Dir) Dir(name string) (*Dir, error) {
 	if d.depth >= Deepest {
 		return nil, &fs.PathError{Op: "open", Path: d.Join(name), Err: errDeep}
@@ -144,7 +144,7 @@ func (d *Dir) Dir(name string) (*Dir, error) {
 	err := d.do("open", name, func() (err error) {
 		fd, err = openDir(d.fd, name)
 		if errors.Is(err, unix.ELOOP) {
-			return ErrChanged // nobody opens what he has not seen to be a directory
+			return ErrChanged // callers open only what they have seen to be a directory
 		}
 		return err
 	})
@@ -154,8 +154,8 @@ func (d *Dir) Dir(name string) (*Dir, error) {
 	return &Dir{fd, d.Join(name), d.depth + 1}, nil
 }
 
-// openDir opens a directory in a directory. The "." makes what is mounted by being used
-// (autofs) be there; openat2 makes it harmless behind a link.
+// openDir opens a directory in a directory. The "." triggers automounts (autofs); openat2 keeps
+// it from following a link.
 func openDir(dir int, name string) (int, error) {
 	how := &unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
@@ -164,7 +164,7 @@ func openDir(dir int, name string) (int, error) {
 	for {
 		fd, err := unix.Openat2(dir, name+"/.", how)
 		switch {
-		case errors.Is(err, unix.EAGAIN): // a rename was in the way
+		case errors.Is(err, unix.EAGAIN): // a concurrent rename
 		case errors.Is(err, unix.ENOSYS):
 			return -1, errors.New("this needs Linux 5.6 or later (openat2)")
 		default:
@@ -173,8 +173,8 @@ func openDir(dir int, name string) (int, error) {
 	}
 }
 
-// Open opens a regular file to read it. What the file is, is told of what was opened.
-// Nothing else is opened for longer than it takes to see that: a pipe does not block.
+// Open opens a regular file for reading. The Info is that of the open file. Any other file is
+// closed at once, and opening a pipe does not block.
 func (d *Dir) Open(name string) (*os.File, Info, error) {
 	fd := -1
 	err := d.do("open", name, func() (err error) {
@@ -200,7 +200,7 @@ func (d *Dir) Open(name string) (*os.File, Info, error) {
 	return os.NewFile(uintptr(fd), d.Join(name)), info, nil
 }
 
-// Create makes a file that is not there, for this user alone.
+// Create makes a new file, only for this user.
 func (d *Dir) Create(name string) (*os.File, error) {
 	fd := -1
 	err := d.do("create", name, func() (err error) {
@@ -213,12 +213,12 @@ func (d *Dir) Create(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), d.Join(name)), nil
 }
 
-// Mkdir makes a directory that is not there, for this user alone.
+// Mkdir makes a new directory, only for this user.
 func (d *Dir) Mkdir(name string) error {
 	return d.do("mkdir", name, func() error { return unix.Mkdirat(d.fd, name, 0o700) })
 }
 
-// MkdirTemp makes a directory whose name begins with a prefix and cannot be foretold.
+// MkdirTemp makes a directory with an unpredictable name that begins with prefix.
 func (d *Dir) MkdirTemp(prefix string) (name string, made *Dir, err error) {
 	name = prefix + rand.Text()[:8]
 	if err := d.Mkdir(name); err != nil {
@@ -236,7 +236,7 @@ func (d *Dir) Symlink(target, name string) error {
 	return d.do("symlink", name, func() error { return unix.Symlinkat(target, d.fd, name) })
 }
 
-// Readlink tells where a symbolic link leads.
+// Readlink returns the target of a symbolic link.
 func (d *Dir) Readlink(name string) (string, error) {
 	var target string
 	err := d.do("readlink", name, func() (err error) {
@@ -255,8 +255,8 @@ func readlink(dir int, name string) (string, error) {
 	return string(b[:max(n, 0)]), err
 }
 
-// Move puts what is under a name under another name of this or another directory, in the
-// place of what is there. Links at either end are moved or replaced, not followed.
+// Move renames a file, within this directory or into another, and replaces a file with the new
+// name. Links at either end are moved or replaced, not followed.
 func (d *Dir) Move(name string, to *Dir, as string) error {
 	return d.do("rename", name, func() error {
 		err := to.do("rename", as, func() error { return unix.Renameat(d.fd, name, to.fd, as) })
@@ -297,7 +297,7 @@ func timesOf(t time.Time) []unix.Timespec {
 	return []unix.Timespec{ts, ts}
 }
 
-// list opens the directory to read its names.
+// list opens the directory for reading its names.
 func (d *Dir) list() (*os.File, error) {
 	fd := -1
 	err := again(func() (err error) {
@@ -310,7 +310,7 @@ func (d *Dir) list() (*os.File, error) {
 	return os.NewFile(uintptr(fd), d.path), nil
 }
 
-// Names are the names in the directory, sorted.
+// Names returns the names in the directory, sorted.
 func (d *Dir) Names() ([]string, error) {
 	f, err := d.list()
 	if err != nil {
@@ -322,7 +322,7 @@ func (d *Dir) Names() ([]string, error) {
 	return names, err
 }
 
-// RemoveAll removes what is under a name, and all below it.
+// RemoveAll removes the file with a name and everything below it.
 func (d *Dir) RemoveAll(name string) error {
 	err := d.do("remove", name, func() error { return unix.Unlinkat(d.fd, name, 0) })
 	if errors.Is(err, fs.ErrNotExist) {
@@ -348,7 +348,7 @@ func (d *Dir) Rmdir(name string) error {
 	return d.do("rmdir", name, func() error { return unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR) })
 }
 
-// Empty removes all that is in the directory.
+// Empty removes everything in the directory.
 func (d *Dir) Empty() error {
 	const many = 1024
 	for {
@@ -366,25 +366,25 @@ func (d *Dir) Empty() error {
 				return err
 			}
 		}
-		if err != nil || len(names) < many { // what is put here meanwhile is not ours to chase
+		if err != nil || len(names) < many { // do not chase files that are added meanwhile
 			return err
 		}
 	}
 }
 
-// Cursor goes to one directory of a tree after the other. It holds those on the way, so
-// that the next one is near.
+// Cursor visits directories of a tree. It keeps those on the way open, so that a nearby
+// directory is quick to reach.
 type Cursor struct {
 	top   *Dir
 	names []string
 	dirs  []*Dir
 }
 
-// NewCursor begins at the top of a tree, which stays the caller's.
+// NewCursor starts at the top of a tree. The caller still has to close the top.
 func NewCursor(top *Dir) *Cursor { return &Cursor{top: top} }
 
-// To goes to a directory by its slash-separated path below the top; "." is the top. The
-// cursor closes it.
+// To goes to a directory by its slash-separated path below the top; "." is the top. The cursor
+// closes the directory later.
 func (c *Cursor) To(rel string) (*Dir, error) {
 	var names []string
 	if rel != "." {
@@ -416,5 +416,5 @@ func (c *Cursor) cut(n int) {
 	c.names, c.dirs = c.names[:n], c.dirs[:n]
 }
 
-// Close gives up all directories but the top.
+// Close closes all directories except the top.
 func (c *Cursor) Close() { c.cut(0) }

@@ -34,7 +34,7 @@ func plant(t *testing.T, dir string, names ...string) {
 	}
 }
 
-// open holds a directory.
+// open opens a directory for the test.
 func open(t *testing.T, path string) *tree.Dir {
 	t.Helper()
 	at, err := tree.Untrusted{}.Find(path, true)
@@ -63,7 +63,7 @@ func TestFind(t *testing.T) {
 	for _, c := range []struct {
 		path   string
 		follow bool
-		want   string // a path of what is there below top, or one of the above
+		want   string // a path below top, or one of the errors above
 	}{
 		{"/", false, "/"},
 		{".", false, "home"},
@@ -89,7 +89,7 @@ func TestFind(t *testing.T) {
 		{"self", false, link},
 		{"to-file/x", true, failed},
 		{"../../../../../../../../../../../../../../" + top + "/data", false, "data"},
-		// From here on a VM may have been there.
+		// From here on, the path leads into a directory that a VM can write to.
 		{"work/p", false, "data/work/p"},
 		{"work/p/file", true, "data/work/p/file"},
 		{"work/p/new", true, missing},
@@ -146,7 +146,7 @@ func TestFind(t *testing.T) {
 		if err == nil {
 			at.Close()
 		}
-		// Where nothing is untrusted, the same that the kernel says.
+		// The control: with no untrusted directory, nothing is refused.
 		at, err = tree.Untrusted{}.Find(c.path, c.follow)
 		if got == refused && err != nil && c.path != "past" {
 			t.Errorf("control: %q: %v", c.path, err)
@@ -157,8 +157,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// TestFindByAnotherPath: an untrusted directory is one by whatever path, and one that cannot
-// be looked at is one by its own.
+// TestFindByAnotherPath: an untrusted directory is recognized by any path, and one that cannot
+// be examined at least by its own.
 func TestFindByAnotherPath(t *testing.T) {
 	top := t.TempDir()
 	plant(t, top, "p/", "p/evil -> ..", "way -> p")
@@ -173,8 +173,8 @@ func TestFindByAnotherPath(t *testing.T) {
 	}
 }
 
-// TestNoNameIsFollowed: whatever is asked of a directory, a link in it leads nowhere, and a
-// name is one component.
+// TestNoNameIsFollowed: no operation on a directory follows a link in it, and a name is a
+// single component.
 func TestNoNameIsFollowed(t *testing.T) {
 	top := t.TempDir()
 	plant(t, top, "d/", "d/sub/", "d/file", "out/", "out/file", "out/sub/", "d/l -> ../out", "d/lf -> ../out/file", "d/new -> ../out/new", "d/in -> sub")
@@ -222,7 +222,7 @@ func TestNoNameIsFollowed(t *testing.T) {
 	}
 }
 
-// TestHeld: a directory stays the same one when something else gets its name.
+// TestHeld: an open directory stays the same when its name is given to something else.
 func TestHeld(t *testing.T) {
 	top := t.TempDir()
 	plant(t, top, "d/", "d/sub/", "out/")
@@ -256,7 +256,7 @@ func TestHeld(t *testing.T) {
 	}
 }
 
-// TestOpenIsForFiles: a pipe neither blocks nor is read, and what is gone is said.
+// TestOpenIsForFiles: a pipe neither blocks nor is read, and a missing file is reported.
 func TestOpenIsForFiles(t *testing.T) {
 	top := t.TempDir()
 	if err := unix.Mkfifo(top+"/pipe", 0o600); err != nil {
@@ -287,7 +287,7 @@ func TestRemoveAll(t *testing.T) {
 	if err := os.Chmod(top+"/d/closed", 0); err != nil {
 		t.Fatal(err)
 	}
-	for i := range 3000 { // more than are read at once
+	for i := range 3000 { // more than one read returns
 		if err := os.WriteFile(filepath.Join(top, "d/a/b", strings.Repeat("n", 1+i%200)+string(rune('A'+i/200))), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -306,7 +306,7 @@ func TestRemoveAll(t *testing.T) {
 	}
 }
 
-// TestDeepest: a tree cannot take all descriptors of this process.
+// TestDeepest: a tree cannot use up all descriptors of this process.
 func TestDeepest(t *testing.T) {
 	d := open(t, t.TempDir())
 	c := tree.NewCursor(d)
