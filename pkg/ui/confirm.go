@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Confirm asks a question on Err and waits for y or yes on In; anything else,
-// also the end of input, is no. Without a terminal it refuses with an [Error]
-// whose hint is the flag --yes. No progress display may run meanwhile.
+// Confirm asks a question on Err and waits for y or yes on In. Anything else, including the end
+// of input, means no. Without a terminal it refuses with an [Error] whose hint is the flag
+// --yes. No progress display may be running.
 func (s *Streams) Confirm(ctx context.Context, question string) (bool, error) {
 	if !s.Interactive() {
 		return false, &Error{
@@ -26,8 +26,8 @@ func (s *Streams) Confirm(ctx context.Context, question string) (bool, error) {
 		line string
 		err  error
 	}
-	// A read from a terminal cannot be interrupted; if ctx ends first, this
-	// goroutine waits for input until the process ends.
+	// A read from a terminal cannot be interrupted. If ctx ends first, this goroutine waits for
+	// input until the process ends.
 	ch := make(chan answer, 1)
 	go func() {
 		line, err := readLine(s.In)
@@ -52,8 +52,8 @@ func (s *Streams) Confirm(ctx context.Context, question string) (bool, error) {
 	}
 }
 
-// readLine reads up to the end of the line and not a byte further: the rest of
-// the input may be for somebody else.
+// readLine reads up to the end of the line and not a byte further, because the rest of the
+// input may be meant for another program.
 func readLine(r io.Reader) (string, error) {
 	var line []byte
 	b := make([]byte, 1)

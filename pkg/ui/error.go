@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Exit codes of devvm. `ssh`, `exec` and `docker` pass on the remote code.
+// Exit codes of devvm. `ssh`, `exec` and `docker` pass on the remote command's code.
 const (
 	ExitOK         = 0
 	ExitError      = 1
@@ -25,10 +25,10 @@ const (
 // Error is an error for the user: what happened, and the command to run next.
 type Error struct {
 	Msg  string // what happened and what it means, without a full stop
-	Hint string // what to do now; may have several lines, may be empty
-	Code int    // exit code; 0 is taken as ExitError
+	Hint string // what to do now; may have several lines or be empty
+	Code int    // exit code; 0 means ExitError
 	Err  error  // the cause, shown after Msg; may be nil
-	Kind error  // what [errors.Is] finds, and users do not see; may be nil
+	Kind error  // for [errors.Is], not shown to users; may be nil
 }
 
 // Error returns the message and the cause, without the hint.
@@ -46,17 +46,17 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Is tells whether target is the error's kind.
+// Is reports whether target is the error's kind.
 func (e *Error) Is(target error) bool { return e.Kind != nil && e.Kind == target }
 
-// Exit is an error that carries the exit code of a remote command and has
-// nothing to say: the command has said it.
+// Exit carries the exit code of a remote command. It has no message, because the command has
+// shown its own.
 type Exit int
 
 // Error names the code, for logs; users never see it.
 func (e Exit) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
 
-// ExitCode is the exit code that belongs to err.
+// ExitCode returns the exit code for err.
 func ExitCode(err error) int {
 	if err == nil {
 		return ExitOK
@@ -89,9 +89,9 @@ func Hint(err error) string {
 	return strings.Join(hints, "\n")
 }
 
-// WriteError shows err as text: "devvm: what happened", then a line
-// "hint: what to do" for each line of the hint. It writes nothing for nil, for
-// [Exit], and only "devvm: cancelled" where the user cancelled.
+// WriteError shows err as text: "devvm: what happened", then a line "hint: what to do" for each
+// line of the hint. It writes nothing for nil and [Exit], and only "devvm: cancelled" if the
+// user cancelled.
 func (s *Streams) WriteError(err error) {
 	if err == nil {
 		return
@@ -101,7 +101,7 @@ func (s *Streams) WriteError(err error) {
 	}
 	msg, hint := err.Error(), Hint(err)
 	if ExitCode(err) == ExitCancelled && (hint == "" || errors.Is(err, context.Canceled)) {
-		msg, hint = "cancelled", "" // what it was in the midst of is nothing to mend
+		msg, hint = "cancelled", "" // the interrupted operation needs no repair
 	}
 	var b strings.Builder
 	msg, more, _ := strings.Cut(escapeLines(msg), "\n")

@@ -24,8 +24,8 @@ func Size(bytes int64) string {
 	return strings.TrimSuffix(strconv.FormatFloat(v, 'f', 1, 64), ".0") + " " + units[u]
 }
 
-// Duration renders a time span as people say it: "380ms", "12.3s", "1m05s",
-// "3h12m", "5d3h".
+// Duration renders a time span in the usual short form: "380ms", "12.3s", "1m05s", "3h12m",
+// "5d3h".
 func Duration(d time.Duration) string {
 	sign := ""
 	if d < 0 {
@@ -49,9 +49,8 @@ func Duration(d time.Duration) string {
 	}
 }
 
-// Escape makes a string safe and honest to show: control characters, bytes
-// that are no UTF-8 and characters that change the direction of text become
-// Go escapes. Newlines too.
+// Escape makes a string safe and unambiguous to show: control characters (including newlines),
+// bytes that are not UTF-8 and characters that change the direction of text become Go escapes.
 func Escape(s string) string {
 	clean := true
 	for _, r := range s {
@@ -80,7 +79,7 @@ func Escape(s string) string {
 	return b.String()
 }
 
-// escapeLines is Escape for text of several lines, which may hold tabs.
+// escapeLines is Escape for text of several lines, which may contain tabs.
 func escapeLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {
@@ -89,8 +88,8 @@ func escapeLines(s string) string {
 	return strings.Join(lines, "\n")
 }
 
-// unsafe reports C0 and C1 controls, DEL, line and paragraph separators and
-// the bidirectional controls with which text can pose as other text.
+// unsafe reports C0 and C1 controls, DEL, line and paragraph separators and the bidirectional
+// controls, with which text can pose as other text.
 func unsafe(r rune) bool {
 	switch {
 	case r < 0x20, r >= 0x7f && r < 0xa0:
@@ -103,9 +102,8 @@ func unsafe(r rune) bool {
 	return false
 }
 
-// Clean turns one line of a foreign program's output into plain text: escape
-// sequences go, a carriage return leaves what was written after it, and other
-// control characters are shown by [Escape].
+// Clean turns one line of a foreign program's output into plain text. It drops escape sequences
+// and everything before a carriage return, and shows other control characters as [Escape] does.
 func Clean(line string) string {
 	line = strings.TrimRight(line, "\r\n")
 	if strings.IndexByte(line, 0x1b) >= 0 {

@@ -12,16 +12,16 @@ import (
 // Format chooses how progress is shown.
 type Format int
 
-// The formats.
+// The possible formats.
 const (
 	FormatText Format = iota // on Err: animated on a terminal, else plain lines
 	FormatJSON               // one JSON object per line, on Out
 )
 
-// State of a phase, as scripts see it.
+// State is the state of a phase, as scripts see it.
 type State string
 
-// The states. A phase has one start and then either done or fail.
+// The possible states. A phase has one start, then either done or fail.
 const (
 	StateStart State = "start"
 	StateDone  State = "done"
@@ -46,13 +46,11 @@ const (
 	lineOutput
 )
 
-// Progress shows the phases of a long operation and how long each took. One
-// phase after another is the rule; several at once are shown too. It is safe
-// for concurrent use.
+// Progress shows the phases of a long operation and how long each took. Phases usually run one
+// after another, but may overlap. It is safe for concurrent use.
 //
-// When its context is cancelled, running phases are ended as failed at once
-// and the animation stops, so that the terminal is in order whatever comes
-// after.
+// When its context is cancelled, running phases fail at once and the animation stops, so that
+// the terminal is in order whatever comes next.
 type Progress struct {
 	now func() time.Time
 	ctx context.Context
@@ -68,20 +66,20 @@ type Progress struct {
 
 // Phase is one step of the operation.
 type Phase struct {
-	Name string // stable word for scripts: "ssh"
-	Text string // what people read: "connect over SSH"
+	Name string // stable identifier for scripts: "ssh"
+	Text string // text for people: "connect over SSH"
 
 	p     *Progress
 	start time.Time
 
-	mu      sync.Mutex // the fields below, read by the animation
+	mu      sync.Mutex // guards the fields below, which the animation reads
 	detail  string
 	current int64
 	total   int64 // 0: unknown
 	ended   bool
 }
 
-// Progress starts a display in the format. Close must be called.
+// Progress starts a display in the format. The caller must close it.
 func (s *Streams) Progress(ctx context.Context, format Format) *Progress {
 	p := &Progress{now: s.now, ctx: ctx}
 	switch {
@@ -121,7 +119,7 @@ func (p *Progress) Start(name, text string) *Phase {
 	return ph
 }
 
-// Run carries out fn as a phase, which is done or failed as fn says.
+// Run runs fn as a phase, which succeeds or fails with fn.
 func (p *Progress) Run(ctx context.Context, name, text string, fn func(ctx context.Context, ph *Phase) error) error {
 	ph := p.Start(name, text)
 	err := fn(ctx, ph)
@@ -133,11 +131,10 @@ func (p *Progress) Run(ctx context.Context, name, text string, fn func(ctx conte
 	return nil
 }
 
-// Done ends the phase well. Only the first end of a phase counts.
+// Done ends the phase successfully. Only the first end of a phase counts.
 func (ph *Phase) Done() { ph.end(StateDone, nil) }
 
-// Fail ends the phase as failed. The display marks the phase; err itself is
-// for the caller to show.
+// Fail ends the phase as failed. The display marks the phase; the caller shows err itself.
 func (ph *Phase) Fail(err error) { ph.end(StateFail, err) }
 
 func (ph *Phase) end(state State, err error) {
@@ -146,7 +143,7 @@ func (ph *Phase) end(state State, err error) {
 	ph.p.end(ph, state, err)
 }
 
-// end needs p.mu.
+// end ends the phase. The caller holds p.mu.
 func (p *Progress) end(ph *Phase, state State, err error) {
 	ph.mu.Lock()
 	ended := ph.ended
@@ -170,7 +167,7 @@ func (p *Progress) failAll(err error) {
 	}
 }
 
-// Detail says what the phase is doing now: "install docker.io".
+// Detail sets what the phase is doing now: "install docker.io".
 func (ph *Phase) Detail(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	ph.update(func() bool {
@@ -180,7 +177,7 @@ func (ph *Phase) Detail(format string, args ...any) {
 	}, func(r renderer) { r.detail(ph) })
 }
 
-// Advance says how far the phase is, in bytes. A total of 0 is unknown.
+// Advance sets how far the phase is, in bytes. A total of 0 means unknown.
 func (ph *Phase) Advance(current, total int64) {
 	ph.update(func() bool {
 		ph.current, ph.total = current, total
@@ -199,25 +196,24 @@ func (ph *Phase) update(change func() bool, show func(renderer)) {
 	}
 }
 
-// status is a consistent view of what changes.
+// status returns a consistent copy of the changing fields.
 func (ph *Phase) status() (detail string, current, total int64) {
 	ph.mu.Lock()
 	defer ph.mu.Unlock()
 	return ph.detail, ph.current, ph.total
 }
 
-// Note shows one line that is worth knowing.
+// Note shows a line of useful information.
 func (p *Progress) Note(format string, args ...any) {
 	p.emit(lineNote, fmt.Sprintf(format, args...))
 }
 
-// Warn shows one line that the user should act on.
+// Warn shows a line that the user should act on.
 func (p *Progress) Warn(format string, args ...any) {
 	p.emit(lineWarn, fmt.Sprintf(format, args...))
 }
 
-// Output takes the output of a foreign program and shows it line by line, made
-// safe by [Clean].
+// Output takes the output of a foreign program and shows it line by line, made safe by [Clean].
 func (p *Progress) Output() io.Writer { return &p.out }
 
 func (p *Progress) emit(kind lineKind, text string) {
@@ -228,8 +224,7 @@ func (p *Progress) emit(kind lineKind, text string) {
 	}
 }
 
-// Close ends the display: phases that still run are marked as failed. It can
-// be called twice.
+// Close ends the display and marks phases that still run as failed. It may be called twice.
 func (p *Progress) Close() {
 	p.stop()
 	p.out.flush()
@@ -243,7 +238,7 @@ func (p *Progress) Close() {
 	p.r.close()
 }
 
-// lineWriter cuts a stream of bytes into lines.
+// lineWriter splits a stream of bytes into lines.
 type lineWriter struct {
 	mu   sync.Mutex
 	rest []byte
@@ -270,8 +265,8 @@ func (w *lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// Foreign returns a writer to w for what the VM has said. If w is a terminal, each line is
-// cleaned (see [Clean]) before it is shown; Close shows the rest of one that does not end.
+// Foreign returns a writer to w for output of the VM. If w is a terminal, each line is cleaned
+// (see [Clean]) before it is shown, and Close shows an incomplete last line.
 func Foreign(w io.Writer, terminal bool) io.WriteCloser {
 	if !terminal {
 		return foreign{w, func() {}}

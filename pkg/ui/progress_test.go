@@ -17,7 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/condition"
 )
 
-// clock is a clock that tests turn by hand.
+// clock is a clock that tests set by hand.
 type clock struct {
 	mu sync.Mutex
 	t  time.Time
@@ -37,7 +37,7 @@ func (c *clock) Add(d time.Duration) {
 	c.t = c.t.Add(d)
 }
 
-// scenario is one run with everything that can happen in it.
+// scenario is a run in which everything that can happen does.
 func scenario(ctx context.Context, s *Streams, c *clock, format Format) {
 	p := s.Progress(ctx, format)
 	defer p.Close()
@@ -122,7 +122,7 @@ func TestCancelEndsPhases(t *testing.T) {
 	p.Start("ssh", "connect over SSH")
 	cancel()
 	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(errs.String(), "connect over SSH: failed") })
-	p.Start("clean", "clean up").Done() // still shown after the cancel
+	p.Start("clean", "clean up").Done() // shown even after the cancel
 	p.Close()
 	p.Close()
 	if !strings.Contains(errs.String(), "clean up: done") {
@@ -162,7 +162,7 @@ func TestProgressManyGoroutines(t *testing.T) {
 	}
 }
 
-// hammer uses everything of p at once.
+// hammer uses everything of p concurrently.
 func hammer(p *Progress, s *Streams) {
 	var wg sync.WaitGroup
 	for i := range 8 {

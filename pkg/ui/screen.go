@@ -8,11 +8,11 @@ import (
 	"github.com/vbauerster/mpb/v8"
 )
 
-// maxPartialLine bounds what a writer may hold back while a display runs.
+// maxPartialLine bounds how many bytes a writer may hold back while a display runs.
 const maxPartialLine = 64 << 10
 
-// screen is a writer that shares its terminal with a running display: while
-// there is one, whole lines are put above it.
+// screen is a writer that shares its terminal with a running display: whole lines go above the
+// display.
 type screen struct {
 	mu      sync.Mutex
 	out     io.Writer
@@ -20,8 +20,8 @@ type screen struct {
 	partial []byte
 }
 
-// Write writes b at once, or, while a display runs, its whole lines above the
-// display and the rest when its line or the display ends.
+// Write writes b at once if no display runs. Otherwise it writes whole lines above the display,
+// and an incomplete line when that or the display ends.
 func (s *screen) Write(b []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -45,11 +45,11 @@ func (s *screen) write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// line writes one whole line of the display's own, whatever others have begun.
+// line writes a whole line of the display's own, even if others have an incomplete line.
 func (s *screen) line(text string) {
 	if s.live != nil {
-		// The display erases from the cursor's column on, which keys that the terminal
-		// has shown (^C) may have moved.
+		// The display erases from the cursor's column on, and echoed keys (^C) may have moved
+		// the cursor.
 		_, _ = s.out.Write([]byte("\r"))
 		_, _ = s.live.Write([]byte(text + "\n"))
 		return
@@ -57,7 +57,7 @@ func (s *screen) line(text string) {
 	_, _ = s.out.Write([]byte(text + "\n"))
 }
 
-// endLive waits for the last frame and gives the terminal back.
+// endLive waits for the last frame and releases the terminal.
 func (s *screen) endLive() {
 	if s.live == nil {
 		return

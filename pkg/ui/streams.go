@@ -1,13 +1,12 @@
-// Package ui is how devvm talks to people and to scripts: streams, progress,
-// tables, JSON, questions and errors with a hint and an exit code.
+// Package ui is how devvm talks to people and scripts: streams, progress, tables, JSON,
+// questions and errors with a hint and an exit code.
 //
-// Standard output holds only the answer; progress, notes and questions go to
-// standard error. Whatever is shown on a terminal passes [Escape] or [Clean],
-// so that no file name and no program in a VM can steer the terminal.
+// Standard output holds only the answer; progress, notes and questions go to standard error.
+// Everything shown on a terminal passes [Escape] or [Clean], so no file name and no program in
+// a VM can control the terminal.
 //
-// It knows nothing of VMs, projects or Docker and imports no other package of
-// devvm. It fails only where writing fails, and [Confirm] where there is
-// nobody to ask.
+// It knows nothing about VMs, projects or Docker and imports no other package of devvm. It
+// fails only if writing fails. [Confirm] also fails if there is nobody to ask.
 package ui
 
 import (
@@ -20,24 +19,24 @@ import (
 	"golang.org/x/term"
 )
 
-// Streams are the three standard streams of a command and what is known about
-// them. Make them with [System] or [Test].
+// Streams are the three standard streams of a command, with their properties. Make them with
+// [System] or [Test].
 type Streams struct {
 	In  io.Reader
 	Out io.Writer // the answer, nothing else
-	Err io.Writer // progress, notes, log lines; never tears a running display
+	Err io.Writer // progress, notes, log lines; does not disturb a running display
 
 	InTerminal  bool
 	OutTerminal bool
 	ErrTerminal bool
 
-	// Columns is how wide the terminal of Out is; 0: Out is none, or one without a size.
+	// Columns is the width of Out's terminal; 0: Out is not a terminal, or has no size.
 	Columns int
 
-	// ErrColumns is the same of Err.
+	// ErrColumns is the same for Err.
 	ErrColumns int
 
-	Color   bool // Err understands colours and the user wants them
+	Color   bool // Err supports colours and the user wants them
 	Unicode bool // Err shows UTF-8
 	Dumb    bool // Err cannot move its cursor: no animation
 
@@ -47,8 +46,8 @@ type Streams struct {
 	errFile *os.File
 }
 
-// System returns the process's own streams. The environment (NO_COLOR, TERM,
-// LC_ALL, LC_CTYPE, LANG) comes from getenv.
+// System returns the process's own streams. It reads the environment (NO_COLOR, TERM, LC_ALL,
+// LC_CTYPE, LANG) through getenv.
 func System(getenv func(string) string) *Streams {
 	s := &Streams{
 		In:          os.Stdin,
@@ -69,11 +68,11 @@ func System(getenv func(string) string) *Streams {
 	return s
 }
 
-// answer remembers that the standard output took not all that was written.
+// answer records whether a write to standard output failed.
 type answer struct {
 	w  io.Writer
 	mu sync.Mutex
-	// err is the first one.
+	// err is the first error.
 	err error
 }
 
@@ -90,7 +89,7 @@ func (a *answer) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Unanswered says why not all of the answer could be written; nil if it was.
+// Unanswered returns why part of the answer could not be written, nil if all was.
 func (s *Streams) Unanswered() error {
 	a, ok := s.Out.(*answer)
 	if !ok {
@@ -113,7 +112,7 @@ func (s *Streams) environment(getenv func(string) string) {
 	}
 }
 
-// Interactive reports whether there is somebody who can answer a question.
+// Interactive reports whether there is a user who can answer a question.
 func (s *Streams) Interactive() bool { return s.InTerminal && s.ErrTerminal }
 
 func (s *Streams) now() time.Time {
@@ -123,7 +122,7 @@ func (s *Streams) now() time.Time {
 	return time.Now()
 }
 
-// paint wraps text in an SGR sequence where the terminal wants colours.
+// paint wraps text in an SGR sequence if the terminal wants colours.
 func (s *Streams) paint(sgr, text string) string {
 	if !s.Color || sgr == "" || text == "" {
 		return text

@@ -9,11 +9,10 @@ import (
 	"github.com/mattn/go-runewidth"
 )
 
-// Table is rows of text in aligned columns, for people and for grep. Scripts
-// take JSON.
+// Table is rows of text in aligned columns, for people and grep. Scripts use JSON.
 //
 // On a terminal that is too narrow, cells are broken at blanks and after commas. If that is not
-// enough, the last columns have lines of their own below their rows.
+// enough, the last columns get their own lines below their rows.
 type Table struct {
 	s    *Streams
 	rows [][]string
@@ -28,8 +27,8 @@ func (s *Streams) Table(headings ...string) *Table {
 	return t
 }
 
-// Row adds a row. Empty cells become "-", so that every row has the same
-// number of words for awk.
+// Row adds a row. An empty cell becomes "-", so that every row has the same number of words for
+// awk.
 func (t *Table) Row(cells ...string) {
 	row := make([]string, len(cells))
 	for i, c := range cells {
@@ -58,12 +57,12 @@ func (t *Table) Flush() error {
 	return nil
 }
 
-// gap is between columns.
+// gap is the space between columns.
 const gap = 2
 
-// layout is how wide columns are, and how many stand beside each other.
+// layout returns the widths of the columns, and how many of them are side by side.
 func (t *Table) layout() (widths []int, beside int) {
-	var least []int // without breaking a word
+	var least []int // width without breaking a word
 	for _, row := range t.rows {
 		for i, cell := range row {
 			if i == len(widths) {
@@ -105,7 +104,7 @@ func sum(all []int) int {
 	return n
 }
 
-// pieces are the parts of a cell between which it may be broken.
+// pieces splits a cell where it may be broken.
 func pieces(cell string) []string {
 	var all []string
 	for cell != "" {
@@ -146,7 +145,7 @@ func writeRow(b *strings.Builder, row []string, widths []int) {
 	}
 }
 
-// broken is a cell in lines of a width.
+// broken breaks a cell into lines no wider than width.
 func broken(cell string, width int) []string {
 	if runewidth.StringWidth(cell) <= width {
 		return []string{cell}

@@ -13,7 +13,7 @@ import (
 
 const (
 	refresh    = 100 * time.Millisecond
-	textColumn = 34 // where the times begin, if the texts are shorter
+	textColumn = 34 // column of the times, unless a text is longer
 	barWidth   = 24
 )
 
@@ -35,17 +35,16 @@ func (s *Streams) marks() marks {
 	return marks{frames: []string{"-", "\\", "|", "/"}, done: "+", fail: "x", full: "#", open: ".", sep: " - "}
 }
 
-// hasSize reports whether the terminal knows its size; some pseudo-terminals
-// have none, and nothing can be drawn on 0 columns.
+// hasSize reports whether the terminal knows its size. Some pseudo-terminals do not, and
+// nothing can be drawn on 0 columns.
 func (s *Streams) hasSize() bool {
 	w, h, err := term.GetSize(int(s.errFile.Fd()))
 	return err == nil && w > 0 && h > 0
 }
 
-// terminalRenderer keeps a moving line for each running phase at the bottom
-// and puts everything that stays above it. The cursor is never hidden and
-// always stands at the start of an empty line, so that a kill at any moment
-// leaves the terminal usable.
+// terminalRenderer keeps a moving line for each running phase at the bottom and puts permanent
+// lines above. The cursor is never hidden and always at the start of an empty line, so that a
+// kill at any moment leaves the terminal usable.
 type terminalRenderer struct {
 	s      *Streams
 	screen *screen
@@ -72,8 +71,8 @@ func (r *terminalRenderer) begin(ph *Phase) {
 	}
 }
 
-// running renders the moving line. It may not be wider than the terminal: the
-// display counts lines.
+// running renders the moving line. It must not be wider than the terminal, because the display
+// counts lines.
 func (r *terminalRenderer) running(ph *Phase, mark string, m marks, width int) string {
 	detail, current, total := ph.status()
 	elapsed := r.s.now().Sub(ph.start)
@@ -91,7 +90,7 @@ func (r *terminalRenderer) running(ph *Phase, mark string, m marks, width int) s
 		text += m.sep + Escape(detail)
 	}
 	b.WriteString(text)
-	// Tenths of a second would flicker; whole seconds show that it lives.
+	// Tenths of a second would flicker; whole seconds show that it is alive.
 	var tail string
 	if elapsed >= time.Second {
 		tail = Duration(elapsed.Truncate(time.Second))

@@ -16,9 +16,9 @@ import (
 	"github.com/devvm/devvm/pkg/condition"
 )
 
-// terminal is a pseudo-terminal with a small emulator behind it, which knows
-// what a progress display uses: newline, carriage return, cursor up, erase to
-// the end of the screen, colours. It fails the test on anything else.
+// terminal is a pseudo-terminal with a small emulator, which supports what a progress display
+// uses: newline, carriage return, cursor up, erase to the end of the screen, colours. It fails
+// the test on anything else.
 type terminal struct {
 	t    *testing.T
 	tty  *os.File
@@ -80,7 +80,7 @@ func (v *terminal) feed(b []byte) []byte {
 	defer v.mu.Unlock()
 	i := len(b)
 	for i > 0 && i > len(b)-4 && b[i-1] >= 0x80 {
-		i-- // a character may be cut: wait for what follows
+		i-- // an incomplete character: wait for the rest
 	}
 	v.raw.Write(b[:i])
 	for _, r := range string(b[:i]) {
@@ -155,7 +155,7 @@ func (v *terminal) sync() {
 	mark := fmt.Sprintf("<%d>", time.Now().UnixNano())
 	_, _ = v.tty.WriteString("\r\n" + mark + "\r\x1b[1A")
 	condition.Wait(v.t, "the screen shows it", func() bool { return strings.Contains(v.screen(), mark) })
-	// The line of the mark belongs to the test.
+	// The marker's line is the test's own, so drop it.
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.lines = v.lines[:len(v.lines)-1]
@@ -244,7 +244,7 @@ func TestTerminalRunningLine(t *testing.T) {
 	ph.Detail("")
 	ph.Advance(512<<20, 1<<30)
 	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "━━━━━━━━━━━━──") })
-	// Lines of others do not tear it, not even incomplete ones.
+	// Other writers' lines do not disturb the display, not even incomplete ones.
 	_, _ = fmt.Fprint(s.Err, "a log li")
 	_, _ = fmt.Fprint(s.Err, "ne\nhalf")
 	condition.Wait(t, "the screen shows it", func() bool { return strings.HasPrefix(v.screen(), "a log line\n") })
@@ -264,7 +264,7 @@ func TestTerminalCancel(t *testing.T) {
 	p := s.Progress(ctx, FormatText)
 	p.Start("ssh", "connect over SSH")
 	condition.Wait(t, "the screen shows it", func() bool { return strings.Contains(v.screen(), "connect over SSH") })
-	_, _ = v.tty.WriteString("^C") // as the terminal shows the key
+	_, _ = v.tty.WriteString("^C") // as the terminal echoes the key
 	cancel()
 	// The display ends by itself, before Close. Nothing may write to the terminal until it has.
 	clean := func() bool {

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// Buffer is a bytes.Buffer for several goroutines.
+// Buffer is a bytes.Buffer that is safe for concurrent use.
 type Buffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -18,14 +18,14 @@ func (b *Buffer) Write(p []byte) (int, error) {
 	return b.b.Write(p)
 }
 
-// Read takes from the front of the buffer.
+// Read reads from the front of the buffer.
 func (b *Buffer) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.Read(p)
 }
 
-// String returns what the buffer holds.
+// String returns the contents of the buffer.
 func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -39,8 +39,8 @@ func (b *Buffer) Reset() {
 	b.b.Reset()
 }
 
-// Test returns streams that are buffers and no terminals, for tests. A test
-// that sets InTerminal and ErrTerminal plays the user at a terminal.
+// Test returns streams for tests that are buffers, not terminals. A test that sets InTerminal
+// and ErrTerminal plays the user at a terminal.
 func Test() (s *Streams, in, out, err *Buffer) {
 	in, out, err = new(Buffer), new(Buffer), new(Buffer)
 	return &Streams{In: in, Out: out, Err: &screen{out: err}, Dumb: true, Unicode: true}, in, out, err

@@ -80,7 +80,7 @@ func TestWriteError(t *testing.T) {
 	}
 }
 
-// What goes to a narrow terminal is broken between words, and below the text it belongs to.
+// Output to a narrow terminal is broken between words and continues below its own text.
 func TestNarrowErr(t *testing.T) {
 	long := "the path /a/path/that/is/one/word/and/stays/whole is said in many words"
 	for name, c := range map[string]struct {

@@ -8,9 +8,9 @@ import (
 	"github.com/mattn/go-runewidth"
 )
 
-// wrap breaks a line between words so that no part of it is wider than width, if no word of it
-// is; the parts after the first are indented by hang. Its own indentation stays. A width of 0
-// leaves it as it is.
+// wrap breaks a line between words so that no part is wider than width, unless a single word
+// is. Parts after the first are indented by hang; the line keeps its own indentation. A width
+// of 0 leaves the line unchanged.
 func wrap(line string, width, hang int) string {
 	if width <= 0 || runewidth.StringWidth(line) <= width {
 		return line
@@ -24,7 +24,7 @@ func wrap(line string, width, hang int) string {
 		blanks := len(text) - len(words)
 		word, _, _ := strings.Cut(words, " ")
 		n := runewidth.StringWidth(word)
-		if !first && at+blanks+n > width && at+blanks > hang { // else it would begin no earlier
+		if !first && at+blanks+n > width && at+blanks > hang { // only if the word then starts further left
 			b.WriteString("\n")
 			at, blanks = 0, hang
 		}
@@ -34,11 +34,11 @@ func wrap(line string, width, hang int) string {
 	return b.String()
 }
 
-// Lines is a way to Out for whole lines of text. On a terminal those that are wider than it are
-// broken between words, and go on indented by hang.
+// Lines returns a writer to Out for whole lines of text. Lines wider than the terminal are
+// broken between words, and continue indented by hang.
 func (s *Streams) Lines(hang int) io.Writer { return lines{s.Out, s.Columns, hang} }
 
-// ErrLines is [Streams.Lines] to Err.
+// ErrLines is [Streams.Lines] for Err.
 func (s *Streams) ErrLines(hang int) io.Writer { return lines{s.Err, s.ErrColumns, hang} }
 
 type lines struct {
@@ -54,7 +54,7 @@ func (l lines) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// wrapLines is wrap for each line of a text. The parts of a line that is indented are so, too.
+// wrapLines wraps each line of a text. The parts of an indented line are also indented.
 func wrapLines(text string, width, hang int) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
@@ -68,25 +68,24 @@ func wrapLines(text string, width, hang int) string {
 	return b.String()
 }
 
-// labelled is a line for Err that begins with a word of a colour. What does not fit goes on below
-// the text.
+// labelled makes a line for Err that begins with a coloured label. Text that does not fit
+// continues below the text.
 func (s *Streams) labelled(sgr, label, text string) string {
 	line := wrap(label+" "+text, s.ErrColumns, len(label)+1)
 	return s.paint(sgr, label) + line[len(label):] + "\n"
 }
 
-// Note shows, on Err, what is worth to know beside the answer. It escapes the text.
+// Note shows useful information on Err. It escapes the text.
 func (s *Streams) Note(format string, args ...any) {
 	_, _ = io.WriteString(s.Err, s.labelled("", "note:", Escape(fmt.Sprintf(format, args...))))
 }
 
-// Warning shows, on Err, what may be a mistake. It escapes the text.
+// Warning shows a possible mistake on Err. It escapes the text.
 func (s *Streams) Warning(format string, args ...any) {
 	_, _ = io.WriteString(s.Err, s.labelled(yellow, "warning:", Escape(fmt.Sprintf(format, args...))))
 }
 
-// Fill has the lines of each paragraph of a text be as long as fits into the columns. Lines that
-// are indented stay as they are.
+// Fill rewraps each paragraph of a text to the given columns. Indented lines stay as they are.
 func Fill(text string, columns int) string {
 	var out, paragraph []string
 	flush := func() {
