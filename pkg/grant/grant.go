@@ -1,13 +1,13 @@
 // Package grant is what a user has agreed to give a project's VM, and what a devvm.toml asks
-// for beyond it.
+// for beyond that.
 //
-// The VM can write its devvm.toml, and a repository brings one: neither is authority. A
-// [Grant] is the configuration as the last up has taken it, with the directories of the host
-// that it leads to; [Compare] says what another has more. Which key counts, and how, stands in
-// the table of keys in pkg/config.
+// The VM can write its devvm.toml, and a repository can bring one, so the file alone decides
+// nothing. A [Grant] is the configuration that the last up accepted, with the directories of
+// the host that it leads to. [Compare] says what another asks for beyond it. The table of keys
+// in pkg/config says which keys count, and how.
 //
-// It is pure: it reads no file and asks nobody. Of devvm it imports config, egress and mounts.
-// pkg/applied keeps grants.
+// The package is pure: it reads no file and asks nobody. Its only imports from devvm are
+// config, egress and mounts. pkg/applied stores grants.
 package grant
 
 import (
@@ -18,25 +18,25 @@ import (
 	"github.com/devvm/devvm/pkg/mounts"
 )
 
-// Share is a directory of the host that a VM has, without symbolic links.
+// Share is a directory of the host that a VM has. Its path contains no symbolic links.
 type Share struct {
 	Source   string `json:"source"`
 	Writable bool   `json:"writable,omitempty"`
 }
 
-// Grant is what was agreed to, or is asked for.
+// Grant is what the user agreed to, or what a devvm.toml asks for.
 type Grant struct {
-	Dir    string // of the project; only what is asked for has it
+	Dir    string // the project's; set only in what is asked for
 	Config config.Config
-	Shares []Share // beside the project's directory
-	// File identifies the text of the devvm.toml; empty: no text is this one.
+	Shares []Share // besides the project's directory
+	// File identifies the text of the devvm.toml; empty: it matches no text.
 	File string
 }
 
-// noFile is File where there is none.
+// noFile is the value of File if there is no devvm.toml.
 const noFile = "none"
 
-// Of is what a configuration asks for.
+// Of returns what a configuration asks for.
 func Of(dir string, cfg config.Config, shares []Share) Grant {
 	g := Grant{Dir: dir, Config: cfg, Shares: shares, File: cfg.Sum}
 	if cfg.File == "" {
@@ -45,12 +45,12 @@ func Of(dir string, cfg config.Config, shares []Share) Grant {
 	return g
 }
 
-// Nothing is the grant beyond which everything is more.
+// Nothing returns the empty grant, so that any other is more.
 func Nothing() Grant { return Grant{Config: config.Nothing()} }
 
-// First is what counts as agreed to before the first question: nobody but the user and the
-// repository can have written the devvm.toml, and sizes and what runs in the VM are theirs to
-// choose. What it reaches of the network and the host is as much as the user's own file says.
+// First returns what counts as agreed to before the first question. At that point only the user
+// and the repository can have written the devvm.toml, and they may choose sizes and what runs
+// in the VM. The network and the host are as reachable as the user's own file says.
 func First(own, wanted Grant) Grant {
 	g := wanted
 	g.File = ""
@@ -64,9 +64,10 @@ func First(own, wanted Grant) Grant {
 	return g
 }
 
-// Nested is what counts as agreed to before the first question if other VMs can write what
-// would be asked: what the user's own file says, and no more of the network than each of them
-// has. A VM as large as one of theirs is no more than they could ask for.
+// Nested returns what counts as agreed to before the first question if other VMs can write the
+// devvm.toml: what the user's own file says, and no more of the network than every one of those
+// VMs has. The VM may be as large as the smallest of them, because they could ask for that
+// themselves.
 func Nested(own Grant, outer []Grant) Grant {
 	g := own
 	g.File, g.Shares = "", nil
@@ -89,7 +90,7 @@ func Nested(own Grant, outer []Grant) Grant {
 	return g.WithPolicy(policy)
 }
 
-// WithPolicy is the grant with another policy of the network.
+// WithPolicy returns the grant with another network policy.
 func (g Grant) WithPolicy(p egress.Policy) Grant {
 	g.Config.NetworkMode = config.NetworkUser
 	if p.Offline {
@@ -100,10 +101,10 @@ func (g Grant) WithPolicy(p egress.Policy) Grant {
 	return g
 }
 
-// Compare lists what is wanted beyond what was agreed to, a line each, for people. Text that
-// comes from the devvm.toml is in them as it is. A devvm.toml that is the same asks for the
-// same, whatever the user's own file or the host's size have become; only where its mounts
-// lead is looked at again.
+// Compare lists for people what is wanted beyond what was agreed to, one item a line. Text from
+// the devvm.toml appears in the lines unchanged. A devvm.toml with the same text asks for the
+// same, even if the user's own file or the host's size has changed. Only the targets of its
+// mounts are compared again.
 func Compare(agreed, wanted Grant) []string {
 	var lines []string
 	if agreed.File == "" || agreed.File != wanted.File {
@@ -119,7 +120,7 @@ func Compare(agreed, wanted Grant) []string {
 	return lines
 }
 
-// String is a share for people.
+// String renders a share for people.
 func (s Share) String() string {
 	if s.Writable {
 		return s.Source + " (writable)"

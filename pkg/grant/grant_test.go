@@ -13,7 +13,7 @@ import (
 
 const dir = "/home/u/app"
 
-// load is what a devvm.toml asks for.
+// load returns what a devvm.toml asks for.
 func load(t *testing.T, text string, shares ...grant.Share) grant.Grant {
 	t.Helper()
 	at := t.TempDir()
@@ -27,8 +27,8 @@ func load(t *testing.T, text string, shares ...grant.Share) grant.Grant {
 	return grant.Of(dir, cfg, shares)
 }
 
-// growth is, for each key that is asked about, a file that has little of it, one that has
-// more, and the lines about that.
+// growth has, for each key that needs consent, a file that asks for little, one that asks for
+// more, and the lines about the difference.
 var growth = map[string]struct {
 	little, more string
 	lines        []string
@@ -49,7 +49,7 @@ var growth = map[string]struct {
 	"provision.script":   {"[provision]\nscript = 'true'", "[provision]\nscript = '''\ntrue\nevil\n'''", []string{"provision.script + evil"}},
 }
 
-// Each key says whether more of it needs the user's word, and if so Compare sees it.
+// Each key says whether more of it needs the user's consent. If so, Compare notices.
 func TestEveryKey(t *testing.T) {
 	for _, k := range config.Keys() {
 		c, known := growth[k.Name]
@@ -65,7 +65,7 @@ func TestEveryKey(t *testing.T) {
 		case k.Consent != config.ConsentGrowth && k.Consent != config.ConsentReach:
 			t.Errorf("%s: say in the table of keys whether more of it needs the user's word", k.Name)
 			continue
-		case k.Name == "mounts": // TestShares
+		case k.Name == "mounts": // see TestShares
 			continue
 		case !known:
 			t.Errorf("%s: there is no test that more of it is asked about", k.Name)
@@ -86,7 +86,7 @@ func TestEveryKey(t *testing.T) {
 		if got := grant.Compare(more, little); len(got) > 0 && k.Name != "image" && k.Name != "ports.map" && k.Name != "provision.script" {
 			t.Errorf("%s: less is asked about: %q", k.Name, got)
 		}
-		// At first, what costs is taken as it is, and what reaches is not.
+		// The first time, sizes are accepted as they are, but reach is not.
 		own := load(t, "")
 		asked := len(grant.Compare(grant.First(own, more), more)) > 0
 		if want := k.Name == "network.host_ports" || k.Name == "ports.most"; asked != want {
@@ -123,8 +123,8 @@ func TestShares(t *testing.T) {
 	}
 }
 
-// A file that is as it was asks for what it did, though the user's own file or the host's
-// size make more of it; where its mounts lead is looked at.
+// An unchanged file asks for the same, even if the user's own file or the host's size makes it
+// mean more. The targets of its mounts are compared.
 func TestSameFile(t *testing.T) {
 	agreed, wanted := load(t, "# the same"), load(t, "# the same")
 	wanted.Config.Memory *= 2
@@ -140,7 +140,7 @@ func TestSameFile(t *testing.T) {
 	if got := grant.Compare(agreed, other); len(got) != 1 {
 		t.Error("the control: ", got)
 	}
-	// That there is no file is like a file.
+	// A missing file is treated like a file.
 	gone := grant.Of(dir, config.Default(config.Env{}), nil)
 	if got := grant.Compare(grant.Nothing(), gone); len(got) == 0 {
 		t.Error("no file is what was never agreed to")
@@ -167,7 +167,7 @@ func TestNested(t *testing.T) {
 			t.Errorf("%s: %s, %d CPUs, %q, %v", c.what, p, got.Config.CPUs, got.Config.Script, got.Shares)
 		}
 	}
-	// Of the network, what the user's own file says is not more than the others'.
+	// The user's own file does not widen the network beyond what the other VMs have.
 	if got := grant.Compare(grant.Nested(own, []grant.Grant{small}), own); fmt.Sprint(got) != `[egress = "all" (was: ["a.example", "b.example"])]` {
 		t.Errorf("%q", got)
 	}
