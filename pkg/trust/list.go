@@ -13,17 +13,17 @@ import (
 	"github.com/devvm/devvm/pkg/file"
 )
 
-// List is the file of the directories that the user trusts.
+// List is the file of directories that the user trusts.
 type List struct{ path string }
 
-// NewList is the list that is kept at a path; there need not be a file yet.
+// NewList returns the list that is stored at path. The file need not exist yet.
 func NewList(path string) List { return List{path} }
 
 type content struct {
 	Dirs []string `json:"dirs"`
 }
 
-// Dirs are the directories on the list, in order.
+// Dirs returns the directories on the list, sorted.
 func (l List) Dirs() ([]string, error) {
 	b, err := os.ReadFile(l.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -39,13 +39,13 @@ func (l List) Dirs() ([]string, error) {
 	return c.Dirs, nil
 }
 
-// Has tells whether a directory is on the list. One that cannot be read trusts none.
+// Has reports whether a directory is on the list. A list that cannot be read trusts none.
 func (l List) Has(dir string) bool {
 	dirs, err := l.Dirs()
 	return err == nil && slices.Contains(dirs, dir)
 }
 
-// Add puts a directory, by its canonical path, on the list.
+// Add adds a directory, by its canonical path.
 func (l List) Add(dir string) error {
 	if !utf8.ValidString(dir) {
 		return fmt.Errorf("%q cannot be kept: its path is not UTF-8", dir)
@@ -57,7 +57,7 @@ func (l List) Add(dir string) error {
 	return l.write(append(dirs, dir))
 }
 
-// Remove takes a directory off the list. It says whether it was there.
+// Remove removes a directory and reports whether it was on the list.
 func (l List) Remove(dir string) (bool, error) {
 	dirs, err := l.Dirs()
 	if err != nil || !slices.Contains(dirs, dir) {

@@ -1,12 +1,12 @@
-// Package trust says whose files devvm goes by.
+// Package trust decides whose files devvm obeys.
 //
-// A devvm.toml decides what a VM gets of its host. So it counts only if nobody but the
-// user and root can have written it or put it where it is found: a [Rule] judges the file
-// and the directories on the way to it, by descriptors. A [List] keeps the directories
-// whose files count whoever they belong to.
+// A devvm.toml decides what a VM gets from its host. So it counts only if nobody but the user
+// and root can have written it or put it where it is found. A [Rule] judges the file and the
+// directories on the way to it, by descriptors. A [List] holds the directories whose files
+// count regardless of their owner.
 //
-// It imports pkg/file and pkg/shell of devvm. What does not count is an [*Error],
-// which names path, owner and mode.
+// It imports pkg/file and pkg/shell of devvm. A file that does not count is an [*Error], which
+// names path, owner and mode.
 package trust
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/devvm/devvm/pkg/shell"
 )
 
-// Object is a file or directory, as far as it matters who can write it.
+// Object is a file or directory, with what decides who can write to it.
 type Object struct {
 	Path     string
 	UID, GID uint32
@@ -32,27 +32,27 @@ type Object struct {
 	ACL      bool   // its group's permissions are the mask of an access control list
 }
 
-// Look describes what a descriptor is of, O_PATH ones included. The path is for messages.
+// Look describes the file behind a descriptor, which may be O_PATH. The path is for messages.
 func Look(path string, fd int) (Object, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return Object{}, &fs.PathError{Op: "stat", Path: path, Err: err}
 	}
 	o := Object{Path: path, UID: st.Uid, GID: st.Gid, Mode: st.Mode & 0o7777, Link: st.Mode&unix.S_IFMT == unix.S_IFLNK}
-	// fgetxattr(2) takes no O_PATH descriptor. What cannot be asked has no list.
+	// fgetxattr(2) does not accept an O_PATH descriptor. A failed query counts as no list.
 	n, err := unix.Getxattr("/proc/self/fd/"+strconv.Itoa(fd), "system.posix_acl_access", nil)
 	o.ACL = err == nil && n > 0
 	return o, nil
 }
 
-// Rule is whose files count.
+// Rule decides whose files count.
 type Rule struct {
-	UID     uint32                // the user's; root's always count, too
-	Private func(gid uint32) bool // the group has no member but the user, or root
-	Trusted func(dir string) bool // the user has said that all files of this directory count
+	UID     uint32                // the user's; root's always count too
+	Private func(gid uint32) bool // the group has no member except the user, or root
+	Trusted func(dir string) bool // the user has said that all files in this directory count
 }
 
-// For is the rule of the user with that ID, whose list of directories is at a path.
+// For returns the rule of the user uid, with that user's list of trusted directories.
 func For(uid int, list List) Rule {
 	return Rule{
 		UID: uint32(uid), //nolint:gosec // user IDs have 32 bits
@@ -68,15 +68,15 @@ func For(uid int, list List) Rule {
 	}
 }
 
-// Error says that something does not count, and why.
+// Error says that a file or directory does not count, and why.
 type Error struct {
 	Object
-	Why string // continues: "devvm does not go by PATH: "
+	Why string // completes "devvm does not go by PATH: "
 	Dir string // the project's directory, which the user can trust
 	own bool   // the user can change the object's mode
 }
 
-// Hint says what to do about it.
+// Hint returns what to do about it.
 func (e *Error) Hint() string {
 	hint := "if you trust whoever can write there: devvm trust " + shell.Quote(e.Dir)
 	switch {
@@ -88,12 +88,12 @@ func (e *Error) Hint() string {
 	return hint + "\nto go without it, make a project of the current directory: devvm init"
 }
 
-// Error names path, owner and mode.
+// Error returns a message with path, owner and mode.
 func (e *Error) Error() string {
 	return fmt.Sprintf("devvm does not go by %s: %s (owner %s, mode %04o)", e.Path, e.Why, e.Owner(), e.Mode)
 }
 
-// Owner is the name of whoever the object belongs to.
+// Owner returns the name of the object's owner, or the number if there is no name.
 func (o Object) Owner() string {
 	id := strconv.FormatUint(uint64(o.UID), 10)
 	if u, err := user.LookupId(id); err == nil {
@@ -102,7 +102,7 @@ func (o Object) Owner() string {
 	return id
 }
 
-// Check is an *Error if an object does not count for the project of a directory.
+// Check returns an *Error if an object does not count for the project in dir.
 func (r Rule) Check(dir string, o Object) error {
 	why := r.judge(o)
 	if why == "" || r.Trusted != nil && r.Trusted(dir) {
@@ -111,7 +111,7 @@ func (r Rule) Check(dir string, o Object) error {
 	return &Error{Object: o, Why: why, Dir: dir, own: o.UID == r.UID && !o.ACL}
 }
 
-// judge says why an object does not count; "" if it does.
+// judge returns why an object does not count, "" if it does.
 func (r Rule) judge(o Object) string {
 	switch {
 	case o.UID != r.UID && o.UID != 0:
@@ -128,7 +128,7 @@ func (r Rule) judge(o Object) string {
 	return ""
 }
 
-// CheckOpen is Check for what is open.
+// CheckOpen is Check for an open file.
 func (r Rule) CheckOpen(project, path string, f *os.File) error {
 	o, err := Look(path, int(f.Fd()))
 	if err != nil {
@@ -137,8 +137,8 @@ func (r Rule) CheckOpen(project, path string, f *os.File) error {
 	return r.Check(project, o)
 }
 
-// OpenDir opens a directory as a place to look from (O_PATH). No part of the path may be a
-// symbolic link.
+// OpenDir opens a directory as a starting point for lookups (O_PATH). No part of the path may
+// be a symbolic link.
 func OpenDir(dir string) (*os.File, error) {
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS}
 	for {
@@ -152,8 +152,8 @@ func OpenDir(dir string) (*os.File, error) {
 	}
 }
 
-// private tells whether a group is that of one user alone: it has the user's name and no
-// other member, be it by /etc/group or as somebody's first group.
+// private reports whether a group belongs to one user alone: it has the user's name and no
+// other member, neither in /etc/group nor as anybody's primary group.
 func private(gid, uid uint32, passwd, group string) bool {
 	id, own := strconv.FormatUint(uint64(gid), 10), strconv.FormatUint(uint64(uid), 10)
 	name := ""

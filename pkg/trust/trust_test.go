@@ -19,7 +19,7 @@ func TestJudge(t *testing.T) {
 		what string
 		rule Rule
 		o    Object
-		why  string // part of; "": it counts
+		why  string // part of the reason; "": it counts
 	}{
 		{"the user's", user, Object{UID: me, GID: mine, Mode: 0o644}, ""},
 		{"root's", user, Object{UID: 0, GID: 0, Mode: 0o755}, ""},
@@ -106,7 +106,7 @@ func TestLook(t *testing.T) {
 			t.Errorf("OpenDir(%s): %v", path, err)
 		}
 	}
-	// acl(5) as Linux keeps it: version 2, then tag, permissions and ID of each entry.
+	// An acl(5) as Linux stores it: version 2, then tag, permissions and ID of each entry.
 	list := binary.LittleEndian.AppendUint32(nil, 2)
 	for _, e := range []struct {
 		tag, perm uint16
@@ -148,7 +148,7 @@ func TestList(t *testing.T) {
 	if err := l.Add("/\xff"); err == nil {
 		t.Error("a path that JSON cannot hold is kept")
 	}
-	// A damaged list trusts nothing, and is not overwritten.
+	// A damaged list trusts nothing and is not overwritten.
 	if err := os.WriteFile(path, []byte(`{"dirs":["/b"`), 0o600); err != nil {
 		t.Fatal(err)
 	}
