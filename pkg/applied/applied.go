@@ -1,10 +1,10 @@
-// Package applied keeps what of a devvm.toml is in force for a project's VM: what the user has
-// agreed to, and what the VM took on when it last started.
+// Package applied records what is in force for a project's VM: what the user has agreed to, and
+// the configuration with which the VM last started.
 //
-// Both stand in one file, applied.json, in the user's data, where neither the VM nor the
-// repository can write. Verbs write it under the project's lock, whole and fsynced; the
-// supervisor and other verbs read it. A file that is damaged, empty or of another version grants
-// nothing ([grant.Nothing]), and says nothing of what the VM has.
+// Both are in one file, applied.json, in the user's data directory, where neither the VM nor
+// the repository can write. Verbs write it under the project's lock, atomically and fsynced.
+// The supervisor and other verbs read it. A file that is damaged, empty or of another version
+// grants nothing ([grant.Nothing]), and says nothing about what the VM has.
 package applied
 
 import (
@@ -25,15 +25,15 @@ type Record struct {
 	Start  *Start       // nil: the VM has never started
 }
 
-// Start is what a VM took on at its last start.
+// Start is what a VM was given at its last start.
 type Start struct {
 	Config  config.Config
 	Exports []share.Export // directories of the host
-	// HadExports says that the VM may have been told of exports, at this start or before.
+	// HadExports says that the VM may have learned of exports, at this start or an earlier one.
 	HadExports bool
 }
 
-// Exports are the directories of the host that the VM has since its last start.
+// Exports returns the directories of the host that the VM has had since its last start.
 func (r Record) Exports() []share.Export {
 	if r.Start == nil {
 		return nil
@@ -41,10 +41,10 @@ func (r Record) Exports() []share.Export {
 	return r.Start.Exports
 }
 
-// version is of the form of the file.
+// version is the version of the file's format.
 const version = 1
 
-// text is a Record as JSON. Configurations are the values of all keys.
+// text is a Record as JSON. A configuration is stored as the values of all its keys.
 type text struct {
 	Version int    `json:"version"`
 	Agreed  *agree `json:"agreed,omitempty"`
@@ -52,7 +52,7 @@ type text struct {
 }
 
 type agree struct {
-	File   string         `json:"file"` // of grant.Grant
+	File   string         `json:"file"` // File of grant.Grant
 	Values map[string]any `json:"values"`
 	Shares []grant.Share  `json:"shares"`
 }
@@ -63,7 +63,8 @@ type start struct {
 	HadExports bool           `json:"hadExports,omitempty"`
 }
 
-// Read returns what [Record.Write] has written last; the zero Record if there is no file. With an error, Agreed is [grant.Nothing].
+// Read returns what [Record.Write] last wrote, or the zero Record if there is no file. If it
+// fails, Agreed is [grant.Nothing].
 func Read(path string) (Record, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
@@ -113,7 +114,7 @@ func values(all map[string]any) (config.Config, error) {
 	return config.FromValues(all)
 }
 
-// Write keeps a record, also over a power cut.
+// Write stores a record so that it survives a power cut.
 func (r Record) Write(path string) error {
 	t := text{Version: version}
 	if a := r.Agreed; a != nil {

@@ -19,7 +19,7 @@ import (
 
 const dir = "/home/u/app"
 
-// everything has each key at another value than its default.
+// everything sets each key to a value other than its default.
 const everything = "image = 'other'\ncpus = 3\nmemory = '3GiB'\ndisk = '50GiB'\nmount = false\nbind_guard = false\nmounts = [{source = '/x', target = '/y', writable = true}]\n" +
 	"[docker.daemon]\na = 1\nb = 1.5\nc = [{d = true}]\n[network]\negress = ['a.example:443']\nhost_ports = [1]\nmode = 'offline'\n" +
 	"[ports]\nprefer = 'own'\nmap = {80 = 8080}\nmost = 7\ndeny = [9]\n[provision]\npackages = ['git']\nscript = 'x'\n[share]\nignore = ['y']\ndurable = true"
@@ -37,7 +37,7 @@ func load(t *testing.T, text string) config.Config {
 	return cfg
 }
 
-// What was kept is what is read, each key of it.
+// A record reads back as it was written, every key of it.
 func TestRecord(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "applied.json")
 	if r, err := applied.Read(path); err != nil || r.Agreed != nil || r.Start != nil || len(r.Exports()) > 0 {
@@ -64,7 +64,7 @@ func TestRecord(t *testing.T) {
 			if got := grant.Compare(*back.Agreed, wanted); len(got) > 0 {
 				t.Errorf("asked about again: %q", got)
 			}
-			back.Agreed.File = "" // each key is compared
+			back.Agreed.File = "" // every key is compared
 			if got := grant.Compare(*back.Agreed, wanted); len(got) > 0 {
 				t.Errorf("what was kept is less: %q", got)
 			}
@@ -85,7 +85,7 @@ func TestRecord(t *testing.T) {
 	}
 }
 
-// A file that says nothing sure grants nothing, and says nothing of the VM.
+// A file that is not complete and valid grants nothing, and says nothing about the VM.
 func TestDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "applied.json")
 	wanted := grant.Of(dir, load(t, everything), nil)
@@ -116,7 +116,7 @@ func TestDamaged(t *testing.T) {
 		}
 		check(fmt.Sprintf("%q", bad))
 	}
-	for n := range whole[:len(whole)-2] { // the last two end the object
+	for n := range whole[:len(whole)-2] { // without the last two bytes, which only end the object
 		if err := os.WriteFile(path, whole[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -129,7 +129,7 @@ func TestDamaged(t *testing.T) {
 	if _, err := applied.Read(path); !errors.Is(err, syscall.EISDIR) {
 		t.Error(err)
 	}
-	// A key that is missing has its default, one that is not known is none.
+	// A missing key has its default, an unknown key is ignored.
 	if err := errors.Join(os.Remove(path), os.WriteFile(path, []byte(`{"version":1,"agreed":{"values":{"cpus":2,"future":1}}}`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
