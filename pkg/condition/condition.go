@@ -1,4 +1,4 @@
-// Package condition waits in tests until something holds, and not for a time.
+// Package condition lets tests wait for a condition instead of a time.
 package condition
 
 import (
@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// patience is more than a busy machine needs: a test that passes does not wait for it.
+// patience is longer than a busy machine needs. A test that passes does not wait for it.
 const patience = time.Minute
 
-// Wait returns when holds does. A test in which it does not hold within a minute fails; what
-// says what was waited for.
+// Wait returns once holds returns true. If that takes more than a minute, the test fails with a
+// message that includes what, a description of the condition.
 func Wait(t testing.TB, what string, holds func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
