@@ -1,7 +1,7 @@
-// Package shell speaks to the shells that users and guests have.
+// Package shell writes commands for the shells of users and guests.
 //
-// It imports no other package of devvm and cannot fail. A NUL byte, which no program can
-// be given, is its callers' matter.
+// It imports no other package of devvm and cannot fail. Callers must reject NUL bytes, which no
+// program can receive.
 package shell
 
 import (
@@ -14,13 +14,13 @@ import (
 
 const fish = "fish"
 
-// Known tells whether there are commands here for the shell of that name.
+// Known reports whether the package has commands for the shell of that name.
 func Known(name string) bool {
 	return slices.Contains([]string{"bash", "zsh", fish, "sh", "dash", "ksh"}, name)
 }
 
-// Detect names the shell that runs this program: its parent process, else the user's
-// login shell, else sh.
+// Detect returns the name of the shell that runs this program: its parent process, else the
+// user's login shell, else sh.
 func Detect(getenv func(string) string, parent int) string {
 	if comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", parent)); err == nil {
 		if name := strings.TrimSpace(string(comm)); Known(name) {
@@ -33,8 +33,8 @@ func Detect(getenv func(string) string, parent int) string {
 	return "sh"
 }
 
-// Export is the command by which a known shell sets a variable for itself and all that it
-// starts. (fish's lines end in a semicolon, since its eval may join them.)
+// Export returns the command with which a known shell sets a variable for itself and everything
+// it starts. (fish's lines end in a semicolon, because its eval may join them.)
 func Export(name, variable, value string) string {
 	if name == fish {
 		return fmt.Sprintf("set -gx %s %s;", variable, quoteFish(value))
@@ -42,7 +42,7 @@ func Export(name, variable, value string) string {
 	return fmt.Sprintf("export %s=%s", variable, Quote(value))
 }
 
-// Unset is the command by which a known shell forgets a variable.
+// Unset returns the command with which a known shell unsets a variable.
 func Unset(name, variable string) string {
 	if name == fish {
 		return fmt.Sprintf("set -e %s;", variable)
@@ -50,9 +50,9 @@ func Unset(name, variable string) string {
 	return "unset " + variable
 }
 
-// Quote returns what a POSIX shell reads as the one word s: s itself, if nothing in it
-// can mean something to a shell, else in single quotes, within which only these are
-// special (POSIX.1-2024, Shell Command Language, 2.2).
+// Quote returns s as a single word for a POSIX shell: s itself if nothing in it can be special
+// to a shell, else in single quotes, within which only single quotes are special (POSIX.1-2024,
+// Shell Command Language, 2.2).
 func Quote(s string) string {
 	if s != "" && !strings.ContainsFunc(s, special) {
 		return s
@@ -60,8 +60,8 @@ func Quote(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
-// special says that r may mean something to some shell. Everything outside a short list
-// does: locale and shell decide about the rest.
+// special reports whether r may be special to some shell. Everything outside a short list may
+// be, because locale and shell decide about the rest.
 func special(r rune) bool {
 	switch {
 	case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9':
@@ -70,7 +70,7 @@ func special(r rune) bool {
 	return !strings.ContainsRune("_-./:,@+", r)
 }
 
-// quoteFish is Quote for fish, where a backslash is special within quotes, too
+// quoteFish is Quote for fish, where a backslash is also special within quotes
 // (https://fishshell.com/docs/current/language.html#quotes).
 func quoteFish(s string) string {
 	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
