@@ -1,6 +1,6 @@
-// Package dockercontext keeps named contexts of projects in the configuration of this
-// host's Docker client, by that client itself. The current context is switched only
-// from a project's to that of the directory that takes over its VM.
+// Package dockercontext keeps a named context for each project in the configuration of this
+// host's Docker client, through the client itself. It switches the current context only from a
+// project's to that of the directory that takes over its VM.
 //
 // It imports no other package of devvm, and fails with [ErrNoClient] or as the client does.
 package dockercontext
@@ -18,10 +18,10 @@ import (
 // ErrNoClient says that there is no Docker client on this host.
 var ErrNoClient = errors.New("there is no Docker client on this host")
 
-// Name is the name of a project's context.
+// Name returns the name of a project's context.
 func Name(project string) string { return "devvm-" + project }
 
-// Create makes, or corrects, the project's context, which leads to the socket
+// Create creates or updates the project's context, which points to the socket
 // (https://docs.docker.com/reference/cli/docker/context/create/).
 func Create(ctx context.Context, project, socket string) error {
 	docker, err := exec.LookPath("docker")
@@ -41,7 +41,7 @@ func Create(ctx context.Context, project, socket string) error {
 	return nil
 }
 
-// Move gives a project the context of a former one, if there is one.
+// Move replaces the context of a former project, if there is one, with the new project's.
 func Move(ctx context.Context, former, project, socket string) error {
 	docker, err := exec.LookPath("docker")
 	if err != nil || !has(ctx, docker, Name(former)) {
@@ -51,7 +51,7 @@ func Move(ctx context.Context, former, project, socket string) error {
 		return err
 	}
 	show := exec.CommandContext(ctx, docker, "context", "show")
-	show.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { // these hide which one is
+	show.Env = slices.DeleteFunc(os.Environ(), func(s string) bool { // these override the current context
 		return strings.HasPrefix(s, "DOCKER_HOST=") || strings.HasPrefix(s, "DOCKER_CONTEXT=")
 	})
 	current, err := show.Output()
@@ -73,14 +73,14 @@ func Remove(ctx context.Context, project string) error {
 	if !has(ctx, docker, name) {
 		return nil
 	}
-	// --force: also when the user has made it the current one.
+	// --force: even if it is the current context.
 	if out, err := exec.CommandContext(ctx, docker, "context", "rm", "--force", name).CombinedOutput(); err != nil {
 		return fmt.Errorf("docker context rm %s: %w: %s", name, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }
 
-// has tells whether the Docker client knows a context.
+// has reports whether the Docker client has a context.
 func has(ctx context.Context, docker, name string) bool {
 	return exec.CommandContext(ctx, docker, "context", "inspect", name).Run() == nil
 }

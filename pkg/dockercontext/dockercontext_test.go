@@ -38,7 +38,7 @@ func TestContext(t *testing.T) {
 		t.Errorf("the current context was switched to %s", current)
 	}
 	docker("context", "use", dockercontext.Name("app"))
-	// With its VM goes that it is the current one, or docker would go on with this host's engine.
+	// Move keeps the context current. Otherwise docker would continue with this host's engine.
 	t.Setenv("DOCKER_HOST", "unix:///run/c.sock")
 	if err := dockercontext.Move(t.Context(), "app", "app2", "/run/d.sock"); err != nil {
 		t.Error(err)
