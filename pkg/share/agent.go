@@ -66,11 +66,12 @@ func (s *Server) Mirror(ctx context.Context, run Run) error {
 	failed := make(chan error, len(s.exports))
 	running := 0
 	for _, e := range s.exports {
-		if e.mirror == nil {
+		m := e.mirror()
+		if m == nil {
 			continue
 		}
 		running++
-		go func() { failed <- e.repeat(ctx, run) }()
+		go func() { failed <- m.repeat(ctx, run) }()
 	}
 	var first error
 	for range running {
@@ -83,8 +84,7 @@ func (s *Server) Mirror(ctx context.Context, run Run) error {
 }
 
 // repeat runs one agent.
-func (e *export) repeat(ctx context.Context, run Run) error {
-	m := e.mirror
+func (m *mirror) repeat(ctx context.Context, run Run) error {
 	m.attended(true)
 	defer m.attended(false)
 	defer m.setGhosts(nil)
@@ -95,12 +95,12 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 	fromAgent, out := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		argv := []string{"sh", "-c", agentCommand, "agent", agentScript, strconv.FormatUint(agentUID, 10), e.Target}
+		argv := []string{"sh", "-c", agentCommand, "agent", agentScript, strconv.FormatUint(agentUID, 10), m.e.Target}
 		err := run(running, argv, in, out)
 		if err == nil {
 			err = errors.New("it ended")
 		}
-		err = fmt.Errorf("the agent for %s in the VM: %w", e.Target, err)
+		err = fmt.Errorf("the agent for %s in the VM: %w", m.e.Target, err)
 		_ = in.CloseWithError(err)
 		_ = out.CloseWithError(err)
 		ended <- err
@@ -122,16 +122,16 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 		if fresh { // who asks all the time does not keep watchers from hearing
 			fresh = false
 		} else {
-			fresh, err = e.freshen(toAgent, answers)
+			fresh, err = m.freshen(toAgent, answers)
 		}
 		if fresh || err != nil {
 			// a batch for the watchers comes next
 		} else if events := m.take(batchSize); len(events) > 0 {
-			if err = e.send(toAgent, answers, events); err == nil {
+			if err = m.send(toAgent, answers, events); err == nil {
 				m.repeated()
 			}
-		} else if dirs := e.takeAhead(); len(dirs) > 0 {
-			err = e.sendAhead(toAgent, answers, dirs)
+		} else if dirs := m.takeAhead(); len(dirs) > 0 {
+			err = m.sendAhead(toAgent, answers, dirs)
 		} else {
 			select {
 			case <-m.news:
@@ -156,31 +156,31 @@ func (e *export) repeat(ctx context.Context, run Run) error {
 }
 
 // send has the agent repeat a batch, and waits until it has.
-func (e *export) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
-	e.mirror.ahead.attend(false)
-	e.mirror.setGhosts(e.ghostsOf(events))
-	defer e.mirror.setGhosts(nil)
+func (m *mirror) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
+	m.ahead.attend(false)
+	m.setGhosts(m.ghostsOf(events))
+	defer m.setGhosts(nil)
 	var words []string
 	for _, x := range events {
-		words = append(words, e.words(x)...)
+		words = append(words, m.words(x)...)
 	}
-	return e.order(w, answers, words)
+	return m.order(w, answers, words)
 }
 
 // sendAhead has the agent list directories, and waits until it has.
-func (e *export) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) error {
+func (m *mirror) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) error {
 	var words []string
 	for _, dir := range dirs {
 		words = append(words, "list", dir)
 	}
-	err := e.order(w, answers, words)
-	e.mirror.ahead.dismiss(dirs...)
-	e.mirror.ahead.attend(err == nil)
+	err := m.order(w, answers, words)
+	m.ahead.dismiss(dirs...)
+	m.ahead.attend(err == nil)
 	return err
 }
 
 // order gives the agent its words, and waits until it has done what they say.
-func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error {
+func (m *mirror) order(w io.Writer, answers *bufio.Reader, words []string) error {
 	var b bytes.Buffer
 	for _, word := range append(words, "sync") {
 		b.WriteString(word)
@@ -191,7 +191,7 @@ func (e *export) order(w io.Writer, answers *bufio.Reader, words []string) error
 	}
 	answer, err := answers.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) || err == nil && string(answer) != ".\n" {
-		err = fmt.Errorf("the agent for %s in the VM says what it should not", e.Target)
+		err = fmt.Errorf("the agent for %s in the VM says what it should not", m.e.Target)
 	}
 	return err
 }
@@ -204,13 +204,13 @@ func (m *mirror) setGhosts(ghosts map[ghostKey]ghost) {
 }
 
 // words are what the agent is told of an event.
-func (e *export) words(x watch.Event) []string {
+func (m *mirror) words(x watch.Event) []string {
 	switch x.Op {
 	case watch.Create:
 		if x.Dir {
 			return []string{"mkdir", x.Path}
 		}
-		if to, ok := e.linkAt(x.Path); ok {
+		if to, ok := m.e.linkAt(x.Path); ok {
 			return []string{"symlink", x.Path, to}
 		}
 		return []string{"create", x.Path}
@@ -218,7 +218,7 @@ func (e *export) words(x watch.Event) []string {
 		if x.Dir {
 			return nil
 		}
-		if e.wroteLately(x.Path) {
+		if m.wroteLately(x.Path) {
 			return []string{"modify", x.Path, "follow", x.Path}
 		}
 		return []string{"modify", x.Path}

@@ -58,8 +58,8 @@ func TestAgentFollows(t *testing.T) {
 		t.Fatal(err)
 	}
 	answers := bufio.NewReader(out)
-	e := &export{Export: Export{Target: dir}}
-	if err := e.order(in, answers, []string{"follow", "log", "follow", "none", "follow", "log"}); err != nil {
+	m := newMirror(&export{Export: Export{Target: dir}})
+	if err := m.order(in, answers, []string{"follow", "log", "follow", "none", "follow", "log"}); err != nil {
 		t.Fatal(err)
 	}
 	opened("at first")
@@ -70,7 +70,7 @@ func TestAgentFollows(t *testing.T) {
 		opened("after a write")
 	}
 	// It does what it is told meanwhile, and ends with its input.
-	if err := e.order(in, answers, []string{"modify", "log"}); err != nil {
+	if err := m.order(in, answers, []string{"modify", "log"}); err != nil {
 		t.Fatal(err)
 	}
 	if err := in.Close(); err != nil {
@@ -91,10 +91,10 @@ func FuzzAgent(f *testing.F) {
 		f.Add([]byte(said))
 	}
 	f.Fuzz(func(t *testing.T, said []byte) {
-		e := &export{Export: Export{Target: "/x"}}
+		m := newMirror(&export{Export: Export{Target: "/x"}})
 		answers := bufio.NewReader(bytes.NewReader(said))
 		done := 0
-		for e.order(io.Discard, answers, []string{"modify", "f"}) == nil {
+		for m.order(io.Discard, answers, []string{"modify", "f"}) == nil {
 			done++
 		}
 		want := 0

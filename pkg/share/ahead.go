@@ -81,34 +81,44 @@ func newAhead() ahead {
 // who wants to change the directory. So a wait ends when the
 // agent has been told the directory's entries, when it turns to something else, or after patience,
 // whichever is first.
-func (e *export) lookAhead(c *call, dir *node, again bool) <-chan struct{} {
-	if e.mirror == nil || c.uid == agentUID {
+func (m *mirror) lookAhead(c *call, dir *node, again bool) wait {
+	if c.uid == agentUID {
 		return nil
 	}
-	a := &e.mirror.ahead
-	begins, wait := a.ask(question{dir.key, again})
+	a := &m.ahead
+	begins, done := a.ask(question{dir.key, again})
 	if begins {
-		if name, err := e.path(dir); err == nil {
+		if name, err := m.e.path(dir); err == nil {
 			a.walk(&walked{dir.key, path.Clean(name), time.Now(), make(chan struct{})})
-			e.mirror.wake()
+			m.wake()
 		}
 	}
-	return wait
+	if done == nil {
+		return nil
+	}
+	return func(ctx context.Context) { a.wait(ctx, done) }
 }
 
-// lookAgain is lookAhead for a file that the VM asks for again: because what it was told
+func (m *mirror) asked(c *call, dir *object) wait {
+	if isChanging(&dir.st) {
+		return nil
+	}
+	return m.lookAhead(c, dir.n, false)
+}
+
+// askedAgain is lookAhead for a file that the VM asks for again: because what it was told
 // has become too old, or, if it has not, because a program opens the file.
-func (e *export) lookAgain(c *call, n *node) <-chan struct{} {
-	if e.mirror == nil || c.uid == agentUID {
+func (m *mirror) askedAgain(c *call, n *node) wait {
+	if c.uid == agentUID {
 		return nil
 	}
-	e.mu.Lock()
+	m.e.mu.Lock()
 	dir, told := n.parent, time.UnixMilli(n.sight.told)
-	e.mu.Unlock()
-	if e.mirror.ahead.opened(time.Since(told) < knownAge) {
+	m.e.mu.Unlock()
+	if m.ahead.opened(time.Since(told) < knownAge) {
 		return nil
 	}
-	return e.lookAhead(c, dir, true)
+	return m.lookAhead(c, dir, true)
 }
 
 // opened notes that a file is asked for again, which is known to the VM or must become so.
@@ -129,15 +139,6 @@ func (a *ahead) opened(known bool) bool {
 		a.opens, a.opening = 0, now
 	}
 	return known || now.Sub(a.opening) < walkAge
-}
-
-// inTurn has a call answered: at once, or when what it says to wait for has come. It may
-// have another answer by then.
-func inTurn(ctx context.Context, answer func(may bool) (*export, <-chan struct{})) {
-	if e, wait := answer(true); wait != nil {
-		e.mirror.ahead.wait(ctx, wait)
-		answer(false)
-	}
 }
 
 // ask notes that the VM has asked in a directory. It says whether that has made it worth
@@ -223,16 +224,16 @@ func (a *ahead) drop(w *walked) {
 	}
 }
 
-// tells notes that the agent is told what a directory has in it.
-func (e *export) tells(c *call, dir key) {
-	if e.mirror == nil || c.uid != agentUID {
+// listed notes that the agent is told what a directory has in it.
+func (m *mirror) listed(c *call, dir *node) {
+	if c.uid != agentUID {
 		return
 	}
-	a := &e.mirror.ahead
+	a := &m.ahead
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.told.put(dir, time.Now())
-	if w := a.held[dir]; w != nil {
+	a.told.put(dir.key, time.Now())
+	if w := a.held[dir.key]; w != nil {
 		a.drop(w)
 	}
 }
@@ -267,8 +268,8 @@ func (a *ahead) giveUp() {
 
 // takeAhead returns directories for the agent to list: those in which names are being
 // asked for, and else some of those that come next.
-func (e *export) takeAhead() []string {
-	a := &e.mirror.ahead
+func (m *mirror) takeAhead() []string {
+	a := &m.ahead
 	var now []string
 	for len(now) < aheadBatch {
 		w := a.pop()
@@ -276,24 +277,24 @@ func (e *export) takeAhead() []string {
 			break
 		}
 		now = append(now, w.name)
-		a.after(w.name, e.directoriesBeside(w.name))
+		a.after(w.name, m.e.directoriesBeside(w.name))
 	}
 	next := a.upcoming(aheadBatch - len(now))
 	var list []string
 	for _, name := range now {
-		if e.worthListing(name) {
+		if m.worthListing(name) {
 			list = append(list, name)
 		} else {
 			a.dismiss(name)
 		}
 	}
 	for _, name := range next {
-		if e.worthListing(name) {
+		if m.worthListing(name) {
 			list = append(list, name)
 		}
 	}
 	if len(list) == 0 && len(now)+len(next) > 0 { // there may be more
-		e.mirror.wake()
+		m.wake()
 	}
 	return list
 }
@@ -388,17 +389,17 @@ func isChanging(dir *unix.Statx_t) bool {
 
 // worthListing tells whether a directory has neither few nor many entries, rests, and was
 // not listed just now.
-func (e *export) worthListing(name string) bool {
-	dir, err := e.openPath(name)
+func (m *mirror) worthListing(name string) bool {
+	dir, err := m.e.openPath(name)
 	if err != nil {
 		return false
 	}
 	defer dir.close()
-	if e.mirror.ahead.isTold(dir.n.key) {
+	if m.ahead.isTold(dir.n.key) {
 		return false
 	}
 	n := 0
-	err = e.eachEntry(name, mostEntries, func(entry) { n++ })
+	err = m.e.eachEntry(name, mostEntries, func(entry) { n++ })
 	return err == nil && n >= fewEntries && !isChanging(&dir.st)
 }
 

@@ -53,7 +53,7 @@ func TestAhead(t *testing.T) {
 	}
 	defer s.Close()
 	e := s.exports[0]
-	e.mirror.ahead.patience = time.Hour
+	e.mirror().ahead.patience = time.Hour
 	ask := func(uid uint32, name string, names int) {
 		t.Helper()
 		o, err := e.openPath(name)
@@ -86,7 +86,7 @@ func TestAhead(t *testing.T) {
 	expect := func(want ...string) {
 		t.Helper()
 		var got []string
-		for list := e.takeAhead(); len(list) > 0; list = e.takeAhead() {
+		for list := e.mirror().takeAhead(); len(list) > 0; list = e.mirror().takeAhead() {
 			got = append(got, list...)
 		}
 		if !slices.Equal(got, want) {
@@ -121,7 +121,7 @@ func TestAhead(t *testing.T) {
 	}
 	stat("u/d", filesAsked)
 	expect()
-	e.mirror.ahead.opening = time.Now().Add(-walkAge)
+	e.mirror().ahead.opening = time.Now().Add(-walkAge)
 	stat("v/e", filesAsked)
 	expect("v/e")
 
@@ -131,7 +131,7 @@ func TestAhead(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer o.close()
-	e.tells(&call{uid: agentUID}, o.n.key)
+	e.mirror().listed(&call{uid: agentUID}, o.n)
 	stat("w/f", filesAsked)
 	expect()
 }
@@ -142,9 +142,10 @@ func TestAheadWaits(t *testing.T) {
 	const dirs = fewHeld + 1
 	last := key{ino: dirs}
 	begin := func() *export {
-		e := &export{mirror: newMirror()}
-		e.mirror.ahead.patience = time.Hour
-		e.mirror.ahead.attend(true)
+		e := &export{}
+		e.observer = newMirror(e)
+		e.mirror().ahead.patience = time.Hour
+		e.mirror().ahead.attend(true)
 		return e
 	}
 	// walk asks for names in directories, and returns what the last to ask waits for.
@@ -160,33 +161,33 @@ func TestAheadWaits(t *testing.T) {
 		}
 		return wait
 	}
-	if walk(&begin().mirror.ahead, dirs, namesFree) != nil {
+	if walk(&begin().mirror().ahead, dirs, namesFree) != nil {
 		t.Error("one who asks for few names waits")
 	}
-	if walk(&begin().mirror.ahead, fewHeld, namesFree+1) != nil {
+	if walk(&begin().mirror().ahead, fewHeld, namesFree+1) != nil {
 		t.Error("one waits though few directories are to be listed")
 	}
 	e := begin()
-	e.mirror.ahead.attend(false)
-	if walk(&e.mirror.ahead, dirs, namesFree+1) != nil {
+	e.mirror().ahead.attend(false)
+	if walk(&e.mirror().ahead, dirs, namesFree+1) != nil {
 		t.Error("one waits without an agent")
 	}
 	e = begin()
-	e.mirror.ahead.waiting = manyWaiting
-	if walk(&e.mirror.ahead, dirs, namesFree+1) != nil {
+	e.mirror().ahead.waiting = manyWaiting
+	if walk(&e.mirror().ahead, dirs, namesFree+1) != nil {
 		t.Error("too many wait")
 	}
 	for what, let := range map[string]func(*export){
-		"the agent is told": func(e *export) { e.tells(&call{uid: agentUID}, last) },
-		"the agent is done": func(e *export) { e.mirror.ahead.dismiss(fmt.Sprint(dirs)) },
-		"the agent is gone": func(e *export) { e.mirror.ahead.attend(false) },
+		"the agent is told": func(e *export) { e.mirror().listed(&call{uid: agentUID}, &node{key: last}) },
+		"the agent is done": func(e *export) { e.mirror().ahead.dismiss(fmt.Sprint(dirs)) },
+		"the agent is gone": func(e *export) { e.mirror().ahead.attend(false) },
 	} {
 		e := begin()
-		wait := walk(&e.mirror.ahead, dirs, namesFree+1)
+		wait := walk(&e.mirror().ahead, dirs, namesFree+1)
 		if wait == nil {
 			t.Fatal("nobody waits")
 		}
-		e.tells(&call{uid: 0}, last)
+		e.mirror().listed(&call{uid: 0}, &node{key: last})
 		select {
 		case <-wait:
 			t.Error("another than the agent was told")
@@ -203,7 +204,7 @@ func TestAheadWaits(t *testing.T) {
 	// Who has waited too long is the last before the agent attends again; the second time,
 	// for longer.
 	e = begin()
-	a := &e.mirror.ahead
+	a := &e.mirror().ahead
 	anew := func() <-chan struct{} {
 		a.asked, a.held = newRecent[question, *asked](manyWalked), map[key]*walked{}
 		return walk(a, dirs, namesFree+1)
@@ -237,9 +238,9 @@ func TestAheadWaits(t *testing.T) {
 
 	// What nobody waits for any more is not listed.
 	e = begin()
-	walk(&e.mirror.ahead, dirs, namesFree+1)
-	e.mirror.ahead.now[0].at = time.Now().Add(-2 * time.Hour)
-	if w := e.mirror.ahead.pop(); w == nil || w.dir != (key{ino: 2}) {
+	walk(&e.mirror().ahead, dirs, namesFree+1)
+	e.mirror().ahead.now[0].at = time.Now().Add(-2 * time.Hour)
+	if w := e.mirror().ahead.pop(); w == nil || w.dir != (key{ino: 2}) {
 		t.Errorf("first is %+v", w)
 	}
 }
@@ -256,7 +257,7 @@ func TestAheadAnswers(t *testing.T) {
 	}
 	defer s.Close()
 	e := s.exports[0]
-	a := &e.mirror.ahead
+	a := &e.mirror().ahead
 	a.patience = time.Hour
 	for what, call := range map[string]func(context.Context, *object, *object, *reply){
 		"lookup": func(ctx context.Context, dir, o *object, w *reply) {

@@ -50,14 +50,9 @@ func (e *export) fileID(k key) uint64 {
 func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.mirror != nil {
-		n.sight.told = time.Now().UnixMilli()
-	}
+	e.observer.shown(n, st)
 	if !own(st) {
 		return owner{uid: nobody, gid: nobody}
-	}
-	if e.mirror != nil {
-		n.sight = sight{st.Size, st.Blocks, st.Mtime, st.Ctime, st.Mode, n.sight.told}
 	}
 	if o, ok := e.owners.get(n.key); ok && o.born == n.born {
 		return o
@@ -65,14 +60,6 @@ func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	o := hostUser
 	o.born = n.born
 	return o
-}
-
-// sight is an object's state as the VM was told last.
-func (e *export) sight(n *node) *unix.Statx_t {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	x := n.sight
-	return &unix.Statx_t{Mode: x.mode, Nlink: 1, Uid: self, Size: x.size, Blocks: x.blocks, Atime: x.mtime, Mtime: x.mtime, Ctime: x.ctime}
 }
 
 // attributes reads the object's state anew and returns it, or nil.

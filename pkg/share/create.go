@@ -49,7 +49,7 @@ func (x *creation) end(o *object, err error, w *reply) {
 		return
 	}
 	h, attributes := o.e.handle(o.n), o.attributes()
-	o.e.did(x.dir.n.key, x.name, &o.st)
+	o.e.observer.made(x.dir.n, x.name, &o.st)
 	w.put(nfs3.OK, &nfs3.Create3resok{Obj: &h, ObjAttributes: attributes, DirWcc: *dir})
 }
 

@@ -18,13 +18,13 @@ import (
 // export is an Export at work.
 type export struct {
 	Export
-	tag    uint32 // in handles
-	fsid   uint64
-	fileid uint64        // of the root: the same whatever directory is there
-	dev    atomic.Uint64 // of the root
-	files  *files
-	mirror *mirror // nil: changes of the host are not told
-	log    *ownerLog
+	tag      uint32 // in handles
+	fsid     uint64
+	fileid   uint64        // of the root: the same whatever directory is there
+	dev      atomic.Uint64 // of the root
+	files    *files
+	observer observer
+	log      *ownerLog
 	// ageless: the file system's times of birth are of no use.
 	ageless bool
 
@@ -60,14 +60,14 @@ type object struct {
 	st   unix.Statx_t
 }
 
-func newExport(e Export, f *files, m *mirror) (*export, error) {
+func newExport(e Export, f *files) (*export, error) {
 	if !path.IsAbs(e.Source) || !path.IsAbs(e.Target) {
 		return nil, fmt.Errorf("share %s at %s: both paths must be absolute", e.Source, e.Target)
 	}
 	e.Source, e.Target = path.Clean(e.Source), path.Clean(e.Target)
 	id := hash64(e.Target)
 	x := &export{
-		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f, mirror: m,
+		Export: e, tag: uint32(id), fsid: id, fileid: id >> 1, files: f, observer: unobserved{},
 		root:  &node{},
 		nodes: newRecent[key, *node](manyNodes), owners: newOwners(), held: map[heldKey]*held{},
 		arrived: make(chan struct{}),

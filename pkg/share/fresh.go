@@ -22,16 +22,15 @@ import (
 
 // freshen has the VM's kernel know of changes that are still to be done again, if there
 // are many and somebody waits for that. It tells whether they were.
-func (e *export) freshen(w io.Writer, answers *bufio.Reader) (bool, error) {
-	m := e.mirror
+func (m *mirror) freshen(w io.Writer, answers *bufio.Reader) (bool, error) {
 	events, known := m.unknown()
 	if len(events) <= fewChanges {
 		return false, nil
 	}
-	words, n := e.outdated(events)
+	words, n := m.outdated(events)
 	if len(words) > 0 {
 		m.ahead.attend(false)
-		if err := e.order(w, answers, words); err != nil {
+		if err := m.order(w, answers, words); err != nil {
 			return false, err
 		}
 	}
@@ -60,7 +59,7 @@ type changedIn struct {
 
 // outdated returns what the agent is to ask for again so that its kernel knows of changes,
 // and of how many that is.
-func (e *export) outdated(events []watch.Event) (words []string, n int) {
+func (m *mirror) outdated(events []watch.Event) (words []string, n int) {
 	dirs := map[string]*changedIn{}
 	in := func(name string) *changedIn {
 		dir := path.Dir(name)
@@ -88,12 +87,12 @@ func (e *export) outdated(events []watch.Event) (words []string, n int) {
 	}
 	for _, dir := range slices.Sorted(maps.Keys(dirs)) { // those above first
 		d := dirs[dir]
-		files := slices.DeleteFunc(d.files, func(name string) bool { return !e.isOutdated(name) })
+		files := slices.DeleteFunc(d.files, func(name string) bool { return !m.isOutdated(name) })
 		switch {
-		case len(files) >= fewEntries && !d.names && e.eachEntry(dir, mostEntries, func(entry) {}) == nil:
+		case len(files) >= fewEntries && !d.names && m.e.eachEntry(dir, mostEntries, func(entry) {}) == nil:
 			words = append(words, "list", dir)
 			continue
-		case e.isOutdated(dir):
+		case m.isOutdated(dir):
 			words = append(words, "fresh", dir)
 		}
 		for _, name := range files {
@@ -104,28 +103,28 @@ func (e *export) outdated(events []watch.Event) (words []string, n int) {
 }
 
 // isOutdated tells whether the VM was told of what is at a path, and not as it is now.
-func (e *export) isOutdated(name string) bool {
-	o, err := e.openRoot()
+func (m *mirror) isOutdated(name string) bool {
+	o, err := m.e.openRoot()
 	if err != nil {
 		return false
 	}
-	n := e.root
+	n := m.e.root
 	if name != "." {
 		root := o
-		o, err = e.open(root.fd, name)
+		o, err = m.e.open(root.fd, name)
 		root.close()
 		if err != nil {
 			return false
 		}
-		n = e.known(e.keyOf(&o.st))
+		n = m.e.known(m.e.keyOf(&o.st))
 	}
 	defer o.close()
-	if n == nil || n != e.root && n.born != e.born(&o.st) {
+	if n == nil || n != m.e.root && n.born != m.e.born(&o.st) {
 		return false
 	}
-	e.mu.Lock()
+	m.e.mu.Lock()
 	was := n.sight
-	e.mu.Unlock()
+	m.e.mu.Unlock()
 	if was.told == 0 {
 		return false
 	}

@@ -139,7 +139,7 @@ func TestSettleMany(t *testing.T) {
 			}
 		})
 	}()
-	e.mirror.tell([]watch.Event{{Op: watch.Modify, Path: "begin"}})
+	e.mirror().tell([]watch.Event{{Op: watch.Modify, Path: "begin"}})
 	<-begun
 	// The agent is at work while the host does much.
 	var events []watch.Event
@@ -159,16 +159,16 @@ func TestSettleMany(t *testing.T) {
 		write(name, "22")
 		events = append(events, watch.Event{Op: watch.Create, Path: name})
 	}
-	e.mirror.tell(events)
+	e.mirror().tell(events)
 	settled := make(chan struct{})
 	go func() {
 		defer close(settled)
-		e.mirror.catchUp(ctx)
+		e.mirror().catchUp(ctx)
 	}()
 	for waits := false; !waits; {
-		e.mirror.mu.Lock()
-		waits = e.mirror.waiting > 0
-		e.mirror.mu.Unlock()
+		e.mirror().mu.Lock()
+		waits = e.mirror().waiting > 0
+		e.mirror().mu.Unlock()
 		if ctx.Err() != nil {
 			t.Fatal("nobody waits")
 		}

@@ -55,6 +55,12 @@ func decodeHandle(b []byte) (handle, bool) {
 	}, true
 }
 
+// ghostMark is the second byte of a handle that the observer has made for a thing that was gone
+// before the VM knew it. To all others it is a handle of what is not there any more.
+const ghostMark = 1
+
+func isGhost(data []byte) bool { return len(data) >= handleHead && data[1] == ghostMark }
+
 // crumb is a directory's part of a trail.
 func crumb(ino uint64) byte {
 	ino ^= ino >> 32

@@ -20,7 +20,7 @@ func TestListOnce(t *testing.T) {
 	}
 	files := newFiles(8)
 	defer files.close()
-	e, err := newExport(Export{Source: dir, Target: "/t"}, files, nil)
+	e, err := newExport(Export{Source: dir, Target: "/t"}, files)
 	if err != nil {
 		t.Fatal(err)
 	}

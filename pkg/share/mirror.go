@@ -27,6 +27,8 @@ import (
 
 // mirror is what an export has to tell its VM.
 type mirror struct {
+	e *export
+
 	mu      sync.Mutex
 	pending []watch.Event
 	news    chan struct{} // has room for one: there is something pending
@@ -42,20 +44,29 @@ type mirror struct {
 	done        recent[ghostKey, deed]
 	changes     recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
 	ended       recent[goneDir, struct{}]
-	wrote       recent[key, time.Time] // files that the VM has written
+	written     recent[key, time.Time] // files that the VM has written
 
 	unwatched atomic.Bool // some directories are not watched: there are too many
 
 	ahead ahead
 }
 
-func newMirror() *mirror {
+func newMirror(e *export) *mirror {
 	return &mirror{
+		e:    e,
 		news: make(chan struct{}, 1), moved: make(chan struct{}),
 		done: newRecent[ghostKey, deed](manyDeeds), changes: newRecent[key, unix.StatxTimestamp](manyDeeds), ended: newRecent[goneDir, struct{}](manyDeeds),
-		wrote: newRecent[key, time.Time](manyWrote),
-		ahead: newAhead(),
+		written: newRecent[key, time.Time](manyWrote),
+		ahead:   newAhead(),
 	}
+}
+
+// sight is an object's state as the VM was told last.
+func (e *export) sight(n *node) *unix.Statx_t {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	x := n.sight
+	return &unix.Statx_t{Mode: x.mode, Nlink: 1, Uid: self, Size: x.size, Blocks: x.blocks, Atime: x.mtime, Mtime: x.mtime, Ctime: x.ctime}
 }
 
 // goneDir is a directory that there will never be again.
@@ -82,49 +93,69 @@ type deed struct {
 	ino uint64 // of what the name then stood for; 0: it was removed
 }
 
-// changed notes a change that the server made to an object.
-func (o *object) changed() {
-	o.e.mu.Lock()
-	dir, name := o.n.parent, o.n.name
-	o.e.mu.Unlock()
-	if dir != nil {
-		o.e.did(dir.key, name, &o.st)
+// mirror is the observer of an export whose changes are told, else nil.
+func (e *export) mirror() *mirror {
+	m, _ := e.observer.(*mirror)
+	return m
+}
+
+func (m *mirror) shown(n *node, st *unix.Statx_t) {
+	n.sight.told = time.Now().UnixMilli()
+	if own(st) {
+		n.sight = sight{st.Size, st.Blocks, st.Mtime, st.Ctime, st.Mode, n.sight.told}
 	}
 }
 
-// wrote notes that the VM has written a file.
-func (o *object) wrote() {
-	m := o.e.mirror
-	if m == nil {
-		return
+func (m *mirror) made(dir *node, name string, st *unix.Statx_t) { m.did(dir.key, name, st) }
+
+func (m *mirror) removed(dir *node, name string) { m.did(dir.key, name, nil) }
+
+func (m *mirror) changed(o *object, wrote bool) {
+	m.e.mu.Lock()
+	dir, name := o.n.parent, o.n.name
+	m.e.mu.Unlock()
+	if dir != nil {
+		m.did(dir.key, name, &o.st)
 	}
-	m.mu.Lock()
-	m.wrote.put(o.n.key, time.Now())
-	m.mu.Unlock()
+	if wrote {
+		m.mu.Lock()
+		m.written.put(o.n.key, time.Now())
+		m.mu.Unlock()
+	}
+}
+
+// unlinked: an object's other names have a new ctime with it, which is no news.
+func (m *mirror) unlinked(n *node) {
+	if other, err := m.e.openNode(n); err == nil {
+		m.changed(other, false)
+		other.close()
+	}
+}
+
+func (m *mirror) renamed(from *node, old string, to *object, name string) {
+	m.did(from.key, old, nil)
+	m.did(to.n.key, name, to.peek(name))
 }
 
 // did notes a change that the server made: its echo is not news to the VM.
-func (e *export) did(dir key, name string, st *unix.Statx_t) {
-	if e.mirror == nil {
-		return
-	}
+func (m *mirror) did(dir key, name string, st *unix.Statx_t) {
 	d := deed{at: time.Now()}
-	e.mirror.mu.Lock()
-	defer e.mirror.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if st != nil {
 		d.ino = st.Ino
-		e.mirror.changes.put(e.keyOf(st), st.Ctime)
+		m.changes.put(m.e.keyOf(st), st.Ctime)
 	}
-	e.mirror.done.put(ghostKey{dir, name}, d)
+	m.done.put(ghostKey{dir, name}, d)
 }
 
 // echo tells whether an event is of the server's own making.
-func (e *export) echo(x watch.Event) bool {
+func (m *mirror) echo(x watch.Event) bool {
 	name := x.Path
 	if x.Op == watch.Rename {
 		name = x.To
 	}
-	dir, err := e.openPath(path.Dir(name))
+	dir, err := m.e.openPath(path.Dir(name))
 	if err != nil {
 		return false
 	}
@@ -134,9 +165,9 @@ func (e *export) echo(x watch.Event) bool {
 	if err != nil {
 		st = nil
 	}
-	e.mirror.mu.Lock()
-	defer e.mirror.mu.Unlock()
-	d, ok := e.mirror.done.get(at)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d, ok := m.done.get(at)
 	if !ok {
 		return false
 	}
@@ -149,11 +180,11 @@ func (e *export) echo(x watch.Event) bool {
 	case isDir(st):
 		ok = fresh
 	default:
-		last, known := e.mirror.changes.get(e.keyOf(st))
+		last, known := m.changes.get(m.e.keyOf(st))
 		ok = known && last == st.Ctime
 	}
 	if !ok { // the host has been at work here since
-		e.mirror.done.delete(at)
+		m.done.delete(at)
 	}
 	return ok
 }
@@ -183,14 +214,14 @@ func (e *export) openPath(name string) (*object, error) {
 }
 
 // watch notes what the host changes until ctx ends.
-func (e *export) watch(ctx context.Context, s *Server) {
+func (m *mirror) watch(ctx context.Context, s *Server) {
 	said := ""
 	for ctx.Err() == nil {
-		e.mirror.unwatched.Store(false)
+		m.unwatched.Store(false)
 		err := watch.Watch(ctx, watch.Options{
-			Root: e.Source, Ignore: s.ignore, Log: s.log, Open: e.openForWatch, Ended: e.mirror.end,
-			Budget: s.watches, Full: e.mirror.unwatched.Store, Gate: &e.mirror.gate,
-		}, func(events []watch.Event) { e.notice(s, events) })
+			Root: m.e.Source, Ignore: s.ignore, Log: s.log, Open: m.e.openForWatch, Ended: m.end,
+			Budget: s.watches, Full: m.unwatched.Store, Gate: &m.gate,
+		}, func(events []watch.Event) { m.notice(s, events) })
 		if err == nil {
 			return
 		}
@@ -225,9 +256,9 @@ func (e *export) openForWatch(dir string) (*os.File, error) {
 }
 
 // notice takes what has changed, and passes on what the VM has not done itself.
-func (e *export) notice(s *Server, events []watch.Event) {
+func (m *mirror) notice(s *Server, events []watch.Event) {
 	s.underway.wait(patienceDeeds)
-	e.mirror.tell(slices.DeleteFunc(events, e.echo))
+	m.tell(slices.DeleteFunc(events, m.echo))
 }
 
 // tell adds news for the agent.
@@ -295,9 +326,9 @@ func (m *mirror) catchUp(ctx context.Context) {
 // ctx ends. Where nothing has changed it costs a system call for each export.
 func (s *Server) CatchUp(ctx context.Context) {
 	for _, e := range s.exports {
-		if e.mirror != nil {
-			e.mirror.gate.Wait(ctx)
-			e.mirror.catchUp(ctx)
+		if m := e.mirror(); m != nil {
+			m.gate.Wait(ctx)
+			m.catchUp(ctx)
 		}
 	}
 }
@@ -318,20 +349,20 @@ func (m *mirror) wake() {
 // for the file's end again before the next.
 
 // wroteLately tells whether the VM has written the file at a path.
-func (e *export) wroteLately(name string) bool {
-	root, err := e.openRoot()
+func (m *mirror) wroteLately(name string) bool {
+	root, err := m.e.openRoot()
 	if err != nil {
 		return false
 	}
 	defer root.close()
-	o, err := e.open(root.fd, name)
+	o, err := m.e.open(root.fd, name)
 	if err != nil {
 		return false
 	}
 	defer o.close()
-	e.mirror.mu.Lock()
-	defer e.mirror.mu.Unlock()
-	at, ok := e.mirror.wrote.get(e.keyOf(&o.st))
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	at, ok := m.written.get(m.e.keyOf(&o.st))
 	return ok && time.Since(at) < wroteAge
 }
 
@@ -357,14 +388,14 @@ func (e *export) linkAt(name string) (string, bool) {
 
 // ghostsOf are the things that are gone and that the agent must find, so that it can
 // remove or rename them.
-func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
+func (m *mirror) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 	ghosts := map[ghostKey]ghost{}
 	unknown := map[ghostKey]bool{}
 	for _, x := range events {
 		if x.Op != watch.Remove && x.Op != watch.Rename {
 			continue
 		}
-		dir, err := e.openPath(path.Dir(x.Path))
+		dir, err := m.e.openPath(path.Dir(x.Path))
 		if err != nil {
 			continue
 		}
@@ -375,7 +406,7 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 			g.kind = nfs3.NF3DIR
 		}
 		if x.Op == watch.Rename { // it is there, under its new name
-			if to, err := e.openPath(path.Dir(x.To)); err == nil {
+			if to, err := m.e.openPath(path.Dir(x.To)); err == nil {
 				if n, st, err := to.find([]byte(path.Base(x.To))); err == nil {
 					g.kind, g.n = types[st.Mode&unix.S_IFMT], n
 				}
@@ -391,9 +422,9 @@ func (e *export) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 	}
 	// What the VM knew by these names, it must find again by its handles. But a directory
 	// that lives on elsewhere would be an empty one to it for ever, once it was removed.
-	for at, n := range e.lastAt(unknown) {
+	for at, n := range m.e.lastAt(unknown) {
 		g := ghosts[at]
-		if g.kind != nfs3.NF3DIR || e.mirror.hasEnded(n) {
+		if g.kind != nfs3.NF3DIR || m.hasEnded(n) {
 			g.n = n
 			ghosts[at] = g
 		}

@@ -43,10 +43,10 @@ func (e *export) make(t *testing.T, s *Server, name string) {
 
 // told returns what the VM is to be told.
 func (e *export) told() []watch.Event {
-	e.mirror.mu.Lock()
-	defer e.mirror.mu.Unlock()
-	events := e.mirror.pending
-	e.mirror.pending = nil
+	e.mirror().mu.Lock()
+	defer e.mirror().mu.Unlock()
+	events := e.mirror().pending
+	e.mirror().pending = nil
 	return events
 }
 
@@ -60,7 +60,7 @@ func TestNoticeWaitsForCallsUnderWay(t *testing.T) {
 	go func() {
 		defer close(noticed)
 		close(began)
-		e.notice(s, []watch.Event{{Op: watch.Create, Path: "f"}})
+		e.mirror().notice(s, []watch.Event{{Op: watch.Create, Path: "f"}})
 	}()
 	<-began
 	select {
@@ -83,13 +83,13 @@ func TestNoticeWaitsForCallsUnderWay(t *testing.T) {
 func TestLateClose(t *testing.T) {
 	s, e, _ := mirroring(t)
 	e.make(t, s, "f")
-	e.mirror.mu.Lock()
-	for at, d := range e.mirror.done.young {
+	e.mirror().mu.Lock()
+	for at, d := range e.mirror().done.young {
 		d.at = d.at.Add(-2 * deedAge)
-		e.mirror.done.put(at, d)
+		e.mirror().done.put(at, d)
 	}
-	e.mirror.mu.Unlock()
-	e.notice(s, []watch.Event{{Op: watch.Modify, Path: "f"}})
+	e.mirror().mu.Unlock()
+	e.mirror().notice(s, []watch.Event{{Op: watch.Modify, Path: "f"}})
 	if got := e.told(); len(got) > 0 {
 		t.Errorf("the VM is told what it has done: %v", got)
 	}
@@ -105,7 +105,7 @@ func TestHostAfterVM(t *testing.T) {
 	}
 	defer root.close()
 	s.remove(t.Context(), &call{}, &nfs3.Diropargs3{Dir: e.handle(root.n), Name: []byte("f")}, new(reply))
-	e.notice(s, []watch.Event{{Op: watch.Remove, Path: "f"}})
+	e.mirror().notice(s, []watch.Event{{Op: watch.Remove, Path: "f"}})
 	if got := e.told(); len(got) > 0 {
 		t.Errorf("the VM is told what it has done: %v", got)
 	}
@@ -113,11 +113,11 @@ func TestHostAfterVM(t *testing.T) {
 	if err := os.WriteFile(name, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e.notice(s, []watch.Event{{Op: watch.Create, Path: "f"}})
+	e.mirror().notice(s, []watch.Event{{Op: watch.Create, Path: "f"}})
 	if err := os.Remove(name); err != nil {
 		t.Fatal(err)
 	}
-	e.notice(s, []watch.Event{{Op: watch.Remove, Path: "f"}})
+	e.mirror().notice(s, []watch.Event{{Op: watch.Remove, Path: "f"}})
 	if got := e.told(); len(got) != 2 {
 		t.Errorf("the VM is told %v, want what was made and what was removed", got)
 	}

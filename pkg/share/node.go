@@ -17,16 +17,7 @@ type node struct {
 	parent *node  // nil: the root
 	name   string
 	others []place // of a file with several links
-	sight  sight
-}
-
-// sight is what the VM was told of an object last. It is noted only where the host's
-// changes are told.
-type sight struct {
-	size, blocks uint64
-	mtime, ctime unix.StatxTimestamp
-	mode         uint16
-	told         int64 // when, in Unix milliseconds
+	sight  sight   // the observer's
 }
 
 // place is a name in a directory.

@@ -33,9 +33,6 @@ var phantomProcedures = map[nfs3.Nfsproc3]procedure{
 	nfs3.PROC_COMMIT:  {do: with((*Server).refuseCommit)},
 }
 
-// ghostMark is in the handles of things that the VM did not know when they went.
-const ghostMark = 1
-
 // ghostHandle is a handle for a thing that is gone.
 func (e *export) ghostHandle(at ghostKey, g ghost) []byte {
 	if g.n != nil {
@@ -45,9 +42,6 @@ func (e *export) ghostHandle(at ghostKey, g ghost) []byte {
 	h[1] = ghostMark
 	return h
 }
-
-// isGhost tells whether a handle is of a thing that the VM did not know when it went.
-func isGhost(data []byte) bool { return len(data) >= handleHead && data[1] == ghostMark }
 
 // ghostAttributes are those of a handle whose object is gone: as the VM knew them, so
 // that it does not take the object, which a program may still run from, for changed.
@@ -62,7 +56,7 @@ func (s *Server) ghostAttributes(data []byte) *nfs3.Fattr3 {
 		return nil
 	}
 	for _, e := range s.exports {
-		if e.tag != h.export || e.mirror == nil {
+		if e.tag != h.export || e.mirror() == nil {
 			continue
 		}
 		if synthetic {
@@ -72,7 +66,7 @@ func (s *Server) ghostAttributes(data []byte) *nfs3.Fattr3 {
 				Atime: now, Mtime: now, Ctime: now,
 			}
 		}
-		if n := e.mirror.ghost(h); n != nil {
+		if n := e.mirror().ghost(h); n != nil {
 			return e.attributes(n, e.sight(n))
 		}
 	}
@@ -133,7 +127,7 @@ func (s *Server) phantomLookup(ctx context.Context, c *call, a *nfs3.Diropargs3,
 	}
 	defer dir.close()
 	at := ghostKey{dir.n.key, string(a.Name)}
-	g, role := dir.e.mirror.look(at, dir.has(a.Name))
+	g, role := dir.e.mirror().look(at, dir.has(a.Name))
 	switch role {
 	case lives:
 		s.lookup(ctx, c, a, w)
@@ -174,7 +168,7 @@ func (s *Server) appear(where *nfs3.Diropargs3, kind uint16, w *reply) {
 		return
 	}
 	defer dir.close()
-	dir.e.mirror.giveUp()
+	dir.e.mirror().giveUp()
 	n, st, err := dir.find(where.Name)
 	if err == nil && st.Mode&unix.S_IFMT != kind {
 		err = unix.EEXIST
@@ -221,7 +215,7 @@ func (s *Server) phantomRemove(_ context.Context, _ *call, a *nfs3.Diropargs3, w
 
 func (s *Server) phantomRmdir(_ context.Context, _ *call, a *nfs3.Diropargs3, w *reply) {
 	s.disappear(a, w, func(dir *object) error {
-		return dir.e.mirror.try(ghostKey{dir.n.key, string(a.Name)}, ghostKey{})
+		return dir.e.mirror().try(ghostKey{dir.n.key, string(a.Name)}, ghostKey{})
 	})
 }
 
@@ -324,8 +318,8 @@ func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, 
 	goes := ghostKey{from.n.key, string(a.From.Name)}
 	if from.has(a.From.Name) {
 		err = unix.EACCES
-	} else if from.e.mirror.isDir(goes) {
-		err = from.e.mirror.try(goes, ghostKey{to.n.key, string(a.To.Name)})
+	} else if from.e.mirror().isDir(goes) {
+		err = from.e.mirror().try(goes, ghostKey{to.n.key, string(a.To.Name)})
 	}
 	w.put(statusOf(err), &nfs3.Rename3res{FromdirWcc: *from.after(nil), TodirWcc: *to.after(nil)})
 }

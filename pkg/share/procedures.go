@@ -75,10 +75,8 @@ func (s *Server) procedure(c *call) (procedure, rpcv2.AcceptedReplyData) {
 	switch c.prog {
 	case nfs3.PROGRAM:
 		p, ok = nfsProcedures[nfs3.Nfsproc3(c.proc)]
-		if c.uid == agentUID {
-			if phantom, known := phantomProcedures[nfs3.Nfsproc3(c.proc)]; known {
-				p = phantom
-			}
+		if instead, known := s.instead[c.uid][nfs3.Nfsproc3(c.proc)]; known {
+			p = instead
 		}
 	case nfs3.MOUNT_PROGRAM:
 		p, ok = mountProcedures[nfs3.Mountproc3(c.proc)]

@@ -16,24 +16,24 @@ import (
 // What only reads.
 
 func (s *Server) getattr(ctx context.Context, c *call, a *nfs3.NfsFh3, w *reply) {
-	inTurn(ctx, func(may bool) (*export, <-chan struct{}) { return s.getAttr(c, a, w, may) })
+	inTurn(ctx, func(may bool) wait { return s.getAttr(c, a, w, may) })
 }
 
 // getAttr answers, or says what to wait for before that if it may.
-func (s *Server) getAttr(c *call, a *nfs3.NfsFh3, w *reply, may bool) (*export, <-chan struct{}) {
+func (s *Server) getAttr(c *call, a *nfs3.NfsFh3, w *reply, may bool) wait {
 	o, err := s.object(a.Data)
 	if err != nil {
 		w.put(statusOf(err))
-		return nil, nil
+		return nil
 	}
 	defer o.close()
 	if may && isRegular(&o.st) {
-		if wait := o.e.lookAgain(c, o.n); wait != nil {
-			return o.e, wait
+		if wait := o.e.observer.askedAgain(c, o.n); wait != nil {
+			return wait
 		}
 	}
 	w.put(nfs3.OK, o.e.attributes(o.n, &o.st))
-	return nil, nil
+	return nil
 }
 
 // nameError tells what is wrong with a name in a directory.
@@ -50,15 +50,15 @@ func nameError(name []byte) error {
 }
 
 func (s *Server) lookup(ctx context.Context, c *call, a *nfs3.Diropargs3, w *reply) {
-	inTurn(ctx, func(may bool) (*export, <-chan struct{}) { return s.lookUp(c, a, w, may) })
+	inTurn(ctx, func(may bool) wait { return s.lookUp(c, a, w, may) })
 }
 
 // lookUp answers, or says what to wait for before that if it may.
-func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) (*export, <-chan struct{}) {
+func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) wait {
 	dir, err := s.object(a.Dir.Data)
 	if err != nil {
 		w.put(statusOf(err), optional{})
-		return nil, nil
+		return nil
 	}
 	defer dir.close()
 	if dir.n == dir.e.root && strings.HasPrefix(string(a.Name), mountedMark) {
@@ -67,18 +67,18 @@ func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) (*expor
 	n, st, err := dir.find(a.Name)
 	if err != nil {
 		w.put(statusOf(err), optional{dir.e.attributes(dir.n, &dir.st)})
-		return nil, nil
+		return nil
 	}
-	if may && !isChanging(&dir.st) {
-		if wait := dir.e.lookAhead(c, dir.n, false); wait != nil && !isDir(st) { // they lead to others
-			return dir.e, wait
+	if may {
+		if wait := dir.e.observer.asked(c, dir); wait != nil && !isDir(st) { // they lead to others
+			return wait
 		}
 	}
 	w.put(nfs3.OK, &nfs3.Lookup3resok{
 		Object: dir.e.handle(n), ObjAttributes: dir.e.attributes(n, st),
 		DirAttributes: dir.e.attributes(dir.n, &dir.st),
 	})
-	return nil, nil
+	return nil
 }
 
 // find returns what a directory has under a name.

@@ -85,7 +85,7 @@ func (s *Server) entries(c *call, data []byte, cookie uint64, limit uint32, w *r
 		w.Truncate(start)
 		w.put(nfs3.ERR_TOOSMALL, optional{attributes})
 	default:
-		dir.e.tells(c, dir.n.key)
+		dir.e.observer.listed(c, dir.n)
 		w.uint32(0)
 		if end {
 			w.uint32(1)

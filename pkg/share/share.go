@@ -38,6 +38,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
+	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 	"github.com/devvm/devvm/pkg/share/internal/watch"
 )
 
@@ -95,6 +96,7 @@ type Server struct {
 	pending  *semaphore.Weighted
 	replays  *replays
 	underway underway
+	instead  map[uint32]map[nfs3.Nfsproc3]procedure // of a user of the VM, instead of the usual ones
 	files    *files
 	owners   *ownerLog // nil: not kept
 	ignore   []string
@@ -121,6 +123,7 @@ func New(o Options) (*Server, error) {
 		files:   newFiles(maxFiles()),
 		ignore:  o.Ignore,
 		watches: watch.NewBudget(o.Watches, 0),
+		instead: map[uint32]map[nfs3.Nfsproc3]procedure{agentUID: phantomProcedures},
 		binds:   map[Bind]bind{},
 		ahead:   map[Bind]*advance{},
 	}
@@ -131,14 +134,13 @@ func New(o Options) (*Server, error) {
 		return nil, fmt.Errorf("write verifier: %w", err)
 	}
 	for _, e := range o.Exports {
-		var m *mirror
-		if o.Events {
-			m = newMirror()
-		}
-		x, err := newExport(e, s.files, m)
+		x, err := newExport(e, s.files)
 		if err != nil {
 			_ = s.Close()
 			return nil, err
+		}
+		if o.Events {
+			x.observer = newMirror(x)
 		}
 		s.exports = append(s.exports, x)
 	}
@@ -166,7 +168,7 @@ func (s *Server) Close() error {
 func (s *Server) Unwatched() []string {
 	var list []string
 	for _, e := range s.exports {
-		if e.mirror != nil && e.mirror.unwatched.Load() {
+		if m := e.mirror(); m != nil && m.unwatched.Load() {
 			list = append(list, e.Target)
 		}
 	}
@@ -186,8 +188,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	context.AfterFunc(ctx, func() { _ = l.Close() })
 	owned.Go(func() { s.sweep(ctx) })
 	for _, e := range s.exports {
-		if e.mirror != nil {
-			owned.Go(func() { e.watch(ctx, s) })
+		if m := e.mirror(); m != nil {
+			owned.Go(func() { m.watch(ctx, s) })
 		}
 	}
 	places := make(chan struct{}, maxConns)

@@ -42,7 +42,7 @@ func (s *Server) setattr(_ context.Context, c *call, a *nfs3.Setattr3args, w *re
 		}
 	}
 	after := o.after(before)
-	o.changed()
+	o.e.observer.changed(o, false)
 	w.put(statusOf(err), after)
 }
 
@@ -121,8 +121,7 @@ func (s *Server) write(_ context.Context, c *call, a *nfs3.Write3args, w *reply)
 		return
 	}
 	after := o.after(nil)
-	o.changed()
-	o.wrote()
+	o.e.observer.changed(o, true)
 	w.put(nfs3.OK, &nfs3.Write3resok{FileWcc: *after, Count: a.Count, Committed: committed, Verf: s.verifier})
 }
 
@@ -200,7 +199,7 @@ func (s *Server) unlink(a *nfs3.Diropargs3, flags int, w *reply) {
 		gone := dir.peek(name)
 		if err = unix.Unlinkat(dir.fd, name, flags); err == nil {
 			dir.removed(gone, name)
-			dir.e.did(dir.n.key, name, nil)
+			dir.e.observer.removed(dir.n, name)
 		}
 	}
 	w.put(statusOf(err), dir.after(before))
@@ -236,11 +235,8 @@ func (o *object) removed(st *unix.Statx_t, name string) {
 	if ok && last {
 		e.files.drop(n, true)
 	}
-	if ok && !last && e.mirror != nil { // its other names have a new ctime, which is no news
-		if other, err := e.openNode(n); err == nil {
-			other.changed()
-			other.close()
-		}
+	if ok && !last {
+		e.observer.unlinked(n)
 	}
 }
 
@@ -284,10 +280,7 @@ func rename(from, to *object, old, name string) error {
 		return nil // two links of one file: nothing happens
 	}
 	to.removed(gone, name)
-	e.did(from.n.key, old, nil)
-	if e.mirror != nil {
-		e.did(to.n.key, name, to.peek(name))
-	}
+	e.observer.renamed(from.n, old, to, name)
 	if moved != nil {
 		n := e.adopt(place{to.n, name}, moved, "")
 		e.mu.Lock()
@@ -338,7 +331,7 @@ func (s *Server) link(_ context.Context, _ *call, a *nfs3.Link3args, w *reply) {
 	attributes := o.attributes()
 	if err == nil {
 		o.e.adopt(place{dir.n, string(a.Link.Name)}, &o.st, "")
-		o.e.did(dir.n.key, string(a.Link.Name), &o.st)
+		o.e.observer.made(dir.n, string(a.Link.Name), &o.st)
 	}
 	w.put(statusOf(err), &nfs3.Link3res{FileAttributes: attributes, LinkdirWcc: *dir.after(before)})
 }
