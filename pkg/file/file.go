@@ -77,6 +77,16 @@ func Sync(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+// Glob lists the paths in dir that match pattern. Unlike with [filepath.Glob], dir is a path as it
+// is: a '[' in the user's name for a directory means itself.
+func Glob(dir, pattern string) ([]string, error) {
+	paths, err := fs.Glob(os.DirFS(dir), pattern)
+	for i, p := range paths {
+		paths[i] = filepath.Join(dir, p)
+	}
+	return paths, err
+}
+
 // Used is how many bytes of the disk a file, or all files below a directory, take; 0 if
 // there is none. A sparse file takes less than its size.
 func Used(path string) int64 {

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/devvm/devvm/pkg/file"
@@ -105,5 +106,31 @@ func TestSettle(t *testing.T) {
 	}
 	if err := file.SetMode(path+"none", 0o400); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+func TestGlob(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a[b*")
+	if err := os.MkdirAll(filepath.Join(dir, "sub"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	var want []string
+	for _, name := range []string{".tmp-1", ".tmp-2", "sub/x"} {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, path)
+	}
+	for pattern, want := range map[string][]string{".tmp-*": want[:2], "*/*": want[2:], "none": nil} {
+		if got, err := file.Glob(dir, pattern); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v", pattern, got, err)
+		}
+	}
+	if got, err := file.Glob(filepath.Join(dir, "none"), "*"); err != nil || len(got) != 0 {
+		t.Errorf("no directory: %q, %v", got, err)
+	}
+	if _, err := file.Glob(dir, "["); err == nil {
+		t.Error("a bad pattern is taken")
 	}
 }

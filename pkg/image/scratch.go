@@ -159,17 +159,10 @@ func (s *Store) Sweep(ctx context.Context) {
 // sweep removes what builds and imports left that were killed. The caller
 // holds the store's lock.
 func (s *Store) sweep(ctx context.Context) {
-	for _, pattern := range []string{
-		filepath.Join(s.dir, tempPrefix+"*"),
-		filepath.Join(s.work, workPrefix+strconv.Itoa(os.Geteuid())+"-*"),
-	} {
-		paths, err := filepath.Glob(pattern)
-		if err != nil { // only a bad pattern, from a strange directory name
-			continue
-		}
-		for _, path := range paths {
-			s.sweepOne(ctx, path)
-		}
+	left, _ := file.Glob(s.dir, tempPrefix+"*") // the patterns are good
+	work, _ := file.Glob(s.work, workPrefix+strconv.Itoa(os.Geteuid())+"-*")
+	for _, path := range append(left, work...) {
+		s.sweepOne(ctx, path)
 	}
 }
 
@@ -224,13 +217,7 @@ func (s *Store) removeTree(ctx context.Context, dir string) {
 // children lists the paths two levels below dir: the deepest that are ours
 // hold what is not.
 func children(dir string) []string {
-	paths, err := filepath.Glob(filepath.Join(dir, "*"))
-	if err != nil {
-		return nil
-	}
-	deeper, err := filepath.Glob(filepath.Join(dir, "*", "*"))
-	if err != nil {
-		return paths
-	}
+	paths, _ := file.Glob(dir, "*")
+	deeper, _ := file.Glob(dir, "*/*")
 	return append(deeper, paths...)
 }

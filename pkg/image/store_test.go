@@ -17,7 +17,7 @@ import (
 
 func testStore(t *testing.T) *Store {
 	t.Helper()
-	s := NewStore(filepath.Join(t.TempDir(), "images"), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	s := NewStore(filepath.Join(t.TempDir(), "images [it is no pattern"), slog.New(slog.NewTextHandler(t.Output(), nil)))
 	s.work = t.TempDir()
 	return s
 }

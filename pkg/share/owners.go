@@ -132,6 +132,9 @@ func openOwners(path string, log *slog.Logger) (*ownerLog, []ownerEntry, error) 
 	if err != nil {
 		return nil, nil, fmt.Errorf("open the owners of files: %w", err)
 	}
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() { // the end of a pipe may never come
+		return nil, nil, errors.Join(fmt.Errorf("read the owners of files: %s is not a regular file", path), err, f.Close())
+	}
 	b, err := io.ReadAll(io.LimitReader(f, ownerSize*mostOwners))
 	l := &ownerLog{path: path, log: log, f: f, records: len(b) / ownerSize}
 	if err == nil { // the next record begins where one may

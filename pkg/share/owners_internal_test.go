@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // A log whose records are mostly out of date is written again, and says the same.
@@ -56,5 +58,17 @@ func TestOwnersOfRoot(t *testing.T) {
 	x.put(key{ino: 1}, hostUser)
 	if o, ok := x.get(key{ino: 1}); ok {
 		t.Errorf("given back to the host's user: %+v", o)
+	}
+}
+
+// A pipe in the log's place is an error at once.
+func TestOwnersPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "owners")
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, _, err := openOwners(path, slog.New(slog.DiscardHandler)); err == nil {
+		l.close()
+		t.Error("a pipe is taken for the log")
 	}
 }

@@ -69,6 +69,9 @@ func (d Dirs) readShort() string {
 
 // shortIn returns the directory that the open record names, if it can be trusted.
 func (d Dirs) shortIn(record *os.File) string {
+	if info, err := record.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "" // reading a pipe that somebody put there would not end
+	}
 	text, err := io.ReadAll(io.LimitReader(record, LongestSocketPath))
 	if err != nil {
 		return ""

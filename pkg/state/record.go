@@ -109,8 +109,9 @@ func (f Files) ReadRecord() (Record, error) {
 
 // Adopter returns the directory of the project that has begun to take over this one's VM.
 func (f Files) Adopter() (dir string, ok bool) {
-	all, _ := filepath.Glob(filepath.Join(filepath.Dir(f.Root), "*", filepath.Base(f.Record)))
-	for _, path := range all {
+	all, _ := os.ReadDir(filepath.Dir(f.Root))
+	for _, e := range all {
+		path := filepath.Join(filepath.Dir(f.Root), e.Name(), filepath.Base(f.Record))
 		r, err := Files{Record: path}.ReadRecord()
 		if err == nil && r.Adopts == filepath.Base(f.Root) && path != f.Record {
 			return string(r.Dir), true

@@ -15,7 +15,7 @@ import (
 // Sweep removes what an Add left that was killed. While another process is at the store it does
 // nothing: there is always a next time.
 func (s *Store) Sweep() {
-	left, err := filepath.Glob(filepath.Join(s.dir, makingPrefix+"*"))
+	left, err := file.Glob(s.dir, makingPrefix+"*")
 	if err != nil || len(left) == 0 {
 		return
 	}

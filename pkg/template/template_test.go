@@ -33,7 +33,7 @@ func add(t *testing.T, s *Store, shape Shape, parent string) Template {
 }
 
 func store(t *testing.T) *Store {
-	return NewStore(filepath.Join(t.TempDir(), "templates"), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	return NewStore(filepath.Join(t.TempDir(), "templates [it is no pattern"), slog.New(slog.NewTextHandler(t.Output(), nil)))
 }
 
 func nobody(context.Context) (map[string]bool, error) { return nil, nil }

@@ -88,7 +88,7 @@ func (b *Budget) Close() error {
 // clear removes the directory if nobody has a claim there. In a sandbox it may have to
 // stay: see Sweep.
 func (b *Budget) clear(lock *os.File) {
-	if left, err := filepath.Glob(filepath.Join(b.dir, "claim-*")); err == nil && len(left) == 0 {
+	if left, err := fs.Glob(os.DirFS(b.dir), "claim-*"); err == nil && len(left) == 0 {
 		_ = os.Remove(lock.Name()) // who waits for it takes another
 		_ = os.Remove(b.dir)
 	}
