@@ -143,7 +143,7 @@ func TestAcquireHostile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range len(whole) {
+	for n := range whole {
 		writeFile(t, f.Lock, string(whole[:n]))
 		_, err := f.Acquire(t.Context(), "down", nil)
 		if ui.ExitCode(err) != ui.ExitBusy || !strings.Contains(err.Error(), "(of unknown pid)") {

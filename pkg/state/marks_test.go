@@ -147,7 +147,7 @@ func TestStopping(t *testing.T) {
 	if !f.IsStopping(123) || f.IsStopping(12) || f.IsStopping(1234) || f.IsStopping(0) {
 		t.Error("it counts for another one")
 	}
-	for n := range len(whole) {
+	for n := range whole {
 		writeFile(t, f.Stopping(), string(whole[:n]))
 		for _, pid := range []int{0, 1, 12, 123} {
 			if f.IsStopping(pid) {

@@ -78,7 +78,7 @@ func TestRecordDamaged(t *testing.T) {
 			t.Errorf("%q says %q, %q, %q", content, dir, id, f.Adopts())
 		}
 	}
-	for n := range len(whole) {
+	for n := range whole {
 		says(string(whole[:n]))
 	}
 	for _, content := range []string{"{}", "null", "[]", "1", `{"dir":"not base64!"}`, `{"dir":7}`, `{"adopts":{}}`, string(whole) + "}", "\x00\xff"} {
