@@ -15,7 +15,7 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// export is an Export at work.
+// export is an Export that is served.
 type export struct {
 	Export
 	tag      uint32 // in handles
@@ -25,10 +25,10 @@ type export struct {
 	files    *files
 	observer observer
 	log      *ownerLog
-	// ageless: the file system's times of birth are of no use.
+	// ageless: the file system's birth times are of no use.
 	ageless bool
 
-	mu       sync.Mutex // guards the nodes' places, and what follows
+	mu       sync.Mutex // guards the nodes' places and the fields below
 	root     *node
 	nodes    recent[key, *node]
 	owners   owners
@@ -42,20 +42,19 @@ type export struct {
 	locks [64]sync.Mutex // of objects that are being changed, by their keys
 	modes sync.Mutex     // of modes that are being changed; taken last
 
-	reading  sync.Mutex    // one reading of a directory for listings at a time
+	reading  sync.Mutex    // one directory at a time is read for listings
 	finding  sync.Mutex    // one search at a time
 	searched time.Time     // when the last search of much of the tree ended
-	owed     time.Duration // by then, of the time that searches may take
+	owed     time.Duration // search time used up by then, see searchRest
 }
 
-// object is an object that is there: pinned by a descriptor, with its state when it
-// was opened.
+// object is an existing object: pinned by a descriptor, with its state when it was opened.
 type object struct {
 	e  *export
 	n  *node
-	fd int   // O_PATH, unless it is file's
-	f  *file // whose the descriptor is, if not the object's own
-	// held says that the object may have no name any more, see Hold.
+	fd int   // O_PATH, unless it belongs to f
+	f  *file // owner of the descriptor; nil: the object
+	// held says that the object may have lost its name, see Hold.
 	held bool
 	st   unix.Statx_t
 }
@@ -104,7 +103,7 @@ func (e *export) close() {
 	e.streams = nil
 }
 
-// close gives the object up.
+// close releases the object.
 func (o *object) close() {
 	if o.f != nil {
 		o.e.files.put(o.f)
@@ -116,7 +115,7 @@ func (o *object) close() {
 const (
 	resolveFlags = unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS
 	statMask     = unix.STATX_BASIC_STATS | unix.STATX_BTIME
-	// longPath is what one call takes; longer ones are walked in steps.
+	// longPath is the longest path for one call. Longer ones are walked in steps.
 	longPath = unix.PathMax - 256
 )
 
@@ -146,7 +145,7 @@ func (e *export) openRoot() (*object, error) {
 	return o, nil
 }
 
-// stat reads the object's state anew.
+// stat reads the object's state again.
 func (o *object) stat() error {
 	err := unix.Statx(o.fd, "", unix.AT_EMPTY_PATH, statMask, &o.st)
 	if o.held {
@@ -161,10 +160,10 @@ func isDir(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
 
 func isRegular(st *unix.Statx_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFREG }
 
-// own tells whether an object is the host user's, who may do with it what he likes.
+// own reports whether an object belongs to the host user.
 func own(st *unix.Statx_t) bool { return st.Uid == self }
 
-// keyOf tells what object a state is of, below the root.
+// keyOf returns the key of the object, below the root, that has this state.
 func (e *export) keyOf(st *unix.Statx_t) key {
 	dev := device(st)
 	if dev == e.dev.Load() {
@@ -173,8 +172,8 @@ func (e *export) keyOf(st *unix.Statx_t) key {
 	return key{dev: uint16(hash64(dev)) | 1, ino: st.Ino}
 }
 
-// storage is what keeps files. Other file systems below an export (proc, say) are not
-// for the VM: what is read and written there is not data.
+// storage lists the file systems that store files. Others below an export, such as proc,
+// are not for the VM: what is read and written there is not data.
 var storage = map[int64]bool{
 	unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true,
 	unix.F2FS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true, unix.OVERLAYFS_SUPER_MAGIC: true,
@@ -190,7 +189,7 @@ var storage = map[int64]bool{
 	0x5346544e: true, // NTFS-3G's older name
 }
 
-// permitted tells whether what an object is on is for the VM.
+// permitted reports whether the VM may use the file system that the object is on.
 func (o *object) permitted() bool {
 	if device(&o.st) == o.e.dev.Load() {
 		return true
@@ -250,7 +249,7 @@ func (e *export) open(dir int, name string) (*object, error) {
 	return o, nil
 }
 
-// openAs opens what is at a path if it is the object that is meant.
+// openAs opens what is at a path if it is the node's object.
 func (e *export) openAs(dir int, name string, n *node) (*object, error) {
 	o, err := e.open(dir, name)
 	if err != nil {
@@ -264,14 +263,14 @@ func (e *export) openAs(dir int, name string, n *node) (*object, error) {
 	return o, nil
 }
 
-// dated are the file systems whose objects' times of birth never change and are always
-// told, or never. On an overlay, say, they change with the first write.
+// dated lists the file systems whose birth times never change and are either always there
+// or never. On an overlay, for one, they change with the first write.
 var dated = map[int64]bool{
 	unix.EXT4_SUPER_MAGIC: true, unix.XFS_SUPER_MAGIC: true, unix.BTRFS_SUPER_MAGIC: true,
 	unix.F2FS_SUPER_MAGIC: true, unix.TMPFS_MAGIC: true,
 }
 
-// born is a handle's born.
+// born is the birth time as a handle has it.
 func (e *export) born(st *unix.Statx_t) uint32 {
 	if e.ageless || device(st) != e.dev.Load() {
 		return 0
@@ -279,7 +278,7 @@ func (e *export) born(st *unix.Statx_t) uint32 {
 	return bornOf(st)
 }
 
-// object opens what a handle is of.
+// object opens the object of a handle.
 func (s *Server) object(data []byte) (*object, error) {
 	if isGhost(data) {
 		return nil, unix.ESTALE
@@ -296,7 +295,7 @@ func (s *Server) object(data []byte) (*object, error) {
 	return nil, unix.ESTALE
 }
 
-// directory opens what a handle is of for a change to what it has.
+// directory opens the directory of a handle, to change its entries.
 func (s *Server) directory(data []byte) (*object, error) {
 	o, err := s.object(data)
 	if err != nil {
@@ -359,12 +358,12 @@ func (e *export) reopen(n *node) (*object, error) {
 	return nil, unix.ESTALE
 }
 
-// busy tells whether an error is of the moment.
+// busy reports whether an error is a passing lack of resources.
 func busy(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.ENOBUFS)
 }
 
-// child returns the state of what a directory has under a name.
+// child returns the state of the directory's entry with a name.
 func (o *object) child(name string) (*unix.Statx_t, error) {
 	st := &unix.Statx_t{}
 	if err := unix.Statx(o.fd, name, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, statMask, st); err != nil {
@@ -373,7 +372,7 @@ func (o *object) child(name string) (*unix.Statx_t, error) {
 	if device(st) == device(&o.st) {
 		return st, nil
 	}
-	c, err := o.e.open(o.fd, name) // asks whether that device is permitted
+	c, err := o.e.open(o.fd, name) // checks whether that device is permitted
 	if err != nil {
 		return nil, err
 	}
@@ -381,7 +380,7 @@ func (o *object) child(name string) (*unix.Statx_t, error) {
 	return &c.st, nil
 }
 
-// openChild opens what a directory has under a name.
+// openChild opens the directory's entry with a name.
 func (o *object) openChild(name string) (*object, error) {
 	c, err := o.e.open(o.fd, name)
 	if err != nil {
@@ -391,12 +390,12 @@ func (o *object) openChild(name string) (*object, error) {
 	return c, nil
 }
 
-// handle is what the VM knows a node by.
+// handle returns the node's handle.
 func (e *export) handle(n *node) nfs3.NfsFh3 {
 	return nfs3.NfsFh3{Data: handle{export: e.tag, key: n.key, born: n.born, trail: n.trail}.encode()}
 }
 
-// lock keeps others from changing one or two objects.
+// lock locks one or two objects against changes.
 func (e *export) lock(a, b *node) (unlock func()) {
 	i, j := e.stripe(a), e.stripe(b)
 	if i > j {
@@ -416,5 +415,5 @@ func (e *export) lock(a, b *node) (unlock func()) {
 
 func (e *export) stripe(n *node) int { return int(n.ino^n.ino>>6) & (len(e.locks) - 1) }
 
-// again is a path that opens what a descriptor is of, whatever its name is by now.
+// again is a path that opens a descriptor's object, whatever its name is now.
 func again(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

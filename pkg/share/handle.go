@@ -7,30 +7,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// key tells the objects of one export apart, for as long as they exist.
+// key identifies an object of an export for as long as the object exists.
 type key struct {
 	dev uint16 // 0 for the device of the export's root, else a hash of the device
-	ino uint64 // 0 for the root itself, whatever directory that is by now
+	ino uint64 // 0 for the root itself, whichever directory that is now
 }
 
-// handle is what the VM knows an object by. It must say all that a new server needs
-// to find the object again, and must stay the same for as long as the object exists,
-// because the VM takes another handle for another object.
+// handle names an object to the VM. It must hold all that a new server needs to find the
+// object again, and stay the same for as long as the object exists, because to the VM
+// another handle is another object.
 type handle struct {
 	export uint32
 	key
 	// born is a hash of when the object was made: another object may get the same
 	// inode number later.
 	born uint32
-	// trail has one byte for each directory between the root and the object, outermost
-	// first: a hash of its inode number, as it was when the handle was made.
+	// trail has one byte for each directory between the root and the object when the handle
+	// was made, outermost first: a hash of its inode number.
 	trail string
 }
 
 const (
 	handleVersion = 1
 	handleHead    = 20
-	maxTrail      = 64 - handleHead // of a deeper object: the beginning
+	maxTrail      = 64 - handleHead // the trail of a deeper object is cut off here
 )
 
 func (h handle) encode() []byte {
@@ -55,20 +55,20 @@ func decodeHandle(b []byte) (handle, bool) {
 	}, true
 }
 
-// ghostMark is the second byte of a handle that the observer has made for a thing that was gone
-// before the VM knew it. To all others it is a handle of what is not there any more.
+// ghostMark is the second byte of a handle that the observer made for an object that was gone
+// before the VM knew it. For everyone else its object no longer exists.
 const ghostMark = 1
 
 func isGhost(data []byte) bool { return len(data) >= handleHead && data[1] == ghostMark }
 
-// crumb is a directory's part of a trail.
+// crumb is a directory's byte in a trail.
 func crumb(ino uint64) byte {
 	ino ^= ino >> 32
 	ino ^= ino >> 16
 	return byte(ino ^ ino>>8)
 }
 
-// hash64 is a number for a string or for several numbers, the same in each run.
+// hash64 hashes strings and numbers. The result is the same in each run.
 func hash64(parts ...any) uint64 {
 	h := fnv.New64a()
 	for _, p := range parts {
@@ -80,7 +80,7 @@ func hash64(parts ...any) uint64 {
 	return h.Sum64()
 }
 
-// bornOf is a handle's born: 0 where the file system does not know.
+// bornOf is the birth time as a handle has it: 0 if the file system has none.
 func bornOf(st *unix.Statx_t) uint32 {
 	if st.Mask&unix.STATX_BTIME == 0 {
 		return 0

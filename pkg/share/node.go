@@ -9,7 +9,7 @@ import (
 
 const manyNodes = 256 << 10 // objects of an export whose places are remembered
 
-// node is an object and the place where it was last seen.
+// node is an object, with the place where it was last seen.
 type node struct {
 	key
 	born   uint32
@@ -29,10 +29,10 @@ type place struct {
 // maxDepth is how many directories deep a tree may be.
 const maxDepth = 1024
 
-// manyOthers is how many more links of a file are remembered.
+// manyOthers is how many further links of a file are remembered.
 const manyOthers = 3
 
-// put notes an object's place, unless it would then be above itself: such a place is
+// put sets the node's place, unless the node would then be its own ancestor: such a place is
 // out of date. The caller holds the lock.
 func (n *node) put(at place) {
 	for p := at.dir; p != nil; p = p.parent {
@@ -43,7 +43,7 @@ func (n *node) put(at place) {
 	n.parent, n.name = at.dir, at.name
 }
 
-// known returns the node of a key, and keeps it and those above it in memory.
+// known returns the node of a key, and keeps it and its ancestors in memory.
 func (e *export) known(k key) *node {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -58,8 +58,8 @@ func (e *export) known(k key) *node {
 	return n
 }
 
-// openNode opens an object where it is known to be, or where the host has put it
-// since: elsewhere in its directory, or with the directory.
+// openNode opens an object where it was last seen, or where the host has moved it since: to
+// another name in its directory, or along with the directory.
 func (e *export) openNode(n *node) (*object, error) {
 	root, err := e.openRoot()
 	if err != nil || n == e.root {
@@ -71,7 +71,7 @@ func (e *export) openNode(n *node) (*object, error) {
 		return nil, err
 	}
 	o, err := e.openAs(root.fd, name, n)
-	root.close() // not held open while those above are looked for, each by this function
+	root.close() // this function calls itself for each ancestor: hold no descriptor meanwhile
 	if err == nil || errors.Is(err, unix.EACCES) || busy(err) {
 		return o, err
 	}
@@ -116,15 +116,15 @@ func (e *export) searchIn(dir *object, n *node) (*object, error) {
 	return nil, unix.ESTALE
 }
 
-// move notes an object's new place.
+// move sets an object's new place.
 func (e *export) move(n *node, to place) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n.put(to)
 }
 
-// adopt returns the node of an object that was seen at a place; a trail is that of a
-// handle that the VM has of it.
+// adopt returns the node of an object that was seen at a place. trail is from a handle that
+// the VM has, or empty.
 func (e *export) adopt(at place, st *unix.Statx_t, trail string) *node {
 	k, born := e.keyOf(st), e.born(st)
 	e.mu.Lock()
@@ -150,7 +150,7 @@ func (e *export) adopt(at place, st *unix.Statx_t, trail string) *node {
 	return n
 }
 
-// trailBelow is the trail of what is in a directory, where that is now.
+// trailBelow is the trail of the directory's entries, at its current place.
 func (n *node) trailBelow() string {
 	var crumbs []byte
 	for p := n; p.parent != nil; p = p.parent {

@@ -1,7 +1,7 @@
 package share
 
-// recent is a map that forgets what has not been used for long: of two halves, the
-// older one goes when the younger is full.
+// recent is a map that forgets what has not been used for long. It has two halves: when the
+// younger is full, the older one is dropped.
 type recent[K comparable, V any] struct {
 	half       int
 	young, old map[K]V

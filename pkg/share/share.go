@@ -2,26 +2,24 @@
 // (RFC 1813) with its mount protocol, over ONC RPC (RFC 5531), on a listener that it
 // is given.
 //
-// All access is the host user's own, whoever asks in the VM: what that user may do
-// with a file, each user of the VM may, and files made in the VM belong to the host's
-// user. That user's files have that user's number in the VM. Who made a file there, and
-// what root there says about owners, is kept apart, shown again, and reaches no file of
-// the host.
+// All access is the host user's, whoever asks in the VM: every user of the VM may do what
+// the host user may, and files made in the VM belong to the host user on the host. Files of
+// the host user have the same number in the VM. The owner that a file has in the VM, by who
+// made it or by chown, is kept apart. It is shown to the VM, and changes no file of the host.
 //
-// The VM is not trusted. Each object is opened by a path below the export's root that
-// the server remembers, by openat2 with RESOLVE_BENEATH and without any symbolic
-// link; its inode number and birth time must then be those that the handle names. What
-// Hold has opened so stays open, wherever the host puts it then. So no link, "..", race
-// or forged handle leads out of an export. Nothing but regular files and directories is
-// ever opened for data. Set-user-ID bits and device nodes are not made. Records, calls
-// under way, their bytes, connections and open files are bounded.
+// The VM is not trusted. The server remembers each object's path below the export's root and
+// opens it by openat2 with RESOLVE_BENEATH and no symbolic links. Its inode number and birth
+// time must then match the handle. What Hold has opened stays open, even when the host moves
+// it. So no link, "..", race or forged handle leads out of an export. Only regular files and
+// directories are ever opened for data. The server makes no set-user-ID bits and no device
+// nodes. Records, calls under way, their bytes, connections and open files are bounded.
 //
-// But for what Hold keeps open, the server keeps nothing that it cannot lose. A handle
-// holds the inode number and a hash of each directory above it: a new server finds the
-// object again. Data that were written are the host kernel's before the VM hears of it.
+// Apart from what Hold keeps open, the server can lose all its state. A handle holds the
+// inode number and a hash of each directory above it, so a new server finds the object.
+// Written data is in the host's kernel before the VM gets the answer.
 //
-// NFS has no authentication to speak of: whoever reaches the listener has the exports.
-// It must not import other packages of devvm.
+// NFS has next to no authentication: whoever reaches the listener has the exports.
+// The package must not import other packages of devvm.
 package share
 
 import (
@@ -47,8 +45,8 @@ const Port = 2049
 
 // Export is one directory that the VM may mount.
 type Export struct {
-	// Source is an absolute path on the host without a symbolic link in it: one that
-	// appears later, at any place of the path, is not followed.
+	// Source is an absolute path on the host without a symbolic link in it. A link that
+	// appears in it later is not followed.
 	Source string
 	// Target is the absolute path in the VM, and the name to mount by.
 	Target   string
@@ -58,20 +56,20 @@ type Export struct {
 // Options of a Server.
 type Options struct {
 	Exports []Export
-	// Durable has data reach the host's disk, not its kernel only, before the VM hears
-	// that they are stable: what a container has fsynced then survives the host's
-	// power failing, and small files take many times longer.
+	// Durable makes data reach the host's disk, not only its kernel, before the VM is told
+	// that it is stable. What a container has fsynced then survives a power cut of the
+	// host, and small files take many times longer.
 	Durable bool
-	// Events has changes that the host makes told to watchers in the VM: see Mirror.
+	// Events tells watchers in the VM what the host changes: see Mirror.
 	Events bool
-	// Ignore are names, patterns (path.Match), or, with a slash in them, paths below the
-	// exports, of which Events does not hold.
+	// Ignore lists what Events leaves out: names, patterns (path.Match), or, with a slash
+	// in them, paths below the exports.
 	Ignore []string
-	// Watches is a directory by which all of the user's servers share what the kernel
-	// lets the user watch; empty: with nobody.
+	// Watches is a directory through which all of the user's servers share the number of
+	// watches that the kernel gives the user. Empty: this server shares with nobody.
 	Watches string
-	// Owners is a file that keeps, over the end of the server, whose files are in the VM;
-	// it is made if it is not there. Without it the next server does not know.
+	// Owners is a file that keeps the owners that files have in the VM for the next server.
+	// It is created if it is missing.
 	Owners string
 	Log    *slog.Logger // nil: nothing is logged
 }
@@ -107,8 +105,8 @@ type Server struct {
 	ahead   map[Bind]*advance // of what is about to start
 }
 
-// SweepWatches removes from the directory of [Options.Watches] what servers that have ended
-// have left there.
+// SweepWatches removes what servers that have ended left in the directory of
+// [Options.Watches].
 func SweepWatches(dir string) error { return watch.Sweep(dir) }
 
 // New opens the exports.
@@ -152,19 +150,19 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// Close gives up all that is open. Serve must have returned.
+// Close closes everything that is open. Serve must have returned.
 func (s *Server) Close() error {
 	s.files.close()
 	s.owners.close()
 	for _, e := range s.exports {
 		e.close()
 	}
-	_ = s.watches.Close() // what is left of it counts for nothing
+	_ = s.watches.Close() // a claim of a process that has ended does not count
 	return nil
 }
 
 // Unwatched returns the targets of the exports that have more directories than can be
-// watched: of changes in some of them, watchers in the VM do not hear.
+// watched. Watchers in the VM miss changes in some of them.
 func (s *Server) Unwatched() []string {
 	var list []string
 	for _, e := range s.exports {
@@ -175,7 +173,7 @@ func (s *Server) Unwatched() []string {
 	return list
 }
 
-// acceptPause is how long a host that has no descriptor left, or no memory, is left alone.
+// acceptPause is how long to wait when the host has no descriptor or no memory left.
 const acceptPause = 200 * time.Millisecond
 
 // Serve answers connections until ctx ends or the listener fails; it closes the
@@ -227,11 +225,10 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// mountedMark begins a name that the VM looks up in each directory that it has mounted,
-// as a sign that it has.
+// mountedMark begins a name that the VM looks up in each directory once it has mounted it.
 const mountedMark = ".devvm-mounted-"
 
-// Mounted waits until the VM has said that all exports are in place there, to this server.
+// Mounted waits until the VM has told this server that all exports are mounted there.
 func (s *Server) Mounted(ctx context.Context) error {
 	for _, e := range s.exports {
 		select {
@@ -261,7 +258,7 @@ func (s *Server) sweep(ctx context.Context) {
 	}
 }
 
-// maxFiles is how many files may stay open: a share of what the process may have.
+// maxFiles is how many files may stay open: a part of the process's limit.
 func maxFiles() int {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
@@ -270,5 +267,5 @@ func maxFiles() int {
 	return int(max(64, min(4096, limit.Cur/4)))
 }
 
-// self is whose access all access is.
+// self is the host user, whose access all access is.
 var self = uint32(os.Geteuid())

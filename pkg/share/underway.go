@@ -5,16 +5,15 @@ import (
 	"time"
 )
 
-// underway are the calls that are changing something for the VM. The host's kernel tells
-// of a change before the server has noted that it was its own, so who asks whose a change
-// was first lets the calls end that were under way by then.
+// underway holds the calls that are changing something for the VM. The host's kernel reports
+// a change before the server has noted that it made it itself. So whoever asks who made a
+// change first waits for the calls that were under way when it came.
 type underway struct {
 	mu    sync.Mutex
 	calls map[chan struct{}]struct{}
 }
 
-// begin notes that a call may change something, until the function that it returns is
-// called.
+// begin notes that a call may change something, until end is called.
 func (u *underway) begin() (end func()) {
 	call := make(chan struct{})
 	u.mu.Lock()
@@ -31,8 +30,8 @@ func (u *underway) begin() (end func()) {
 	}
 }
 
-// wait waits until the calls that are under way now have ended, or for a time: a call
-// on a slow disk does not hold up the news of all others.
+// wait waits until the calls that are under way now have ended, but not longer than limit: a
+// call on a slow disk must not hold up the news of all others.
 func (u *underway) wait(limit time.Duration) {
 	u.mu.Lock()
 	calls := make([]chan struct{}, 0, len(u.calls))
