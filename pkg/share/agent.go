@@ -26,19 +26,19 @@ var agentScript string
 // inotify_init1 and inotify_add_watch, and runs the agent.
 const agentCommand = `case $(uname -m) in x86_64) n='280 221 332 294 254' ;; *) n='88 223 291 26 27' ;; esac; exec perl -e "$1" "$2" $n "$3"`
 
-// agentUID is the agent's user in the VM, which nobody else is. Whether there is an
-// agent or not, nothing that this user asks for is ever carried out.
+// agentUID is the agent's user in the VM. Nobody else has it. Nothing that this user asks for
+// is ever carried out, whether an agent runs or not.
 const agentUID = 0xdeaf0e57
 
-// end notes that a directory has ended.
+// end notes that a directory is gone for good.
 func (m *mirror) end(ino uint64, born unix.StatxTimestamp) {
 	m.mu.Lock()
 	m.ended.put(goneDir{ino, hashTime(born)}, struct{}{})
 	m.mu.Unlock()
 }
 
-// take returns the news, some at a time, in which a name goes once: it is by the name
-// that the agent finds what is gone.
+// take returns the next changes, at most so many. No name goes away twice in them, because the
+// agent finds what is gone by its name.
 func (m *mirror) take(most int) []watch.Event {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -58,8 +58,8 @@ func (m *mirror) take(most int) []watch.Event {
 	return events
 }
 
-// Mirror tells the VM's watchers what the host changes, until ctx ends or an agent
-// does: what has changed since the last one ended, too. One Mirror runs at a time.
+// Mirror tells watchers in the VM what the host changes, until ctx ends or an agent ends. That
+// includes what has changed since the last agent ended. Only one Mirror may run at a time.
 func (s *Server) Mirror(ctx context.Context, run Run) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -83,13 +83,13 @@ func (s *Server) Mirror(ctx context.Context, run Run) error {
 	return first
 }
 
-// repeat runs one agent.
+// repeat runs an agent.
 func (m *mirror) repeat(ctx context.Context, run Run) error {
 	m.attended(true)
 	defer m.attended(false)
 	defer m.setGhosts(nil)
 	defer m.ahead.attend(false)
-	// The agent ends with its input; to kill it takes longer.
+	// The agent ends when its input does. To kill it would take longer.
 	running, kill := context.WithCancel(context.WithoutCancel(ctx))
 	in, toAgent := io.Pipe()
 	fromAgent, out := io.Pipe()
@@ -113,19 +113,19 @@ func (m *mirror) repeat(ctx context.Context, run Run) error {
 		late.Stop()
 		kill()
 	}()
-	// An agent that neither reads nor answers does not hold up the end.
+	// An agent that neither reads nor answers must not block the end.
 	defer context.AfterFunc(ctx, func() { _ = errors.Join(fromAgent.Close(), toAgent.Close()) })()
-	answers := bufio.NewReader(fromAgent) // of which one must fit
+	answers := bufio.NewReader(fromAgent) // an answer must fit into the buffer
 	fresh := false
 	for {
 		var err error
-		if fresh { // who asks all the time does not keep watchers from hearing
+		if fresh { // after each freshen comes a batch, so that watchers are not starved
 			fresh = false
 		} else {
 			fresh, err = m.freshen(toAgent, answers)
 		}
 		if fresh || err != nil {
-			// a batch for the watchers comes next
+			// go on with a batch, or return the error below
 		} else if events := m.take(batchSize); len(events) > 0 {
 			if err = m.send(toAgent, answers, events); err == nil {
 				m.repeated()
@@ -138,7 +138,7 @@ func (m *mirror) repeat(ctx context.Context, run Run) error {
 				continue
 			case err := <-ended:
 				ended <- err
-				if ctx.Err() != nil { // it ended for that
+				if ctx.Err() != nil { // that is why it ended
 					return nil
 				}
 				return err
@@ -155,7 +155,7 @@ func (m *mirror) repeat(ctx context.Context, run Run) error {
 	}
 }
 
-// send has the agent repeat a batch, and waits until it has.
+// send makes the agent repeat a batch, and waits until it is done.
 func (m *mirror) send(w io.Writer, answers *bufio.Reader, events []watch.Event) error {
 	m.ahead.attend(false)
 	m.setGhosts(m.ghostsOf(events))
@@ -167,7 +167,7 @@ func (m *mirror) send(w io.Writer, answers *bufio.Reader, events []watch.Event) 
 	return m.order(w, answers, words)
 }
 
-// sendAhead has the agent list directories, and waits until it has.
+// sendAhead makes the agent list directories, and waits until it is done.
 func (m *mirror) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) error {
 	var words []string
 	for _, dir := range dirs {
@@ -179,7 +179,7 @@ func (m *mirror) sendAhead(w io.Writer, answers *bufio.Reader, dirs []string) er
 	return err
 }
 
-// order gives the agent its words, and waits until it has done what they say.
+// order sends words to the agent, and waits until it has done what they say.
 func (m *mirror) order(w io.Writer, answers *bufio.Reader, words []string) error {
 	var b bytes.Buffer
 	for _, word := range append(words, "sync") {
@@ -196,14 +196,14 @@ func (m *mirror) order(w io.Writer, answers *bufio.Reader, words []string) error
 	return err
 }
 
-// setGhosts says what is gone and must be found.
+// setGhosts sets the objects that are gone but must be found.
 func (m *mirror) setGhosts(ghosts map[ghostKey]ghost) {
 	m.mu.Lock()
 	m.ghosts, m.attempt = ghosts, attempt{}
 	m.mu.Unlock()
 }
 
-// words are what the agent is told of an event.
+// words tell the agent about an event.
 func (m *mirror) words(x watch.Event) []string {
 	switch x.Op {
 	case watch.Create:

@@ -10,46 +10,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A program that goes through a tree, as git status does, asks for one name after the
-// other, or, of files that are known, what has changed, and the VM's kernel has a call for
-// each (LOOKUP, GETATTR), though one READDIRPLUS tells of many. So the agent lists the
-// directories in which this is being asked, and the ones that come next: what its kernel
-// learns by that all programs in the VM know. It is what a kernel does for a file that is
-// read from front to back. How much is listed when is in tuning.go.
+// A program that walks a tree, such as git status, asks for one name after another, or for the
+// state of one known file after another. The VM's kernel sends a call for each (LOOKUP,
+// GETATTR), though a single READDIRPLUS answers many. So the agent lists the directories that
+// are being walked, and the ones that come next. All programs in the VM share what its kernel
+// learns that way. It is readahead, for directories. tuning.go has the limits.
 
-// ahead is what an export has the VM list before it asks.
+// ahead decides which directories of an export the VM lists before it asks.
 type ahead struct {
 	patience time.Duration
 
 	mu      sync.Mutex
-	attends bool      // the agent does what it is told, and lists, if anything
-	waiting int       // calls
-	late    time.Time // when one last waited too long
-	resumes time.Time // nobody waits before
+	attends bool      // the agent works, and is not busy with anything but lists
+	waiting int       // calls that wait
+	late    time.Time // when a call last waited too long
+	resumes time.Time // until then no call waits
 	opens   int       // see manyOpens
-	counted time.Time // when it began to be counted
-	opening time.Time // when it was last as many
+	counted time.Time // start of that count
+	opening time.Time // when the count last reached manyOpens
 	asked   recent[question, *asked]
 	listed  recent[uint64, listed] // by a hash of the path
-	told    recent[key, time.Time] // when the agent was told what a directory has
+	told    recent[key, time.Time] // when the agent was told a directory's entries
 	held    map[key]*walked
-	now     []*walked // directories in which is being asked
-	next    []string  // those that come next
+	now     []*walked // directories that are being walked
+	next    []string  // directories that come next
 }
 
-// question is what is asked in a directory: for names, or again for files that are known.
+// question is a kind of call in a directory: for names, or again for known files.
 type question struct {
 	dir   key
 	again bool
 }
 
-// asked is how often the VM has asked it lately.
+// asked counts how often the VM has asked a question lately.
 type asked struct {
 	since time.Time
 	names int
 }
 
-// walked is a directory in which is being asked, for names or for known files.
+// walked is a directory in which the VM asks for many names or known files.
 type walked struct {
 	dir  key
 	name string
@@ -57,7 +56,7 @@ type walked struct {
 	done chan struct{} // closed when it is listed, or will not be
 }
 
-// listed is a directory that the agent was to list, and how many ahead with it.
+// listed is a directory that the agent was told to list, and how many to list ahead with it.
 type listed struct {
 	at    time.Time
 	ahead int
@@ -73,14 +72,14 @@ func newAhead() ahead {
 }
 
 // lookAhead notes that the VM asks for a name in a directory, or again for a file that it
-// knows, and returns what the call must wait for, if anything.
+// knows. It returns what the call must wait for, if anything.
 //
-// Where programs ask for many in several directories, they wait until those are listed:
-// they keep the VM busy, and so the agent, which has all their answers in one. In the VM
-// the agent can wait for them in turn: for the name that one asks for, or behind another
-// who wants to change the directory. So a wait ends when the
-// agent has been told the directory's entries, when it turns to something else, or after patience,
-// whichever is first.
+// Programs that ask for many names in several directories keep the VM so busy that the agent,
+// whose one call has all the answers, does not get to run. So their calls wait until those
+// directories are listed. In the VM the agent may in turn wait for them: for the name that one
+// of them asks for, or behind a program that wants to change the directory. So a wait ends when
+// the agent has been told the directory's entries, when it turns to something else, or after
+// patience, whichever comes first.
 func (m *mirror) lookAhead(c *call, dir *node, again bool) wait {
 	if c.uid == agentUID {
 		return nil
@@ -106,8 +105,8 @@ func (m *mirror) asked(c *call, dir *object) wait {
 	return m.lookAhead(c, dir.n, false)
 }
 
-// askedAgain is lookAhead for a file that the VM asks for again: because what it was told
-// has become too old, or, if it has not, because a program opens the file.
+// askedAgain is lookAhead for a file that the VM asks for again: because what it knows has
+// become too old, or else because a program opens the file.
 func (m *mirror) askedAgain(c *call, n *node) wait {
 	if c.uid == agentUID {
 		return nil
@@ -121,8 +120,8 @@ func (m *mirror) askedAgain(c *call, n *node) wait {
 	return m.lookAhead(c, dir, true)
 }
 
-// opened notes that a file is asked for again, which is known to the VM or must become so.
-// It tells whether lists are of no use for that.
+// opened notes that the VM asks again for a file; known says that what it knows is not too
+// old yet. It reports whether listing the directory would be of no use.
 func (a *ahead) opened(known bool) bool {
 	now := time.Now()
 	a.mu.Lock()
@@ -141,8 +140,8 @@ func (a *ahead) opened(known bool) bool {
 	return known || now.Sub(a.opening) < walkAge
 }
 
-// ask notes that the VM has asked in a directory. It says whether that has made it worth
-// listing, and what to wait for before the answer, if anything.
+// ask notes a question in a directory. begins says that the directory has just become worth
+// listing. wait is what to wait for before the answer, if anything.
 func (a *ahead) ask(q question) (begins bool, wait <-chan struct{}) {
 	now := time.Now()
 	a.mu.Lock()
@@ -164,11 +163,11 @@ func (a *ahead) ask(q question) (begins bool, wait <-chan struct{}) {
 	return x.names == enough, wait
 }
 
-// stale tells whether it is too late to list a directory: the names were asked for.
+// stale reports whether it is too late to list a directory: the calls were answered by now.
 func (a *ahead) stale(w *walked) bool { return time.Since(w.at) > a.patience }
 
-// wait waits for a directory to be listed. If that takes too long, nobody else waits before
-// the agent has answered; the second time in a short while, nobody does for as long.
+// wait waits for a directory to be listed. If that takes too long, no other call waits until
+// the agent has answered. If it happens again within walkAge, no call waits for walkAge.
 func (a *ahead) wait(ctx context.Context, done <-chan struct{}) {
 	timer := time.NewTimer(a.patience)
 	defer timer.Stop()
@@ -198,7 +197,7 @@ func (a *ahead) wait(ctx context.Context, done <-chan struct{}) {
 	a.giveUp()
 }
 
-// walk has a directory listed.
+// walk queues a directory to be listed.
 func (a *ahead) walk(w *walked) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -216,7 +215,7 @@ func (a *ahead) walk(w *walked) {
 	a.held[w.dir] = w
 }
 
-// drop lets go who waits for a directory. The caller holds mu.
+// drop releases the calls that wait for a directory. The caller holds mu.
 func (a *ahead) drop(w *walked) {
 	if a.held[w.dir] == w {
 		close(w.done)
@@ -224,7 +223,7 @@ func (a *ahead) drop(w *walked) {
 	}
 }
 
-// listed notes that the agent is told what a directory has in it.
+// listed notes that the agent is told a directory's entries.
 func (m *mirror) listed(c *call, dir *node) {
 	if c.uid != agentUID {
 		return
@@ -238,7 +237,7 @@ func (m *mirror) listed(c *call, dir *node) {
 	}
 }
 
-// isTold tells whether the agent was told just now what a directory has.
+// isTold reports whether the agent was told a directory's entries just now.
 func (a *ahead) isTold(dir key) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -246,7 +245,7 @@ func (a *ahead) isTold(dir key) bool {
 	return ok && time.Since(at) < justListed
 }
 
-// attend notes whether the agent attends to lists. Where it does not, nobody waits.
+// attend notes whether the agent attends to lists. If it does not, no call waits.
 func (a *ahead) attend(attends bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -257,8 +256,8 @@ func (a *ahead) attend(attends bool) {
 	}
 }
 
-// giveUp lets go all who wait, and others not wait before the agent attends. The caller
-// holds mu.
+// giveUp releases all calls that wait. No other call waits until the agent attends again. The
+// caller holds mu.
 func (a *ahead) giveUp() {
 	a.attends = false
 	for _, w := range a.held {
@@ -266,8 +265,8 @@ func (a *ahead) giveUp() {
 	}
 }
 
-// takeAhead returns directories for the agent to list: those in which names are being
-// asked for, and else some of those that come next.
+// takeAhead returns directories for the agent to list: first those that are being walked, then
+// some that come next.
 func (m *mirror) takeAhead() []string {
 	a := &m.ahead
 	var now []string
@@ -299,7 +298,7 @@ func (m *mirror) takeAhead() []string {
 	return list
 }
 
-// upcoming takes some of the directories that come next.
+// upcoming takes directories that come next from the queue.
 func (a *ahead) upcoming(most int) []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -309,7 +308,7 @@ func (a *ahead) upcoming(most int) []string {
 	return next
 }
 
-// pop takes the first directory in which names are being asked for, or nil.
+// pop takes the first directory that is being walked, or returns nil.
 func (a *ahead) pop() *walked {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -324,7 +323,7 @@ func (a *ahead) pop() *walked {
 	return nil
 }
 
-// dismiss lets go who waits for directories that are listed, or will not be.
+// dismiss releases the calls that wait for directories that are listed, or will not be.
 func (a *ahead) dismiss(names ...string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -335,8 +334,8 @@ func (a *ahead) dismiss(names ...string) {
 	}
 }
 
-// after notes that a directory is listed, and which come next: none, unless the one before
-// it has been listed, too. siblings are all that are beside it, and itself, in order.
+// after notes that a directory is listed, and which come next: none, unless the sibling before
+// it has been listed, too. siblings has the directory and all beside it, in order.
 func (a *ahead) after(name string, siblings []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -363,8 +362,8 @@ func (a *ahead) after(name string, siblings []string) {
 	}
 }
 
-// directoriesBeside returns a directory's name and those of the ones beside it, in order,
-// or nothing if there are too many.
+// directoriesBeside returns the names of a directory and of those beside it, in order, or
+// nothing if there are too many.
 func (e *export) directoriesBeside(name string) []string {
 	if name == "." {
 		return nil
@@ -382,13 +381,13 @@ func (e *export) directoriesBeside(name string) []string {
 	return names
 }
 
-// isChanging tells whether something was made, removed or renamed in a directory just now.
+// isChanging reports whether an entry of a directory was made, removed or renamed just now.
 func isChanging(dir *unix.Statx_t) bool {
 	return time.Since(time.Unix(dir.Mtime.Sec, int64(dir.Mtime.Nsec))) < changing
 }
 
-// worthListing tells whether a directory has neither few nor many entries, rests, and was
-// not listed just now.
+// worthListing reports whether a directory has neither too few nor too many entries, is not
+// changing, and was not listed just now.
 func (m *mirror) worthListing(name string) bool {
 	dir, err := m.e.openPath(name)
 	if err != nil {

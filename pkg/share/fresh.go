@@ -11,17 +11,17 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/watch"
 )
 
-// To do each change again takes the agent some calls. Where the host has changed much and
-// somebody waits for the VM's kernel to know (CatchUp), as a request into the VM does after
-// a git checkout, the agent first has its kernel ask again for what it was told and is no
-// longer so: once for each directory, which makes it doubt all names there, and for files
-// that were written in place. Watchers hear of each change afterwards.
+// To repeat a change takes the agent several calls. When the host has changed much and somebody
+// waits until the VM's kernel knows (CatchUp), as a connection does after a git checkout, the
+// agent first makes its kernel ask again for what it knows and is out of date: once per
+// directory, which makes the kernel check all names there again, and once per file that was
+// written in place. Watchers hear of each change afterwards.
 //
-// What the VM was not told is left alone. Its kernel would then know of what is new, and
-// watchers would hear that it has changed, not that it has come.
+// What the VM was never told is left alone. If its kernel learned of a new file this way,
+// watchers would later hear that the file has changed, not that it was created.
 
-// freshen has the VM's kernel know of changes that are still to be done again, if there
-// are many and somebody waits for that. It tells whether they were.
+// freshen makes the VM's kernel know the changes that are still to be repeated, if there are
+// many and somebody waits for them. It reports whether it did.
 func (m *mirror) freshen(w io.Writer, answers *bufio.Reader) (bool, error) {
 	events, known := m.unknown()
 	if len(events) <= fewChanges {
@@ -38,8 +38,8 @@ func (m *mirror) freshen(w io.Writer, answers *bufio.Reader) (bool, error) {
 	return true, nil
 }
 
-// unknown returns the changes that somebody waits for the VM's kernel to know of, and how
-// many there were before.
+// unknown returns the changes that the VM's kernel does not know, if somebody waits for them,
+// and how many it knows.
 func (m *mirror) unknown() ([]watch.Event, uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -53,12 +53,11 @@ func (m *mirror) unknown() ([]watch.Event, uint64) {
 
 // changedIn is what has changed in a directory.
 type changedIn struct {
-	names bool // new ones
+	names bool // there are new ones
 	files []string
 }
 
-// outdated returns what the agent is to ask for again so that its kernel knows of changes,
-// and of how many that is.
+// outdated returns orders for the agent that make its kernel know the first n changes.
 func (m *mirror) outdated(events []watch.Event) (words []string, n int) {
 	dirs := map[string]*changedIn{}
 	in := func(name string) *changedIn {
@@ -85,7 +84,7 @@ func (m *mirror) outdated(events []watch.Event) (words []string, n int) {
 		case watch.Remove:
 		}
 	}
-	for _, dir := range slices.Sorted(maps.Keys(dirs)) { // those above first
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) { // parents first
 		d := dirs[dir]
 		files := slices.DeleteFunc(d.files, func(name string) bool { return !m.isOutdated(name) })
 		switch {
@@ -102,7 +101,7 @@ func (m *mirror) outdated(events []watch.Event) (words []string, n int) {
 	return words, n
 }
 
-// isOutdated tells whether the VM was told of what is at a path, and not as it is now.
+// isOutdated reports whether the VM was told a state of a path that is no longer true.
 func (m *mirror) isOutdated(name string) bool {
 	o, err := m.e.openRoot()
 	if err != nil {

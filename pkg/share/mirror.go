@@ -17,36 +17,35 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/watch"
 )
 
-// No file system of the network tells watchers (inotify) in the VM what the host has
-// changed: the VM's kernel tells of what is done through itself. So a small program in
-// the VM, the agent, does what the host has done: makes the file that the host has
-// made, removes the one that the host has removed. The kernel asks the server to do it;
-// the server knows the agent by its user, does nothing, and answers as if it had. The
-// VM's kernel tells all who watch, and what it then believes of the directory is what is
-// so. See phantom.go for the answers.
+// No network file system tells watchers (inotify) in the VM what the host changed: the VM's
+// kernel reports only what is done through itself. So a small program in the VM, the agent,
+// repeats what the host did: it creates the file that the host created, and removes the one
+// that the host removed. The VM's kernel sends that to the server. The server knows the agent
+// by its user, does nothing, and answers as if it had. The VM's kernel then tells all
+// watchers, and has the true state of the directory. The answers are in phantom.go.
 
-// mirror is what an export has to tell its VM.
+// mirror holds what an export has to tell its VM.
 type mirror struct {
 	e *export
 
 	mu      sync.Mutex
 	pending []watch.Event
-	news    chan struct{} // has room for one: there is something pending
+	news    chan struct{} // holds one element if something is pending
 	gate    watch.Gate
-	// told and known count the changes that were given to the agent, and those of which the
-	// VM's kernel knows; moved is closed and replaced when known grows or the agent ends.
+	// told counts the changes for the agent, known those that the VM's kernel knows. moved is
+	// closed and replaced when known grows or the agent ends.
 	told, known uint64
-	waiting     int  // for known to grow
-	agent       bool // there is one
+	waiting     int  // calls that wait for known to grow
+	agent       bool // an agent runs
 	moved       chan struct{}
 	ghosts      map[ghostKey]ghost
-	attempt     attempt // the agent's last, of what it does to a directory; see phantom.go
+	attempt     attempt // the agent's last on a directory; see phantom.go
 	done        recent[ghostKey, deed]
-	changes     recent[key, unix.StatxTimestamp] // the server's last to files, by any of their names
+	changes     recent[key, unix.StatxTimestamp] // the server's last change of each file, by any of its names
 	ended       recent[goneDir, struct{}]
 	written     recent[key, time.Time] // files that the VM has written
 
-	unwatched atomic.Bool // some directories are not watched: there are too many
+	unwatched atomic.Bool // there are too many directories to watch all
 
 	ahead ahead
 }
@@ -61,7 +60,7 @@ func newMirror(e *export) *mirror {
 	}
 }
 
-// sight is an object's state as the VM was told last.
+// sight is the state of an object that the VM was told last.
 func (e *export) sight(n *node) *unix.Statx_t {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -69,7 +68,7 @@ func (e *export) sight(n *node) *unix.Statx_t {
 	return &unix.Statx_t{Mode: x.mode, Nlink: 1, Uid: self, Size: x.size, Blocks: x.blocks, Atime: x.mtime, Mtime: x.mtime, Ctime: x.ctime}
 }
 
-// goneDir is a directory that there will never be again.
+// goneDir is a directory that is gone for good.
 type goneDir struct {
 	ino  uint64
 	born uint32
@@ -81,19 +80,19 @@ type ghostKey struct {
 	name string
 }
 
-// ghost is something that is gone, and that the agent will find nevertheless.
+// ghost is an object that is gone, but that the agent must still find.
 type ghost struct {
 	kind nfs3.Ftype3
-	n    *node // by which the VM knew it; nil: it did not
+	n    *node // nil: the VM did not know it
 }
 
-// deed is a change that the server made for the VM, which has heard of it.
+// deed is a change that the server made for the VM, so the VM knows it.
 type deed struct {
 	at  time.Time
-	ino uint64 // of what the name then stood for; 0: it was removed
+	ino uint64 // of the object that had the name afterwards; 0: none
 }
 
-// mirror is the observer of an export whose changes are told, else nil.
+// mirror is the export's mirror, or nil if it has none.
 func (e *export) mirror() *mirror {
 	m, _ := e.observer.(*mirror)
 	return m
@@ -124,7 +123,7 @@ func (m *mirror) changed(o *object, wrote bool) {
 	}
 }
 
-// unlinked: an object's other names have a new ctime with it, which is no news.
+// unlinked: the object's ctime has changed under its other names, which is not news.
 func (m *mirror) unlinked(n *node) {
 	if other, err := m.e.openNode(n); err == nil {
 		m.changed(other, false)
@@ -137,7 +136,7 @@ func (m *mirror) renamed(from *node, old string, to *object, name string) {
 	m.did(to.n.key, name, to.peek(name))
 }
 
-// did notes a change that the server made: its echo is not news to the VM.
+// did notes a change that the server made. Its echo is not news to the VM.
 func (m *mirror) did(dir key, name string, st *unix.Statx_t) {
 	d := deed{at: time.Now()}
 	m.mu.Lock()
@@ -149,7 +148,7 @@ func (m *mirror) did(dir key, name string, st *unix.Statx_t) {
 	m.done.put(ghostKey{dir, name}, d)
 }
 
-// echo tells whether an event is of the server's own making.
+// echo reports whether an event comes from a change that the server itself made.
 func (m *mirror) echo(x watch.Event) bool {
 	name := x.Path
 	if x.Op == watch.Rename {
@@ -183,13 +182,13 @@ func (m *mirror) echo(x watch.Event) bool {
 		last, known := m.changes.get(m.e.keyOf(st))
 		ok = known && last == st.Ctime
 	}
-	if !ok { // the host has been at work here since
+	if !ok { // the host has changed it since
 		m.done.delete(at)
 	}
 	return ok
 }
 
-// openPath opens a directory below the root and knows it from then on.
+// openPath opens a directory below the root, and gives each directory on the path a node.
 func (e *export) openPath(name string) (*object, error) {
 	o, err := e.openRoot()
 	if err != nil || name == "." {
@@ -213,7 +212,7 @@ func (e *export) openPath(name string) (*object, error) {
 	return o, nil
 }
 
-// watch notes what the host changes until ctx ends.
+// watch watches for the host's changes until ctx ends.
 func (m *mirror) watch(ctx context.Context, s *Server) {
 	said := ""
 	for ctx.Err() == nil {
@@ -238,7 +237,7 @@ func (m *mirror) watch(ctx context.Context, s *Server) {
 	}
 }
 
-// openForWatch opens a directory for watching; what is mounted below is another's.
+// openForWatch opens a directory for watching. It does not enter other file systems.
 func (e *export) openForWatch(dir string) (*os.File, error) {
 	root, err := e.openRoot()
 	if err != nil {
@@ -255,13 +254,13 @@ func (e *export) openForWatch(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), dir), nil
 }
 
-// notice takes what has changed, and passes on what the VM has not done itself.
+// notice passes on the changes that the VM did not make itself.
 func (m *mirror) notice(s *Server, events []watch.Event) {
 	s.underway.wait(patienceDeeds)
 	m.tell(slices.DeleteFunc(events, m.echo))
 }
 
-// tell adds news for the agent.
+// tell queues changes for the agent.
 func (m *mirror) tell(events []watch.Event) {
 	m.mu.Lock()
 	room := max(0, manyPending-len(m.pending))
@@ -272,7 +271,7 @@ func (m *mirror) tell(events []watch.Event) {
 	m.wake()
 }
 
-// attended says whether there is an agent. What one was told that has ended is lost.
+// attended notes whether an agent runs. What an agent was told before it ended is lost.
 func (m *mirror) attended(is bool) {
 	m.mu.Lock()
 	m.agent = is
@@ -281,7 +280,7 @@ func (m *mirror) attended(is bool) {
 	m.mu.Unlock()
 }
 
-// knows notes of how many changes the VM's kernel knows.
+// knows notes how many changes the VM's kernel knows.
 func (m *mirror) knows(n uint64) {
 	m.mu.Lock()
 	m.known = max(m.known, n)
@@ -289,7 +288,7 @@ func (m *mirror) knows(n uint64) {
 	m.mu.Unlock()
 }
 
-// repeated notes that the agent has repeated what it has taken.
+// repeated notes that the agent has repeated all that it was given.
 func (m *mirror) repeated() {
 	m.mu.Lock()
 	taken := m.told - uint64(len(m.pending))
@@ -297,14 +296,14 @@ func (m *mirror) repeated() {
 	m.knows(taken)
 }
 
-// step wakes those who wait for the agent. The caller holds the lock.
+// step wakes the calls that wait for the agent. The caller holds the lock.
 func (m *mirror) step() {
 	close(m.moved)
 	m.moved = make(chan struct{})
 }
 
-// catchUp waits until the VM's kernel knows, by the agent, if there is one, of what was told
-// so far.
+// catchUp waits until the VM's kernel knows all changes that were told so far. Without an
+// agent it does not wait.
 func (m *mirror) catchUp(ctx context.Context) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -322,8 +321,8 @@ func (m *mirror) catchUp(ctx context.Context) {
 	}
 }
 
-// CatchUp waits until the VM's kernel knows what the host has changed until now, or until
-// ctx ends. Where nothing has changed it costs a system call for each export.
+// CatchUp waits until the VM's kernel knows what the host has changed so far, or until ctx
+// ends. If nothing has changed, it costs one system call per export.
 func (s *Server) CatchUp(ctx context.Context) {
 	for _, e := range s.exports {
 		if m := e.mirror(); m != nil {
@@ -333,7 +332,7 @@ func (s *Server) CatchUp(ctx context.Context) {
 	}
 }
 
-// wake says that there is something for the agent to do.
+// wake signals that there is work for the agent.
 func (m *mirror) wake() {
 	select {
 	case m.news <- struct{}{}:
@@ -341,14 +340,13 @@ func (m *mirror) wake() {
 	}
 }
 
-// A file that both sides write is usually a log that both append to. The VM's kernel puts
-// what is appended there at the end that it knows of, and keeps it for up to 30 s before
-// it is sent: over what the host has appended meanwhile. No answer of the server's ends
-// that, for an NFS WRITE does not say whether its offset was meant. So the agent follows
-// such a file for a while: each write in the VM then goes out at once, and the kernel asks
-// for the file's end again before the next.
+// A file that both sides write is usually a log that both append to. The VM's kernel appends
+// at the end of the file that it knows, and sends the data up to 30 s later: over what the host
+// has appended meanwhile. The server cannot prevent that, because an NFS WRITE does not say
+// whether its offset was an append. So the agent follows such a file for a while: then each
+// write in the VM is sent at once, and the kernel asks for the end of the file before the next.
 
-// wroteLately tells whether the VM has written the file at a path.
+// wroteLately reports whether the VM has written the file at a path within wroteAge.
 func (m *mirror) wroteLately(name string) bool {
 	root, err := m.e.openRoot()
 	if err != nil {
@@ -366,7 +364,7 @@ func (m *mirror) wroteLately(name string) bool {
 	return ok && time.Since(at) < wroteAge
 }
 
-// linkAt returns what a symbolic link holds.
+// linkAt returns the target of a symbolic link.
 func (e *export) linkAt(name string) (string, bool) {
 	root, err := e.openRoot()
 	if err != nil {
@@ -386,7 +384,7 @@ func (e *export) linkAt(name string) (string, bool) {
 	return string(to[:max(n, 0)]), err == nil
 }
 
-// ghostsOf are the things that are gone and that the agent must find, so that it can
+// ghostsOf returns the objects that are gone, but that the agent must find so that it can
 // remove or rename them.
 func (m *mirror) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 	ghosts := map[ghostKey]ghost{}
@@ -405,14 +403,14 @@ func (m *mirror) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 		if x.Dir {
 			g.kind = nfs3.NF3DIR
 		}
-		if x.Op == watch.Rename { // it is there, under its new name
+		if x.Op == watch.Rename { // it exists under its new name
 			if to, err := m.e.openPath(path.Dir(x.To)); err == nil {
 				if n, st, err := to.find([]byte(path.Base(x.To))); err == nil {
 					g.kind, g.n = types[st.Mode&unix.S_IFMT], n
 				}
 				to.close()
 			}
-			if x.Dir && g.n == nil { // it has moved on, which will be told
+			if x.Dir && g.n == nil { // it has moved again, and that event is still to come
 				continue
 			}
 		} else {
@@ -420,8 +418,8 @@ func (m *mirror) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 		}
 		ghosts[at] = g
 	}
-	// What the VM knew by these names, it must find again by its handles. But a directory
-	// that lives on elsewhere would be an empty one to it for ever, once it was removed.
+	// The VM must find what it knew by these names under the same handles. But it would take
+	// a directory that was removed for empty for ever, even if it lives on elsewhere.
 	for at, n := range m.e.lastAt(unknown) {
 		g := ghosts[at]
 		if g.kind != nfs3.NF3DIR || m.hasEnded(n) {
@@ -432,7 +430,7 @@ func (m *mirror) ghostsOf(events []watch.Event) map[ghostKey]ghost {
 	return ghosts
 }
 
-// hasEnded tells whether a directory is known to have ended.
+// hasEnded reports whether a directory is known to be gone for good.
 func (m *mirror) hasEnded(n *node) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -440,7 +438,7 @@ func (m *mirror) hasEnded(n *node) bool {
 	return ok && n.born != 0
 }
 
-// lastAt returns what was last seen in some places.
+// lastAt returns the nodes that were last seen in the places.
 func (e *export) lastAt(places map[ghostKey]bool) map[ghostKey]*node {
 	found := map[ghostKey]*node{}
 	if len(places) == 0 {

@@ -9,13 +9,13 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// What the agent asks for is not carried out, whatever it is. The answer is the one
-// that the VM's kernel would have had if it had done what the host has done: a file
-// "is made" that is there, and one "is removed" that is gone. Where the host's files
-// are otherwise, the agent is refused, and its kernel tells nobody.
+// Nothing that the agent asks for is carried out. Its kernel gets the answer it would have had
+// if it had itself done what the host did: a file that exists "was created", and one that is
+// gone "was removed". If the host's files say otherwise, the agent is refused, and its kernel
+// tells nobody.
 
-// phantomProcedures answer the agent in place of those that change something, and of
-// those that must know of ghosts.
+// phantomProcedures answer the agent, in place of the procedures that change something and of
+// those that must know about ghosts.
 var phantomProcedures = map[nfs3.Nfsproc3]procedure{
 	nfs3.PROC_GETATTR: {do: with((*Server).phantomGetattr)},
 	nfs3.PROC_SETATTR: {do: with((*Server).phantomSetattr)},
@@ -33,7 +33,7 @@ var phantomProcedures = map[nfs3.Nfsproc3]procedure{
 	nfs3.PROC_COMMIT:  {do: with((*Server).refuseCommit)},
 }
 
-// ghostHandle is a handle for a thing that is gone.
+// ghostHandle is a handle for an object that is gone.
 func (e *export) ghostHandle(at ghostKey, g ghost) []byte {
 	if g.n != nil {
 		return e.handle(g.n).Data
@@ -43,8 +43,8 @@ func (e *export) ghostHandle(at ghostKey, g ghost) []byte {
 	return h
 }
 
-// ghostAttributes are those of a handle whose object is gone: as the VM knew them, so
-// that it does not take the object, which a program may still run from, for changed.
+// ghostAttributes returns the attributes of an object that is gone, as the VM knew them. With
+// others the VM would take the object, which a program may still be running from, for changed.
 func (s *Server) ghostAttributes(data []byte) *nfs3.Fattr3 {
 	synthetic := isGhost(data)
 	if synthetic {
@@ -73,7 +73,7 @@ func (s *Server) ghostAttributes(data []byte) *nfs3.Fattr3 {
 	return nil
 }
 
-// ghost returns the node of a handle whose object is gone, or nil.
+// ghost returns the node of the ghost that has this handle, or nil.
 func (m *mirror) ghost(h handle) *node {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -150,7 +150,7 @@ func (s *Server) phantomLookup(ctx context.Context, c *call, a *nfs3.Diropargs3,
 	})
 }
 
-// has tells whether a directory has something under a name, or cannot say.
+// has reports whether a directory has an entry with a name, or cannot tell.
 func (o *object) has(name []byte) bool {
 	if nameError(name) != nil || !isDir(&o.st) {
 		return true
@@ -160,7 +160,7 @@ func (o *object) has(name []byte) bool {
 	return statusOf(err) != nfs3.ERR_NOENT
 }
 
-// appear answers that what is there was made.
+// appear answers that an object that exists was created.
 func (s *Server) appear(where *nfs3.Diropargs3, kind uint16, w *reply) {
 	dir, err := s.object(where.Dir.Data)
 	if err != nil {
@@ -193,7 +193,7 @@ func (s *Server) phantomSymlink(_ context.Context, _ *call, a *nfs3.Symlink3args
 	s.appear(&a.Where, unix.S_IFLNK, w)
 }
 
-// disappear answers that what is gone was removed, unless more says otherwise.
+// disappear answers that an object that is gone was removed, unless more returns an error.
 func (s *Server) disappear(where *nfs3.Diropargs3, w *reply, more func(dir *object) error) {
 	dir, err := s.object(where.Dir.Data)
 	if err != nil {
@@ -219,25 +219,25 @@ func (s *Server) phantomRmdir(_ context.Context, _ *call, a *nfs3.Diropargs3, w 
 	})
 }
 
-// A directory that the VM's kernel has seen removed, or replaced by another, is an empty
-// one to it for ever, even if it lives on and only had another name meanwhile. So it may
-// see that only of what the server has just shown it under that name: the first attempt
-// is answered STALE, upon which the kernel looks the names up anew (retry_estale of
-// Linux's fs/namei.c), all of them and with its directories locked, and tries again.
+// Once the VM's kernel has seen a directory removed, or replaced by another, it takes it for
+// empty for ever, even if the directory lives on and only had another name for a while. So the
+// kernel may see that only for what the server has just shown it under that name. The first
+// attempt gets ESTALE. Then the kernel looks up all the names again, with their directories
+// locked, and tries once more (retry_estale in Linux's fs/namei.c).
 
 // attempt is what the agent tried to do to a directory.
 type attempt struct {
-	goes, comes ghostKey // comes is empty for one that is removed
-	seen        bool     // the ghost was shown since
+	goes, comes ghostKey // old and new name; comes is empty for a removal
+	seen        bool     // the ghost has been shown since
 }
 
 // role is what a name stands for to the agent.
 type role int
 
 const (
-	lives role = iota // what is there
+	lives role = iota // an object that exists
 	gone              // a ghost
-	comes             // nothing, so far
+	comes             // nothing yet
 )
 
 // look returns what a name stands for.
@@ -258,7 +258,7 @@ func (m *mirror) look(at ghostKey, there bool) (ghost, role) {
 	return g, gone
 }
 
-// try tells whether the agent may do something to a directory that is gone, or has to
+// try returns nil if the agent may do this to a directory that is gone, or ESTALE if it has to
 // try again.
 func (m *mirror) try(goes, comes ghostKey) error {
 	if m == nil {
@@ -278,7 +278,8 @@ func (m *mirror) try(goes, comes ghostKey) error {
 	return unix.ESTALE
 }
 
-// giveUp says that the agent does something else now: it makes what it could not rename.
+// giveUp ends an attempt, because the agent does something else: it creates what it could not
+// rename.
 func (m *mirror) giveUp() {
 	if m == nil {
 		return
@@ -288,7 +289,7 @@ func (m *mirror) giveUp() {
 	m.mu.Unlock()
 }
 
-// isDir tells whether what is gone from a name was a directory.
+// isDir reports whether the object that had a name was a directory.
 func (m *mirror) isDir(at ghostKey) bool {
 	if m == nil {
 		return true
@@ -299,8 +300,8 @@ func (m *mirror) isDir(at ghostKey) bool {
 	return !ok || g.kind == nfs3.NF3DIR
 }
 
-// phantomRename answers that what is gone from its old name has got its new one. The
-// VM's kernel may choose a name of its own, if the thing is open there.
+// phantomRename answers that an object that is gone from its old name has its new one. The VM's
+// kernel may choose a new name itself if the object is open there.
 func (s *Server) phantomRename(_ context.Context, _ *call, a *nfs3.Rename3args, w *reply) {
 	none := &nfs3.Rename3res{}
 	from, err := s.object(a.From.Dir.Data)
