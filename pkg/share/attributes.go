@@ -9,8 +9,8 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// modeBits are those that the VM may set. Set-user-ID and set-group-ID would give
-// whoever runs the file on the host what the host's user may.
+// modeBits are the mode bits that the VM may set. Set-user-ID and set-group-ID would give
+// anyone who runs the file on the host the rights of the host user.
 const modeBits = 0o1777
 
 var types = map[uint16]nfs3.Ftype3{
@@ -22,7 +22,7 @@ func timeOf(t unix.StatxTimestamp) nfs3.Nfstime3 {
 	return nfs3.Nfstime3{Seconds: uint32(t.Sec), Nseconds: t.Nsec}
 }
 
-// attributes is what the VM sees of an object.
+// attributes returns the attributes of an object for the VM.
 func (e *export) attributes(n *node, st *unix.Statx_t) *nfs3.Fattr3 {
 	a := &nfs3.Fattr3{
 		Type: types[st.Mode&unix.S_IFMT], Mode: uint32(st.Mode & 0o7777), Nlink: st.Nlink,
@@ -34,7 +34,7 @@ func (e *export) attributes(n *node, st *unix.Statx_t) *nfs3.Fattr3 {
 	return a
 }
 
-// fileID is the inode number that the VM sees. It sees one file system.
+// fileID is the inode number for the VM, which sees a single file system.
 func (e *export) fileID(k key) uint64 {
 	switch {
 	case k == key{}:
@@ -45,8 +45,9 @@ func (e *export) fileID(k key) uint64 {
 	return k.ino
 }
 
-// ownerOf tells whose an object is in the VM: whoever made it there or was given it there,
-// else the host's user, as in a container on the host. Others' are nobody's.
+// ownerOf returns the owner of an object in the VM: the user who made it there or was given it
+// there, otherwise the host user, as in a container on the host. What belongs to other users of
+// the host belongs to nobody.
 func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -62,7 +63,7 @@ func (e *export) ownerOf(n *node, st *unix.Statx_t) owner {
 	return o
 }
 
-// attributes reads the object's state anew and returns it, or nil.
+// attributes reads the object's state again and returns its attributes, or nil.
 func (o *object) attributes() *nfs3.Fattr3 {
 	if o == nil || o.stat() != nil {
 		return nil
@@ -70,8 +71,8 @@ func (o *object) attributes() *nfs3.Fattr3 {
 	return o.e.attributes(o.n, &o.st)
 }
 
-// before is the state that an object had, by which the VM knows whether it has missed
-// a change.
+// before is the state of an object before a change. The VM compares it with what it knows, to
+// find out whether it has missed a change.
 func (o *object) before() *nfs3.WccAttr {
 	if o == nil || o.stat() != nil {
 		return nil
@@ -79,12 +80,12 @@ func (o *object) before() *nfs3.WccAttr {
 	return &nfs3.WccAttr{Size: o.st.Size, Mtime: timeOf(o.st.Mtime), Ctime: timeOf(o.st.Ctime)}
 }
 
-// after is what the VM hears of an object that it has changed.
+// after is what the VM is told about an object that it has changed.
 func (o *object) after(before *nfs3.WccAttr) *nfs3.WccData {
 	return &nfs3.WccData{Before: before, After: o.attributes()}
 }
 
-// optional is attributes that may be missing.
+// optional holds attributes that may be missing.
 type optional struct{ *nfs3.Fattr3 }
 
 func (a optional) WriteTo(w io.Writer) (int64, error) {
@@ -101,7 +102,7 @@ func (a optional) WriteTo(w io.Writer) (int64, error) {
 	return n + 4, err
 }
 
-// timespec is one of a SETATTR's times.
+// timespec converts a time of a SETATTR.
 func timespec(t nfs3.SetTime) unix.Timespec {
 	switch t.GetHow() {
 	case nfs3.SET_TO_SERVER_TIME:

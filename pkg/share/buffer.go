@@ -2,7 +2,7 @@ package share
 
 import "sync"
 
-// bigBuffer is the size from which a buffer is used again.
+// bigBuffer is the size from which buffers are reused.
 const bigBuffer = 64 << 10
 
 var buffers = sync.Pool{New: func() any {
@@ -10,8 +10,8 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// buffer returns size bytes, at most maxRecord, with anything in them, and what gives
-// them back.
+// buffer returns size bytes, at most maxRecord, with arbitrary content, and a function that
+// gives them back.
 func buffer(size int) ([]byte, func()) {
 	if size < bigBuffer {
 		return make([]byte, size), func() {}
@@ -20,7 +20,7 @@ func buffer(size int) ([]byte, func()) {
 	return (*b)[:size], func() { buffers.Put(b) }
 }
 
-// cost is what a buffer of that size takes of maxPending.
+// cost is how much of maxPending a buffer of that size uses.
 func cost(size int) int64 {
 	if size < bigBuffer {
 		return int64(size)

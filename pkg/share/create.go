@@ -10,7 +10,7 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// creation is a change that makes something in a directory.
+// creation is a call that creates an object in a directory.
 type creation struct {
 	s      *Server
 	c      *call
@@ -36,7 +36,7 @@ func (s *Server) creating(c *call, where *nfs3.Diropargs3, w *reply) *creation {
 	return &creation{s: s, c: c, dir: dir, name: string(where.Name), before: dir.before(), unlock: unlock}
 }
 
-// end answers: with what was made, or why it was not.
+// end answers with the new object, or why there is none.
 func (x *creation) end(o *object, err error, w *reply) {
 	defer x.dir.close()
 	if o != nil {
@@ -53,8 +53,7 @@ func (x *creation) end(o *object, err error, w *reply) {
 	w.put(nfs3.OK, &nfs3.Create3resok{Obj: &h, ObjAttributes: attributes, DirWcc: *dir})
 }
 
-// made opens what was just made, gives it its attributes and its owner in the VM: who
-// made it.
+// made opens the object that was just created, and sets its attributes and its owner in the VM.
 func (x *creation) made(kind uint16, a *nfs3.Sattr3) (*object, error) {
 	o, err := x.dir.openChild(x.name)
 	if err != nil {
@@ -67,7 +66,7 @@ func (x *creation) made(kind uint16, a *nfs3.Sattr3) (*object, error) {
 	return o, x.dress(o, a)
 }
 
-// dress gives a new object its attributes.
+// dress sets the attributes and the owner of a new object.
 func (x *creation) dress(o *object, a *nfs3.Sattr3) error {
 	to := *a
 	who := owner{uid: x.c.uid, gid: x.c.gid}
@@ -87,7 +86,7 @@ func (x *creation) dress(o *object, a *nfs3.Sattr3) error {
 	return o.set(x.c, &to)
 }
 
-// modeOf is a new object's mode.
+// modeOf is the mode for a new object.
 func modeOf(a *nfs3.Sattr3, unset uint32) uint32 {
 	if a.Mode == nil {
 		return unset
@@ -107,7 +106,8 @@ func (s *Server) create(_ context.Context, c *call, a *nfs3.Create3args, w *repl
 	case *nfs3.Createhow3_GUARDED:
 		attributes = &how.Guarded
 	case *nfs3.Createhow3_EXCLUSIVE:
-		// The verifier is kept where a new server finds it, until the VM sets the times.
+		// The verifier is stored in the times, where a new server finds it. The VM sets the
+		// times afterwards.
 		attributes.Atime, attributes.Mtime = verifierTimes(how.Verf)
 	}
 	o, err := x.create(attributes)
@@ -121,7 +121,7 @@ func (s *Server) create(_ context.Context, c *call, a *nfs3.Create3args, w *repl
 	x.end(o, err, w)
 }
 
-// create makes a file, and keeps it open for the data that will come.
+// create creates a file, and keeps it open for the data that follows.
 func (x *creation) create(a *nfs3.Sattr3) (*object, error) {
 	mode := modeOf(a, 0o600)
 	fd, err := unix.Openat(x.dir.fd, x.name, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, mode)
@@ -148,7 +148,7 @@ func (x *creation) create(a *nfs3.Sattr3) (*object, error) {
 	return o, x.dress(o, a)
 }
 
-// existing opens a file that was there already.
+// existing opens a file that existed already.
 func (x *creation) existing(how nfs3.Createhow3, a *nfs3.Sattr3) (*object, error) {
 	o, err := x.dir.openChild(x.name)
 	if err != nil {
@@ -175,7 +175,7 @@ func (x *creation) existing(how nfs3.Createhow3, a *nfs3.Sattr3) (*object, error
 	return o, truncate(f.fd, *a.Size)
 }
 
-// verifierTimes are times that stand for the verifier of an exclusive creation.
+// verifierTimes encodes the verifier of an exclusive creation as times.
 func verifierTimes(verf [8]byte) (atime, mtime nfs3.SetTime) {
 	at := func(b []byte) nfs3.SetTime {
 		return &nfs3.SetTime_SET_TO_CLIENT_TIME{Time: nfs3.Nfstime3{Seconds: binary.BigEndian.Uint32(b) & 0x7fffffff}}
@@ -227,7 +227,8 @@ func symlinkError(to []byte) error {
 	return nil
 }
 
-// mknod makes what has no meaning outside the VM: its ends are in the VM's kernel.
+// mknod creates pipes and sockets. They have no meaning on the host: both ends are in the VM's
+// kernel.
 func (s *Server) mknod(_ context.Context, c *call, a *nfs3.Mknod3args, w *reply) {
 	x := s.creating(c, &a.Where, w)
 	if x == nil {

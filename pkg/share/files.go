@@ -8,10 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How long a file stays open for the next call.
+// How long a file stays open without use.
 const (
-	// idleRead: so long after its last use, a file that is open in the VM can still be
-	// read when the host has removed it, and its space is not free.
+	// idleRead is long: as long as the server has a file open, the VM can still read it after
+	// the host has removed it. Its space on the host is not free until then.
 	idleRead = 5 * time.Minute
 	// idleWrite is short: the host cannot run a program that is open for writing.
 	idleWrite = 2 * time.Second
@@ -19,7 +19,7 @@ const (
 	idleLocked = 30 * time.Second
 )
 
-// files are the regular files that are open, the least used closed first.
+// files holds the open regular files. The least recently used are closed first.
 type files struct {
 	mu    sync.Mutex
 	max   int
@@ -37,17 +37,17 @@ type file struct {
 	fd    int
 	key   fileKey
 	refs  int
-	keep  time.Duration // open for so long without use
+	keep  time.Duration // how long it stays open without use
 	used  time.Time
-	place *list.Element // nil: to be closed after use
+	place *list.Element // nil: close it after use
 }
 
 func newFiles(limit int) *files {
 	return &files{max: limit, open: map[fileKey]*file{}, order: list.New()}
 }
 
-// get returns an open file of an object for use, or nil. One that is open for writing
-// serves readers, too.
+// get returns an open file of an object for use, or nil. A reader may get one that is open for
+// writing.
 func (f *files) get(n *node, write bool) *file {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -67,8 +67,8 @@ func (f *files) use(x *file) {
 	f.order.MoveToFront(x.place)
 }
 
-// add takes an open descriptor over and returns it for use, or another one that came
-// first.
+// add takes over an open descriptor and returns a file for use. If the object was opened
+// meanwhile, that is the other one.
 func (f *files) add(n *node, write bool, fd int, keep time.Duration) *file {
 	k := fileKey{n, write}
 	f.mu.Lock()
@@ -102,7 +102,7 @@ func (f *files) put(x *file) {
 	}
 }
 
-// forget takes a file out, and closes it if it is not in use.
+// forget removes a file, and closes it unless it is in use.
 func (f *files) forget(x *file) {
 	delete(f.open, x.key)
 	f.order.Remove(x.place)
@@ -112,7 +112,7 @@ func (f *files) forget(x *file) {
 	}
 }
 
-// drop closes what is open of an object, for writing or at all.
+// drop closes the open files of an object: those for writing, or all.
 func (f *files) drop(n *node, all bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -123,7 +123,7 @@ func (f *files) drop(n *node, all bool) {
 	}
 }
 
-// sweep closes what has not been used for too long.
+// sweep closes files that have been idle for too long.
 func (f *files) sweep(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

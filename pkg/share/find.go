@@ -12,20 +12,19 @@ const (
 	manySteps   = 4096    // directories looked at along a trail
 	manyEntries = 2 << 20 // entries looked at in the whole tree
 	searchTime  = 5 * time.Second
-	// searchRest: after that much, searches may not take more than a tenth of the time,
-	// whatever handles the VM invents.
+	// searchRest limits searches to a tenth of the time once searchTime is used up, whatever
+	// handles the VM makes up.
 	searchRest = 10
 )
 
 var errNotFound = errors.New("not found")
 
-// find looks for the object of a handle that an earlier server has given out, or this
-// one has forgotten: along the handle's trail, then in the whole tree, for what was
-// moved since.
+// find looks for the object of a handle that an earlier server gave out, or that this one has
+// forgotten: first along the handle's trail, then, since it may have moved, in the whole tree.
 func (e *export) find(h handle) (*object, error) {
 	e.finding.Lock()
 	defer e.finding.Unlock()
-	if n := e.known(h.key); n != nil { // by another search meanwhile
+	if n := e.known(h.key); n != nil { // another search has found it meanwhile
 		if n.born != h.born {
 			return nil, unix.ESTALE
 		}
@@ -53,7 +52,7 @@ func (e *export) find(h handle) (*object, error) {
 	return o, nil
 }
 
-// follow walks what is left of a trail from a directory on.
+// follow walks the rest of a trail, starting from a directory.
 func (e *export) follow(dir *object, h handle, trail string, steps *int) (*object, error) {
 	if *steps--; *steps < 0 {
 		return nil, errNotFound
@@ -89,7 +88,7 @@ func (e *export) follow(dir *object, h handle, trail string, steps *int) (*objec
 	return nil, errNotFound
 }
 
-// pick opens the object of a handle if a directory has it.
+// pick opens the object of a handle if the directory contains it.
 func (e *export) pick(dir *object, names *listing, h handle) (*object, error) {
 	meant := &node{key: h.key, born: h.born}
 	for _, name := range names.of(h.ino) {

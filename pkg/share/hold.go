@@ -6,16 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// manyBinds bounds what Hold keeps in mind, and what HoldAhead does.
+// manyBinds is how many binds Hold, and HoldAhead, remember at most.
 const manyBinds = 512
 
-// Bind is a path of the VM that somebody there has, as it was when they got it.
+// Bind is a path of the VM that a container has mounted: the file that was there at its start.
 type Bind struct {
 	ID   string // of the container
 	Path string
 }
 
-// bind is a Bind for which a file is held, or, without an export, none.
+// bind is the file that is held for a Bind. Without an export, no file is held.
 type bind struct {
 	e *export
 	k heldKey
@@ -30,27 +30,26 @@ func (x bind) release() {
 // advance is what [Server.HoldAhead] holds.
 type advance struct {
 	bind
-	open bool // calls of Hold may not know of it, or of a run of the container before this one
+	open bool // Hold may not name it yet, or may mean an earlier run of the container
 }
 
-// heldKey is what a handle says of the object.
+// heldKey identifies the object as a handle does.
 type heldKey struct {
 	key
 	born uint32
 }
 
-// held is a file that stays what it is, as long as refs is not 0.
+// held is a file that stays open while refs is not 0.
 type held struct {
 	fd   int // O_PATH
 	n    *node
 	refs int
 }
 
-// Hold has the VM keep the regular files that are at the paths of new binds, for as long
-// as each call names these: when the host then puts another file in the place of one, as
-// editors and git do, it is an object without a name, which NFS cannot open. A container
-// that has a single file from the host has that one until it ends, as it has without a VM.
-// The path of one with a symbolic link in it is not followed.
+// Hold holds the regular files that are at the paths of new binds, for as long as every call
+// names these binds. Editors and git replace a file by another one. The old file then has no
+// name, and NFS cannot open it. A container that mounts a single file of the host keeps that
+// file until it ends, as it would without a VM. Symbolic links in a path are not followed.
 func (s *Server) Hold(binds []Bind) {
 	s.holding.Lock()
 	defer s.holding.Unlock()
@@ -81,9 +80,9 @@ func (s *Server) Hold(binds []Bind) {
 	}
 }
 
-// HoldAhead is Hold for one that is about to start: the first that Hold hears of it may come
-// after the host has replaced a file. What it holds stays until a Hold after the call of done does
-// not know of it.
+// HoldAhead is Hold for a container that is about to start: the host may replace a file before
+// Hold first hears of the container. It holds the files until, after done was called, a call of
+// Hold does not name them.
 func (s *Server) HoldAhead(binds []Bind) (done func()) {
 	s.holding.Lock()
 	defer s.holding.Unlock()
@@ -111,7 +110,7 @@ func (s *Server) HoldAhead(binds []Bind) (done func()) {
 	}
 }
 
-// mayHold tells whether there is room for one more bind than so many.
+// mayHold reports whether there may be one more bind than binds.
 func (s *Server) mayHold(binds int) bool {
 	if binds < manyBinds {
 		return true
@@ -120,7 +119,7 @@ func (s *Server) mayHold(binds int) bool {
 	return false
 }
 
-// holdBind holds the file of a bind, if it is one.
+// holdBind holds the file at the path of a bind, if it is a regular file.
 func (s *Server) holdBind(b Bind) bind {
 	if e, rel := s.exportOf(b.Path); e != nil && len(b.Path) < unix.PathMax {
 		if k, ok := e.hold(rel); ok {
@@ -130,8 +129,7 @@ func (s *Server) holdBind(b Bind) bind {
 	return bind{}
 }
 
-// exportOf returns the export that has a path of the VM, and the path below it; nil if none
-// has it.
+// exportOf returns the export that a path of the VM is in, and the path below it, or nil.
 func (s *Server) exportOf(p string) (best *export, rel string) {
 	for _, e := range s.exports {
 		below, ok := strings.CutPrefix(p, strings.TrimSuffix(e.Target, "/")+"/")
@@ -142,7 +140,7 @@ func (s *Server) exportOf(p string) (best *export, rel string) {
 	return best, rel
 }
 
-// hold holds the file that is at a path now, if one is.
+// hold holds the regular file that is at a path now, if there is one.
 func (e *export) hold(rel string) (heldKey, bool) {
 	o, err := e.openRoot()
 	if err != nil {
@@ -176,7 +174,7 @@ func (e *export) hold(rel string) (heldKey, bool) {
 	return k, true
 }
 
-// release ends what hold has begun.
+// release undoes one hold.
 func (e *export) release(k heldKey) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// entry is one of a directory's, as getdents64(2) gives it.
+// entry is a directory entry, as getdents64(2) returns it.
 type entry struct {
 	ino    uint64
-	cookie uint64 // where the next one is
+	cookie uint64 // position of the next entry
 	kind   byte   // DT_…
 	name   string
 }
@@ -21,8 +21,8 @@ type entry struct {
 // direntHead is the size of linux_dirent64 without the name.
 const direntHead = 19
 
-// readEntries calls f for each entry from an open directory's position on, until f
-// returns false or there are no more: then end is true.
+// readEntries calls f for each entry after an open directory's position, until f returns false
+// or, with end set, there are no more.
 func readEntries(fd int, buf []byte, f func(entry) bool) (end bool, err error) {
 	for {
 		n, err := unix.Getdents(fd, buf)
@@ -58,7 +58,7 @@ func (o *object) openList() (int, error) {
 	return openAt(o.fd, ".", unix.O_RDONLY|unix.O_DIRECTORY, unix.RESOLVE_BENEATH)
 }
 
-// listing is what a directory had in it, by inode number.
+// listing holds the entries of a directory, sorted by inode number.
 type listing struct {
 	dir     key
 	mtime   unix.StatxTimestamp
@@ -67,13 +67,13 @@ type listing struct {
 }
 
 const (
-	// listingAge is how long a listing is kept for the next search, and
-	// manyListings how many. manyListed bounds the entries of one, and of all.
+	// listingAge is how long a listing is kept for the next search, manyListings how many are
+	// kept. manyListed limits the entries of one listing, and of all together.
 	listingAge   = 10 * time.Second
 	manyListings = 16
 	manyListed   = 1 << 20
-	// tick is more than the grain of a file system's times: what was read within a
-	// tick after a change may lack another change.
+	// tick is longer than the resolution of a file system's times. A listing that was read
+	// within a tick after a change may miss another change.
 	tick = 20 * time.Millisecond
 )
 
@@ -87,7 +87,7 @@ func (l *listing) of(ino uint64) []string {
 	return names
 }
 
-// listed returns what a directory has in it if that was read and is still so, or nil.
+// listed returns the directory's listing if there is one that is still true, or nil.
 func (e *export) listed(dir *object) *listing {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -99,8 +99,8 @@ func (e *export) listed(dir *object) *listing {
 	return nil
 }
 
-// list returns what a directory has in it now, as far as manyListed goes. One directory is
-// read at a time, whatever the VM asks for at once.
+// list returns the directory's entries, at most manyListed. One directory is read at a time,
+// however many the VM asks for at once.
 func (e *export) list(dir *object) (*listing, error) {
 	if l := e.listed(dir); l != nil {
 		return l, nil
@@ -143,7 +143,7 @@ func (e *export) list(dir *object) (*listing, error) {
 	return l, nil
 }
 
-// sweep forgets listings and streams that nobody has asked for.
+// sweep drops listings and streams that have not been used for a while.
 func (e *export) sweep(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

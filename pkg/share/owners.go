@@ -16,38 +16,39 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// On the host all files are the user's. Whose they are in the VM is kept in a file, so
-// that a database which owns its directory still does after the VM or the server was
-// stopped. It is a log: each change is a record at its end, the last one of an object
-// counts, and the log is written again when most of it is out of date.
+// On the host all files belong to the user. The owners that they have in the VM are kept in a
+// file, so that a database still owns its directory after the VM or the server has stopped. The
+// file is a log: each change adds a record, and the last record of an object counts. The log is
+// rewritten when most of it is out of date.
 
-// ownerSize is the size of a record in bytes: the export's tag, device, inode number and
-// time of birth of the object, user and group, and the CRC-32 (IEEE) of all that,
-// little-endian. The host's user and group are as if nothing had been said.
+// ownerSize is the size of a record in bytes: the export's tag, device, inode number and birth
+// time of the object, user and group, and the CRC-32 (IEEE) of all that, little-endian. A
+// record with the host's user and group removes the owner.
 const ownerSize = 4 + 2 + 8 + 4 + 4 + 4 + 4
 
 const (
-	// slackOwners is how many records may be out of date before the log is written again.
+	// slackOwners is how many records may be out of date before the log is rewritten.
 	slackOwners = 64 << 10
-	// mostOwners is how many records are read.
+	// mostOwners is how many records are read at most.
 	mostOwners = 4*(manyOwners+manyRoots) + slackOwners
 )
 
-// owner is whose an object is in the VM.
+// owner is the owner of an object in the VM.
 type owner struct {
 	born     uint32
 	uid, gid uint32
 }
 
-// hostUser owns, in the VM as on the host, what nobody in the VM has made or been given.
+// hostUser owns, in the VM as on the host, what was neither made in the VM nor given to
+// another user there.
 var hostUser = owner{uid: self, gid: uint32(os.Getegid())}
 
-// is tells whether two owners are the same user and group.
+// is reports whether two owners are the same user and group.
 func (o owner) is(p owner) bool { return o.uid == p.uid && o.gid == p.gid }
 
-// owners are those of an export's objects that are not the host user's in the VM. Root's
-// have a part of their own: containers that run as root make a lot, and must not displace
-// what a database owns. To forget one of root's does no harm, since root may use it anyway.
+// owners holds the owners of an export's objects that do not belong to the host user in the VM.
+// Root's are kept apart: containers that run as root make many files, which must not displace
+// those of a database. To forget one of root's does no harm, since root may use it anyway.
 type owners struct {
 	root, others recent[key, owner]
 }
@@ -84,7 +85,7 @@ func (x *owners) delete(k key) {
 	x.others.delete(k)
 }
 
-// ownerEntry is whose an object of an export is.
+// ownerEntry is the owner of one object of an export.
 type ownerEntry struct {
 	tag uint32
 	key key
@@ -113,20 +114,19 @@ func decodeOwner(b []byte) (ownerEntry, bool) {
 	return x, u32(26) == crc32.ChecksumIEEE(b[:26])
 }
 
-// ownerLog is the file. The nil log keeps nothing.
+// ownerLog is the log. A nil log keeps nothing.
 type ownerLog struct {
 	path string
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	f       *os.File // nil: it could not be written, and no more is kept
+	f       *os.File // nil: writing failed, and nothing more is kept
 	records int
-	live    int  // records that counted when all of them were written last
-	dirty   bool // not all is on the disk
+	live    int  // records that counted at the last rewrite
+	dirty   bool // some are not on the disk yet
 }
 
-// openOwners opens the log and returns what it says, the oldest first. Damaged records
-// are left out.
+// openOwners opens the log and returns its records, oldest first, without damaged ones.
 func openOwners(path string, log *slog.Logger) (*ownerLog, []ownerEntry, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
 	if err != nil {
@@ -137,7 +137,7 @@ func openOwners(path string, log *slog.Logger) (*ownerLog, []ownerEntry, error) 
 	}
 	b, err := io.ReadAll(io.LimitReader(f, ownerSize*mostOwners))
 	l := &ownerLog{path: path, log: log, f: f, records: len(b) / ownerSize}
-	if err == nil { // the next record begins where one may
+	if err == nil { // the next record must begin at a multiple of the size
 		_, err = f.Seek(int64(l.records)*ownerSize, io.SeekStart)
 	}
 	if err != nil {
@@ -152,7 +152,7 @@ func openOwners(path string, log *slog.Logger) (*ownerLog, []ownerEntry, error) 
 	return l, all, nil
 }
 
-// add notes one change. It survives the server at once, and the host when settle has run.
+// add notes one change. The record survives the server at once, and the host after a flush.
 func (l *ownerLog) add(x ownerEntry) {
 	if l == nil {
 		return
@@ -170,15 +170,15 @@ func (l *ownerLog) add(x ownerEntry) {
 	l.dirty = true
 }
 
-// fail gives up. The caller holds the lock.
+// fail closes the log after an error. The caller holds the lock.
 func (l *ownerLog) fail(err error) {
 	l.log.Warn("the owners that the VM gives to files from now on are forgotten when it stops", "err", err)
 	_ = l.f.Close()
 	l.f = nil
 }
 
-// flush brings what was noted to the disk. A long log is written again, with nothing but
-// what all returns. One flush runs at a time.
+// flush brings all records to the disk. A log that has become long is rewritten with what all
+// returns. Only one flush may run at a time.
 func (l *ownerLog) flush(all func() []ownerEntry) {
 	if l == nil {
 		return
@@ -193,7 +193,7 @@ func (l *ownerLog) flush(all func() []ownerEntry) {
 	}
 	l.mu.Unlock()
 	if f != nil && dirty && !long {
-		_ = f.Sync() // what is lost is forgotten
+		_ = f.Sync() // if it fails, a power cut may lose some records
 	}
 }
 
@@ -219,7 +219,7 @@ func (l *ownerLog) rewrite(all []ownerEntry) error {
 	return nil
 }
 
-// close brings all to the disk and closes the log.
+// close brings all records to the disk and closes the log.
 func (l *ownerLog) close() {
 	if l == nil {
 		return
@@ -232,8 +232,8 @@ func (l *ownerLog) close() {
 	}
 }
 
-// keepOwners has the owners of all exports kept in a file, and takes from there what an
-// earlier server has noted.
+// keepOwners keeps the owners of all exports in a file, and reads what an earlier server
+// noted there.
 func (s *Server) keepOwners(path string) error {
 	l, all, err := openOwners(path, s.log)
 	if err != nil {
@@ -251,7 +251,7 @@ func (s *Server) keepOwners(path string) error {
 	return nil
 }
 
-// allOwners are the owners of all exports.
+// allOwners returns the owners of all exports.
 func (s *Server) allOwners() []ownerEntry {
 	var all []ownerEntry
 	for _, e := range s.exports {
@@ -266,8 +266,8 @@ func (s *Server) allOwners() []ownerEntry {
 	return all
 }
 
-// setOwner remembers whose an object is in the VM. The caller has no other change of the
-// object under way.
+// setOwner sets the owner of an object in the VM. No other change of the object may be under
+// way.
 func (e *export) setOwner(n *node, o owner) {
 	o.born = n.born
 	e.mu.Lock()
@@ -278,14 +278,14 @@ func (e *export) setOwner(n *node, o owner) {
 	if theirs && !had || !theirs && had && last == o {
 		return
 	}
-	// Where nothing tells an object from a later one with its number, none is kept.
+	// Without a birth time, a later object with the same inode number would get the owner.
 	if o.born != 0 || n.key == (key{}) {
 		e.log.add(ownerEntry{e.tag, n.key, o})
 	}
 }
 
-// MoveOwners has what a file of owners says of some directories of the VM count for others,
-// where these directories are from now on. It can be done again.
+// MoveOwners rewrites a file of owners for directories that have moved in the VM. Doing it
+// again changes nothing.
 func MoveOwners(file string, to map[string]string, log *slog.Logger) error {
 	if _, err := os.Lstat(file); errors.Is(err, fs.ErrNotExist) {
 		return nil

@@ -9,14 +9,13 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// procedure answers one kind of call. An error of do means that the arguments could
-// not be read.
+// procedure answers one kind of call. do returns an error if it cannot read the arguments.
 type procedure struct {
 	do   func(*Server, context.Context, *call, *reply) error
 	once bool // must not be carried out twice
 }
 
-// with reads a procedure's arguments.
+// with adds the reading of the arguments to a procedure.
 func with[A any, P interface {
 	*A
 	io.ReaderFrom
@@ -67,7 +66,7 @@ var mountProcedures = map[nfs3.Mountproc3]procedure{
 	nfs3.MOUNT_EXPORT:  {do: (*Server).noMounts},
 }
 
-// procedure finds what a call asks for, or tells why there is none.
+// procedure returns the procedure that a call asks for, or the answer if there is none.
 func (s *Server) procedure(c *call) (procedure, rpcv2.AcceptedReplyData) {
 	var p procedure
 	var ok bool
@@ -94,7 +93,7 @@ func (s *Server) procedure(c *call) (procedure, rpcv2.AcceptedReplyData) {
 	return p, nil
 }
 
-// mount gives the handle of an export's root.
+// mount returns the handle of an export's root.
 func (s *Server) mount(_ context.Context, _ *call, a *nfs3.Dirpath, w *reply) {
 	for _, e := range s.exports {
 		if e.Target != string(a.Path) {
@@ -115,7 +114,7 @@ func (s *Server) mount(_ context.Context, _ *call, a *nfs3.Dirpath, w *reply) {
 	w.put(nfs3.ERR_NOENT)
 }
 
-// noMounts is an empty list.
+// noMounts returns an empty list.
 func (s *Server) noMounts(_ context.Context, _ *call, w *reply) error {
 	w.uint32(0)
 	return nil

@@ -13,13 +13,13 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// What only reads.
+// Procedures that only read.
 
 func (s *Server) getattr(ctx context.Context, c *call, a *nfs3.NfsFh3, w *reply) {
 	inTurn(ctx, func(may bool) wait { return s.getAttr(c, a, w, may) })
 }
 
-// getAttr answers, or says what to wait for before that if it may.
+// getAttr answers, or, if may is set, returns what to wait for first.
 func (s *Server) getAttr(c *call, a *nfs3.NfsFh3, w *reply, may bool) wait {
 	o, err := s.object(a.Data)
 	if err != nil {
@@ -36,7 +36,7 @@ func (s *Server) getAttr(c *call, a *nfs3.NfsFh3, w *reply, may bool) wait {
 	return nil
 }
 
-// nameError tells what is wrong with a name in a directory.
+// nameError returns what is wrong with the name of a directory entry.
 func nameError(name []byte) error {
 	switch {
 	case len(name) > unix.NAME_MAX:
@@ -53,7 +53,7 @@ func (s *Server) lookup(ctx context.Context, c *call, a *nfs3.Diropargs3, w *rep
 	inTurn(ctx, func(may bool) wait { return s.lookUp(c, a, w, may) })
 }
 
-// lookUp answers, or says what to wait for before that if it may.
+// lookUp answers, or, if may is set, returns what to wait for first.
 func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) wait {
 	dir, err := s.object(a.Dir.Data)
 	if err != nil {
@@ -70,7 +70,7 @@ func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) wait {
 		return nil
 	}
 	if may {
-		if wait := dir.e.observer.asked(c, dir); wait != nil && !isDir(st) { // they lead to others
+		if wait := dir.e.observer.asked(c, dir); wait != nil && !isDir(st) { // walks go on in directories
 			return wait
 		}
 	}
@@ -81,7 +81,7 @@ func (s *Server) lookUp(c *call, a *nfs3.Diropargs3, w *reply, may bool) wait {
 	return nil
 }
 
-// find returns what a directory has under a name.
+// find returns a directory's entry with a name.
 func (o *object) find(name []byte) (*node, *unix.Statx_t, error) {
 	if !isDir(&o.st) {
 		return nil, nil, unix.ENOTDIR
@@ -117,8 +117,8 @@ func (e *export) parent(n *node) *node {
 	return n.parent
 }
 
-// access tells what the host's user may do; the mode is not asked about the user's own
-// files, as they can be given any.
+// access returns what the host user may do. For the user's own files it ignores the mode,
+// which the user can change.
 func (s *Server) access(_ context.Context, _ *call, a *nfs3.Access3args, w *reply) {
 	o, err := s.object(a.Object.Data)
 	if err != nil {
@@ -184,7 +184,7 @@ func (s *Server) readlink(_ context.Context, _ *call, a *nfs3.NfsFh3, w *reply) 
 	w.put(nfs3.OK, &nfs3.Readlink3resok{SymlinkAttributes: attributes, Data: to[:n]})
 }
 
-// notData tells why an object cannot be opened for data.
+// notData returns why an object cannot be opened for data.
 func notData(st *unix.Statx_t) error {
 	switch {
 	case isRegular(st):
@@ -214,8 +214,8 @@ func (o *object) open(write bool) (*file, error) {
 	flags |= unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
 	fd, err := unix.Open(name, flags, 0)
 	if errors.Is(err, unix.EACCES) && own(&o.st) {
-		// Who makes a file without a right to write, and writes, has it open from its
-		// making. So has the VM; here it is open no more.
+		// A program may create a read-only file and still write to it, because it has the
+		// file open since. It has in the VM. Here the file was closed meanwhile.
 		o.e.modes.Lock()
 		mode := uint32(o.st.Mode & 0o7777)
 		if err = unix.Chmod(name, mode|0o600); err == nil {
@@ -259,8 +259,8 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 	attributes := o.e.attributes(o.n, &o.st)
 	var data []byte
 	eof := false
-	// Nothing, and not the end, is an answer that the VM's kernel takes for an error:
-	// so, if the file has just become longer, again.
+	// The VM's kernel takes an answer without data that is not at the end for an error. So try
+	// again if the file has just become longer.
 	for tries := 3; len(data) == 0 && !eof && count > 0 && attributes != nil; tries-- {
 		size := int64(0)
 		if a.Offset < attributes.Size {
@@ -290,7 +290,7 @@ func (s *Server) read(ctx context.Context, _ *call, a *nfs3.Read3args, w *reply)
 	w.put(nfs3.OK, &nfs3.Read3resok{FileAttributes: attributes, Count: uint32(len(data)), Length: uint32(len(data)), Eof: eof})
 }
 
-// readAt fills a buffer as far as the file goes.
+// readAt fills a buffer, or reads to the end of the file.
 func readAt(fd int, b []byte, at int64) (int, error) {
 	n := 0
 	for n < len(b) {
@@ -309,7 +309,7 @@ func readAt(fd int, b []byte, at int64) (int, error) {
 	return n, nil
 }
 
-// stream is an open directory at the position after an answer, for the next call.
+// stream is an open directory, at the position where the next call goes on.
 type stream struct {
 	of     key
 	cookie uint64
@@ -346,7 +346,7 @@ func (o *object) openAfter(cookie uint64) (int, error) {
 
 // closeAfter keeps a directory open for the next call.
 func (o *object) closeAfter(fd int, cookie uint64) {
-	// The kernel has been read on to the end of a buffer.
+	// Entries were read ahead to the end of a buffer.
 	if _, err := unix.Seek(fd, int64(cookie), unix.SEEK_SET); err != nil {
 		_ = unix.Close(fd)
 		return

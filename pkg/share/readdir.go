@@ -9,10 +9,10 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// Sizes of directories' answers, in bytes.
+// Sizes of answers with entries, in bytes.
 const (
 	maxList   = 256 << 10
-	listBatch = 32 << 10 // of the kernel's entries at a time
+	listBatch = 32 << 10 // read from the kernel at a time
 )
 
 func (s *Server) readdir(_ context.Context, c *call, a *nfs3.Readdir3args, w *reply) {
@@ -45,7 +45,7 @@ type sized interface {
 	GetEncodedSizeBytes() int
 }
 
-// entries answers with entries of a directory, as many as fit.
+// entries answers with as many entries of a directory as fit.
 func (s *Server) entries(c *call, data []byte, cookie uint64, limit uint32, w *reply, encode func(*object, entry, uint64) sized) {
 	dir, err := s.object(data)
 	if err != nil {
@@ -98,7 +98,7 @@ func (s *Server) entries(c *call, data []byte, cookie uint64, limit uint32, w *r
 	_ = unix.Close(fd)
 }
 
-// entryID is the inode number that the VM sees of an entry.
+// entryID is the inode number of an entry for the VM.
 func (o *object) entryID(x entry) uint64 {
 	k := o.n.key
 	switch x.name {

@@ -26,19 +26,19 @@ var errRecord = errors.New("malformed RPC record")
 // call is one request.
 type call struct {
 	prog, vers, proc uint32
-	uid, gid         uint32 // of who asks, as the VM says
+	uid, gid         uint32 // of the caller, as the VM says
 	args             *bytes.Reader
-	body             []byte // what args reads, from its start
+	body             []byte // all that args reads
 }
 
-// rest returns what of the arguments has not been read.
+// rest returns the arguments that have not been read yet.
 func (c *call) rest() []byte { return c.body[len(c.body)-c.args.Len():] }
 
-// reply is what a call gives: what is written to it, then the tail.
+// reply is the answer to a call: what is written to it, then the tail.
 type reply struct {
 	bytes.Buffer
 	tail []byte // bulk data, sent without a copy
-	done func() // called when the tail is not needed any more
+	done func() // called when the tail is no longer needed
 }
 
 // put encodes values.
@@ -48,7 +48,7 @@ func (w *reply) put(values ...io.WriterTo) {
 	}
 }
 
-// uint32 encodes a number, or a truth.
+// uint32 encodes a number or a boolean.
 func (w *reply) uint32(n uint32) { w.Write(binary.BigEndian.AppendUint32(nil, n)) }
 
 // serveConn answers the calls of one connection, many at a time, in any order.
@@ -85,10 +85,10 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn) error {
 	}
 }
 
-// record is one message as it came.
+// record is one message as it was received.
 type record struct {
 	data    []byte
-	release func() // it is not needed any more
+	release func() // called when it is no longer needed
 }
 
 // readRecord reads one record and counts its bytes as pending.
@@ -153,7 +153,7 @@ func writeReply(conn net.Conn, w *reply) error {
 	return err
 }
 
-// serveCall answers one record. An error means that the connection is of no use.
+// serveCall answers one record. After an error the connection must be closed.
 func (s *Server) serveCall(ctx context.Context, record []byte, send func(*reply) error) error {
 	args := bytes.NewReader(record)
 	var message rpcv2.RpcMsg
@@ -211,16 +211,16 @@ func answer(xid uint32, body rpcv2.ReplyBody) *rpcv2.RpcMsg {
 	return &rpcv2.RpcMsg{Xid: xid, Body: &rpcv2.RpcMsgBody_REPLY{Rbody: body}}
 }
 
-// accept is the head of an answer to a call that was understood so far.
+// accept is the head of an answer to a call whose head was valid.
 func accept(xid uint32, data rpcv2.AcceptedReplyData) *rpcv2.RpcMsg {
 	return answer(xid, &rpcv2.ReplyBody_MSG_ACCEPTED{Areply: rpcv2.AcceptedReply{ReplyData: data}})
 }
 
-// nobody is who asks without saying who, and whose the files of others are.
+// nobody is the user of calls without a user, and the owner of other users' files.
 const nobody = 65534
 
-// authenticate takes down who the VM says that is asking; false if that is not to be
-// read.
+// authenticate notes which user is calling, as the VM says. It returns false if it cannot read
+// that.
 func (c *call) authenticate(cred *rpcv2.OpaqueAuth) bool {
 	switch cred.Flavor {
 	case rpcv2.AUTH_NONE:

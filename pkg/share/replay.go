@@ -7,14 +7,14 @@ import (
 	"sync"
 )
 
-// A VM whose connection broke sends again what it had no answer to. A call that must
-// not be carried out twice is answered as it was the first time, and while the first
-// is still under way, so that it cannot end after what the VM does next.
+// After its connection broke, a VM sends the calls again to which it had no answer. A call that
+// must not be carried out twice gets the answer of the first time. If the first is still under
+// way, the second waits for it, so that it cannot end after what the VM does next.
 type replays struct {
 	seed maphash.Seed
 	mu   sync.Mutex
 	past map[replayKey]*replay
-	ring []replayKey // in the order of their coming
+	ring []replayKey // in the order in which they came
 	next int
 }
 
@@ -25,22 +25,22 @@ type replayKey struct {
 }
 
 type replay struct {
-	done chan struct{} // closed when the answer is there
+	done chan struct{} // closed when there is an answer
 	data []byte
 }
 
 // manyReplays is more than all connections can have under way.
 const manyReplays = 4096
 
-// replayBytes of a call tell it from another with the same number.
+// replayBytes is how much of a call tells it from another with the same number.
 const replayBytes = 512
 
 func newReplays() *replays {
 	return &replays{seed: maphash.MakeSeed(), past: map[replayKey]*replay{}, ring: make([]replayKey, manyReplays)}
 }
 
-// do carries out a call, unless it is one to be done once and was: then it returns
-// what it was answered.
+// do carries out a call. A call that must be carried out once, and was, gets the first answer
+// again: do returns it.
 func (r *replays) do(ctx context.Context, xid uint32, c *call, once bool, first func() []byte) []byte {
 	if !once {
 		first()
@@ -55,7 +55,7 @@ func (r *replays) do(ctx context.Context, xid uint32, c *call, once bool, first 
 		case <-past.done:
 			return past.data
 		case <-ctx.Done():
-			return []byte{} // nobody is there to read it
+			return []byte{} // nobody reads it
 		}
 	}
 	now := &replay{done: make(chan struct{})}

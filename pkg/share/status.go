@@ -8,12 +8,12 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// nfs3error is an error that has no number of the kernel's.
+// nfs3error is an NFS error that has no errno.
 type nfs3error nfs3.Nfsstat3
 
 func (e nfs3error) Error() string { return nfs3.Nfsstat3_name[nfs3.Nfsstat3(e)] }
 
-// statuses are the kernel's errors in NFS's words.
+// statuses maps errnos to NFS's errors.
 var statuses = map[unix.Errno]nfs3.Nfsstat3{
 	unix.EPERM: nfs3.ERR_PERM, unix.ENOENT: nfs3.ERR_NOENT, unix.EIO: nfs3.ERR_IO,
 	unix.ENXIO: nfs3.ERR_NXIO, unix.EACCES: nfs3.ERR_ACCES, unix.EEXIST: nfs3.ERR_EXIST,
@@ -31,7 +31,7 @@ var statuses = map[unix.Errno]nfs3.Nfsstat3{
 	unix.EWOULDBLOCK: nfs3.ERR_JUKEBOX,
 }
 
-// statusOf puts an error in NFS's words.
+// statusOf returns the NFS status for an error.
 func statusOf(err error) nfs3.Nfsstat3 {
 	if err == nil {
 		return nfs3.OK

@@ -9,7 +9,7 @@ import (
 	"github.com/devvm/devvm/pkg/share/internal/nfs3"
 )
 
-// What changes files.
+// Procedures that change files.
 
 func (s *Server) setattr(_ context.Context, c *call, a *nfs3.Setattr3args, w *reply) {
 	o, err := s.object(a.Object.Data)
@@ -142,8 +142,8 @@ func writeAll(fd int, data []byte, at uint64) error {
 	return nil
 }
 
-// finished closes a file that nobody in the VM has unwritten data of, as far as is
-// known. One that cannot be opened again stays open for a while.
+// finished closes a file of which the VM should have no unwritten data left. A file that could
+// not be opened again stays open for a while.
 func (o *object) finished() {
 	if o.st.Mode&0o200 != 0 {
 		o.e.files.drop(o.n, false)
@@ -205,7 +205,7 @@ func (s *Server) unlink(a *nfs3.Diropargs3, flags int, w *reply) {
 	w.put(statusOf(err), dir.after(before))
 }
 
-// peek returns the state of what has a name now, or nil.
+// peek returns the state of the entry with a name, or nil.
 func (o *object) peek(name string) *unix.Statx_t {
 	st, err := o.child(name)
 	if err != nil {
@@ -214,8 +214,8 @@ func (o *object) peek(name string) *unix.Statx_t {
 	return st
 }
 
-// removed forgets what had a name, and closes it if it has no other: the VM renames
-// what it still has open instead of removing it.
+// removed forgets the object that had a name, and closes it if that was its last name. The VM
+// does not need it: it renames files that it has open instead of removing them.
 func (o *object) removed(st *unix.Statx_t, name string) {
 	if st == nil {
 		return
@@ -290,7 +290,7 @@ func rename(from, to *object, old, name string) error {
 	return nil
 }
 
-// without returns the places but one.
+// without returns the places other than p.
 func without(places []place, p place) []place {
 	var rest []place
 	for _, x := range places {
