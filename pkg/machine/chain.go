@@ -11,24 +11,24 @@ import (
 // DiskName is the name of a disk in the directory of an image, a template or a VM.
 const DiskName = "disk.qcow2"
 
-// The stores in which disks lie on one another.
+// The stores that hold the disks below a VM's disk.
 const (
 	KindImage    = "image"
 	KindTemplate = "template"
 )
 
-// longestChain is more disks than lie on one another: a project's, two templates' and an
+// longestChain is more than the longest chain of disks: a project's, two templates' and an
 // image's.
 const longestChain = 8
 
-// Below returns the disks that a disk lies on, the uppermost first: templates' and, as the
-// last, an image's. A disk of which that is not so is damaged.
+// Below returns the backing files of a disk, uppermost first: those of templates and, last, an
+// image's. If a disk has others, it is damaged.
 func Below(ctx context.Context, path string) ([]string, error) { return Chains{}.Below(ctx, path) }
 
-// Chains remembers what the disks of templates lie on, which never changes.
+// Chains remembers the backing files of templates, which never change.
 type Chains map[string]string
 
-// Below is the function of that name, with what is remembered.
+// Below is the function [Below] with this memory.
 func (c Chains) Below(ctx context.Context, path string) ([]string, error) {
 	var all []string
 	for range longestChain {
@@ -59,8 +59,8 @@ func (c Chains) Below(ctx context.Context, path string) ([]string, error) {
 	return all, fmt.Errorf("%w: the backing files of %s form a loop", disk.ErrDamaged, path)
 }
 
-// StoreOf tells by its path whose a file in one of the stores is: an image's or a
-// template's, and its digest or ID.
+// StoreOf returns what a file in one of the stores belongs to, by its path: an image or a
+// template, with its digest or ID.
 func StoreOf(path string) (kind, id string) {
 	dir := filepath.Dir(path)
 	switch filepath.Base(filepath.Dir(dir)) {

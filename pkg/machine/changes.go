@@ -11,11 +11,11 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// noteChanges says which settings a VM that goes on as it is does not have yet.
+// noteChanges tells the user which settings a VM that keeps running does not have yet.
 func (m *Machine) noteChanges(ctx context.Context) {
 	r, err := applied.Read(m.Files.Applied())
 	if err != nil || r.Start == nil {
-		return // not known
+		return // unknown
 	}
 	var out []string
 	mounts := !slices.Equal(r.Start.Exports, m.Exports)
@@ -26,11 +26,11 @@ func (m *Machine) noteChanges(ctx context.Context) {
 				continue
 			}
 		case "mount", "mounts":
-			mounts = false // it is said
+			mounts = false // already said
 		}
 		out = append(out, c.String())
 	}
-	if mounts { // they lead elsewhere
+	if mounts { // the same keys, but other directories
 		out = append(out, "mounts")
 	}
 	if len(out) > 0 {
@@ -38,15 +38,15 @@ func (m *Machine) noteChanges(ctx context.Context) {
 	}
 }
 
-// IsUpToDate tells whether the VM has taken on what the configuration says for its start.
+// IsUpToDate reports whether the VM started with the settings that the configuration has now.
 func (m *Machine) IsUpToDate() bool {
 	r, err := applied.Read(m.Files.Applied())
 	return err == nil && r.Start != nil && slices.Equal(r.Start.Exports, m.Exports) &&
 		len(config.Changes(r.Start.Config, m.Config, config.AppliesStart)) == 0
 }
 
-// grows tells whether the disk is smaller than devvm.toml wants it. If it is larger, it says that it
-// stays so.
+// grows reports whether the disk is smaller than devvm.toml says. If it is larger, grows tells the
+// user that it stays so.
 func (m *Machine) grows(ctx context.Context) bool {
 	info, err := disk.Stat(ctx, m.Files.Disk())
 	if err == nil && info.VirtualSize > m.Config.Disk {
@@ -55,7 +55,7 @@ func (m *Machine) grows(ctx context.Context) bool {
 	return err == nil && info.VirtualSize < m.Config.Disk
 }
 
-// noteDisk says that a disk which is larger than devvm.toml wants it stays so.
+// noteDisk tells the user that a disk stays larger than devvm.toml says.
 func (m *Machine) noteDisk(has int64) {
 	m.Progress.Note("the disk stays at %s: disks only grow (devvm nuke makes a new one)", ui.Size(has))
 }

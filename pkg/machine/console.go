@@ -10,16 +10,16 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 )
 
-// console waits for a line in what a file gains from now on.
+// console waits for a line to be appended to a file.
 type console struct {
 	*os.File
 	marker string
 	seen   []byte
 }
 
-// follow opens the console's log at its end; the file is made if need be.
+// follow opens the console's log at its end. It creates the file if necessary.
 func follow(path, marker string) (*console, error) {
-	// QEMU appends to the file as its own user; it makes it if there is none.
+	// QEMU appends to the file, as its own user, and would create it.
 	f, err := os.OpenFile(path, os.O_RDONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -34,7 +34,7 @@ func follow(path, marker string) (*console, error) {
 	return &console{File: f, marker: marker}, nil
 }
 
-// shows tells whether the line has come.
+// shows reports whether the line has come.
 func (c *console) shows() bool {
 	fresh, err := io.ReadAll(c)
 	if err != nil {
@@ -44,11 +44,11 @@ func (c *console) shows() bool {
 	return bytes.Contains(c.seen, []byte(c.marker))
 }
 
-// kernelMarker is what the guest prints on its console when its kernel runs.
+// kernelMarker is the line that the guest prints on its console once its kernel runs.
 const kernelMarker = "devvm: kernel up"
 
-// see is where more can be read, in brackets; "" if the log has nothing: on a full disk none is
-// written.
+// see names the log to read, in brackets, or returns "" if the log is empty: on a full disk
+// nothing is written.
 func see(log, where string) string {
 	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
 		return ""
@@ -56,7 +56,7 @@ func see(log, where string) string {
 	return " (" + where + ")"
 }
 
-// SeeConsole is see for what the guest says.
+// SeeConsole names the log of the guest's console, in brackets, or returns "" if it is empty.
 func SeeConsole(f state.Files) string {
 	return see(f.Console(), "what the guest says: devvm logs --console")
 }

@@ -28,20 +28,19 @@ const (
 	credentialTimezone = "devvm.timezone"
 	credentialDaemon   = "devvm.daemon.json"
 	credentialShare    = "devvm.share"
-	// credentialMachine is also how a fork knows that it is one: its template's
-	// was another.
+	// credentialMachine also tells a fork that it is one: its template had another.
 	credentialMachine = "system.machine_id"
 )
 
-// credentialSizes are the sizes, in bytes, to which credentials are padded with line
-// ends. A fork's kernel knows its template's sizes and reads its own with them.
+// credentialSizes are the sizes, in bytes, to which credentials are padded with newlines. A
+// fork's kernel still has the sizes of its template and reads its own credentials with them.
 var credentialSizes = map[string]int{
 	credentialKeys: 512, credentialHostKey: 1024, credentialHostname: 128, credentialTimezone: 128,
 	credentialShare: 8192,
 }
 
-// seed is the path of the seed that sets up a cloud image; "" for our own
-// images, which read credentials.
+// seed is the path of the seed that sets up a cloud image. Our own images read credentials
+// instead and have none: "".
 func (m *Machine) seed(img image.Image) string {
 	if !img.CloudInit {
 		return ""
@@ -49,8 +48,8 @@ func (m *Machine) seed(img image.Image) string {
 	return filepath.Join(m.Files.Credentials(), "seed.iso")
 }
 
-// writeCredentials writes what the guest is told at its boot. What is to be kept is written
-// only if it is not there.
+// writeCredentials writes the guest's credentials for its boot. Those in keep are written only
+// if they are missing.
 func (m *Machine) writeCredentials(img image.Image, keep ...string) error {
 	if err := noteAddress(m.Files, img); err != nil {
 		return err
@@ -111,8 +110,8 @@ func (m *Machine) writeCredentials(img image.Image, keep ...string) error {
 	return writing.Wait()
 }
 
-// daemonJSON configures the engine. Containers on its own bridge have the link's MTU: under
-// emulation each packet costs, and with Docker's 1500 they send a quarter of what they can.
+// daemonJSON configures the engine. Containers on its default bridge get the link's MTU: under
+// emulation the number of packets counts, and with Docker's 1500 they send a quarter as much.
 func (m *Machine) daemonJSON() []byte { return m.engineConfig(m.choosePools()) }
 
 func (m *Machine) engineConfig(pools subnet.Pools) []byte {
@@ -122,7 +121,7 @@ func (m *Machine) engineConfig(pools subnet.Pools) []byte {
 	return m.Config.DaemonJSON(vmnet.DefaultMTU, pools)
 }
 
-// machineID returns the VM's machine id (machine-id(5)), which it keeps for life.
+// machineID returns the VM's machine ID (machine-id(5)), which never changes.
 func (m *Machine) machineID() ([]byte, error) {
 	id, err := os.ReadFile(filepath.Join(m.Files.Credentials(), credentialMachine))
 	if err == nil {

@@ -10,11 +10,10 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// enforce gives a network process that runs the policy of devvm.toml, unless it
-// has it.
+// enforce gives a running network process the policy of devvm.toml, unless it has it already.
 func (m *Machine) enforce(ctx context.Context, net vmnet.Status) error {
 	now, next := net.Policy, m.Config.Policy()
-	if now == nil { // it is of a devvm that knew no other
+	if now == nil { // the process is of a devvm that had no policies
 		now = &egress.Policy{All: true, Offline: net.Offline}
 	}
 	if now.Equal(next) {

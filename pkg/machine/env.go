@@ -24,7 +24,7 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// Env is what all VMs of a user have in common.
+// Env is what all VMs of a user share.
 type Env struct {
 	Dirs         state.Dirs
 	Images       *image.Store
@@ -33,30 +33,30 @@ type Env struct {
 	Exe          string        // this program, for its background processes
 	Version      string        // of this program
 	Zone         string        // time zone for the guests, e.g. "Europe/Berlin"
-	Timeout      time.Duration // for the engine to answer after a start; 0: by the accelerator
-	Kernel       time.Duration // for the kernel to come up in that time; 0: patienceKernel
-	Slow         time.Duration // without a word of the VM's, before a command that waits for it says so; 0: aliveEvery
-	Note         func(string)  // shows the user a line; nil: nobody looks
-	// Free is how many bytes can be written into a directory; nil: file.Free.
+	Timeout      time.Duration // for the engine to answer after a start; 0: depends on the accelerator
+	Kernel       time.Duration // for the kernel to come up, within Timeout; 0: patienceKernel
+	Slow         time.Duration // of silence before a command tells the user that it waits for the VM; 0: aliveEvery
+	Note         func(string)  // shows the user a line; nil: no user
+	// Free returns how many bytes can be written into a directory; nil: file.Free.
 	Free func(dir string) (int64, error)
-	// Routes are the networks that this host reaches; nil: subnet.HostRoutes.
+	// Routes returns the networks that this host reaches; nil: subnet.HostRoutes.
 	Routes func() ([]subnet.Route, error)
 	Log    *slog.Logger
 }
 
-// Patience with a VM whose engine does not answer yet.
+// How long to wait for a VM.
 const (
 	patienceKVM = 2 * time.Minute
 	patienceTCG = 6 * time.Minute
-	// patienceKernel is many times what a kernel needs on a busy host without KVM.
+	// patienceKernel is many times as long as a kernel needs on a busy host without KVM.
 	patienceKernel = 90 * time.Second
 	PatienceOff    = 90 * time.Second // for the guest to stop its containers and power off
 	PatienceSSH    = 15 * time.Second // for an SSH connection to a guest that may be ill
-	// patienceForPorts is for those of containers to be open, when the engine answers.
+	// PatienceForPorts is for the ports of containers to be open, once the engine answers.
 	PatienceForPorts = 5 * time.Second
 )
 
-// SSHAddress is where the guest's sshd listens on the VM's network.
+// SSHAddress is the address on the VM's network where the guest's sshd listens.
 func SSHAddress(f state.Files) string {
 	at := vmnet.Guest
 	if state.Marked(f.Management()) {
@@ -68,7 +68,7 @@ func SSHAddress(f state.Files) string {
 // SSHPort is the port of the guest's sshd.
 const SSHPort = 22
 
-// noteAddress notes where the sshd of VMs of an image listens, which is as the image was made.
+// noteAddress notes where the sshd of the VM listens, which depends on its image.
 func noteAddress(f state.Files, img image.Image) error {
 	if !img.Management {
 		return state.Unmark(f.Management())
@@ -79,8 +79,8 @@ func noteAddress(f state.Files, img image.Image) error {
 	return file.Replace(f.Management(), nil, 0o600)
 }
 
-// guestMAC is the address of the guest's network card. It is the same for all:
-// each VM is alone on its network, and a fork keeps its template's.
+// guestMAC is the address of the guest's network card. All VMs have the same: each VM is alone
+// on its network, and a fork keeps the address of its template.
 const guestMAC = "52:54:00:64:76:6d"
 
 // Daemons are the processes that serve the project's VM.
@@ -107,12 +107,12 @@ func (e *Env) Target(p state.Project, emulated bool) (guest.Target, error) {
 	}, nil
 }
 
-// aliveEvery is how often a connection that serves one command looks whether the VM is there:
-// one that freezes for good must not hang it (guest.SilenceLimit).
+// aliveEvery is how often a connection that serves one command checks that the VM is alive: a
+// VM that freezes for good must not hang the command (guest.SilenceLimit).
 const aliveEvery = 10 * time.Second
 
-// ConnectSSH opens an SSH connection that ends when the guest is silent for minutes. Whoever waits
-// for one that is silent is told, once.
+// ConnectSSH opens an SSH connection that ends when the guest is silent for minutes. The user is
+// told once that the guest is silent.
 func (e *Env) ConnectSSH(ctx context.Context, p state.Project, accel vm.Accel) (*guest.Client, error) {
 	target, err := e.Target(p, accel == vm.AccelTCG)
 	if err != nil {
@@ -143,7 +143,7 @@ func (e *Env) ConnectSSH(ctx context.Context, p state.Project, accel vm.Accel) (
 	return client, nil
 }
 
-// MakeDirs makes the project's directories.
+// MakeDirs creates the project's directories.
 func (e *Env) MakeDirs(f state.Files) error {
 	for _, dir := range []struct {
 		path string
@@ -167,7 +167,7 @@ func (e *Env) MakeDirs(f state.Files) error {
 	return e.Dirs.MakeRuntime(f)
 }
 
-// RunInGuest runs a command in the guest within the time given.
+// RunInGuest runs a command in the guest, for at most patience.
 func (e *Env) RunInGuest(ctx context.Context, p state.Project, dom vm.Domain, patience time.Duration, argv ...string) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -186,7 +186,8 @@ func (e *Env) RunInGuest(ctx context.Context, p state.Project, dom vm.Domain, pa
 	return nil
 }
 
-// CheckOwner refuses a domain that is somebody else's, or that libvirt says so of.
+// CheckOwner returns an error if a domain belongs to somebody else, by its description or by
+// libvirt's error.
 func CheckOwner(p state.Project, dom vm.Domain, err error) error {
 	switch {
 	case err != nil:

@@ -4,10 +4,10 @@ import (
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 
-// AdviceFull is how to get out when the VM's own disk is full.
+// AdviceFull is what to do when the VM's own disk is full.
 const AdviceFull = "set a larger disk in devvm.toml, then: devvm down; devvm up; or remove what is not needed: docker system prune, devvm ssh"
 
-// DiskProblem says that the VM's disk has no room; "" if it has, or if that is not known.
+// DiskProblem says that the VM's disk is full, or "" if it is not, or if that is unknown.
 func DiskProblem(st supervisor.Status) string {
 	switch r := st.Room; {
 	case r == nil || !r.Full():

@@ -16,8 +16,8 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// image finds the image of the VM: the one that its disk was made from, else
-// the one of the configuration, which is built when it is not there yet.
+// image finds the image of the VM: the one that its disk was made from, otherwise the
+// configuration's, which is built if it is missing.
 func (m *Machine) image(ctx context.Context) (image.Image, error) {
 	if state.Exists(m.Files.Disk()) {
 		backing, err := Below(ctx, m.Files.Disk())
@@ -49,15 +49,14 @@ func (m *Machine) image(ctx context.Context) (image.Image, error) {
 	return m.newImage(ctx)
 }
 
-// noteImage says that a VM is not of the image that devvm.toml asks for.
+// noteImage tells the user that a VM does not have the image that devvm.toml asks for.
 func (m *Machine) noteImage(img image.Image) {
 	if m.Config.Image != img.Name && !strings.HasPrefix(img.Digest, m.Config.Image) {
 		m.Progress.Note("%s asks for image %s; this VM was made from %s, which it keeps until devvm nuke", config.FileName, m.Config.Image, img.Name)
 	}
 }
 
-// newImage finds the image of the configuration, which is built when it is not
-// there yet.
+// newImage finds the image of the configuration, which is built if it is missing.
 func (m *Machine) newImage(ctx context.Context) (image.Image, error) {
 	recipe := image.RecipeDigest(m.Config.Image)
 	img, err := m.Images.Resolve(ctx, m.Config.Image)
@@ -90,8 +89,8 @@ func (m *Machine) newImage(ctx context.Context) (image.Image, error) {
 	return img, nil
 }
 
-// imageOf returns the digest of the image below a disk: images stand in
-// directories named by their digests.
+// imageOf returns the digest of the image below a disk: an image is in a directory named by its
+// digest.
 func imageOf(backing []string) string {
 	if len(backing) == 0 {
 		return ""
@@ -132,7 +131,7 @@ func (m *Machine) spec(img image.Image) vm.Spec {
 	}
 }
 
-// ExplainImage says what is wrong with the image of a configuration.
+// ExplainImage explains an error about the image of a configuration.
 func ExplainImage(cfg config.Config, err error) error {
 	if errors.Is(err, image.ErrDamaged) {
 		return &ui.Error{

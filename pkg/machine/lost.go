@@ -11,7 +11,7 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// Afresh is how to go on without the VM's disk.
+// Afresh is what to do when the VM's disk is gone.
 func Afresh(f state.Files) string {
 	way := "begin with a new VM: devvm nuke"
 	if state.Exists(filepath.Join(f.Undo, DiskName)) {

@@ -1,9 +1,9 @@
-// Package machine brings one VM to where its project's configuration wants it: its image, disk,
-// keys and credentials; a fork of a template, a boot or a resume; and the wait for its engine.
+// Package machine brings a VM to the state that its project's configuration asks for: its image,
+// disk, keys and credentials, then a fork of a template, a boot or a resume, and the wait for its
+// engine.
 //
-// Package project has the verbs: whether to start a VM at all, under which lock, and what the
-// user has agreed to. What all VMs of a user have in common is an [Env]; one of them is a
-// [Machine].
+// Package project has the verbs: it decides whether to start a VM at all, takes the lock, and
+// knows what the user has agreed to. [Env] is what all VMs of a user share, [Machine] is one VM.
 package machine
 
 import (
@@ -34,17 +34,17 @@ type Machine struct {
 	Config     config.Config // to which the user has agreed
 	Files      state.Files   // of Project
 	Progress   *Steps
-	Accel      vm.Accel       // that it runs with, or is to
+	Accel      vm.Accel       // that it runs with, or will
 	Exports    []share.Export // directories of the host that it gets at its next start
 	Notes      []string       // to the user, about Exports
 	Cold       bool           // boot, do not fork a template
-	forked     bool           // the VM has just been made without any container
-	wasRunning bool           // the VM ran before
-	backing    []string       // what the disk lies on, the uppermost first
+	forked     bool           // the VM is new and has no containers
+	wasRunning bool           // the VM was already running
+	backing    []string       // backing files of the disk, uppermost first
 	pools      subnet.Pools   // of the engine's networks; nil: not chosen yet
 }
 
-// Start brings a VM that was found in some state to where its engine answers.
+// Start takes a VM from the state it was found in to an engine that answers.
 func (m *Machine) Start(ctx context.Context, dom vm.Domain) error {
 	switch dom.State {
 	case vm.StateSaved:
@@ -58,7 +58,7 @@ func (m *Machine) Start(ctx context.Context, dom vm.Domain) error {
 	return m.startStopped(ctx, false)
 }
 
-// reattach brings a running VM's helpers back to life and waits for its engine.
+// reattach starts the helpers of a running VM if they have ended, and waits for its engine.
 func (m *Machine) reattach(ctx context.Context, dom vm.Domain) error {
 	if err := m.checkKeys("devvm down; devvm up"); err != nil {
 		return err
@@ -97,11 +97,11 @@ func (m *Machine) reattach(ctx context.Context, dom vm.Domain) error {
 	return nil
 }
 
-// errBusy says that the VM's network process runs and does not answer.
+// errBusy says that the VM's network process runs but does not answer.
 var errBusy = errors.New("the VM's network process is busy")
 
-// askNet asks the VM's network process how it is: errBusy, or vmnet.ErrNoNetwork if nobody
-// listens.
+// askNet asks the VM's network process for its status. It fails with errBusy, or with
+// vmnet.ErrNoNetwork if nobody listens.
 func (m *Machine) askNet(ctx context.Context) (vmnet.Status, error) {
 	status, err := vmnet.NewDialer(m.Files.DialSocket()).Status(ctx)
 	if err != nil && !errors.Is(err, vmnet.ErrNoNetwork) {
@@ -110,12 +110,11 @@ func (m *Machine) askNet(ctx context.Context) (vmnet.Status, error) {
 	return status, err
 }
 
-// unpause lets a VM go on that QEMU has stopped, most often because the host's
-// disk was full.
+// unpause resumes a VM that QEMU has paused, most often because the host's disk was full.
 func (m *Machine) unpause(ctx context.Context, dom vm.Domain) error {
 	if dom.Halt == vm.HaltIO {
 		if err := m.ErrFull(m.Files); err != nil {
-			// Who lets it go on must be there.
+			// The supervisor resumes it, so it must run.
 			if err := m.Daemons(m.Project).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 				m.Log.Warn("start the supervisor of a paused VM", "err", err)
 			}
@@ -133,8 +132,8 @@ func (m *Machine) unpause(ctx context.Context, dom vm.Domain) error {
 	return m.reattach(ctx, dom)
 }
 
-// replaceNetwork gives a running VM a new network process. QEMU 8.0 and later comes
-// back to the socket by itself; an older one must be saved and restored.
+// replaceNetwork gives a running VM a new network process. QEMU 8.0 and later reconnects to the
+// socket by itself. An older one must be saved and restored.
 func (m *Machine) replaceNetwork(ctx context.Context) error {
 	m.Progress.Start("network", "the VM's network process does not answer: starting another")
 	if err := m.Daemons(m.Project).StopNetwork(ctx); err != nil {
@@ -150,8 +149,8 @@ func (m *Machine) replaceNetwork(ctx context.Context) error {
 	if err := m.Hypervisor.Save(ctx, m.Project.Name); err != nil {
 		return err
 	}
-	// The network process ended with the QEMU that it never saw, or waits; the
-	// new QEMU must find one.
+	// The network process may have ended with the old QEMU, which never connected to it. The
+	// new QEMU needs one.
 	if _, err := vmnet.NewDialer(m.Files.DialSocket()).Status(ctx); err != nil {
 		if err := m.Daemons(m.Project).StartNetwork(ctx, m.Config.Policy(), m.Host); err != nil {
 			return err
@@ -163,8 +162,8 @@ func (m *Machine) replaceNetwork(ctx context.Context) error {
 	return nil
 }
 
-// startStopped gives the project a running VM: it forks a new one, and boots or resumes
-// one that is there.
+// startStopped gives the project a running VM: it forks a new one, or boots or resumes the one
+// that it has.
 func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 	m.wasRunning = false
 	img, err := m.prepareStart(ctx, saved)
@@ -186,7 +185,7 @@ func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 		}
 	}
 	verdict := m.Accelerators.Choose(m.Host)
-	if verdict.Note != "" && !m.IsTemplate(m.Project.Dir) { // said already
+	if verdict.Note != "" && !m.IsTemplate(m.Project.Dir) { // for a template's VM it is already said
 		m.Progress.Note("%s", verdict.Note)
 	}
 	m.Accel = verdict.Accel
@@ -208,12 +207,12 @@ func (m *Machine) startStopped(ctx context.Context, saved bool) error {
 	return m.boot(ctx, img, verdict.Proven)
 }
 
-// isOf tells whether something has failed for a reason after which there is another way.
+// isOf reports whether err has a reason after which another way can be tried.
 func isOf(ctx context.Context, err, reason error) bool {
 	return ctx.Err() == nil && errors.Is(err, reason)
 }
 
-// prepareStart does what comes before any start, and returns the VM's image.
+// prepareStart does what precedes every start, and returns the VM's image.
 func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, error) {
 	if state.Exists(m.Files.Disk()) {
 		if err := m.CheckRoomToRun(m.Files); err != nil {
@@ -228,7 +227,7 @@ func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, er
 	}
 	settle := m.noteStart
 	if saved {
-		settle = m.checkShares // a resumed VM has mounted what it has
+		settle = m.checkShares // a resumed VM keeps its mounts
 	}
 	if err := settle(); err != nil {
 		return image.Image{}, err
@@ -240,7 +239,7 @@ func (m *Machine) prepareStart(ctx context.Context, saved bool) (image.Image, er
 	return img, m.stopFormer(ctx, saved)
 }
 
-// dropMemory gives up the memory of a suspended VM that cannot be resumed.
+// dropMemory discards the memory of a suspended VM that cannot be resumed.
 func (m *Machine) dropMemory(ctx context.Context, why error) error {
 	m.Progress.Fail(why)
 	m.Progress.Warn("%v: booting it instead", why)
@@ -250,10 +249,10 @@ func (m *Machine) dropMemory(ctx context.Context, why error) error {
 	return errors.Join(m.Daemons(m.Project).Stop(ctx), m.noteStart())
 }
 
-// boot makes what is missing of the VM and boots it, a second time if its kernel stands still,
-// and without KVM if that is to blame. Proven says that KVM has run a VM on this host.
+// boot creates what is missing of the VM and boots it: a second time if its kernel does not come
+// up, and without KVM if KVM is to blame. proven says that KVM has run a VM on this host.
 func (m *Machine) boot(ctx context.Context, img image.Image, proven bool) error {
-	if !state.Exists(m.Files.Disk()) { // what libvirt still knows is of a VM that is gone
+	if !state.Exists(m.Files.Disk()) { // libvirt's domain belongs to a VM that is gone
 		if err := Forget(ctx, m.Hypervisor, m.Project); err != nil {
 			return err
 		}
@@ -293,9 +292,9 @@ func (m *Machine) boot(ctx context.Context, img image.Image, proven bool) error 
 	return nil
 }
 
-// stopFormer ends what served the VM's former run: a network process that waits for a QEMU
-// that is gone, and a supervisor that may not know yet that its link is dead. That of
-// a suspended VM stays, to tell clients so.
+// stopFormer ends the processes of the VM's previous run: a network process that waits for a
+// QEMU that is gone, and a supervisor that may not know yet that its link is dead. The supervisor
+// of a suspended VM stays, to tell clients that the VM is suspended.
 func (m *Machine) stopFormer(ctx context.Context, saved bool) error {
 	if !saved {
 		return m.Daemons(m.Project).Stop(ctx)
@@ -306,7 +305,7 @@ func (m *Machine) stopFormer(ctx context.Context, saved bool) error {
 	return m.Daemons(m.Project).StopNetwork(ctx)
 }
 
-// prepare makes sure that the VM's files are there: disk, keys, credentials.
+// prepare creates what is missing of the VM's files: disk, keys, credentials.
 func (m *Machine) prepare(ctx context.Context, img image.Image) error {
 	size := m.Config.Disk
 	if state.Exists(m.Files.Disk()) {
@@ -370,7 +369,7 @@ func (m *Machine) bootOnce(ctx context.Context, img image.Image) error {
 	return m.WaitReady(ctx, console)
 }
 
-// bootAgain removes what a boot that failed has left, and boots once more.
+// bootAgain removes what is left of a failed boot, and boots once more.
 func (m *Machine) bootAgain(ctx context.Context, img image.Image) error {
 	if err := m.Hypervisor.Destroy(ctx, m.Project.Name); err != nil {
 		return err
@@ -389,7 +388,7 @@ func Because(reason string) string {
 	return " (" + reason + ")"
 }
 
-// ErrWentOff says that a VM that ran has ended in good order while up looked after it.
+// ErrWentOff says that a running VM powered off while up was at work on it.
 var ErrWentOff = errors.New("the VM went off")
 
 // Forget makes libvirt forget the VM, if it knows it.

@@ -17,8 +17,8 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// Provision runs the configuration's provisioning on a VM that has not had
-// any. A failure is reported and tried again by the next up.
+// Provision provisions a VM that was not provisioned yet. If that fails, it returns the error,
+// and the next up tries again.
 func (m *Machine) Provision(ctx context.Context) error {
 	steps := provisionSteps(m.Config.Packages, m.Config.Script)
 	done, err := os.ReadFile(m.Files.Provisioned())
@@ -28,7 +28,7 @@ func (m *Machine) Provision(ctx context.Context) error {
 		return nil
 	case err == nil:
 		return nil
-	case !errors.Is(err, fs.ErrNotExist): // it may be done
+	case !errors.Is(err, fs.ErrNotExist): // it may have been provisioned
 		return fmt.Errorf("look whether the VM is provisioned: %w", err)
 	case len(steps) == 0:
 		return file.Replace(m.Files.Provisioned(), []byte(m.Config.ProvisionHash()), 0o600)
@@ -47,7 +47,7 @@ func (m *Machine) Provision(ctx context.Context) error {
 	last := &lastLines{most: 20}
 	out := io.MultiWriter(m.Progress.Output(), background.NewLog(log), last)
 	for _, step := range steps {
-		// An up that was killed leaves its step running: wait for its end.
+		// The step of an up that was killed may still run: wait for it.
 		step.Argv = append([]string{"flock", "/run/devvm-provision"}, step.Argv...)
 		step.Stdout, step.Stderr = out, out
 		code, err := client.Run(ctx, step)
@@ -69,13 +69,13 @@ func (m *Machine) Provision(ctx context.Context) error {
 	return file.Replace(m.Files.Provisioned(), []byte(m.Config.ProvisionHash()), 0o600)
 }
 
-// provisionProgram runs a script and says where it fails. A guest without perl, which no Debian
-// is, runs the script by itself.
+// provisionProgram runs a script and says which line failed. A guest without perl, unlike any
+// Debian, runs the script alone.
 //
 //go:embed provision.pl
 var provisionProgram string
 
-// provisionSteps are the commands that provision a VM; none for nothing to do.
+// provisionSteps returns the commands that provision a VM, or none if there is nothing to do.
 func provisionSteps(packages []string, script string) []guest.Command {
 	var steps []guest.Command
 	if len(packages) > 0 {
@@ -87,7 +87,7 @@ func provisionSteps(packages []string, script string) []guest.Command {
 			}, packages...)})
 	}
 	if strings.TrimSpace(script) != "" {
-		// A program of its own, so that its "#!" line counts.
+		// In a file of its own, so that its "#!" line counts.
 		const file = "/var/lib/devvm/provision"
 		ours := "0"
 		if !strings.HasPrefix(script, "#!") {
@@ -103,7 +103,7 @@ func provisionSteps(packages []string, script string) []guest.Command {
 	return steps
 }
 
-// lastLines keeps the end of what is written to it.
+// lastLines keeps the last lines that are written to it.
 type lastLines struct {
 	most int
 	text []byte

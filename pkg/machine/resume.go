@@ -12,14 +12,14 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// resume lets a suspended VM go on and waits for its engine. Whatever fails, the memory
-// stays, unless it is errNoResume.
+// resume resumes a suspended VM and waits for its engine. On any error but errNoResume its
+// memory is kept.
 func (m *Machine) resume(ctx context.Context, img image.Image) error {
 	m.Progress.Start("resume", "resume the suspended VM")
 	if err := m.checkKeys("devvm down --discard; devvm up"); err != nil {
 		return err
 	}
-	// QEMU reads them again. The guest has read them; its engine's settings are still those.
+	// QEMU reads them again. The guest does not: its engine keeps its settings.
 	if err := m.writeCredentials(img, credentialDaemon); err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func (m *Machine) resume(ctx context.Context, img image.Image) error {
 	return nil
 }
 
-// errKept explains why a suspended VM stays so.
+// errKept explains why a VM stays suspended.
 func errKept(err error) error {
 	hint := "fix that, then: devvm up"
 	switch {
@@ -63,8 +63,8 @@ func errKept(err error) error {
 	}
 }
 
-// checkKeys refuses to go on with a guest that nobody could log in to: it has the keys of its
-// boot. Afresh are the commands that boot it.
+// checkKeys returns an error if nobody could log in to the guest, which has the keys of its
+// boot. afresh has the commands that boot it.
 func (m *Machine) checkKeys(afresh string) error {
 	if _, err := guest.LoadKeys(m.Files.Keys()); err != nil {
 		return &ui.Error{
@@ -76,5 +76,5 @@ func (m *Machine) checkKeys(afresh string) error {
 	return nil
 }
 
-// errNoResume says that a suspended VM's memory is of no use any more.
+// errNoResume says that the memory of a suspended VM is no longer of use.
 var errNoResume = errors.New("the VM's saved memory cannot be resumed")

@@ -12,15 +12,15 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// roomNeeded is what must be free for a new VM: its disk's first growth and, for a
-// fork, the copy of its memory.
+// roomNeeded is how many bytes must be free for a new VM: for the first growth of its disk and,
+// for a fork, the copy of its memory.
 const roomNeeded = 2 << 30
 
-// CheckRoomForVM refuses to make a VM where the next write could fail.
+// CheckRoomForVM returns an error if there is too little room for a new VM.
 func (e *Env) CheckRoomForVM() error { return e.checkRoom(e.Dirs.Data, roomNeeded, "a new VM") }
 
-// CheckRoomToNuke is CheckRoomForVM before the VM that is there is set aside: its disk stays, and
-// what an earlier nuke has kept goes.
+// CheckRoomToNuke is CheckRoomForVM before the present VM is set aside: its disk stays, and what
+// an earlier nuke kept goes.
 func (e *Env) CheckRoomToNuke(f state.Files) error {
 	goes := f.Undo
 	if f.LeavesUndo() {
@@ -45,16 +45,16 @@ func (e *Env) free(dir string) (int64, error) {
 	return file.Free(dir)
 }
 
-// roomToRun is what must be free where a VM's disk is for it to run: it is stopped by a write
-// that finds no room, and would be again by the next one.
+// roomToRun is how many bytes must be free beside a VM's disk for it to run: a write that finds
+// no room pauses the VM, and with less the next write would pause it again.
 const roomToRun = 32 << 20
 
-// CheckRoomToRun refuses to start a VM that its first write would stop.
+// CheckRoomToRun returns an error if the VM's first write would pause it.
 func (e *Env) CheckRoomToRun(f state.Files) error {
 	return e.checkRoom(f.Root, roomToRun, "a running VM")
 }
 
-// ErrFull says that a VM cannot run because there is no room for what it writes; nil if there is.
+// ErrFull returns the error that there is no room for what a VM writes, or nil if there is.
 func (e *Env) ErrFull(f state.Files) error {
 	free, err := e.free(f.VM)
 	if err != nil || free >= roomToRun {
@@ -68,9 +68,8 @@ func (e *Env) ErrFull(f state.Files) error {
 	}
 }
 
-// CheckRoomForMemory refuses to write a running VM's memory into dir if it may not
-// find room there, and leave some: what a snapshot has written when it fails, QEMU keeps for
-// the next one.
+// CheckRoomForMemory returns an error if the memory of a running VM might not fit into dir with
+// some room left. What a failed snapshot has written, QEMU keeps for the next one.
 func (e *Env) CheckRoomForMemory(dir string, dom vm.Domain) error {
 	need := dom.Memory
 	if p, err := procfs.NewProc(dom.PID); err == nil { // pages that the guest never used are not written
@@ -81,8 +80,8 @@ func (e *Env) CheckRoomForMemory(dir string, dom vm.Domain) error {
 	return e.checkRoom(dir, need+roomToRun, "the VM's memory")
 }
 
-// checkRoom refuses to write where less than need bytes are free. A dir that does not
-// exist yet will be made where its parent is.
+// checkRoom returns an error if less than need bytes are free in dir, or in its parent if dir
+// does not exist yet.
 func (e *Env) checkRoom(dir string, need int64, what string) error {
 	free, err := e.free(dir)
 	if err != nil || free >= need {

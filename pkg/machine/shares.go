@@ -13,23 +13,23 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// FitsCredential tells whether a VM can be told of all these.
+// FitsCredential reports whether the list of exports fits into the VM's credential.
 func FitsCredential(exports []share.Export) bool {
 	return len(credentialOf(exports)) < credentialSizes[credentialShare]
 }
 
-// MountsByFirmware tells whether a VM is told by its firmware what to mount.
+// MountsByFirmware reports whether a VM is told what to mount by a credential.
 func MountsByFirmware(f state.Files) bool {
 	return state.Exists(filepath.Join(f.Credentials(), credentialShare))
 }
 
-// credentialOf tells a VM what to mount.
+// credentialOf is the credential that tells a VM what to mount.
 func credentialOf(exports []share.Export) []byte {
 	return supervisor.Share{Address: vmnet.Gateway, Exports: exports}.Credential()
 }
 
-// checkShares finds directories that a suspended VM has mounted and that are gone: without
-// them nobody could serve the others.
+// checkShares returns an error if a directory that a suspended VM has mounted is gone: without
+// it the others could not be served either.
 func (m *Machine) checkShares() error {
 	r, err := applied.Read(m.Files.Applied())
 	if err != nil {
@@ -46,13 +46,13 @@ func (m *Machine) checkShares() error {
 	return nil
 }
 
-// noteStart writes down what the VM takes on now.
+// noteStart records the settings that the VM starts with.
 func (m *Machine) noteStart() error {
 	for _, note := range m.Notes {
 		m.Progress.Note("%s", note)
 	}
 	r, err := applied.Read(m.Files.Applied())
-	// What is not known may have been.
+	// If the record cannot be read, there may have been exports.
 	had := err != nil || len(m.Exports) > 0
 	if r.Start != nil {
 		had = had || r.Start.HadExports
@@ -63,8 +63,8 @@ func (m *Machine) noteStart() error {
 	return r.Write(m.Files.Applied())
 }
 
-// MendStart settles what a VM that runs or is suspended has of the host, if the record that
-// says so is lost: by devvm.toml, as when the VM started.
+// MendStart restores the lost record of what a running or suspended VM has of the host, from
+// devvm.toml, as when the VM started.
 func (m *Machine) MendStart() error {
 	r, err := applied.Read(m.Files.Applied())
 	if err == nil && r.Start != nil {

@@ -14,11 +14,12 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// The engine gives its networks addresses when they are made, from pools that it reads when it
-// starts. So they are chosen whenever a VM is forked or booted, and are part of its template's
-// shape: an engine is not restarted for them. What comes up on the host later can only be told.
+// The engine gives networks addresses when they are created, from pools that it reads when it
+// starts. So the pools are chosen whenever a VM is forked or booted, and are part of the shape of
+// its template, because the engine is not restarted for them. About networks that come up on the
+// host later, devvm can only tell the user.
 
-// routes are the networks that this host reaches now; none, if the kernel does not say.
+// routes returns the networks that this host reaches now, or none if the kernel does not say.
 func (e *Env) routes() []subnet.Route {
 	look := e.Routes
 	if look == nil {
@@ -31,7 +32,7 @@ func (e *Env) routes() []subnet.Route {
 	return list
 }
 
-// choosePools chooses from what the engine's networks get addresses; nil: devvm.toml says so.
+// choosePools chooses the pools of the engine's networks. It returns nil if devvm.toml has them.
 func (m *Machine) choosePools() subnet.Pools {
 	if m.pools != nil || m.Config.HasPools() {
 		return m.pools
@@ -48,14 +49,14 @@ func (m *Machine) choosePools() subnet.Pools {
 	return m.pools
 }
 
-// engineSettings are those that the engine of a VM runs with; none, if it is a new one or that of
-// a cloud image.
+// engineSettings returns the settings that the engine of a VM runs with. A new VM, or one of a
+// cloud image, has none.
 func engineSettings(f state.Files) subnet.Settings {
 	daemon, _ := os.ReadFile(filepath.Join(f.Credentials(), credentialDaemon))
 	return subnet.Read(daemon)
 }
 
-// What to do about a network that hides something of this host, by the source of its addresses.
+// What to do about a network that hides one of the host's, by where its addresses come from.
 const (
 	AdviceClash       = "devvm down; devvm up lets the engine choose others, for networks when they are made again (docker compose down, docker network rm)"
 	AdviceClashPools  = "name others in [docker.daemon] default-address-pools of devvm.toml, then devvm down; devvm up, for networks when they are made again (docker compose down, docker network rm)"
@@ -63,7 +64,7 @@ const (
 	AdviceClashSubnet = "change its subnet where the network is made (ipam in compose.yaml, docker network create --subnet), and make it again (docker compose down, docker network rm)"
 )
 
-// AdviceFor says what to do about a network that hides something of this host.
+// AdviceFor returns what to do about a network that hides one of the host's.
 func AdviceFor(c subnet.Clash) string {
 	switch c.Source {
 	case subnet.SourcePools:
@@ -77,12 +78,12 @@ func AdviceFor(c subnet.Clash) string {
 	return AdviceClash
 }
 
-// patienceClashes bounds the engine's answer.
+// patienceClashes is how long to wait for the engine's answer.
 const patienceClashes = 5 * time.Second
 
-// Clashes finds the networks of a running engine that hide what this host reaches now, perhaps
-// by a VPN that came up later. Its pools do not tell: a network keeps the addresses that it was
-// made with. load gives the configuration of its next start.
+// Clashes finds the networks of a running engine that hide what this host reaches now, for
+// example through a VPN that came up later. It asks the engine, not its pools: a network keeps the
+// addresses that it was created with. load returns the configuration of the next start.
 func (e *Env) Clashes(ctx context.Context, f state.Files, load func() (config.Config, error)) []subnet.Clash {
 	routes := e.routes()
 	if len(routes) == 0 {
@@ -109,7 +110,7 @@ func (e *Env) Clashes(ctx context.Context, f state.Files, load func() (config.Co
 	return subnet.Clashes(routes, list, now, own)
 }
 
-// NoteClashes notes the networks that hide something.
+// NoteClashes tells the user about networks that hide one of the host's.
 func (m *Machine) NoteClashes(ctx context.Context) {
 	for _, c := range m.Clashes(ctx, m.Files, func() (config.Config, error) { return m.Config, nil }) {
 		m.Progress.Note("%s; %s", c, AdviceFor(c))

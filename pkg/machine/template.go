@@ -23,21 +23,20 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// A template is made in a project of its own, whose directory is one in the
-// template store that need not exist. It is an ordinary VM up to the moment when it
-// is sealed and its memory saved.
+// A template is made in a project of its own. The project's directory is in the template store
+// and need not exist. Its VM is an ordinary one until it is sealed and its memory is saved.
 
-// sealedMarker is what a guest prints on its console when it can be saved.
+// sealedMarker is the line that a guest prints on its console when it can be saved.
 const sealedMarker = "devvm: sealed"
 
-// patienceSeal is how long a guest may take to seal itself: it trims its disk.
+// patienceSeal is how long a guest may take to seal itself, which trims its disk.
 const patienceSeal = 2 * time.Minute
 
-// errNoTemplate says that the VM of a template booted but could not be saved: a
-// project's VM can boot, too.
+// errNoTemplate says that the VM of a template booted but could not be saved. The project's own
+// VM can then boot, too.
 var errNoTemplate = errors.New("no template could be made")
 
-// shape is what the memory of the project's VM will depend on.
+// shape is everything that the memory of the project's VM depends on.
 func (m *Machine) shape(img image.Image) template.Shape {
 	s := template.Shape{
 		Image:   img.Digest,
@@ -62,8 +61,8 @@ func (m *Machine) shape(img image.Image) template.Shape {
 	return s
 }
 
-// template finds the template of the VM's shape, or makes it. Of several that need
-// it at once one makes it.
+// template finds the template of the VM's shape, or makes it. If several commands need it at
+// once, one of them makes it.
 func (m *Machine) template(ctx context.Context, img image.Image) (template.Template, error) {
 	shape := m.shape(img)
 	t, err := m.Templates.Find(shape)
@@ -89,15 +88,15 @@ func (m *Machine) template(ctx context.Context, img image.Image) (template.Templ
 	if !errors.Is(err, template.ErrNotFound) {
 		return t, errors.Join(err, state.RemoveAll(own.Files.Root))
 	}
-	if err := own.Discard(ctx); err != nil { // what a killed run left
+	if err := own.Discard(ctx); err != nil { // left by a killed run
 		return t, err
 	}
 	if err := m.MakeDirs(own.Files); err != nil {
 		return t, err
 	}
 	t, err = own.makeTemplate(ctx, img, shape, m.Files.Logs)
-	m.Accel = own.Accel // KVM may have shown not to work
-	// Also after Ctrl-C: nobody sees this VM in a list.
+	m.Accel = own.Accel // KVM may have turned out not to work
+	// Also after Ctrl-C: no list shows this VM.
 	after, cancel := context.WithTimeout(context.WithoutCancel(ctx), PatienceOff)
 	defer cancel()
 	if derr := own.Discard(after); err == nil {
@@ -106,8 +105,8 @@ func (m *Machine) template(ctx context.Context, img image.Image) (template.Templ
 	return t, errors.Join(err, own.Files.Remove())
 }
 
-// makeTemplate boots or forks the template's VM, does to it what the shape says, and saves
-// it. What provisioning prints goes into logs.
+// makeTemplate boots or forks the template's VM, does what the shape says, and saves it. The
+// output of provisioning goes into logs.
 func (m *Machine) makeTemplate(ctx context.Context, img image.Image, shape template.Shape, logs string) (template.Template, error) {
 	var none template.Template
 	parent := ""
@@ -116,7 +115,7 @@ func (m *Machine) makeTemplate(ctx context.Context, img image.Image, shape templ
 		if err := m.startStopped(ctx, false); err != nil {
 			return none, err
 		}
-		shape = m.shape(img) // with the accelerator that it runs with
+		shape = m.shape(img) // has the accelerator that the VM ended up with
 	} else {
 		bare := *m
 		bare.Config.Packages, bare.Config.Script = nil, ""
@@ -177,14 +176,14 @@ func (m *Machine) freeze(ctx context.Context, memory string) error {
 	return m.Hypervisor.Freeze(ctx, m.Project.Name, memory)
 }
 
-// fork gives the project a VM that goes on from a template.
+// fork gives the project a VM that is a fork of a template.
 func (m *Machine) fork(ctx context.Context, img image.Image) error {
 	t, err := m.template(ctx, img)
 	if err != nil {
 		return err
 	}
 	err = m.forkFrom(ctx, img, t)
-	if err != nil && !errors.Is(err, syscall.ENOSPC) { // a full disk fails a boot, too
+	if err != nil && !errors.Is(err, syscall.ENOSPC) { // on a full disk a boot would fail, too
 		return fmt.Errorf("%w: %w", errNoTemplate, err)
 	}
 	return err
@@ -196,7 +195,7 @@ func (m *Machine) forkFrom(ctx context.Context, img image.Image, t template.Temp
 	if err := m.Files.MarkNew(); err != nil {
 		return err
 	}
-	m.forked = t.Provision == "" // which may have started containers
+	m.forked = t.Provision == "" // provisioning may have started containers
 	m.backing = append([]string{t.Disk()}, m.parents(t, img)...)
 	if _, err := guest.GenerateKeys(m.Files.Keys()); err != nil {
 		return fmt.Errorf("make keys: %w", err)
@@ -208,7 +207,7 @@ func (m *Machine) forkFrom(ctx context.Context, img image.Image, t template.Temp
 	if err := m.Templates.Lend(t, scratch); err != nil {
 		return err
 	}
-	var unprepared error // what the template is not to blame for
+	var unprepared error // an error that is not the template's fault
 	var beside errgroup.Group
 	err := m.Hypervisor.Fork(ctx, m.spec(img), t.Memory(), scratch, func(prepare context.Context) error {
 		group, prepare := errgroup.WithContext(prepare)
@@ -219,7 +218,7 @@ func (m *Machine) forkFrom(ctx context.Context, img image.Image, t template.Temp
 			if err := m.Daemons(m.Project).StartNetwork(prepare, m.Config.Policy(), m.Host); err != nil {
 				return err
 			}
-			// The VM can start without.
+			// The VM can start without the supervisor.
 			beside.Go(func() error { return m.Daemons(m.Project).StartSupervisor(ctx, m.Accel == vm.AccelTCG, "--forked") })
 			return nil
 		})
@@ -240,7 +239,7 @@ func (m *Machine) forkFrom(ctx context.Context, img image.Image, t template.Temp
 		}
 		return m.blame(ctx, t, err)
 	}
-	if err := m.Templates.Keep(t, scratch); err != nil { // the next fork copies
+	if err := m.Templates.Keep(t, scratch); err != nil { // then the next fork makes its own copy
 		m.Log.Warn("template", "err", err)
 	}
 	if t.Provision != "" {
@@ -251,8 +250,8 @@ func (m *Machine) forkFrom(ctx context.Context, img image.Image, t template.Temp
 	return m.WaitReady(ctx, nil)
 }
 
-// blame sees to it that a template which cannot be restored is made anew. What the
-// host lacked, or a connection that broke, is not the template's fault.
+// blame removes a template that cannot be restored, so that it is made again. What the host
+// lacked, or a broken connection, is not the template's fault.
 func (m *Machine) blame(ctx context.Context, t template.Template, err error) error {
 	for _, other := range []error{syscall.ENOSPC, syscall.EDQUOT, syscall.ENOMEM, vm.ErrConnectionLost, vm.ErrRunning, vm.ErrDiskInUse} {
 		if errors.Is(err, other) {
@@ -266,7 +265,7 @@ func (m *Machine) blame(ctx context.Context, t template.Template, err error) err
 	return errors.Join(err, m.Templates.Distrust(t))
 }
 
-// parents are the disks that a template's own lies on.
+// parents returns the backing files of a template's disk.
 func (m *Machine) parents(t template.Template, img image.Image) []string {
 	if t.Parent == "" {
 		return []string{img.Disk()}
@@ -274,8 +273,7 @@ func (m *Machine) parents(t template.Template, img image.Image) []string {
 	return []string{template.Template{Dir: filepath.Join(m.Templates.Dir(), t.Parent)}.Disk(), img.Disk()}
 }
 
-// Discard removes the VM of a fork or template that did not come to be, for another
-// try.
+// Discard removes what there is of a fork or template that failed, for another try.
 func (m *Machine) Discard(ctx context.Context) error {
 	dom, err := m.Hypervisor.Get(ctx, m.Project.Name)
 	if err == nil || errors.Is(err, vm.ErrForeign) {
@@ -298,14 +296,14 @@ func (m *Machine) Discard(ctx context.Context) error {
 	return m.Files.RemoveVM()
 }
 
-// IsTemplate tells whether a directory is not a project's but a template's.
+// IsTemplate reports whether a directory belongs to a template, not to a project.
 func (e *Env) IsTemplate(dir string) bool {
 	return strings.HasPrefix(dir, e.Templates.Dir()+string(filepath.Separator))
 }
 
-// checkBacking refuses a disk that lies on what is no image and no template. It says
-// itself what it lies on, a QEMU that its guest has taken over can write that, and the
-// next one may read it.
+// checkBacking returns an error if a backing file of a disk is neither an image nor a template. The
+// name of the backing file is in the disk. A QEMU that its guest has taken over can write it, and
+// the next QEMU would open that file.
 func (e *Env) checkBacking(backing []string) error {
 	for _, path := range backing {
 		if dir := filepath.Dir(filepath.Dir(path)); dir != e.Images.Dir() && dir != e.Templates.Dir() {
@@ -318,7 +316,7 @@ func (e *Env) checkBacking(backing []string) error {
 	return nil
 }
 
-// BuildTemplate makes the template of the VM's shape, unless there is one, and returns its ID.
+// BuildTemplate makes the template of the VM's shape, unless it exists, and returns its ID.
 func (m *Machine) BuildTemplate(ctx context.Context) (string, error) {
 	img, err := m.newImage(ctx)
 	if err != nil {

@@ -11,17 +11,17 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// Phase is what the wait for a VM waits for.
+// Phase is what up is waiting for.
 type Phase string
 
-// Phases, in their order. A VM can fall back to PhaseSSH.
+// Phases, in order. A VM can fall back to PhaseSSH.
 const (
 	PhaseKernel Phase = "kernel" // to run its first program
 	PhaseSSH    Phase = "ssh"    // to answer
 	PhaseEngine Phase = "engine" // to answer
 )
 
-// Text says it to people.
+// Text is the phase in words for the user.
 func (p Phase) Text() string {
 	switch p {
 	case PhaseKernel:
@@ -32,7 +32,7 @@ func (p Phase) Text() string {
 	return "wait for Docker Engine"
 }
 
-// phaseOf is what a supervisor in this state waits for.
+// phaseOf returns what a supervisor in this state waits for.
 func phaseOf(s supervisor.State) Phase {
 	switch s {
 	case supervisor.StateConnecting, supervisor.StateLost, supervisor.StateStopped:
@@ -48,10 +48,10 @@ type Event interface{ event() }
 
 // The events.
 type (
-	// ConsoleReady says that the guest's console shows its kernel running.
+	// ConsoleReady: the guest's console shows that its kernel runs.
 	ConsoleReady struct{}
-	// SupervisorStatus is what the supervisor says whenever it changes. The first one is what
-	// it knew before.
+	// SupervisorStatus is the supervisor's status when it changes. The first one is from before
+	// the wait.
 	SupervisorStatus struct{ supervisor.Status }
 	// EngineAnswer is the engine's answer to [Action.PingEngine].
 	EngineAnswer struct{ Err error }
@@ -62,19 +62,19 @@ type (
 	}
 	// NetworkAnswer is the network process's answer to [Action.AskNetwork].
 	NetworkAnswer struct{ Err error }
-	// HelperLost says that the supervisor or the network process does not answer and never
-	// will: [supervisor.ErrHung], [vmnet.ErrNoNetwork].
+	// HelperLost: the supervisor or the network process does not answer and never will, see
+	// [supervisor.ErrHung] and [vmnet.ErrNoNetwork].
 	HelperLost struct{ Err error }
-	// WatchEnded says that the supervisor's stream of statuses has ended.
+	// WatchEnded: the supervisor's stream of statuses has ended.
 	WatchEnded struct{ Err error }
 	// Tick comes twice a second.
 	Tick struct{}
-	// KernelDeadline is the end of the time that the kernel has.
+	// KernelDeadline: the kernel's time is over.
 	KernelDeadline struct{}
-	// PortsDeadline is the end of the time that the ports of containers have, after
-	// [Action.AwaitPorts].
+	// PortsDeadline: the time for the ports of containers is over, which [Action.AwaitPorts]
+	// starts.
 	PortsDeadline struct{}
-	// Deadline is the end of the time that all of it has.
+	// Deadline: the time for the whole start is over.
 	Deadline struct{}
 )
 
@@ -97,23 +97,23 @@ type Action struct {
 	Err  error
 
 	Failed error  // the phase that is shown has failed
-	Phase  Phase  // begin to show this one; "": the same as before
+	Phase  Phase  // show this one from now on; "": no change
 	Note   string // tell the user; "": nothing
 
 	PingEngine bool // through docker.sock, the path that users take
 	GetDomain  bool // from libvirt
-	AskNetwork bool // whether the network process is there
-	AwaitPorts bool // start the time of PortsDeadline; any that runs starts again
+	AskNetwork bool // whether the network process runs
+	AwaitPorts bool // start the time of PortsDeadline, or start it again
 }
 
-// Errors that end a wait, beside those of the events.
+// Errors that end a wait, in addition to those of the events.
 var (
-	// ErrNoKernel says that the guest's kernel stands still. Under emulation a boot now and
-	// then stops for good, with both CPUs halted and no timer that would wake them (seen once
-	// in some forty boots of a busy host, QEMU 7.2); the next one does not. Under a KVM that
-	// has never run a VM here, nested in another hypervisor, none may come up.
+	// ErrNoKernel says that the guest's kernel hangs. Under emulation a boot sometimes stops for
+	// good, with both CPUs halted and no timer to wake them (once in about forty boots on a busy
+	// host, QEMU 7.2). The next boot works. Under a KVM that has never run a VM here, nested in
+	// another hypervisor, no kernel may come up.
 	ErrNoKernel = errors.New("the guest's kernel did not come up")
-	// ErrPatience says that the time is over.
+	// ErrPatience says that the time for the whole start is over.
 	ErrPatience = errors.New("the engine did not answer in time")
 	// ErrWatch says that the supervisor ended.
 	ErrWatch = errors.New("the supervisor ended while the VM was starting")
@@ -136,38 +136,38 @@ func (e *StoppedError) Error() string {
 	return fmt.Sprintf("the VM stopped while it was starting: %s (%s)", e.Domain.State, e.Domain.Reason)
 }
 
-// PatienceError is an [ErrPatience] that says how far the VM has come.
+// PatienceError is an [ErrPatience] that says how far the VM got.
 type PatienceError struct {
 	Phase  Phase
-	Why    string        // it has come no further, if the supervisor says so
-	Silent time.Duration // the VM has said nothing for so long; 0: it speaks
+	Why    string        // it got no further, if the supervisor says why
+	Silent time.Duration // how long the VM has been silent; 0: it is not
 }
 
 // Error implements error.
 func (e *PatienceError) Error() string { return ErrPatience.Error() }
 
-// Unwrap is ErrPatience.
+// Unwrap returns ErrPatience.
 func (e *PatienceError) Unwrap() error { return ErrPatience }
 
-// Options say what is waited for.
+// Options of a [Wait].
 type Options struct {
-	KernelUp bool   // the VM ran before
-	Fresh    bool   // the VM has no containers, whose ports would be waited for
-	Version  string // of this program; a supervisor of another one may not tell of ports
+	KernelUp bool   // the VM was already running
+	Fresh    bool   // the VM has no containers with ports to wait for
+	Version  string // of this program; a supervisor of another version may not report ports
 }
 
-// Wait decides what becomes of a VM that is starting. It is pure: it is told what happens, one
-// event at a time, and says what to do next; [Machine.WaitReady] does it. Begin it with [NewWait].
+// Wait decides what to do with a VM that is starting. It has no effects: it gets one event at a
+// time and returns what to do next, which [Machine.WaitReady] does. Create it with [NewWait].
 type Wait struct {
 	o        Options
 	kernelUp bool
 	phase    Phase
 	last     supervisor.Status
-	heard    bool // a status that is not the first
-	noted    bool // that the VM is slow
+	heard    bool // a status after the first has come
+	noted    bool // the user knows that the VM is slow
 	pinging  bool
-	answered bool // the engine, since the supervisor was last not ready
-	getting  bool // libvirt's answer is due
+	answered bool // by the engine, since the supervisor was last not ready
+	getting  bool // libvirt was asked and has not answered yet
 }
 
 // NewWait begins a wait.
@@ -179,7 +179,7 @@ func NewWait(o Options) (*Wait, Action) {
 	return w, Action{Phase: w.phase}
 }
 
-// On says what to do after an event. After an Action that is Done there must be no other.
+// On returns what to do after an event. Once an Action is Done, On must not be called again.
 func (w *Wait) On(e Event, now time.Time) Action {
 	switch e := e.(type) {
 	case ConsoleReady:
@@ -208,7 +208,7 @@ func (w *Wait) On(e Event, now time.Time) Action {
 			return done(ErrNoKernel)
 		}
 	case PortsDeadline:
-		if w.answered { // they come by themselves
+		if w.answered { // the ports will open later, without up
 			return done(nil)
 		}
 	case Deadline:
@@ -251,13 +251,13 @@ func (w *Wait) status(now supervisor.Status, at time.Time) Action {
 		}
 		w.phase, a.Phase = next, next
 	}
-	// What it knows may be old.
+	// The supervisor's state may be out of date.
 	a.AskNetwork = now.State == supervisor.StateStopped
 	return a
 }
 
-// ping has the engine asked. That the supervisor is ready is what it knows, and a VM that has
-// just crashed looks ready for some seconds: the engine itself has the last word.
+// ping asks the engine. A VM that has just crashed looks ready to its supervisor for some seconds,
+// so the engine itself has the last word.
 func (w *Wait) ping() Action {
 	if w.pinging || w.answered || w.last.State != supervisor.StateReady {
 		return Action{}
