@@ -1,8 +1,8 @@
-// Package state is what devvm keeps of a project on this host: who it is ([Project]), where its
-// files are ([Dirs], [Files]), who may change them (Acquire), and the small ones among them,
-// marks and records, each of which is replaced whole.
+// Package state is what devvm keeps about a project on this host: its identity ([Project]), where
+// its files are ([Dirs], [Files]), the lock that lets one command change them (Acquire), and the
+// small files among them, marks and records, each of which is replaced as a whole.
 //
-// It starts nothing and asks no VM. docs/files.md describes each file.
+// It starts no processes and asks no VM. docs/files.md describes each file.
 package state
 
 import (
@@ -26,19 +26,19 @@ type Dirs struct {
 	Data    string // images, templates, projects
 	Runtime string // sockets; emptied by a reboot
 	Short   string // sockets whose path in Runtime would be too long; "": not made yet, see Secure
-	Cache   string // what can be learnt again
+	Cache   string // what can be found out again
 	Config  string // the user's own defaults
-	Shared  bool   // QEMU runs as another user, so it must be able to pass
+	Shared  bool   // QEMU runs as another user, which must be able to pass through
 }
 
-// Environment is what of the process's surroundings decides the directories.
+// Environment is the part of the process's environment that decides the directories.
 type Environment struct {
 	Getenv func(string) string
 	UID    int
 	Home   string
 }
 
-// NewDirs derives the directories. It makes none of them.
+// NewDirs derives the directories. It creates none of them.
 func NewDirs(env Environment) (Dirs, error) {
 	d, err := derive(env)
 	if err == nil {
@@ -90,14 +90,14 @@ func derive(env Environment) (Dirs, error) {
 
 // RuntimeHome returns the user's runtime directory, or "" if there is none.
 //
-// XDG_RUNTIME_DIR is missing in cron, su and sudo -u, though the directory is
-// there: two commands of one user must not disagree on where the sockets are.
+// XDG_RUNTIME_DIR is not set in cron, su and sudo -u, though the directory exists. All commands
+// of a user must agree on where the sockets are.
 func RuntimeHome(env Environment) string {
 	for _, dir := range []string{env.Getenv("XDG_RUNTIME_DIR"), filepath.Join("/run/user", strconv.Itoa(env.UID))} {
 		if !filepath.IsAbs(dir) {
 			continue
 		}
-		// One that others can write to is not what the specification means.
+		// The specification demands a directory that others cannot write to.
 		if info, err := os.Stat(dir); err == nil && info.IsDir() && owner(info) == env.UID && info.Mode().Perm()&0o022 == 0 {
 			return dir
 		}
@@ -105,7 +105,8 @@ func RuntimeHome(env Environment) string {
 	return ""
 }
 
-// Watches is where the user's supervisors share what the kernel lets the user watch.
+// Watches is the directory through which the user's supervisors share the number of watches that
+// the kernel gives the user.
 func (d Dirs) Watches() string { return filepath.Join(d.Runtime, "watches") }
 
 // LongestSocketPath is the longest path of a unix socket, without the closing NUL
@@ -115,16 +116,16 @@ const LongestSocketPath = 107
 // longestSocket is the longest file name below a project's runtime directory.
 const longestSocket = len("/control.sock.new")
 
-// tooLong tells whether the kernel can bind no socket of the project in Runtime.
+// tooLong reports whether the path of a project's socket in Runtime would be too long.
 func (d Dirs) tooLong(name string) bool {
 	return len(filepath.Join(d.Runtime, name))+longestSocket > LongestSocketPath
 }
 
-// Trusted is the file of the directories whose devvm.toml counts whoever it belongs to.
+// Trusted is the file that lists the directories whose devvm.toml counts whoever owns it.
 func (d Dirs) Trusted() string { return filepath.Join(d.Data, "trusted.json") }
 
-// Projects returns the names of the projects that have files here, templates in the
-// making among them.
+// Projects returns the names of the projects that have files here, including templates that are
+// being made.
 func (d Dirs) Projects() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(d.Data, "projects"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -137,7 +138,7 @@ func (d Dirs) Projects() ([]string, error) {
 	return names, nil
 }
 
-// Passable is the mode of a directory that QEMU must be able to pass.
+// Passable is the mode of a directory that QEMU must be able to pass through.
 func (d Dirs) Passable() fs.FileMode {
 	if d.Shared {
 		return 0o711
@@ -145,8 +146,8 @@ func (d Dirs) Passable() fs.FileMode {
 	return 0o700
 }
 
-// MakeRuntime makes the project's runtime directories and refuses those that
-// somebody else could write to.
+// MakeRuntime creates the project's runtime directories. It returns an error if somebody else
+// could write to them.
 func (d *Dirs) MakeRuntime(p Files) error {
 	if err := os.MkdirAll(filepath.Dir(filepath.Dir(p.Run)), 0o755); err != nil {
 		return fmt.Errorf("make runtime directory: %w", err)
@@ -192,7 +193,7 @@ func group(info fs.FileInfo) uint32 {
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
 		return st.Gid
 	}
-	return math.MaxUint32 // nobody's
+	return math.MaxUint32 // no group
 }
 
 // LongestSocket is the longest path that a socket of any project can have here.

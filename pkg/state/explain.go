@@ -17,8 +17,8 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// Explain adds to an error about one of devvm's own files whose it is and what to do about
-// it. Other errors, and those that say so already, it returns as they are.
+// Explain adds to an error about one of devvm's own files who owns the file and what to do. It
+// returns other errors, and those that say so already, as they are.
 func (d Dirs) Explain(err error) error {
 	if err == nil || ui.Hint(err) != "" {
 		return err
@@ -44,7 +44,7 @@ func (d Dirs) Explain(err error) error {
 	return &ui.Error{Code: ui.ExitCode(err), Err: err, Hint: hint}
 }
 
-// pathOf is the file that an error is about; "" if it does not say.
+// pathOf returns the file that an error is about, or "" if it does not say.
 func pathOf(err error) string {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		return e.Path
@@ -55,7 +55,7 @@ func pathOf(err error) string {
 	return ""
 }
 
-// has tells whether a path is devvm's own.
+// has reports whether a path is in one of devvm's own directories.
 func (d Dirs) has(path string) bool {
 	for _, dir := range []string{d.Data, d.Runtime, d.Cache, d.Config, d.Short} {
 		if dir != "" && (path == dir || strings.HasPrefix(path, dir+string(filepath.Separator))) {
@@ -65,7 +65,7 @@ func (d Dirs) has(path string) bool {
 	return false
 }
 
-// whose says who owns a file, or the nearest directory above that can be looked at.
+// whose says who owns a file, or else the nearest directory above it that can be looked at.
 func whose(path string) string {
 	for {
 		info, err := os.Lstat(path)

@@ -12,7 +12,7 @@ type Files struct {
 	Lock   string
 	Record string
 	VM     string // replaced as a whole by nuke
-	Undo   string // the former vm
+	Undo   string // the VM before the last nuke
 	Logs   string
 
 	Run string // runtime/NAME: sockets
@@ -48,16 +48,16 @@ func (f Files) Console() string { return filepath.Join(f.VM, "console.log") }
 // Keys is the directory of the VM's SSH keys.
 func (f Files) Keys() string { return filepath.Join(f.VM, "keys") }
 
-// Credentials is the directory of what the guest is told by its firmware.
+// Credentials is the directory of what the guest's firmware tells it.
 func (f Files) Credentials() string { return filepath.Join(f.VM, "credentials") }
 
 // begun is the mark of a VM whose engine has never answered.
 func (f Files) begun() string { return filepath.Join(f.VM, "begun") }
 
-// unused is the mark of a VM that nobody has used.
+// unused is the mark of a VM that nobody has used yet.
 func (f Files) unused() string { return filepath.Join(f.VM, "unused") }
 
-// Provisioned is the hash of the provisioning that the VM has had.
+// Provisioned holds the hash of the provisioning that was done in the VM.
 func (f Files) Provisioned() string { return filepath.Join(f.VM, "provisioned") }
 
 // Management is the mark of a VM whose sshd has an address of its own.
@@ -66,19 +66,19 @@ func (f Files) Management() string { return filepath.Join(f.VM, "management") }
 // Stopping is the mark of a VM that has been asked to power off.
 func (f Files) Stopping() string { return filepath.Join(f.VM, "stopping") }
 
-// Vacant is the mark of a project that has no VM on purpose.
+// Vacant is the mark of a project that has no VM, on purpose.
 func (f Files) Vacant() string { return filepath.Join(f.Root, "vacant") }
 
-// Removing is where what is being removed is moved first.
+// Removing is where things are moved before they are removed.
 func (f Files) Removing() string { return filepath.Join(f.Root, "removing") }
 
-// Applied is the record of what is in force for the VM: see pkg/applied.
+// Applied is the record of the settings in force for the VM, see pkg/applied.
 func (f Files) Applied() string { return filepath.Join(f.Root, "applied.json") }
 
-// Owners is the directory of whose the files are in the VM.
+// Owners is the directory of the owners that files have in the VM.
 func (f Files) Owners() string { return filepath.Join(f.Root, "owners") }
 
-// ShareSocket is the socket of the server of the VM's files.
+// ShareSocket is the socket of the server that shares files with the VM.
 func (f Files) ShareSocket() string { return filepath.Join(f.Run, "share.sock") }
 
 // NetLock is the lock of the network process.
@@ -108,13 +108,12 @@ func (f Files) NetLog() string { return filepath.Join(f.Logs, "net.log") }
 // SupervisorLog is the log of the supervisor.
 func (f Files) SupervisorLog() string { return filepath.Join(f.Logs, "supervisor.log") }
 
-// ProvisionLog is what provisioning has printed.
+// ProvisionLog is the output of provisioning.
 func (f Files) ProvisionLog() string { return filepath.Join(f.Logs, "provision.log") }
 
-// Remove removes all that there is of the project on this host, the directory by which
-// it is found last.
+// Remove removes everything of the project on this host. Root, by which it is found, goes last.
 func (f Files) Remove() error {
-	// Each as a whole: what a killed run leaves must not look like a VM without its disk.
+	// Each as a whole: what is left by a killed run must not look like a VM without its disk.
 	for _, path := range []string{f.VM, f.Undo} {
 		if err := f.removeWhole(path); err != nil {
 			return err

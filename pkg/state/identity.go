@@ -16,9 +16,8 @@ type Project struct {
 	Dir  string // canonical path
 }
 
-// New makes the project of a directory. The identity is the canonical path:
-// two directories of the same name are two projects, and a symbolic link to a
-// directory is the directory.
+// New returns the project of a directory. Its identity is the canonical path: two directories of
+// the same name are two projects, and a symbolic link to a directory is the same project.
 func New(dir string) (Project, error) {
 	abs, err := filepath.Abs(dir)
 	if err != nil {
@@ -38,7 +37,7 @@ func New(dir string) (Project, error) {
 	return Identify(resolved), nil
 }
 
-// Identify derives name and UUID from a canonical path. It is pure.
+// Identify derives name and UUID from a canonical path. It looks at no files.
 func Identify(dir string) Project {
 	sum := sha256.Sum256([]byte(dir))
 	return Project{
@@ -56,7 +55,7 @@ func uuid(sum [sha256.Size]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
 }
 
-// longestSlug keeps names short enough for sockets and to read.
+// longestSlug keeps names short: for the paths of sockets, and to read.
 const longestSlug = 24
 
 // Slug reduces a directory's name to what host names, libvirt and file systems

@@ -15,19 +15,18 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// holder is what the owner of a lock writes into it, for messages only: the
-// kernel, not this text, decides who holds it.
+// holder is what the holder of a lock writes into it. It is for messages only: the kernel decides
+// who holds the lock.
 type holder struct {
 	PID  int    `json:"pid"`
 	Verb string `json:"verb"`
 }
 
-// lockPoll is how often a waiting command looks whether the lock is free.
+// lockPoll is how often a waiting command tries to take the lock.
 const lockPoll = 100 * time.Millisecond
 
-// Acquire makes this process the only one that changes the project. If another
-// one is at work it calls waiting once and waits, or, without waiting, fails
-// with exit code 6.
+// Acquire takes the lock that lets one process change the project. If another one holds it,
+// Acquire calls waiting once and waits. If waiting is nil, it fails with exit code 6.
 func (f Files) Acquire(ctx context.Context, verb string, waiting func(who string)) (*flock.Flock, error) {
 	for {
 		if err := os.MkdirAll(f.Root, 0o711); err != nil {
@@ -56,7 +55,7 @@ func (f Files) Acquire(ctx context.Context, verb string, waiting func(who string
 			waiting(who)
 			err := lock.Wait(ctx, l, false, lockPoll)
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // that other one was an rm
+				continue // it was an rm that held it
 			}
 			if stopped, ok := errors.AsType[*lock.StoppedError](err); ok {
 				return nil, errStopped(who, stopped)
@@ -74,12 +73,12 @@ func (f Files) Acquire(ctx context.Context, verb string, waiting func(who string
 			return nil, err
 		}
 		b, _ := json.Marshal(holder{os.Getpid(), verb})
-		_ = os.WriteFile(f.Lock, b, 0o600) // words for others: a full disk is no reason not to remove a VM
+		_ = os.WriteFile(f.Lock, b, 0o600) // for messages only: a full disk must not prevent an rm
 		return l, nil
 	}
 }
 
-// errStopped says that another devvm, who, is at work on the project and does not go on.
+// errStopped says that another devvm, who, holds the lock and has been stopped by a signal.
 func errStopped(who string, err *lock.StoppedError) error {
 	return &ui.Error{
 		Code: ui.ExitBusy,
@@ -98,7 +97,7 @@ func (f Files) holder() string {
 	return fmt.Sprintf("%s, pid %d", h.Verb, h.PID)
 }
 
-// sameFile tells whether the locked file is still the one at the path.
+// sameFile reports whether the locked file is still the one at the path.
 func sameFile(l *flock.Flock, path string) bool {
 	locked, err := l.Stat()
 	if err != nil {

@@ -19,12 +19,12 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// Secure checks that the project's sockets are where only this user can put them: a
-// client that is told docker.sock's path sends its registry passwords there. Every
-// command that uses a socket, or prints its path, calls this first. What Secure has
-// checked stays so: the one who could change it is root or this user.
+// Secure checks that only this user can create files where the project's sockets are: a client
+// that gets the path of docker.sock sends registry passwords to it. Every command that uses a
+// socket, or prints its path, calls Secure first. Afterwards only root and this user can change
+// what Secure has checked.
 //
-// A project whose sockets need the short directory gets it here.
+// It creates the short directory if the project's sockets need it.
 func (d *Dirs) Secure(name string) error {
 	if err := d.makeShort(name); err != nil {
 		return err
@@ -32,7 +32,7 @@ func (d *Dirs) Secure(name string) error {
 	return thisUser().private(d.Files(name).Run)
 }
 
-// SecureAll is Secure for who uses the sockets of several projects.
+// SecureAll is Secure for a command that uses the sockets of several projects.
 func (d *Dirs) SecureAll() error {
 	for _, dir := range []string{d.Runtime, d.Short} {
 		if dir == "" {
@@ -45,8 +45,8 @@ func (d *Dirs) SecureAll() error {
 	return nil
 }
 
-// Where Short may be. The name behind the prefix is mkdtemp's: nobody knows it before
-// the directory is there.
+// Where Short may be. mkdtemp chooses the name after the prefix, so nobody knows it before the
+// directory exists.
 const (
 	shortParent = "/tmp"
 	shortPrefix = "devvm-"
@@ -55,9 +55,9 @@ const (
 // shortRecord names the file that remembers Short.
 func (d Dirs) shortRecord() string { return filepath.Join(d.Data, "sockets") }
 
-// readShort returns the short directory that an earlier command has made, "" if there is
-// none or it is not private any more. /tmp is emptied by a reboot, and then anybody can
-// make a directory of the name.
+// readShort returns the short directory that an earlier command made, or "" if there is none or
+// it is no longer private. A reboot empties /tmp, and then anybody can create a directory of that
+// name.
 func (d Dirs) readShort() string {
 	f, err := os.OpenFile(d.shortRecord(), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -70,7 +70,7 @@ func (d Dirs) readShort() string {
 // shortIn returns the directory that the open record names, if it can be trusted.
 func (d Dirs) shortIn(record *os.File) string {
 	if info, err := record.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "" // reading a pipe that somebody put there would not end
+		return "" // reading from a pipe would not end
 	}
 	text, err := io.ReadAll(io.LimitReader(record, LongestSocketPath))
 	if err != nil {
@@ -83,13 +83,13 @@ func (d Dirs) shortIn(record *os.File) string {
 	return dir
 }
 
-// ownShort tells whether a short directory is still the one that makeShort has made.
+// ownShort reports whether a short directory is still as makeShort made it.
 func (d Dirs) ownShort(dir string) bool {
 	info, err := os.Lstat(dir)
 	return err == nil && info.IsDir() && owner(info) == os.Getuid() && info.Mode().Perm() == d.Passable()
 }
 
-// makeShort makes the short directory, if the project needs it and there is none.
+// makeShort creates the short directory, if the project needs it and there is none.
 func (d *Dirs) makeShort(name string) (err error) {
 	if !d.tooLong(name) || d.Short != "" && d.ownShort(d.Short) {
 		return nil
@@ -107,7 +107,7 @@ func (d *Dirs) makeShort(name string) (err error) {
 		return err
 	}
 	defer record.Close()
-	// Of several commands that find none, one makes it.
+	// If several commands find none, only one creates it.
 	if err := unix.Flock(int(record.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
@@ -135,8 +135,7 @@ func (d *Dirs) makeShort(name string) (err error) {
 	return nil
 }
 
-// observer is the user for whom a directory is to be private, and how its parts are
-// looked at.
+// observer is the user for whom a directory must be private, with the calls to examine it.
 type observer struct {
 	uid      int
 	lstat    func(string) (fs.FileInfo, error)
@@ -150,10 +149,10 @@ func thisUser() observer {
 	return observer{uid, os.Lstat, os.Readlink, hasACL, trust.For(uid, trust.List{}).Private}
 }
 
-// private refuses a directory that somebody else could have made, or could replace. It
-// need not exist yet, if nobody else can make it first.
+// private returns an error if somebody else could have created the directory, or could replace
+// it. The directory need not exist yet, as long as nobody else can create it first.
 func (o observer) private(dir string) error {
-	// mostLinks is the kernel's own bound (path_resolution(7)).
+	// mostLinks is the kernel's own limit (path_resolution(7)).
 	const mostLinks = 40
 	path, rest := "/", parts(dir)
 	open := false // others can make files in path
@@ -192,7 +191,7 @@ func (o observer) private(dir string) error {
 	}
 }
 
-// parts are the names in an absolute path.
+// parts returns the names in an absolute path.
 func parts(path string) []string {
 	return slices.DeleteFunc(strings.Split(filepath.Clean(path), "/"), func(s string) bool { return s == "" })
 }
@@ -202,7 +201,7 @@ func (o observer) judgeLast(dir string, info fs.FileInfo) error {
 	switch {
 	case !info.IsDir() || owner(info) != o.uid:
 		return exposed(dir, describe(dir, info), "remove it; if you cannot, set XDG_RUNTIME_DIR to a directory of yours (mode 0700)")
-	case info.Mode().Perm()&0o022 != 0: // what is in it may be anybody's
+	case info.Mode().Perm()&0o022 != 0: // others may have put files in it
 		return exposed(dir, describe(dir, info), "stop what uses it and remove it: rm -r "+shell.Quote(dir))
 	case info.Mode().Perm() != 0o700:
 		return exposed(dir, describe(dir, info), "chmod 700 "+shell.Quote(dir))
@@ -210,7 +209,7 @@ func (o observer) judgeLast(dir string, info fs.FileInfo) error {
 	return nil
 }
 
-// judge judges a directory above; open tells whether others can make files in it.
+// judge judges a directory above. open reports whether others can create files in it.
 func (o observer) judge(dir, path string, info fs.FileInfo) (open bool, err error) {
 	st := info.Mode()
 	listed := st.Perm()&0o020 != 0 && o.acl(path)
@@ -230,7 +229,7 @@ func (o observer) judge(dir, path string, info fs.FileInfo) (open bool, err erro
 	return writable, nil
 }
 
-// exposed says that somebody else may be at the sockets.
+// exposed is the error that somebody else may get at the sockets.
 func exposed(dir, why, hint string) error {
 	return &ui.Error{
 		Code: ui.ExitHost,
@@ -255,8 +254,8 @@ func describe(path string, info fs.FileInfo) string {
 	return fmt.Sprintf("%s belongs to %s and has mode %04o", what, who, info.Mode().Perm())
 }
 
-// hasACL tells whether a directory has an access control list, whose mask its group's
-// permissions then are. One that cannot be asked has none.
+// hasACL reports whether a directory has an access control list. The permissions of its group are
+// then the list's mask. If the directory cannot be asked, it has none.
 func hasACL(path string) bool {
 	n, err := unix.Lgetxattr(path, "system.posix_acl_access", nil)
 	return err == nil && n > 0

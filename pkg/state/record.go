@@ -13,21 +13,21 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// Record is the content of project.json: which directory the files belong to
-// when no domain says it. Dir is bytes, since a path need not be UTF-8.
+// Record is the content of project.json: the directory that the files belong to, if no domain says
+// so. Dir is bytes, since a path need not be UTF-8.
 type Record struct {
 	Dir   []byte `json:"dir"`
 	DirID string `json:"id,omitempty"` // see DirIDOf
-	// Adopts is the name of the project whose VM this one is taking over, see Move; From is its
-	// directory, and Same says that this is the same directory.
+	// Adopts is the name of the project whose VM this one is taking over, see Move. From is that
+	// project's directory. Same says that it is this one, under its old name.
 	Adopts string `json:"adopts,omitempty"`
 	From   []byte `json:"from,omitempty"`
 	Same   bool   `json:"same,omitempty"`
 }
 
-// DirIDOf is what a directory keeps when it is renamed, and a copy of it does not have: its
-// number, and when it was made, where the file system knows (statx(2)). It is "" if there is none.
-// A link to a directory is not the directory.
+// DirIDOf returns an ID that a directory keeps when it is renamed, and that a copy of it does not
+// have: its inode number, and its birth time if the file system has it (statx(2)). It returns "" if
+// there is no directory. A link to a directory does not count.
 func DirIDOf(dir string) string {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_INO|unix.STATX_BTIME, &st); err != nil {
@@ -36,16 +36,17 @@ func DirIDOf(dir string) string {
 	return fmt.Sprintf("%d %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
 }
 
-// IsUnique tells whether what DirIDOf has returned is of one directory alone: numbers are given again.
+// IsUnique reports whether an ID from DirIDOf has a birth time. Without one, a later directory may
+// get the same inode number.
 func IsUnique(id string) bool { return id != "" && !strings.HasSuffix(id, " 0.000000000") }
 
-// WriteRecord notes the directory beside the project's files.
+// WriteRecord records the directory among the project's files.
 func (f Files) WriteRecord(dir string) error {
 	return f.write(Record{Dir: []byte(dir), DirID: DirIDOf(dir)})
 }
 
-// NoteDir is WriteRecord, unless the VM was made for another directory, which has gone from this
-// path: that one may come for its VM.
+// NoteDir is WriteRecord, unless the VM was made for another directory that was at this path
+// before: that directory may still claim its VM.
 func (f Files) NoteDir(dir string) error {
 	if f.IsReplaced(dir) {
 		return nil
@@ -53,14 +54,14 @@ func (f Files) NoteDir(dir string) error {
 	return f.WriteRecord(dir)
 }
 
-// IsReplaced tells whether a directory is known not to be the one that the VM was made for.
+// IsReplaced reports whether a directory is known not to be the one that the VM was made for.
 func (f Files) IsReplaced(dir string) bool {
 	_, id := f.Recorded()
 	now := DirIDOf(dir)
 	return f.IsUsed() && IsUnique(id) && now != "" && now != id
 }
 
-// WriteAdopts notes that the project is taking over another one's VM.
+// WriteAdopts records that the project is taking over another project's VM.
 func (f Files) WriteAdopts(dir string, from Project, same bool) error {
 	return f.write(Record{Dir: []byte(dir), DirID: DirIDOf(dir), Adopts: from.Name, From: []byte(from.Dir), Same: same})
 }
@@ -73,7 +74,7 @@ func (f Files) write(r Record) error {
 	return file.Replace(f.Record, b, 0o600)
 }
 
-// Adopts is the name of the project whose VM this one is taking over; "": none.
+// Adopts returns the name of the project whose VM this one is taking over, or "".
 func (f Files) Adopts() string {
 	r, err := f.ReadRecord()
 	if err != nil {
@@ -82,13 +83,13 @@ func (f Files) Adopts() string {
 	return r.Adopts
 }
 
-// RecordedDir returns the directory noted, or "".
+// RecordedDir returns the recorded directory, or "".
 func (f Files) RecordedDir() string {
 	dir, _ := f.Recorded()
 	return dir
 }
 
-// Recorded returns the directory noted, and its ID then.
+// Recorded returns the recorded directory, and the ID that it had.
 func (f Files) Recorded() (dir, id string) {
 	r, err := f.ReadRecord()
 	if err != nil {
@@ -97,7 +98,7 @@ func (f Files) Recorded() (dir, id string) {
 	return string(r.Dir), r.DirID
 }
 
-// ReadRecord reads the record of whose the files are.
+// ReadRecord reads the record.
 func (f Files) ReadRecord() (Record, error) {
 	var r Record
 	b, err := os.ReadFile(f.Record)
@@ -120,8 +121,8 @@ func (f Files) Adopter() (dir string, ok bool) {
 	return "", false
 }
 
-// checkMoved keeps other verbs away from a project of which a part is elsewhere, because a move
-// was interrupted. What rm leaves is whole.
+// checkMoved returns an error for most verbs if a part of the project is elsewhere, because a move
+// was interrupted. rm is allowed, since what it leaves is complete.
 func (f Files) checkMoved(verb string) error {
 	if verb == "move" || verb == "rm" {
 		return nil
@@ -152,9 +153,9 @@ func ErrLeaves(dir string) error {
 	}
 }
 
-// KeepsDir tells whether a project's directory is still where it was. Same means that the
-// recorded directory is known to have moved: a directory with another ID at the old path is a
-// different one.
+// KeepsDir reports whether a project's directory is still where it was. same means that the
+// recorded directory is known to have moved: then a directory with another ID at the old path is
+// a different one.
 func (f Files) KeepsDir(dir string, same bool) bool {
 	_, id := f.Recorded()
 	return Exists(dir) && !(same && DirIDOf(dir) != id)

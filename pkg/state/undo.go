@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// LeavesUndo tells whether a nuke removes the VM, and leaves an undo that there is: the VM holds
-// nothing that could be wanted back.
+// LeavesUndo reports whether a nuke removes the VM and keeps an earlier undo, because the VM holds
+// nothing that anybody could want back.
 func (f Files) LeavesUndo() bool {
 	return !Exists(f.Disk()) || f.IsBegun() || !f.IsUsed() && Exists(f.Undo)
 }
 
-// SetAside makes the VM's files the undo. Each step leaves a state from which
-// the next run goes on: a VM, or its undo, is always whole.
+// SetAside makes the VM's files the undo. After each step the VM and the undo are either complete
+// or gone, so that the next run can go on.
 func (f Files) SetAside() error {
 	if f.LeavesUndo() {
 		return f.RemoveVM()
@@ -34,8 +34,7 @@ func (f Files) SetAside() error {
 	return nil
 }
 
-// Swap exchanges the VM's files with the undo, in one step of the kernel's, so
-// that an undo can be undone.
+// Swap exchanges the VM's files with the undo, in one system call, so that an undo can be undone.
 func (f Files) Swap() error {
 	var err error
 	if Exists(f.Disk()) && !f.IsBegun() {
@@ -49,10 +48,10 @@ func (f Files) Swap() error {
 	return Unmark(f.Vacant())
 }
 
-// RemoveAll removes a directory tree of ours.
+// RemoveAll removes one of devvm's directory trees.
 func RemoveAll(path string) error {
 	err := os.RemoveAll(path)
-	if errors.Is(err, fs.ErrPermission) { // a directory of ours that lets nobody in
+	if errors.Is(err, fs.ErrPermission) { // a directory without permissions
 		_ = filepath.WalkDir(path, func(at string, d fs.DirEntry, _ error) error {
 			if d != nil && d.IsDir() {
 				_ = os.Chmod(at, 0o700)
