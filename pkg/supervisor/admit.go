@@ -15,8 +15,8 @@ import (
 	"github.com/devvm/devvm/pkg/share"
 )
 
-// admit refuses to create and start containers that cannot have what they want of the
-// host: files or ports. What it cannot find out, the engine is to judge.
+// admit refuses to create or start a container if the host cannot give it the files or ports
+// that it wants. What admit cannot find out is left to the engine.
 func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v dockerproxy.Verdict, err error) {
 	switch call.Kind {
 	case dockerproxy.Prune:
@@ -69,8 +69,8 @@ func (s *supervisor) admit(ctx context.Context, call dockerproxy.Call) (v docker
 	return v, err
 }
 
-// holdFiles keeps the files that a container is to have by themselves, from before its start
-// until the engine's list shows it, or does not.
+// holdFiles holds the single files that a container binds, from before its start until the
+// engine's next list, which has the container or not.
 func (s *supervisor) holdFiles(id string, binds []guard.Bind, done func()) func() {
 	if s.files == nil || id == "" || len(binds) == 0 {
 		return done
@@ -88,15 +88,15 @@ func (s *supervisor) holdFiles(id string, binds []guard.Bind, done func()) func(
 	}
 }
 
-// A terminal's first size may come before its container runs, on a connection of its own, and
-// the engine refuses it then: clients try again for 50 ms, which is short for a VM. (A size for
-// what runs by exec, the engine keeps itself.)
+// The first size of a terminal may arrive before its container runs, since it comes on another
+// connection. The engine then refuses it. Clients try again for 50 ms, which is too short for a
+// VM. (For an exec the engine keeps the size itself.)
 const (
 	patienceStart = 3 * time.Second
 	askStart      = 50 * time.Millisecond
 )
 
-// awaitStart waits for the start of a container that has been made and not started, for a while.
+// awaitStart waits a while for the start of a container that was created but not started.
 func (s *supervisor) awaitStart(ctx context.Context, container string) {
 	ctx, cancel := context.WithTimeout(ctx, patienceStart)
 	defer cancel()
@@ -115,8 +115,8 @@ func (s *supervisor) awaitStart(ctx context.Context, container string) {
 	}
 }
 
-// redirect leads binds of docker.sock to where the VM has the engine's socket. Clients take
-// the path from DOCKER_HOST, and mean the engine that they speak to.
+// redirect replaces docker.sock in binds by the path of the engine's socket in the VM. Clients
+// take the path from DOCKER_HOST, and mean the engine that they talk to.
 func (s *supervisor) redirect(call *dockerproxy.Call) (edits []dockerproxy.Edit) {
 	change := func(to string, path ...string) {
 		edits = append(edits, dockerproxy.Edit{Path: path, To: to})
@@ -146,7 +146,7 @@ func (s *supervisor) redirect(call *dockerproxy.Call) (edits []dockerproxy.Edit)
 	return edits
 }
 
-// leadToEngine lets a volume that is docker.sock be the engine's socket, and says whether it is.
+// leadToEngine makes a volume that is docker.sock the engine's socket, and reports whether it was.
 func (s *supervisor) leadToEngine(d mount.Driver) bool {
 	if b, ok := guard.Volume(d); !ok || !s.isOurSocket(b.Path) {
 		return false
@@ -155,11 +155,11 @@ func (s *supervisor) leadToEngine(d mount.Driver) bool {
 	return true
 }
 
-// isOurSocket tells whether a path leads to docker.sock on this host.
+// isOurSocket reports whether a path leads to docker.sock on this host.
 func (s *supervisor) isOurSocket(path string) bool {
 	path = filepath.Clean(path)
 	return filepath.IsAbs(path) && !isEngineSocket(path) && (path == s.Docker || mounts.Real(path) == mounts.Real(s.Docker))
 }
 
-// isEngineSocket tells whether a path is what tools call the engine's socket, in the VM.
+// isEngineSocket reports whether a path is one that tools use for the engine's socket, in the VM.
 func isEngineSocket(path string) bool { return path == engineSocket || path == "/var"+engineSocket }

@@ -8,8 +8,8 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 )
 
-// keepClock looks after the guest's clock until ctx ends: it stands still while the
-// host sleeps or the VM is paused, and drifts.
+// keepClock keeps the guest's clock right until ctx ends. The clock stops while the host sleeps or
+// the VM is paused, and it drifts.
 func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
 	tick := time.NewTicker(clockLook)
 	defer tick.Stop()
@@ -33,22 +33,22 @@ func (s *supervisor) keepClock(ctx context.Context, link *guest.Client) {
 	}
 }
 
-// clockStep is more than a clock that is kept by NTP moves between two looks.
+// clockStep is more than NTP adjusts a clock between two looks.
 const clockStep = 10 * time.Millisecond
 
-// hasStepped tells whether the host's clock was set, or the host has slept, by the time
-// that has passed by its clock and by its count, which leaves both out.
+// hasStepped reports whether the host's clock was set or the host has slept. clock is the time that
+// has passed by the clock, count by the monotonic clock, which shows neither.
 func hasStepped(clock, count time.Duration) bool { return (clock - count).Abs() > clockStep }
 
-// strayed tells whether a guest's clock must be set. Ahead it may be a little. Behind it
-// must not be, for then files that the host has just made are of the guest's future, and
-// make complains. Of a guest that is too busy to say, it must be known.
+// strayed reports whether a guest's clock must be set. It may be a little ahead, but not behind:
+// files that the host has just created would be in the guest's future, and make complains. If the
+// guest was too busy for a precise answer, the clock must certainly be behind.
 func strayed(c guest.Clock) bool {
 	exact := c.Most-c.Least < clockTolerance
 	return c.Most < 0 || c.Least < 0 && exact || c.Least > clockTolerance
 }
 
-// setClock sets the guest's clock if it has strayed, and tells whether it had.
+// setClock sets the guest's clock if it has strayed, and reports whether it had.
 func (s *supervisor) setClock(ctx context.Context, link *guest.Client) bool {
 	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
 	defer cancel()
@@ -67,8 +67,8 @@ func (s *supervisor) setClock(ctx context.Context, link *guest.Client) bool {
 	return off
 }
 
-// noteBoot tells when the VM has booted by itself: its containers have ended, and who
-// wonders why learns it from status.
+// noteBoot notes when the VM has booted by itself. Its containers have ended, and status shows
+// why.
 func (s *supervisor) noteBoot(boot string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

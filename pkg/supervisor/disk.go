@@ -5,38 +5,38 @@ import (
 	"time"
 )
 
-// A VM that writes while the host's disk is full is paused by QEMU, and nothing is lost. Nobody
-// in the VM can say so: the supervisor looks, tells clients, and lets the VM go on when there is
-// room again.
+// If the VM writes while the host's disk is full, QEMU pauses it, and nothing is lost. Nothing in
+// the VM can report that. So the supervisor checks for it, tells clients, and resumes the VM when
+// there is room again.
 
-// Disk is how a supervisor learns of the host's disk, and of a VM that waits for room on it. The
-// zero value does not look.
+// Disk is how a supervisor checks the host's disk, and a VM that waits for room on it. The zero
+// value checks nothing.
 type Disk struct {
-	// Full tells whether there is no room for what the VM writes. It is asked all the time.
+	// Full reports whether there is no room for what the VM writes. It is called often.
 	Full func() bool
-	// Paused tells whether QEMU has paused the VM because it could not write.
+	// Paused reports whether QEMU has paused the VM because a write failed.
 	Paused func(context.Context) (bool, error)
-	// Proceed lets such a VM go on.
+	// Proceed resumes such a VM.
 	Proceed func(context.Context) error
 }
 
 const (
-	// diskEvery is how often the disk is looked at, and libvirt is asked at most.
+	// diskEvery is how often the disk is checked, and how often libvirt is asked at most.
 	diskEvery = 2 * time.Second
-	// lastAsk is how long libvirt is not asked while nothing changes.
+	// lastAsk is the longest time between two questions to libvirt while nothing changes.
 	lastAsk = 30 * time.Second
-	// lastProceed is the longest that a VM stays paused if it keeps being paused although there
+	// lastProceed is the longest that a VM stays paused if QEMU keeps pausing it although there
 	// seems to be room.
 	lastProceed = time.Minute
 )
 
-// Words for a VM that is paused, of Status.Paused.
+// Values of Status.Paused.
 const (
 	pausedFull  = "the host's disk is full"
 	pausedWrite = "a write to its disk has failed on the host"
 )
 
-// watchDisk looks after a VM that is paused, until ctx ends.
+// watchDisk checks for a paused VM, and resumes it, until ctx ends.
 func (s *supervisor) watchDisk(ctx context.Context) {
 	if s.Disk.Full == nil {
 		return
@@ -81,16 +81,16 @@ func (s *supervisor) watchDisk(ctx context.Context) {
 	}
 }
 
-// asks says when to ask libvirt about a VM. Every project asks when the host's disk is full, and
-// that can last.
+// asks decides when to ask libvirt about a VM. All projects ask while the host's disk is full,
+// which can take long.
 type asks struct {
 	last         time.Time
 	wait         time.Duration // from then on
 	full, silent bool          // what was known then
 }
 
-// due tells whether to ask now: when what is known has changed, when a client has called, and
-// ever more rarely else.
+// due reports whether to ask now: when the arguments have changed, when a client has called, and
+// otherwise less and less often.
 func (a *asks) due(now time.Time, full, silent, called bool) bool {
 	changed := full != a.full || silent != a.silent
 	since := now.Sub(a.last)
@@ -105,7 +105,7 @@ func (a *asks) due(now time.Time, full, silent, called bool) bool {
 	return true
 }
 
-// call lets a client's call be a reason to look.
+// call notes that a client has called, which is a reason to check.
 func (s *supervisor) call() {
 	select {
 	case s.called <- struct{}{}:
@@ -113,7 +113,8 @@ func (s *supervisor) call() {
 	}
 }
 
-// awaitAlone says so when nobody is left to look outside of the sandbox. All else goes on.
+// awaitAlone notes when the aide, which looks outside of the sandbox, has ended. Everything else
+// goes on.
 func (s *supervisor) awaitAlone(ctx context.Context) {
 	select {
 	case <-s.Alone:
@@ -127,7 +128,7 @@ func (s *supervisor) awaitAlone(ctx context.Context) {
 	s.tell()
 }
 
-// lookPaused looks whether the VM is paused, and notes it.
+// lookPaused checks whether the VM is paused, and notes it.
 func (s *supervisor) lookPaused(ctx context.Context, full bool) bool {
 	paused, err := s.Disk.Paused(ctx)
 	if err != nil { // not known: then clients are not turned away

@@ -8,24 +8,24 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 )
 
-// engineError says that systemd in the VM has given the engine up.
+// engineError says that systemd in the VM no longer restarts the engine.
 type engineError struct{ words string }
 
 func (e *engineError) Error() string { return "Docker Engine does not start: " + e.words }
 
-// failureCommand prints the last words of an engine that systemd does not start again, and
-// nothing of one that it does.
+// failureCommand prints the last messages of an engine that systemd no longer restarts, and
+// nothing if it still does.
 const failureCommand = `systemctl is-failed -q docker.service || exit 0
 words=$(journalctl -b -q -o cat -n 1 _SYSTEMD_UNIT=docker.service _TRANSPORT=stdout 2>/dev/null)
 echo "${words:-$(systemctl show -p Result --value docker.service)}"`
 
-// maxWords bounds what is kept of the engine's last words, in bytes.
+// maxWords is how many bytes of the engine's last messages are kept.
 const maxWords = 1000
 
-// patienceFailure is for asking why the engine does not run.
+// patienceFailure is how long to wait for the reason why the engine does not run.
 const patienceFailure = 30 * time.Second
 
-// engineFailure asks the VM whether its engine has been given up, and why; "" if not.
+// engineFailure asks the VM why systemd no longer restarts its engine, "" if it still does.
 func engineFailure(ctx context.Context, link *guest.Client) string {
 	ctx, cancel := context.WithTimeout(ctx, patienceFailure)
 	defer cancel()

@@ -18,22 +18,23 @@ import (
 	"github.com/devvm/devvm/pkg/mounts"
 )
 
-// Guard says what to do with containers that bind what the VM does not have.
+// Guard says what to do with containers that bind paths that the VM does not have.
 type Guard struct {
 	Dir string // the project's directory
-	// Off tells whether nothing is looked at, at the start and at each Resume; nil: false.
+	// Off reports whether the guard is off. It is called at the start and at each Resume; nil:
+	// it is on.
 	Off func() (bool, error)
-	// Unfit is guard.Guard's.
+	// Unfit is the same as in guard.Guard.
 	Unfit func(source, target string) string
-	// Sockets is HoldsSockets, for a process that may not look; nil: it may.
+	// Sockets replaces HoldsSockets, for a process in a sandbox; nil: HoldsSockets.
 	Sockets func(ctx context.Context, dir string) bool
 }
 
-// patienceLook bounds the question what the VM has. A VM that does not answer in time
-// is no reason to refuse.
+// patienceLook is how long to wait for the VM to say what it has. If it does not answer in time,
+// that is no reason to refuse.
 const patienceLook = 10 * time.Second
 
-// configureGuard takes the setting anew. A bad one leaves the one that there is.
+// configureGuard reads the setting again. A bad one changes nothing.
 func (s *supervisor) configureGuard() {
 	if s.Guard.Off == nil {
 		return
@@ -46,7 +47,7 @@ func (s *supervisor) configureGuard() {
 	s.guardOff.Store(off)
 }
 
-// admitBinds refuses binds of what the VM does not have.
+// admitBinds refuses binds of paths that the VM does not have.
 func (s *supervisor) admitBinds(ctx context.Context, container string, binds []guard.Bind) error {
 	if len(binds) == 0 || s.guardOff.Load() {
 		return nil
@@ -101,11 +102,11 @@ func (s *supervisor) holdsSockets(ctx context.Context, dir string) bool {
 	return HoldsSockets(dir)
 }
 
-// manySockets is more than a directory of sockets holds.
+// manySockets is more entries than a directory of sockets has.
 const manySockets = 100
 
-// HoldsSockets tells whether a directory of this host is there for its sockets alone, with what
-// their servers put beside them. One that cannot be read is not.
+// HoldsSockets reports whether a directory of this host is there only for sockets, and the files
+// that their servers put beside them. A directory that cannot be read is not.
 func HoldsSockets(dir string) bool {
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -154,7 +155,7 @@ const lookCommand = `for p; do
 	else echo missing; fi
 done`
 
-// look asks what the VM has at some paths.
+// look asks the VM what it has at some paths.
 func (s *supervisor) look(ctx context.Context, paths []string) ([]guard.Kind, error) {
 	s.mu.Lock()
 	link := s.link

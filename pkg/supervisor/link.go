@@ -12,7 +12,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 )
 
-// unavailable is what a client is told that waited in vain.
+// unavailable is the message for a client that waited in vain.
 func (s *supervisor) unavailable() string {
 	status, _ := s.current()
 	if status.Paused != "" {
@@ -41,9 +41,8 @@ func (s *supervisor) unavailable() string {
 	}
 }
 
-// dialEngine opens a channel to the engine's socket over the link, waiting for
-// the link as long as ctx allows, but not for a VM that is gone. A VM that is slow is not
-// asked: it has enough to do.
+// dialEngine opens a channel to the engine's socket over the link. It waits for the link as long as
+// ctx allows, but not if the VM is gone. It does not ask a slow VM, which has enough to do.
 func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
 	s.call()
 	for {
@@ -55,7 +54,7 @@ func (s *supervisor) dialEngine(ctx context.Context) (net.Conn, error) {
 		case paused:
 			return nil, dockerproxy.ErrDown
 		case slow:
-			return nil, errSlow // and dockerproxy tries again
+			return nil, errSlow // dockerproxy tries again
 		case link != nil:
 			return link.DialUnix(ctx, engineSocket)
 		case state == StateStopped, state == StateSuspended:
@@ -109,7 +108,7 @@ func (s *supervisor) keepLink(ctx context.Context) {
 	}
 }
 
-// connect makes one link and keeps it until it breaks.
+// connect makes a link and keeps it until it breaks.
 func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	hello, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	link, err := guest.Connect(hello, s.Target)
@@ -170,7 +169,7 @@ func (s *supervisor) connect(ctx context.Context, ready func()) error {
 	return dead
 }
 
-// askEngine waits for the engine's answer. A VM that falls silent meanwhile is asked again.
+// askEngine waits for the engine's answer. If the VM is silent meanwhile, it asks again.
 func (s *supervisor) askEngine(ctx context.Context) error {
 	for {
 		before := s.awaitVoice(ctx)
@@ -181,7 +180,7 @@ func (s *supervisor) askEngine(ctx context.Context) error {
 	}
 }
 
-// awaitVoice blocks while the VM is slow, and returns how often it has been.
+// awaitVoice blocks while the VM is slow, and returns how often it has been slow.
 func (s *supervisor) awaitVoice(ctx context.Context) int {
 	for {
 		s.mu.Lock()

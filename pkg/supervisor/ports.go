@@ -20,15 +20,15 @@ import (
 	"github.com/devvm/devvm/pkg/share"
 )
 
-// PortOptions say what to do with the ports that containers publish.
+// PortOptions are the options for published ports.
 type PortOptions struct {
 	ports.Options
-	// Settings reads what the last up has settled of ports, at the start and at each Resume;
-	// nil: nothing.
+	// Settings reads the settings for ports that the last up has applied. It is called at the
+	// start and at each Resume; nil: none.
 	Settings func() (ports.Settings, error)
 }
 
-// Times that concern published ports.
+// How long ports and files are kept for a container.
 const (
 	holdCall    = 2 * time.Minute  // a port, for as long as the engine takes to answer
 	holdCreated = 5 * time.Second  // then, for a container that is to be started
@@ -38,7 +38,7 @@ const (
 	lastRelist  = 5 * time.Second
 )
 
-// configurePorts takes the settings anew. Bad ones leave those that there are.
+// configurePorts reads the settings again. Bad ones change nothing.
 func (s *supervisor) configurePorts() {
 	if s.Ports.Settings == nil {
 		return
@@ -51,8 +51,7 @@ func (s *supervisor) configurePorts() {
 	s.ports.Configure(settings)
 }
 
-// followPorts keeps the host's sockets as the containers want them until ctx ends,
-// over this link.
+// followPorts keeps the host's sockets as the containers want them, over this link, until ctx ends.
 func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 	wait := firstRelist
 	for {
@@ -86,7 +85,7 @@ func (s *supervisor) followPorts(ctx context.Context, link *guest.Client) {
 	}
 }
 
-// setPorts takes a list that came over a link, unless that link has ended meanwhile.
+// setPorts applies a list that came over a link, unless the link has ended meanwhile.
 func (s *supervisor) setPorts(link *guest.Client, running engine.Running) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,9 +103,9 @@ func (s *supervisor) setPorts(link *guest.Client, running engine.Running) {
 	}
 }
 
-// awaitPorts returns when this host's sockets are those of the containers that run now, or
-// when ctx ends or the engine does not say. Which ports they publish the engine alone knows,
-// where it has chosen.
+// awaitPorts returns when this host's sockets are those of the containers that run now, or when
+// ctx ends or the engine does not answer. It asks the engine, which alone knows the ports that it
+// has chosen.
 func (s *supervisor) awaitPorts(ctx context.Context) {
 	known := make(chan struct{})
 	s.looks.Ask(func() { close(known) })
@@ -116,7 +115,7 @@ func (s *supervisor) awaitPorts(ctx context.Context) {
 	}
 }
 
-// losePorts notes that what is published is not known for now.
+// losePorts notes that the published ports are unknown for now.
 func (s *supervisor) losePorts(link *guest.Client, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -126,7 +125,7 @@ func (s *supervisor) losePorts(link *guest.Client, err error) {
 	}
 }
 
-// admitPorts reserves what a container is to publish, or refuses.
+// admitPorts reserves the ports that a container wants to publish, or refuses.
 func (s *supervisor) admitPorts(ctx context.Context, name string, bindings network.PortMap, hold time.Duration) (done func(), err error) {
 	wants, chosen := ports.Wants(bindings, s.Ports.VM)
 	if hold == holdStarted { // it may run already, and be restarted
@@ -153,10 +152,11 @@ func (s *supervisor) admitPorts(ctx context.Context, name string, bindings netwo
 	return nil, s.refusePort(name, taken, taken.Error())
 }
 
-// otherPort is what a container can publish in place of the port of the VM's own sshd.
+// otherPort is a port that a container can publish instead of that of the VM's own sshd.
 const otherPort = 10000
 
-// refuseSSH refuses a container the port of the VM's own sshd, in a VM whose sshd is not apart.
+// refuseSSH refuses a container the port of the VM's own sshd, in a VM whose sshd has no address
+// of its own.
 func (s *supervisor) refuseSSH(name string, port uint16) error {
 	s.Log.Warn("container refused", "container", name, "port", port, "err", "it is that of the VM's sshd")
 	if name != "" {
@@ -170,8 +170,8 @@ func (s *supervisor) refuseSSH(name string, port uint16) error {
 	}
 }
 
-// refusePort refuses a container as the engine says it (libnetwork's port mapper), and then
-// says what that cannot know.
+// refusePort refuses a container in the engine's words (libnetwork's port mapper), and adds what
+// the engine cannot know.
 func (s *supervisor) refusePort(name string, taken *ports.TakenError, why string) error {
 	s.Log.Warn("container refused", "container", name, "address", taken.Key.String(), "err", why)
 	if name != "" {
@@ -184,15 +184,15 @@ func (s *supervisor) refusePort(name string, taken *ports.TakenError, why string
 	}
 }
 
-// mostTried bounds the ports of this host that are tried for one call. At a start the VM says
-// how many ranges there are, and each port that is tried is opened for a moment.
+// mostTried is how many ports of this host are tried for one call. At a start the number of ranges
+// comes from the VM, and each port that is tried is opened for a moment.
 const mostTried = 4 * ports.MaxMost
 
-// admitRanges sees to it that the engine, which is to choose from a range, chooses no port that
-// somebody else has on this host: it would publish that one in the VM, and on this host somebody
-// else would answer. A container that is to be made gets the part of the range that is free. One
-// that is made already keeps its range, and is refused if a port of it has been taken since: the
-// engine tries one port, and it does not know of this host.
+// admitRanges makes sure that the engine does not choose a port from a range that somebody else has
+// on this host. It would publish the port in the VM, but on this host somebody else would answer. A
+// container that is being created gets the free part of the range. A container that exists keeps
+// its range, and is refused if one of the ports was taken since: the engine tries one port, and
+// knows nothing about this host.
 func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, name string, bindings network.PortMap) (edits []dockerproxy.Edit, err error) {
 	tried := 0
 	for _, b := range ports.Ranges(bindings, s.Ports.VM, s.Ports.Own) {
@@ -226,13 +226,13 @@ func (s *supervisor) admitRanges(ctx context.Context, kind dockerproxy.Kind, nam
 	return edits, nil
 }
 
-// running tells whether the VM runs, as far as the supervisor knows.
+// running reports whether the VM runs, as far as the supervisor knows.
 func (s *supervisor) running() bool {
 	status, _ := s.current()
 	return status.State != StateStopped && status.State != StateSuspended
 }
 
-// handlePorts serves what concerns ports on control.sock.
+// handlePorts serves the requests about ports on control.sock.
 func (s *supervisor) handlePorts(mux *http.ServeMux) {
 	mux.HandleFunc("GET /ports", func(w http.ResponseWriter, r *http.Request) {
 		if !s.running() {
@@ -274,7 +274,7 @@ func (s *supervisor) handlePorts(mux *http.ServeMux) {
 	})
 }
 
-// countEvery is how often a stream of reports tells of counters alone.
+// countEvery is how often a stream of reports shows changes of counters only.
 const countEvery = time.Second
 
 // streamPorts writes a report at once and whenever it changes.
@@ -304,8 +304,8 @@ func (s *supervisor) streamPorts(ctx context.Context, w http.ResponseWriter) {
 	}
 }
 
-// Ports asks for the published ports; ErrNone if nobody listens, or if the VM does not
-// run, as in the others below.
+// Ports asks for the published ports. Like the methods below, it fails with ErrNone if no
+// supervisor listens or the VM does not run.
 func (c *Client) Ports(ctx context.Context) (ports.Report, error) {
 	var last ports.Report
 	err := c.reports(ctx, "/ports", func(r ports.Report) bool { last = r; return false })
@@ -348,7 +348,7 @@ func (c *Client) Expose(ctx context.Context, e ports.Exposure) error {
 	return resp.Body.Close()
 }
 
-// Conceal ends the exposure of a port, 0: all of them, and says how many there were.
+// Conceal ends the exposure of a port, or of all if port is 0, and returns how many it ended.
 func (c *Client) Conceal(ctx context.Context, port uint16) (int, error) {
 	resp, err := c.do(ctx, http.MethodDelete, fmt.Sprintf("/exposures?port=%d", port), nil)
 	if err != nil {

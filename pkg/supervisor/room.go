@@ -10,7 +10,7 @@ import (
 	"github.com/devvm/devvm/pkg/guest"
 )
 
-// Times that concern the VM's memory and disk.
+// How often, and how long, to ask for the VM's memory and disk.
 const (
 	lookEvery    = time.Minute
 	lookFresh    = 2 * time.Second // a look is as good as new for so long
@@ -18,24 +18,24 @@ const (
 	askPatience  = 2 * time.Second // of who asks for the status, and of a client whose call waits
 )
 
-// Room is what the VM has of memory and disk, by its own word.
+// Room is the memory and disk that the VM has, as it says itself.
 type Room struct {
 	guest.Room
 	At time.Time `json:"at"`
 }
 
-// room is what is known of it. Looks take turns.
+// room is the last known Room. One look runs at a time.
 type room struct {
 	turn   chan struct{} // full while somebody looks
 	last   Room
 	wanted chan struct{} // somebody waits for a look
 }
 
-// errNoLink says that there is nobody to ask.
+// errNoLink says that there is no link to ask over.
 var errNoLink = errors.New("the VM does not answer")
 
-// keepRoom looks after the VM's disk until ctx ends: that there is a reserve while there is
-// room, and that it is known what is left.
+// keepRoom watches the VM's disk until ctx ends: it keeps a reserve while there is room, and knows
+// how much is left.
 func (s *supervisor) keepRoom(ctx context.Context, link *guest.Client) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
@@ -56,7 +56,7 @@ func (s *supervisor) keepRoom(ctx context.Context, link *guest.Client) {
 	}
 }
 
-// awaitLook has keepRoom look, and waits a little for what it finds.
+// awaitLook makes keepRoom look, and waits a little for the result.
 func (s *supervisor) awaitLook(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
@@ -81,7 +81,7 @@ func (s *supervisor) awaitLook(ctx context.Context) {
 	}
 }
 
-// measure asks the VM, unless what is known is not older than that.
+// measure asks the VM, unless the last answer is no older than age.
 func (s *supervisor) measure(ctx context.Context, link *guest.Client, age time.Duration) (Room, error) {
 	if err := s.takeTurn(ctx); err != nil {
 		return Room{}, err

@@ -98,23 +98,22 @@ func (s *supervisor) catchUpFiles(ctx context.Context) {
 // ask. A git status of many files asks for each of them otherwise.
 const mountOptions = "vers=3,proto=tcp,hard,nolock,noacl,nconnect=2,acregmin=10,acregmax=10,acdirmin=1,acdirmax=1,port=%[1]d,mountport=%[1]d,mountproto=tcp,mountvers=3,addr=%[2]s"
 
-// exactWrites has the VM's kernel send what a program wrote, and not the whole page around
-// it, which has NUL bytes, or old ones, where the host has written since. Debian 13's kernel
-// has the option; one before 6.10 has not, and refuses the mount.
+// exactWrites makes the VM's kernel send what a program wrote, instead of the whole page around it,
+// which has NUL or old bytes where the host has written since. Debian 13's kernel has the option.
+// Kernels before 6.10 do not, and refuse the mount.
 const exactWrites = "noalignwrite"
 
-// patienceMount is for all mounts of a VM: it is under emulation, perhaps.
+// patienceMount is how long all mounts of a VM may take, which may be emulated.
 const patienceMount = 30 * time.Second
 
-// patienceTold is how long a fork may take to mount by itself before it is told again.
+// patienceTold is how long a fork may take to mount by itself before it is told to.
 const patienceTold = 5 * time.Second
 
-// toldCommand has a VM mount what its firmware says and what it has not mounted yet.
+// toldCommand mounts in a VM what its credential says and what is not mounted yet.
 const toldCommand = "/usr/lib/devvm/share"
 
-// A VM that is not told by its firmware mounts by a script that is kept in it, because it
-// must have its directories before its engine starts containers again, and so before there
-// is a link.
+// A VM without credentials mounts by a script that is stored in it, because it needs its directories
+// before its engine starts containers again, which is before there is a link.
 const mountCommand = `set -eu
 mkdir -p /var/lib/devvm
 cat >/var/lib/devvm/share.new
@@ -139,13 +138,13 @@ END
 fi
 exec sh /var/lib/devvm/share`
 
-// unmountCommand takes back what mountCommand has written. A boot may be waiting for it.
+// unmountCommand undoes mountCommand. A boot may be waiting for the mounts.
 const unmountCommand = `systemctl stop devvm-share.service 2>/dev/null || :
 rm -f /var/lib/devvm/share /etc/systemd/system/devvm-share.service /etc/systemd/system/docker.service.wants/devvm-share.service`
 
-// mountScript begins the script. Containers' own packets to the server are dropped: they
-// pass PREROUTING, which the kernel's own do not. So are those of processes that are in
-// the VM's own network and not root's; the kernel's sockets are.
+// mountScript begins the script. It drops packets of containers to the server: they pass
+// PREROUTING, unlike those of the kernel itself. It also drops those of processes in the VM's own
+// network that are not root's. The kernel's sockets are root's.
 const mountScript = `# Written by devvm: what this VM has of its host.
 set -eu
 exec 9>/run/devvm-share.lock
@@ -168,7 +167,7 @@ share() {
 }
 `
 
-// script is what mounts in the VM.
+// script is the script that mounts in the VM.
 func (h Share) script() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, mountScript, h.Address, share.Port, fmt.Sprintf(mountOptions, share.Port, h.Address), exactWrites)
@@ -178,7 +177,7 @@ func (h Share) script() string {
 	return b.String()
 }
 
-// mountShares sees to it that the VM has its directories.
+// mountShares makes sure that the VM has mounted its directories.
 func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error {
 	var said excerpt
 	command := guest.Command{Argv: []string{"sh", "-c", mountCommand}, Stdin: strings.NewReader(s.Share.script()), Stdout: &said, Stderr: &said}
@@ -214,7 +213,7 @@ func (s *supervisor) mountShares(ctx context.Context, link *guest.Client) error 
 	return nil
 }
 
-// mirrorAgain is how long after the end of an agent the next one is tried.
+// mirrorAgain is how long after the end of an agent the next one is started.
 const mirrorAgain = 30 * time.Second
 
 // mirror tells watchers in the VM what the host changes, until ctx ends.
@@ -243,11 +242,11 @@ func (s *supervisor) mirror(ctx context.Context, link *guest.Client) {
 	}
 }
 
-// maxExcerpt is more than a command of ours in the VM has to say, in bytes.
+// maxExcerpt is more bytes than any of devvm's commands in the VM prints.
 const maxExcerpt = 64 << 10
 
-// excerpt keeps the beginning of what a command in the VM says: root there can make it
-// say things without end.
+// excerpt keeps the beginning of what a command in the VM prints: root there can make it print
+// without end.
 type excerpt struct{ strings.Builder }
 
 // Write implements io.Writer.

@@ -17,7 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/ports"
 )
 
-// State is how far the supervisor has come on the way to the engine.
+// State is how far the supervisor is on the way to the engine.
 type State string
 
 // The states, in the order in which a boot goes through them.
@@ -36,42 +36,42 @@ type Status struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	Error string    `json:"error,omitempty"` // why State is not ready
-	// Paused is why QEMU has paused the VM, which the supervisor lets go on when it can.
+	// Paused is why QEMU has paused the VM. The supervisor resumes it when it can.
 	Paused string `json:"paused,omitempty"`
-	// SlowSince is when the VM was last heard, if it is silent now. The link is kept.
+	// SlowSince is when the VM last answered, if it is silent now. The link is kept.
 	SlowSince time.Time `json:"slow_since,omitzero"`
-	// EngineFailed is what the engine said last, if the VM does not start it again. In
-	// StateSSH it is kept until the engine has answered or failed anew.
+	// EngineFailed has the engine's last messages, if the VM no longer restarts it. In StateSSH
+	// they are kept until the engine has answered or failed again.
 	EngineFailed string `json:"engine_failed,omitempty"`
 
-	// Room is what the VM had of memory and disk when it was last asked; nil: it was not.
+	// Room is the VM's memory and disk at the last look; nil: there was none.
 	Room *Room `json:"room,omitempty"`
 
-	// Alone says that the process has ended that looks outside of the supervisor's sandbox: who
-	// has a port is not known, and a paused VM does not go on by itself. The next up with no
-	// client on docker.sock replaces both.
+	// Alone says that the supervisor's aide, which looks outside of its sandbox, has ended: then
+	// nobody knows who has a port, and a paused VM is not resumed. The next up while no client is
+	// on docker.sock replaces both.
 	Alone bool `json:"alone,omitempty"`
 
-	// ShortAt is when the engine last failed for want of room on a disk of the VM's, in the
-	// middle of an answer to somebody.
+	// ShortAt is when the engine last ran out of disk space in the VM in the middle of an answer.
 	ShortAt time.Time `json:"short_at,omitzero"`
 
 	PID         int    `json:"pid"`
 	Version     string `json:"version"`
 	Connections int    `json:"connections"` // open on docker.sock now
 	Redials     int    `json:"redials"`     // times the link was made anew
-	// Rebooted is when the VM was last found to have booted by itself: after a crash of
-	// its kernel, or by a command in it.
+	// Rebooted is when the supervisor last noticed that the VM had booted by itself: after a
+	// crash of its kernel, or by a command in it.
 	Rebooted time.Time `json:"rebooted,omitzero"`
 	Ports    int       `json:"ports"` // published ones that are open on this host
-	// PortsPublished are all that containers publish, open here or not.
+	// PortsPublished is how many ports containers publish, open on this host or not.
 	PortsPublished int `json:"ports_published,omitempty"`
-	// PortsNotOpen are published ones that are not, or not everywhere: taken, mostly.
+	// PortsNotOpen is how many of them are not open, or not on all addresses, mostly because they
+	// are taken.
 	PortsNotOpen int `json:"ports_not_open,omitempty"`
-	// PortsKnown says that in this StateReady the engine has listed what is published, and
-	// that it has been opened.
+	// PortsKnown says that since StateReady the engine has listed the published ports, and that
+	// they have been opened.
 	PortsKnown bool `json:"ports_known"`
-	// PortsProblem is why what is published now is not known, if it is not.
+	// PortsProblem is why the published ports are unknown, if they are.
 	PortsProblem string `json:"ports_problem,omitempty"`
 
 	Exposures []ports.Exposed `json:"exposures,omitempty"` // to others than this host
@@ -85,18 +85,18 @@ type Files struct {
 	Writable  bool   `json:"writable"`
 	Transport string `json:"transport"` // "nfs"
 	Why       string `json:"why"`       // and not otherwise
-	// Unwatched says that there are more directories than the kernel lets devvm watch:
-	// programs in the VM do not hear of the host's changes in some of them.
+	// Unwatched says that there are more directories than the kernel lets devvm watch: watchers
+	// in the VM miss the host's changes in some of them.
 	Unwatched bool `json:"unwatched,omitempty"`
 }
 
-// whyNFS is Files.Why: docs/files-in-the-vm.md has more.
+// whyNFS is Files.Why. docs/files-in-the-vm.md has more.
 const whyNFS = "needs no root, and survives suspend and fork"
 
 // ErrNone says that no supervisor listens on the control socket.
 var ErrNone = errors.New("no supervisor is running")
 
-// ErrHung says that a supervisor listens on the control socket and does not answer.
+// ErrHung says that a supervisor listens on the control socket but does not answer.
 var ErrHung = errors.New("the supervisor does not answer (repair it with: devvm up)")
 
 // Patience with a supervisor that is busy.
@@ -105,13 +105,13 @@ const (
 	patienceEnd    = 30 * time.Second
 )
 
-// Client talks to a supervisor over its control socket. What it asks fails with ErrHung
-// if there is no answer within 5 s.
+// Client talks to a supervisor over its control socket. A request fails with ErrHung if there is no
+// answer within 5 s.
 type Client struct {
 	http http.Client
 }
 
-// NewClient makes a client; it does not connect.
+// NewClient returns a client. It does not connect yet.
 func NewClient(controlSocket string) *Client {
 	var d net.Dialer
 	return &Client{http.Client{Transport: &http.Transport{
@@ -126,7 +126,7 @@ func NewClient(controlSocket string) *Client {
 // Status asks for the state; ErrNone if nobody listens.
 func (c *Client) Status(ctx context.Context) (Status, error) { return c.status(ctx, "/status") }
 
-// Look is Status with a fresh look at the VM's memory and disk, if that is there in 2 s.
+// Look is Status with a fresh look at the VM's memory and disk, if that takes at most 2 s.
 func (c *Client) Look(ctx context.Context) (Status, error) { return c.status(ctx, "/status?look") }
 
 func (c *Client) status(ctx context.Context, path string) (Status, error) {
@@ -147,8 +147,8 @@ func (c *Client) status(ctx context.Context, path string) (Status, error) {
 	return s, nil
 }
 
-// Stop asks the supervisor to end and waits until it has, or 30 s (ErrHung); ErrNone if
-// there is none, or one that is ending already.
+// Stop asks the supervisor to end and waits for that, for 30 s at most (ErrHung). It fails with
+// ErrNone if there is none, or one that is ending already.
 func (c *Client) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, patienceAnswer+patienceEnd, ErrHung)
 	defer cancel()
@@ -162,15 +162,15 @@ func (c *Client) Stop(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Suspend makes the supervisor close its link and make none until Resume; clients
-// of docker.sock are told. ErrNone if there is no supervisor.
+// Suspend makes the supervisor close its link and make no other until Resume. Clients of docker.sock
+// are told. It fails with ErrNone if there is no supervisor.
 func (c *Client) Suspend(ctx context.Context) error { return c.post(ctx, "/suspend") }
 
-// Resume ends what Suspend began; it is no error if nothing did.
+// Resume undoes Suspend. Without a Suspend it does nothing.
 func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume") }
 
-// CatchUp waits until the VM sees the files as the host has them now, for some tenths of a
-// second at most.
+// CatchUp waits until the VM sees the files as the host has them now, for a few tenths of a second
+// at most.
 func (c *Client) CatchUp(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodPost, "/catch-up", nil)
 	if err != nil {
@@ -179,7 +179,7 @@ func (c *Client) CatchUp(ctx context.Context) error {
 	return resp.Body.Close()
 }
 
-// Sync makes the guest write its caches to its disk, over the link that is up.
+// Sync makes the guest write its caches to its disk, over the present link.
 func (c *Client) Sync(ctx context.Context) error {
 	resp, err := c.do(ctx, http.MethodPost, "/sync", nil)
 	if err != nil {
@@ -227,7 +227,7 @@ func (c *Client) Watch(ctx context.Context, f func(Status) bool) error {
 	}
 }
 
-// do sends a request, with a body as JSON if there is one, and checks the answer's code.
+// do sends a request, with body as JSON unless it is nil, and checks the answer's code.
 func (c *Client) do(ctx context.Context, method, path string, body any) (*http.Response, error) {
 	var content io.Reader
 	if body != nil {

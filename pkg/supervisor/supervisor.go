@@ -1,13 +1,13 @@
 // Package supervisor is the background process of one running project.
 //
-// It owns the SSH connection to the guest (keepalive, redial: a VM that is silent is slow, and
-// keeps what runs over it) and the project's
-// docker.sock and published ports, refuses containers that bind what the VM does
-// not have, and serves the VM's directories (pkg/share) and, on control.sock, its
-// state. It never holds the only copy of anything: after kill -9 the next devvm
-// command starts another, which finds all it needs by the project's name. It knows
-// nothing about libvirt: that the VM is gone shows by its network process being
-// gone, and then clients are told at once.
+// It owns the SSH connection to the guest, with keepalive and redial, and the project's docker.sock
+// and published ports. It refuses containers that bind paths that the VM does not have. It serves
+// directories to the VM (pkg/share), and its own state on control.sock. A VM that is silent counts
+// as slow: the connection is kept, with all that runs over it.
+//
+// The supervisor never holds the only copy of anything. After kill -9 the next devvm command starts
+// another one, which finds all it needs by the project's name. It knows nothing about libvirt: when
+// the VM's network process is gone, the VM is gone, and clients are told at once.
 //
 // It must not import vm, image or project.
 package supervisor
@@ -65,26 +65,25 @@ type Options struct {
 	Target  guest.Target
 	Gone    func(error) bool // tells whether an error of Target.Dial means that the VM is gone
 	Version string           // of this program
-	// Silence says what a VM that says nothing is; the zero value: slow after 5 s, and lost
-	// after guest.SilenceLimit.
+	// Silence says when a silent VM counts as slow, and when as lost. The zero value: slow after
+	// 5 s, lost after guest.SilenceLimit.
 	Silence guest.Silence
-	// WaitReady is how long a new client of docker.sock waits while the VM cannot be reached
-	// or is slow; 0: 10 s.
+	// WaitReady is how long a new client of docker.sock waits while the VM is slow or cannot be
+	// reached; 0: 10 s.
 	WaitReady time.Duration
-	// Confine, if any, is called when the sockets are there and the files that are
-	// shared are known, before anything is taken from the VM. Its error ends the
-	// supervisor.
+	// Confine, if not nil, is called when the sockets are open and the shared directories are
+	// known, before anything is read from the VM. Its error ends the supervisor.
 	Confine func() error
 	Ready   func() error // called once both sockets listen; its error ends the supervisor
-	// Alone is closed when nobody is left to look outside of the sandbox for this process: who
-	// has a port, whether the VM is paused. nil: it looks itself.
+	// Alone is closed when the aide has ended, which looks outside of the sandbox for this process:
+	// who has a port, whether the VM is paused. nil: the process looks itself.
 	Alone <-chan struct{}
-	// Forked says that the VM was forked from another one's memory: it sets its own clock
-	// before it takes the first link, and mounts by itself what its firmware tells it to.
+	// Forked says that the VM is a fork. It sets its clock before it accepts the first link, and
+	// mounts by itself what its credential says.
 	Forked bool
 	Log    *slog.Logger
 	Ping   func(ctx context.Context) error // asks the engine through docker.sock, the path that users take
-	// Used is called before a client of docker.sock does more in the VM than to look.
+	// Used is called before a client of docker.sock does more than look.
 	Used  func() error
 	Ports PortOptions
 	Share Share // directories for the VM
@@ -120,7 +119,7 @@ type supervisor struct {
 	guardOff atomic.Bool // see Guard
 }
 
-// Run supervises until ctx ends or a client asks for the stop.
+// Run supervises until ctx ends or a client of control.sock calls Stop.
 func Run(ctx context.Context, o Options) error {
 	place, err := background.Take(ctx, o.Lock)
 	switch {
@@ -314,7 +313,7 @@ func (s *supervisor) handler(stop func()) http.Handler {
 	return mux
 }
 
-// current returns the status and a channel that closes when it changes.
+// current returns the status, and a channel that is closed when it changes.
 func (s *supervisor) current() (Status, <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -333,7 +332,7 @@ func (s *supervisor) current() (Status, <-chan struct{}) {
 	return status, s.changed
 }
 
-// set changes the state; why is nil when all is well.
+// set changes the state. why is nil when all is well.
 func (s *supervisor) set(state State, link *guest.Client, why error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -349,8 +348,8 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 		s.boot, s.status.Rebooted = "", time.Time{}
 	}
 	if state == StateStopped || state == StateSuspended {
-		// The VM's network process ends with the VM, and connections with it: a port
-		// that stayed open could only disappoint. Resume brings it back.
+		// The VM's network process ends with the VM, and so do connections. A port that stayed
+		// open would be of no use. Resume opens the ports again.
 		s.ports.Set(nil, 0)
 	}
 	if link == nil {
@@ -375,13 +374,13 @@ func (s *supervisor) set(state State, link *guest.Client, why error) {
 	s.tell()
 }
 
-// tell wakes those who wait for a change. The caller holds the lock.
+// tell wakes all that wait for a change. The caller holds the lock.
 func (s *supervisor) tell() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
 
-// use lets clients have the link: the VM has all that they expect of it.
+// use gives clients the link, once the VM has all that they expect.
 func (s *supervisor) use(link *guest.Client) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -392,8 +391,8 @@ func (s *supervisor) use(link *guest.Client) {
 	s.tell()
 }
 
-// setSlow notes that nothing has been heard of the VM since then; the zero time: it is heard
-// again. The link stays, and what runs over it.
+// setSlow notes that the VM has been silent since a time, or, with the zero time, that it answers
+// again. The link stays, with all that runs over it.
 func (s *supervisor) setSlow(since time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -442,7 +441,7 @@ func (s *supervisor) sync(ctx context.Context) error {
 	return err
 }
 
-// resting tells whether no link must be made now.
+// resting reports whether no link may be made now.
 func (s *supervisor) resting() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
