@@ -15,15 +15,15 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// What a VM gets stands in devvm.toml, which comes with a repository and which the VM can
-// write. So it counts only as far as the user has agreed to it. What the last up has taken is
-// kept in applied.json in the user's data, where neither the VM nor the repository can write,
-// until rm. A devvm.toml that asks for more is refused by every verb until up has asked.
+// devvm.toml says what a VM gets. It comes with a repository, and the VM can write it. So it
+// counts only as far as the user has agreed to it. applied.json records what the last up applied,
+// until rm. It is in the user's data, where neither the VM nor the repository can write. If
+// devvm.toml asks for more, every verb refuses until up has asked the user.
 
-// Plan is what a project's devvm.toml asks for. The file is read once: what the user sees is
-// what the verb then does, whatever is written to it meanwhile.
+// Plan is what a project's devvm.toml asks for. The file is read once: what the user sees is what
+// the verb does, even if somebody writes to the file meanwhile.
 type Plan struct {
-	// Beyond is what the user has not agreed to yet, with the text of devvm.toml as it is.
+	// Beyond lists what the user has not agreed to yet, in the words of devvm.toml.
 	Beyond []string
 	Why    []string // sentences: why so little counts as agreed to; often none
 
@@ -47,7 +47,7 @@ func (s *Service) Plan(p state.Project) (Plan, error) {
 	return plan, s.compare(p, &plan)
 }
 
-// Agree notes that the user agrees to a plan.
+// Agree records that the user agrees to a plan.
 func (s *Service) Agree(ctx context.Context, p state.Project, plan Plan) error {
 	lock, err := s.Dirs.Files(p.Name).Acquire(ctx, "up", nil)
 	if err != nil {
@@ -57,7 +57,7 @@ func (s *Service) Agree(ctx context.Context, p state.Project, plan Plan) error {
 	return s.writeAgreed(p, plan)
 }
 
-// compare works out what of a plan is beyond what the user has agreed to.
+// compare finds out what in a plan goes beyond what the user has agreed to.
 func (s *Service) compare(p state.Project, plan *Plan) error {
 	agreed, why, err := s.agreed(p, plan.wanted)
 	if err != nil {
@@ -78,8 +78,8 @@ func (s *Service) readConfig(p state.Project) (config.Config, error) {
 	return s.Config(p.Dir)
 }
 
-// granted returns the project's configuration, if the user has agreed to it. Where its
-// mounts lead is not looked at.
+// granted returns the project's configuration, if the user has agreed to it. It does not check
+// where the mounts lead.
 func (s *Service) granted(p state.Project) (config.Config, error) {
 	cfg, err := s.Config(p.Dir)
 	if err != nil {
@@ -88,7 +88,7 @@ func (s *Service) granted(p state.Project) (config.Config, error) {
 	return cfg, s.checkAgreed(p, Plan{config: cfg, wanted: grant.Of(p.Dir, cfg, nil)})
 }
 
-// checkAgreed is no error if the user has agreed to a plan, as of now.
+// checkAgreed returns an error unless the user has agreed to a plan, as of now.
 func (s *Service) checkAgreed(p state.Project, plan Plan) error {
 	if err := s.compare(p, &plan); err != nil {
 		return err
@@ -96,7 +96,7 @@ func (s *Service) checkAgreed(p state.Project, plan Plan) error {
 	return plan.refusal()
 }
 
-// keepAgreed checks a plan and keeps it, so that more than that is asked about from now on.
+// keepAgreed checks a plan and records it. From now on devvm asks about anything beyond it.
 func (s *Service) keepAgreed(p state.Project, plan Plan) error {
 	if err := s.checkAgreed(p, plan); err != nil {
 		return err
@@ -111,7 +111,7 @@ func (s *Service) writeAgreed(p state.Project, plan Plan) error {
 	return r.Write(at)
 }
 
-// refusal is the error of a verb that does not ask.
+// refusal is the error of a verb that does not ask the user.
 func (p Plan) refusal() error {
 	if len(p.Beyond) == 0 {
 		return nil
@@ -129,11 +129,11 @@ func (p Plan) refusal() error {
 	}
 }
 
-// errNotAgreed is the kind of a refusal.
+// errNotAgreed is wrapped by every refusal.
 var errNotAgreed = errors.New("not agreed to")
 
-// agreed returns what the user has agreed to for a project, or what counts as such, and in
-// sentences why that is little.
+// agreed returns what the user has agreed to for a project, or what counts as such, and sentences
+// that say why it is so little.
 func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []string, error) {
 	at := s.Dirs.Files(p.Name).Applied()
 	r, err := applied.Read(at)
@@ -161,8 +161,8 @@ func (s *Service) agreed(p state.Project, wanted grant.Grant) (grant.Grant, []st
 	return grant.First(own, wanted), nil, nil
 }
 
-// agreedConfig is the configuration as the last up has taken it. A supervisor goes by that: what
-// devvm.toml says by now may be the VM's.
+// agreedConfig is the configuration that the last up applied. A supervisor uses this one, because
+// the VM may have written devvm.toml since.
 func (s *Service) agreedConfig(f state.Files) (config.Config, error) {
 	r, err := applied.Read(f.Applied())
 	if r.Agreed == nil { // a template's
@@ -171,7 +171,8 @@ func (s *Service) agreedConfig(f state.Files) (config.Config, error) {
 	return r.Agreed.Config, err
 }
 
-// grantShares are the directories of the host that need the user's word: all but the project's.
+// grantShares returns the directories of the host that the user must agree to: all but the
+// project's.
 func grantShares(exports []share.Export, p state.Project) []grant.Share {
 	var out []grant.Share
 	for _, e := range exports {

@@ -14,12 +14,12 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// A supervisor is in a sandbox, from which it reaches neither libvirt nor the parts of /proc that
-// say who has a port, and lists no directory but those that the VM has. Its aide, `devvm owner`,
-// looks there for it, and does nothing else: it says who has a port, whether a directory holds
-// sockets alone and whether the VM is paused because a write has failed, and lets such a VM go on.
+// A supervisor runs in a sandbox. From there it can reach neither libvirt nor the parts of /proc
+// that say who has a port, and it can list only the directories that the VM has. Its aide, `devvm
+// owner`, does that for it, and nothing else: it says who has a port, whether a directory holds only
+// sockets, and whether the VM is paused because a write failed, and it resumes such a VM.
 
-// What an aide is asked.
+// The questions for an aide.
 const (
 	askOwner   = "owner"   // ports.Key → string
 	askSockets = "sockets" // path of a directory → bool
@@ -27,7 +27,7 @@ const (
 	askProceed = "proceed" // → bool
 )
 
-// patienceAide is for the aide to find an answer: libvirt may hang.
+// patienceAide is how long the aide may take to find an answer: libvirt may hang.
 const patienceAide = 10 * time.Second
 
 // ServeAide answers the questions of a project's supervisor until there are no more.
@@ -59,7 +59,7 @@ func (s *Service) ServeAide(ctx context.Context, name string, questions io.Reade
 	})
 }
 
-// stuck tells whether the VM is paused by a write that failed, and lets it go on.
+// stuck reports whether the VM is paused because a write failed. If proceed is set, it resumes it.
 func (s *Service) stuck(ctx context.Context, name string, proceed bool) (bool, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {
@@ -79,7 +79,7 @@ func (s *Service) stuck(ctx context.Context, name string, proceed bool) (bool, e
 	return true, nil
 }
 
-// Aide is what a supervisor has of its aide. It is safe for concurrent use.
+// Aide is a supervisor's connection to its aide. It is safe for concurrent use.
 type Aide struct{ *aide.Client }
 
 // StartAide starts the aide of a project's supervisor. Close ends it.
@@ -90,26 +90,26 @@ func (s *Service) StartAide(name string) (Aide, error) {
 	return Aide{client}, err
 }
 
-// Owner is ports.Owner; "" if the aide does not know.
+// Owner is ports.Owner. It returns "" if the aide does not know.
 func (a Aide) Owner(ctx context.Context, k ports.Key) string {
 	var who string
 	_ = a.Ask(ctx, askOwner, k, &who) // then nobody knows
 	return who
 }
 
-// Sockets is supervisor.HoldsSockets; false if the aide does not know.
+// Sockets is supervisor.HoldsSockets. It returns false if the aide does not know.
 func (a Aide) Sockets(ctx context.Context, dir string) (yes bool) {
 	_ = a.Ask(ctx, askSockets, dir, &yes) // then it is a directory like others
 	return yes
 }
 
-// Paused tells whether the VM is paused because of a write that failed.
+// Paused reports whether the VM is paused because a write failed.
 func (a Aide) Paused(ctx context.Context) (paused bool, err error) {
 	err = a.Ask(ctx, askPaused, nil, &paused)
 	return paused, err
 }
 
-// Proceed lets a VM go on that is.
+// Proceed resumes such a VM.
 func (a Aide) Proceed(ctx context.Context) error {
 	return a.Ask(ctx, askProceed, nil, new(bool))
 }

@@ -13,11 +13,11 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// hostFile keeps the fingerprint of the host from before the first VM of this boot.
+// hostFile is the file with the fingerprint of the host from before the first VM of this boot.
 func hostFile(d state.Dirs) string { return filepath.Join(d.Data, "host.json") }
 
-// rememberHost keeps the fingerprint of the host as it is before the first VM, for
-// audit. An up does not fail for it.
+// rememberHost keeps the fingerprint of the host before the first VM, for audit. If that fails,
+// up goes on.
 func (s *Service) rememberHost(ctx context.Context) {
 	err := os.MkdirAll(s.Dirs.Data, s.Dirs.Passable())
 	if err == nil {
@@ -28,8 +28,8 @@ func (s *Service) rememberHost(ctx context.Context) {
 	}
 }
 
-// Audit shows whether devvm keeps its promises to the host. since is the path of a
-// fingerprint to compare with; empty: the one that up has kept.
+// Audit checks whether devvm keeps its promises to the host. since is the path of a fingerprint to
+// compare with; "": the one that up has kept.
 func (s *Service) Audit(ctx context.Context, since string) (audit.Report, error) {
 	h := audit.System()
 	o := audit.Options{
@@ -111,7 +111,7 @@ func (s *Service) hostBefore(h audit.Host, since string) (audit.Fingerprint, err
 	return f, nil
 }
 
-// audited are the directories that audit walks.
+// auditDirs returns the directories that audit walks.
 func auditDirs(d state.Dirs) audit.Dirs {
 	a := audit.Dirs{
 		Data: d.Data, Runtime: []string{d.Runtime}, Config: d.Config, Shared: d.Shared,

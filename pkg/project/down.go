@@ -16,12 +16,12 @@ import (
 
 // Patience of the verbs that stop a VM.
 const (
-	patienceStuck = 30 * time.Second // the same, if it waits for files of the host in vain
+	patienceStuck = 30 * time.Second // the same, if the guest waits in vain for files of the host
 	patienceSync  = 20 * time.Second // for the guest to write its caches to the disk
 )
 
-// Down stops the project's VM as a clean shutdown of the guest. A VM that is
-// off already is no error. Of a suspended one it discards the memory, if told to.
+// Down shuts the guest down cleanly. It is no error if the VM is off already. With discard it
+// discards the memory of a suspended VM.
 func (s *Service) Down(ctx context.Context, p state.Project, discard bool, pr *ui.Progress) error {
 	return s.locked(ctx, p, "down", func(hv vm.Hypervisor, dom vm.Domain) error {
 		dom, err := s.outlast(ctx, hv, p, dom, pr)
@@ -73,7 +73,7 @@ func (s *Service) down(ctx context.Context, hv vm.Hypervisor, p state.Project, d
 	}
 	phase := pr.Start("stop", "stop the containers and the VM")
 	if dom.Halt == vm.HaltIO && s.ErrFull(s.Dirs.Files(p.Name)) == nil {
-		// What it has not written yet is lost if its plug is pulled.
+		// If it were stopped at once, it would lose what it has not written yet.
 		if err := hv.Proceed(ctx, p.Name, vm.HaltIO); err != nil {
 			s.Log.Info("let the paused VM go on", "err", err)
 		} else {
@@ -103,18 +103,18 @@ func errSuspended() error {
 	}
 }
 
-// powerOff asks the guest to power off and pulls the plug if it does not.
+// powerOff asks the guest to power off, and stops it at once if it does not.
 func (s *Service) powerOff(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
 	patience := machine.PatienceOff
-	// The guest unmounts what it has of the host, which takes a server.
+	// The guest unmounts its directories of the host, and needs the server for that.
 	if has, err := applied.Read(f.Applied()); err == nil && len(has.Exports()) > 0 {
 		if err := s.Daemons(p).StartSupervisor(ctx, dom.Accel == vm.AccelTCG); err != nil {
 			s.Log.Info("start the supervisor", "err", err)
 			patience = patienceStuck
 		}
 	}
-	// Without its network process the VM cannot unmount them, and nobody can log in.
+	// Without its network process the VM cannot reach the server, and nobody can log in.
 	_, unreachable := vmnet.NewDialer(f.DialSocket()).Status(ctx)
 	if !errors.Is(unreachable, vmnet.ErrNoNetwork) {
 		unreachable = nil // it is there, and slow perhaps
@@ -163,12 +163,12 @@ func (s *Service) pressPower(ctx context.Context, hv vm.Hypervisor, p state.Proj
 	}
 }
 
-// offPoll is how often a VM is looked at that is halted while it powers off.
+// offPoll is how often to check a VM that is paused while it powers off.
 const offPoll = 500 * time.Millisecond
 
-// awaitOff waits until a VM that powers off is off, or suspended. One that is halted meanwhile
-// goes on as soon as it can: what it has not written yet is lost if its plug is pulled. It is
-// asked again, for it may not have heard what was asked of it.
+// awaitOff waits until a VM that powers off is off, or suspended. If it is paused meanwhile, it is
+// resumed as soon as possible, so that it does not lose what it has not written yet. It is then
+// asked again to power off, because it may not have heard.
 func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p state.Project) (vm.Domain, error) {
 	tick := time.NewTicker(offPoll)
 	defer tick.Stop()
@@ -202,8 +202,8 @@ func (s *Service) awaitOff(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	}
 }
 
-// syncGuest makes the guest write its caches: by the supervisor's connection, which
-// is there already, or else by one of its own.
+// syncGuest makes the guest write its caches, over the supervisor's connection, which exists
+// already, or else over a new one.
 func (s *Service) syncGuest(ctx context.Context, p state.Project, dom vm.Domain) error {
 	return s.finishSync(ctx, p, dom, s.beginSync(ctx, p))
 }
@@ -224,8 +224,7 @@ func (s *Service) beginSync(ctx context.Context, p state.Project) <-chan error {
 	return synced
 }
 
-// finishSync waits for what beginSync began. What the supervisor could not do is done
-// by a connection of our own.
+// finishSync waits for the result of beginSync. If the supervisor failed, it uses a new connection.
 func (s *Service) finishSync(ctx context.Context, p state.Project, dom vm.Domain, synced <-chan error) error {
 	err := <-synced
 	if err == nil || errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
@@ -234,8 +233,8 @@ func (s *Service) finishSync(ctx context.Context, p state.Project, dom vm.Domain
 	return s.RunInGuest(ctx, p, dom, patienceSync, "sync")
 }
 
-// unplug stops the VM at once, but waits until the guest has written its caches, see
-// beginSync: its disk may be wanted again.
+// unplug stops the VM at once, but waits until the guest has written its caches (beginSync): its
+// disk may be wanted again.
 func (s *Service) unplug(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, synced <-chan error) error {
 	if dom.State == vm.StateRunning {
 		if err := s.finishSync(ctx, p, dom, synced); err != nil {

@@ -12,8 +12,7 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// Egress returns what the project's VM has asked for on the network since its
-// network process started.
+// Egress returns what the project's VM has tried to reach since its network process started.
 func (s *Service) Egress(ctx context.Context, p state.Project) (vmnet.Egress, error) {
 	d, err := s.network(ctx, p)
 	if err != nil {
@@ -23,8 +22,7 @@ func (s *Service) Egress(ctx context.Context, p state.Project) (vmnet.Egress, er
 	return e, explainNetwork(err)
 }
 
-// FollowEgress calls use with each attempt so far and each to come, until ctx or
-// the VM ends.
+// FollowEgress calls use with each attempt so far, then with each new one, until ctx or the VM ends.
 func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(vmnet.Attempt) error) error {
 	d, err := s.network(ctx, p)
 	if err != nil {
@@ -38,7 +36,7 @@ func (s *Service) FollowEgress(ctx context.Context, p state.Project, use func(vm
 	return explainNetwork(err)
 }
 
-// network is the way to the network process of a VM that runs.
+// network returns a dialer for the network process of a running VM.
 func (s *Service) network(ctx context.Context, p state.Project) (*vmnet.Dialer, error) {
 	dom, err := s.get(ctx, p)
 	if err != nil {

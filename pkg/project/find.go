@@ -13,10 +13,10 @@ import (
 	"github.com/devvm/devvm/pkg/trust"
 )
 
-// Find returns the project that a directory belongs to: the nearest directory
-// upwards with a devvm.toml, else the directory itself. It does not look beyond the user's
-// home directory or the mount that the directory is on. A devvm.toml that somebody else can
-// have written, or put there, is a [*trust.Error].
+// Find returns the project that a directory belongs to: the nearest directory upwards with a
+// devvm.toml, otherwise the directory itself. It looks no further up than the user's home directory
+// or the root of the mount. If somebody else could have written the devvm.toml, or put it there,
+// the error is a [*trust.Error].
 func (s *Service) Find(dir string) (state.Project, error) {
 	start, err := state.New(dir)
 	if err != nil {
@@ -49,14 +49,14 @@ func (s *Service) Find(dir string) (state.Project, error) {
 	}
 }
 
-// sight is what a directory has to say on the way upwards.
+// sight is what Find sees of one directory on its way up.
 type sight struct {
 	dir   trust.Object
 	file  *trust.Object // its devvm.toml; nil: none
 	mount uint64        // what it is on
 }
 
-// look opens a directory and looks at its devvm.toml, of whatever kind that is.
+// look opens a directory and examines its devvm.toml, whatever kind of file that is.
 func look(dir string) (sight, error) {
 	at, err := trust.OpenDir(dir)
 	if err != nil {
@@ -67,8 +67,7 @@ func look(dir string) (sight, error) {
 	if s.dir, err = trust.Look(dir, int(at.Fd())); err != nil {
 		return sight{}, err
 	}
-	// The number of the mount, not of the device: subvolumes of btrfs are devices of their
-	// own, and no borders.
+	// The ID of the mount, not of the device: each subvolume of btrfs is a device, but no border.
 	var st unix.Statx_t
 	if err := unix.Statx(int(at.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
 		return sight{}, &fs.PathError{Op: "statx", Path: dir, Err: err}
@@ -93,7 +92,7 @@ func look(dir string) (sight, error) {
 	return s, nil
 }
 
-// canonical is a path without symbolic links, if there is such a directory.
+// canonical resolves the symbolic links in the path of a directory, if it exists.
 func canonical(dir string) string {
 	if resolved, err := filepath.EvalSymlinks(dir); err == nil {
 		return resolved
@@ -101,9 +100,9 @@ func canonical(dir string) string {
 	return dir
 }
 
-// Unusual says why a directory makes an odd project, or "" if it does not: a
-// VM for the whole home directory or the root is nearly always a slip, and what is in a
-// directory that others can write in is not the user's alone.
+// Unusual says why a directory is an odd project, or "" if it is not: a VM for the whole home
+// directory or the root is nearly always a mistake, and in a directory that others can write in,
+// not everything is the user's.
 func (s *Service) Unusual(p state.Project) string {
 	switch p.Dir {
 	case canonical(s.Home):

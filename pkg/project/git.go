@@ -17,14 +17,14 @@ import (
 )
 
 // The .git of a worktree or a submodule is a file that names a directory elsewhere
-// (gitrepository-layout(5)). The VM can write that file. So it is believed only where that
-// directory names the project's in turn: else a VM could have devvm ask for any directory. That of
-// git init --separate-git-dir names none: the user is told how to have it do so.
+// (gitrepository-layout(5)). The VM can write that file. So devvm believes it only if that directory
+// names the project's directory in turn: otherwise a VM could make devvm ask for any directory. The
+// directory of git init --separate-git-dir names none: the user is told how to change that.
 
-// longestGit is the most that is read of a file of git's, in bytes.
+// longestGit is how many bytes of one of git's files are read at most.
 const longestGit = 64 << 10
 
-// gitNotes say how the VM gets a history that is outside of what it has.
+// gitNotes tell the user how to share a history that is outside of the VM's directories.
 func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 	has := func(path string) bool {
 		_, ok := mounts.Table(exports).OnHost(path)
@@ -56,8 +56,8 @@ func (s *Service) gitNotes(p state.Project, exports []share.Export) []string {
 	return append(notes, "To commit in the VM, add writable = true as well. Then git on this host runs hooks that the VM writes there.")
 }
 
-// gitElsewhere is the directory that a working tree has its history in, if that is at another
-// place; "" if not. It is only claimed if it does not name the working tree in turn.
+// gitElsewhere returns the directory with the history of a working tree, if it is elsewhere, or "".
+// claimed says that this directory does not name the working tree in turn.
 func gitElsewhere(untrusted tree.Untrusted, dir string) (at string, claimed bool) {
 	to, ok := strings.CutPrefix(readGit(untrusted, filepath.Join(dir, ".git")), "gitdir: ")
 	to = strings.TrimRight(to, "\r\n")
@@ -82,7 +82,7 @@ func gitElsewhere(untrusted tree.Untrusted, dir string) (at string, claimed bool
 	return "", false
 }
 
-// workTree is core.worktree in a text of git-config(1), as git itself writes it.
+// workTree returns core.worktree from a file of git-config(1), as git itself writes it.
 func workTree(text string) string {
 	section := ""
 	for line := range strings.Lines(text) {
@@ -98,8 +98,8 @@ func workTree(text string) string {
 	return ""
 }
 
-// readGit is what is in a file of git's; "" if that is no file, long, or reached by a link that
-// a VM may have made.
+// readGit returns the content of one of git's files, or "" if it is not a file, too long, or reached
+// through a link that a VM may have made.
 func readGit(untrusted tree.Untrusted, path string) string {
 	at, err := untrusted.Find(path, true)
 	if err != nil {
@@ -121,7 +121,7 @@ func readGit(untrusted tree.Untrusted, path string) string {
 	return string(text)
 }
 
-// from is a path that may be relative to a directory.
+// from resolves a path that may be relative to dir.
 func from(dir, path string) string {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path)
@@ -129,7 +129,7 @@ func from(dir, path string) string {
 	return filepath.Join(dir, path)
 }
 
-// sameDir tells whether two paths lead to one directory.
+// sameDir reports whether two paths lead to the same directory.
 func sameDir(a, b string) bool {
 	one, err1 := os.Stat(a)
 	two, err2 := os.Stat(b)

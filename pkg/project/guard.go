@@ -7,8 +7,8 @@ import (
 	"github.com/devvm/devvm/pkg/supervisor"
 )
 
-// guardOptions say what a project's supervisor does with containers that bind what the
-// VM does not have.
+// guardOptions are the options of a project's supervisor for containers that bind paths that the VM
+// does not have.
 func (s *Service) guardOptions(f state.Files) supervisor.Guard {
 	dir := f.RecordedDir()
 	return supervisor.Guard{
@@ -21,8 +21,8 @@ func (s *Service) guardOptions(f state.Files) supervisor.Guard {
 	}
 }
 
-// GuestDir is where the project's VM has a directory of this host; "": nowhere, as far
-// as is known here.
+// GuestDir returns where the project's VM has a directory of this host, or "" if it does not have
+// it, as far as is known here.
 func (s *Service) GuestDir(p state.Project, dir string) string {
 	record, err := applied.Read(s.Dirs.Files(p.Name).Applied())
 	if err != nil {

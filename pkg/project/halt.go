@@ -24,11 +24,11 @@ const patienceHalt = 10 * time.Minute
 // libvirt refuses to resume the VM.
 const patienceJob = 30 * time.Second
 
-// haltPoll is how often a VM is looked at that will soon be in another state.
+// haltPoll is how often to check a VM that will soon be in another state.
 const haltPoll = 100 * time.Millisecond
 
-// outlast waits until the VM is in a state that stays: what libvirt is at has ended, and a QEMU
-// that a signal has stopped goes on. It returns the VM as it is then.
+// outlast waits until the VM is in a stable state: libvirt's job has ended, and QEMU is not stopped
+// by a signal. It returns the VM as it is then.
 func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
 	var phase *ui.Phase
 	patience := s.Halt
@@ -80,15 +80,15 @@ func (s *Service) outlast(ctx context.Context, hv vm.Hypervisor, p state.Project
 	}
 }
 
-// errHalt says that outlast has waited in vain.
+// errHalt says that outlast waited in vain.
 var errHalt = errors.New("the VM stays in a state that should pass")
 
-// isStopping tells whether a VM runs only until it has powered off.
+// isStopping reports whether a running VM is powering off.
 func isStopping(f state.Files, dom vm.Domain) bool {
 	return dom.State == vm.StateRunning && f.IsStopping(dom.PID)
 }
 
-// finishDown brings to its end what an interrupted down has begun.
+// finishDown finishes an interrupted down.
 func (s *Service) finishDown(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, pr *ui.Progress) (vm.Domain, error) {
 	pr.Note("the VM is powering off because of an interrupted devvm down: waiting until it is off")
 	if err := s.down(ctx, hv, p, dom, pr); err != nil {

@@ -27,7 +27,7 @@ type Entry struct {
 	Kind string `json:"kind"`
 	Name string `json:"name"`
 	Used int64  `json:"used"` // bytes that its own files take, what it lies on not counted
-	// Users is how many disks lie on this one; nobody's is given back by prune.
+	// Users is how many disks are based on this one. prune removes it if there are none.
 	Users     int       `json:"users"`
 	AtLeast   bool      `json:"users_at_least,omitempty"` // a disk cannot be read, which may be one more
 	Snapshots int       `json:"snapshots,omitempty"`      // kept within it
@@ -35,14 +35,14 @@ type Entry struct {
 	Created   time.Time `json:"created,omitzero"`
 	Dir       string    `json:"dir,omitempty"`     // of a project
 	Damaged   string    `json:"damaged,omitempty"` // what is wrong with it
-	// Room is what a running VM said last of its memory and disk.
+	// Room is the memory and disk of a running VM, as it last said.
 	Room *supervisor.Room `json:"room,omitempty"`
 }
 
-// patienceRoom is for a supervisor to say what it knows of its VM's room.
+// patienceRoom is how long to wait for a supervisor's Room.
 const patienceRoom = time.Second
 
-// roomOf is what a project's supervisor knows of the VM's room; nil: there is none that knows.
+// roomOf asks a project's supervisor for the VM's Room. It returns nil if nobody knows.
 func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
 	ctx, cancel := context.WithTimeout(ctx, patienceRoom)
 	defer cancel()
@@ -53,7 +53,7 @@ func (s *Service) roomOf(ctx context.Context, name string) *supervisor.Room {
 	return st.Room
 }
 
-// sweep removes what killed imports, builds and makers of templates have left.
+// sweep removes what is left of imports, image builds and template builds that were killed.
 func (s *Service) sweep(ctx context.Context) {
 	s.Images.Sweep(ctx)
 	s.Templates.Sweep()
@@ -125,13 +125,13 @@ func (s *Service) Ledger(ctx context.Context) ([]Entry, error) {
 	return out, nil
 }
 
-// countUses says how many disks lie on each image and template, by digest or ID, and why those
-// of some projects, by name, are not counted.
+// countUses counts the disks that are based on each image and template, by digest or ID. damaged
+// says, by project, why some are not counted.
 func countUses(all []use) (users map[string]int, damaged map[string]string) {
 	users, damaged = map[string]int{}, map[string]string{}
 	for _, u := range all {
 		on := u.below
-		if u.err != nil || u.path == "" { // then libvirt's word counts
+		if u.err != nil || u.path == "" { // then only libvirt knows
 			on = u.known
 		}
 		if u.err != nil {
@@ -211,14 +211,14 @@ func (s *Service) Prune(ctx context.Context, o PruneOptions) (Pruned, error) {
 	return out, err
 }
 
-// without counts every use but those of templates that are as good as gone.
+// without accepts every use but those of templates that would be gone.
 func (s *Service) without(gone map[string]bool) func(use) bool {
 	return func(u use) bool {
 		return u.project != "" || !gone[filepath.Base(filepath.Dir(u.path))]
 	}
 }
 
-// clearBuilders removes the VMs of templates whose making was killed.
+// clearBuilders removes the VMs of template builds that were killed.
 func (s *Service) clearBuilders(ctx context.Context) error {
 	names, err := s.Dirs.Projects()
 	if err != nil {
@@ -256,8 +256,8 @@ func (s *Service) clearBuilder(ctx context.Context, p state.Project) error {
 	return b.Files.Remove()
 }
 
-// Forkable returns what tells whether a VM of this host could still be forked from a
-// template.
+// Forkable returns a function that reports whether a VM can still be forked from a template on this
+// host.
 func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, error) {
 	host, err := s.Host(ctx)
 	if err != nil {
@@ -278,8 +278,8 @@ func (s *Service) Forkable(ctx context.Context) (func(template.Template) bool, e
 	}, nil
 }
 
-// BuildTemplate makes the template that the project's next new VM is forked from,
-// unless there is one. It returns the ID.
+// BuildTemplate makes the template that the project's next new VM is forked from, unless it exists.
+// It returns its ID.
 func (s *Service) BuildTemplate(ctx context.Context, p state.Project, pr *ui.Progress) (string, error) {
 	cfg, err := s.readConfig(p)
 	if err == nil {

@@ -17,15 +17,15 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// A project is its directory's path, so a directory that was renamed is another project, and its
-// VM is that of a path that is gone. Move gives the VM, its undo and what was agreed to, to the
-// new path. It is off meanwhile: what runs in it knows the old path, and so do its memory and
-// its snapshots, which do not come along.
+// A project's identity is the path of its directory. So a directory that was renamed is another
+// project, and its VM belongs to a path that is gone. Move gives the VM, its undo and what the user
+// agreed to, to the new path. The VM must be off for that: what runs in it knows the old path. So do
+// its memory and its snapshots, which are dropped.
 //
-// The new project's record says where the VM comes from until all of it is there, so that the
-// next up or move completes what was interrupted. The disk comes last: where it is, the VM is.
+// Until the move is complete, the new project's record says where the VM comes from, so that the
+// next up or move can finish it. The disk moves last: the VM is where its disk is.
 
-// Former is a directory that another one was before it was renamed or moved, with its VM.
+// Former is the project, with a VM, that a directory was before it was renamed or moved.
 type Former struct {
 	state.Project
 	Same      bool // it is known to be the same directory
@@ -33,8 +33,8 @@ type Former struct {
 	Snapshots int
 }
 
-// Moves returns the project whose VM a directory could take over: from names it by its path or
-// name; "" finds the one that this directory was. False: there is none.
+// Moves returns the project whose VM a directory could take over, and false if there is none. from
+// is the project's path or name; "" finds the project that this directory was before.
 func (s *Service) Moves(ctx context.Context, p state.Project, from string) (Former, bool, error) {
 	var former state.Project
 	switch {
@@ -87,11 +87,10 @@ func (s *Service) adopted(p state.Project) (state.Project, bool) {
 	return state.Identify(string(r.From)), true
 }
 
-// Replaced tells whether the project's VM was made for another directory, which was at this path
-// and is gone.
+// Replaced reports whether the project's VM was made for another directory that was at this path.
 func (s *Service) Replaced(p state.Project) bool { return s.Dirs.Files(p.Name).IsReplaced(p.Dir) }
 
-// Keep gives the VM of a directory that is gone to the one that is in its place.
+// Keep gives the VM of a directory that is gone to the one that has its path now.
 func (s *Service) Keep(ctx context.Context, p state.Project) error {
 	f := s.Dirs.Files(p.Name)
 	lock, err := f.Acquire(ctx, "up", nil)
@@ -102,12 +101,12 @@ func (s *Service) Keep(ctx context.Context, p state.Project) error {
 	return f.WriteRecord(p.Dir)
 }
 
-// canonicalGone is a path without symbolic links above its last name, which need not be there.
+// canonicalGone resolves the symbolic links in a path whose last name need not exist.
 func canonicalGone(path string) string {
 	return filepath.Join(canonical(filepath.Dir(filepath.Clean(path))), filepath.Base(path))
 }
 
-// checkMove finds what is against a move.
+// checkMove returns why a move is not possible.
 func (s *Service) checkMove(p state.Project, from Former) error {
 	f, old := s.Dirs.Files(p.Name), s.Dirs.Files(from.Name)
 	if dir, ok := old.Adopter(); ok && dir != p.Dir {
@@ -142,8 +141,8 @@ func (s *Service) checkMove(p state.Project, from Former) error {
 	return nil
 }
 
-// Move gives a directory the VM of another one that is gone. What was agreed to comes along if
-// the directory is known to be the same.
+// Move gives a directory the VM of another one that is gone. What the user agreed to moves along if
+// it is known to be the same directory.
 func (s *Service) Move(ctx context.Context, p state.Project, from Former, pr *ui.Progress) (err error) {
 	if err := s.checkMove(p, from); err != nil || from.Dir == p.Dir {
 		return err
@@ -186,7 +185,7 @@ func (s *Service) Move(ctx context.Context, p state.Project, from Former, pr *ui
 	return old.Remove()
 }
 
-// clearFor removes what there is of the project's own VM, which nobody has used.
+// clearFor removes the project's own VM, which nobody has used.
 func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Project, from Former) error {
 	f := s.Dirs.Files(p.Name)
 	if f.Adopts() == from.Name {
@@ -221,8 +220,8 @@ func (s *Service) clearFor(ctx context.Context, hv vm.Hypervisor, p state.Projec
 	return nil
 }
 
-// release stops the VM of a former project and has libvirt forget it. What libvirt alone knows
-// goes: saved memory and snapshots.
+// release stops the VM of a former project and makes libvirt forget it, with its saved memory and
+// its snapshots.
 func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Project, pr *ui.Progress) error {
 	dom, err := s.find(ctx, hv, former)
 	if errors.Is(err, vm.ErrNotFound) {
@@ -256,7 +255,7 @@ func (s *Service) release(ctx context.Context, hv vm.Hypervisor, former state.Pr
 	return machine.Forget(ctx, hv, former)
 }
 
-// takeOver moves the files, the disk last, and ends the move.
+// takeOver moves the files, the disk last, and completes the move.
 func (s *Service) takeOver(p, former state.Project, same bool) error {
 	f, old := s.Dirs.Files(p.Name), s.Dirs.Files(former.Name)
 	if state.Exists(old.Disk()) {
@@ -290,7 +289,8 @@ func (s *Service) takeOver(p, former state.Project, same bool) error {
 	return f.WriteRecord(p.Dir)
 }
 
-// moveAgreed takes over what was agreed to. One that cannot be read stays one that grants nothing.
+// moveAgreed moves the record of what the user agreed to. A record that cannot be read still grants
+// nothing.
 func moveAgreed(f, old state.Files) error {
 	r, _ := applied.Read(old.Applied())
 	if r.Agreed == nil {
@@ -302,7 +302,7 @@ func moveAgreed(f, old state.Files) error {
 	return applied.Record{Agreed: r.Agreed}.Write(f.Applied())
 }
 
-// moveOwners has whose files are in the VM hold by the new path.
+// moveOwners makes the record of the owners of files in the VM apply to the new path.
 func (s *Service) moveOwners(p, former state.Project) error {
 	old := s.Dirs.Files(former.Name)
 	has, err := applied.Read(old.Applied())
@@ -321,7 +321,7 @@ func (s *Service) moveOwners(p, former state.Project) error {
 	return nil
 }
 
-// finishMove completes a move that was interrupted, under the project's lock.
+// finishMove completes an interrupted move, under the project's lock.
 func (s *Service) finishMove(ctx context.Context, hv vm.Hypervisor, p state.Project, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
 	r, err := f.ReadRecord()

@@ -59,8 +59,8 @@ func (s *Service) outer(p state.Project) ([]grant.Grant, []string, error) {
 	return out, why, nil
 }
 
-// recorded returns the project's directory and what is in force for its VM; no directory if it
-// never had a VM.
+// recorded returns the project's directory and the settings in force for its VM, or no directory if
+// the project never had a VM.
 func recorded(f state.Files) (dir string, r applied.Record, err error) {
 	r, err = applied.Read(f.Applied())
 	if !state.Exists(f.Record) && err == nil && r.Start == nil {
@@ -72,7 +72,7 @@ func recorded(f state.Files) (dir string, r applied.Record, err error) {
 	return dir, r, err
 }
 
-// writable are the directories of the host that a project's VM can write, as recorded.
+// writable returns the directories of the host that a project's VM can write, by its record.
 func writable(dir string, r applied.Record) []string {
 	if dir == "" {
 		return nil
@@ -86,7 +86,7 @@ func writable(dir string, r applied.Record) []string {
 	return all
 }
 
-// lineage are the states of a directory and of those above it.
+// lineage returns the states of a directory and of those above it.
 func lineage(dir string) []fs.FileInfo {
 	var all []fs.FileInfo
 	for d := dir; ; d = filepath.Dir(d) {
@@ -99,8 +99,8 @@ func lineage(dir string) []fs.FileInfo {
 	}
 }
 
-// isOneOf tells whether a directory is one of others by another name, as where it is mounted
-// a second time.
+// isOneOf reports whether a directory is one of the others under another name, for example because
+// it is mounted twice.
 func isOneOf(dir string, others []fs.FileInfo) bool {
 	info, err := os.Lstat(dir)
 	if err != nil {

@@ -15,14 +15,14 @@ import (
 // Loss is what nuke or rm would destroy.
 type Loss struct {
 	VM    bool // there is one that somebody has used
-	Known bool // the engine was asked and answered
+	Known bool // the engine has answered
 	// TooMuch says that the engine lists more than devvm reads.
 	TooMuch bool
 	Usage   engine.Usage
 	Disk    int64 // bytes that the VM's disk takes on this host
 	// Snapshots is how many there are; they belong to the VM and go with it.
 	Snapshots int
-	Undo      int64 // bytes of an older disk, kept as the undo, that goes for good
+	Undo      int64 // bytes of the disk kept as undo, which is lost for good
 }
 
 // Loss asks the engine what the project's VM holds.
@@ -52,16 +52,16 @@ func (s *Service) Loss(ctx context.Context, p state.Project) (Loss, error) {
 // NukeOptions of [Service.Nuke].
 type NukeOptions struct {
 	NoUp bool // leave the project without a VM
-	Undo bool // put the VM back that the last nuke replaced
-	// Unused is for a VM that nobody has used, so that nobody was asked: if it has come
-	// into use meanwhile, Nuke fails.
+	Undo bool // bring back the VM that the last nuke replaced
+	// Unused says that the user was not asked, because nobody has used the VM. If somebody has by
+	// now, Nuke fails.
 	Unused bool
-	// Plan is that of the new VM; nil: Nuke reads devvm.toml.
+	// Plan is the plan for the new VM; nil: Nuke reads devvm.toml.
 	Plan *Plan
 }
 
-// Nuke destroys the project's VM and brings up a pristine one. The former disk
-// is kept as the undo; the undo before it is removed.
+// Nuke destroys the project's VM and brings up a new one. The old disk is kept as the undo, and
+// the previous undo is removed.
 func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
 	if err := s.checkNuked(ctx, p, o); err != nil {
@@ -88,8 +88,8 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	}
 	show := &machine.Steps{Progress: pr}
 	dom, err := s.find(ctx, hv, p)
-	// Of a VM that ran, libvirt still has something to do when its QEMU has ended. The
-	// next VM does not wait for that until it takes the name.
+	// After the QEMU of a running VM has ended, libvirt still has work to do. The next VM waits for
+	// that only before it takes the name.
 	overtakes := err == nil && dom.State == vm.StateRunning && !o.NoUp && !o.Undo
 	switch {
 	case err == nil:
@@ -120,7 +120,7 @@ func (s *Service) Nuke(ctx context.Context, p state.Project, o NukeOptions, pr *
 	return err
 }
 
-// destroy stops the VM at once, with its disk synced, and has libvirt forget it, if that is wanted.
+// destroy stops the VM at once, with its disk synced. If forget is set, it makes libvirt forget it.
 func (s *Service) destroy(ctx context.Context, hv vm.Hypervisor, p state.Project, dom vm.Domain, synced <-chan error, forget bool, show *machine.Steps) error {
 	show.Start("destroy", "destroy the VM")
 	err := s.unplug(ctx, hv, p, dom, synced)
@@ -133,7 +133,7 @@ func (s *Service) destroy(ctx context.Context, hv vm.Hypervisor, p state.Project
 	return err
 }
 
-// checkNuked finds out whether there is what a nuke is to replace or bring back.
+// checkNuked returns an error if there is nothing that a nuke could replace or bring back.
 func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions) error {
 	f := s.Dirs.Files(p.Name)
 	if !state.Exists(f.Root) {
@@ -150,8 +150,7 @@ func (s *Service) checkNuked(ctx context.Context, p state.Project, o NukeOptions
 	return nil
 }
 
-// checkNewVM finds what is against a VM in the place of the one that is there, and returns its
-// plan.
+// checkNewVM returns the plan for a new VM in the place of the present one, or why it cannot be made.
 func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions) (Plan, error) {
 	var plan Plan
 	var err error
@@ -181,7 +180,7 @@ func (s *Service) checkNewVM(ctx context.Context, p state.Project, o NukeOptions
 	return plan, err
 }
 
-// replaceDisk puts the VM that has been stopped aside, or the one before it in its place.
+// replaceDisk sets the stopped VM aside, or brings the previous one back.
 func replaceDisk(f state.Files, o NukeOptions) error {
 	switch {
 	case o.Unused && f.IsUsed():
@@ -195,8 +194,8 @@ func replaceDisk(f state.Files, o NukeOptions) error {
 	return f.SetAside()
 }
 
-// Rm removes the project's VM, its undo and all other traces of it. It is done
-// even where parts are missing already; that nothing was there is errNoVM.
+// Rm removes the project's VM, its undo and all other traces, even if parts are missing already.
+// If there was nothing at all, it returns errNoVM.
 func (s *Service) Rm(ctx context.Context, p state.Project, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
 	hv, err := s.Open(ctx)

@@ -17,7 +17,7 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// NetOptions are the paths of a project's network process, and what its VM may
+// NetOptions returns the options of a project's network process: its paths, and what the VM may
 // reach.
 func NetOptions(d state.Dirs, name string, policy egress.Policy) (usernet.Options, error) {
 	if err := d.Secure(name); err != nil {
@@ -32,12 +32,12 @@ func NetOptions(d state.Dirs, name string, policy egress.Policy) (usernet.Option
 	}, nil
 }
 
-// dialTimeout bounds one try of the supervisor to reach the guest's sshd. It is
-// short because a guest that is still booting takes no notice of a connection:
-// a new try finds it sooner than an old one that waits.
+// dialTimeout is how long one try of the supervisor to reach the guest's sshd may take. It is short
+// because a guest that is still booting ignores the connection: a new try succeeds sooner than an
+// old one that still waits.
 const dialTimeout = time.Second
 
-// SupervisorOptions are what a project's supervisor needs to know.
+// SupervisorOptions returns the options of a project's supervisor.
 func (s *Service) SupervisorOptions(name string, emulated bool) (supervisor.Options, error) {
 	if err := s.Dirs.Secure(name); err != nil {
 		return supervisor.Options{}, err

@@ -19,13 +19,13 @@ import (
 	"github.com/devvm/devvm/pkg/vmnet"
 )
 
-// Address is the project's own loopback address, derived from its directory.
+// Address is the project's own address on the loopback network, derived from its directory.
 func Address(p state.Project) netip.Addr {
 	sum := sha256.Sum256([]byte(p.Dir))
 	return ports.OwnAddress(sum[:])
 }
 
-// portOptions say what a project's supervisor does with published ports.
+// portOptions are the options of a project's supervisor for published ports.
 func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
 	p := state.Project{Dir: f.RecordedDir()}
 	at := ports.VM{Addr: vmnet.Guest, Loopback: vmnet.GuestLoopback}
@@ -50,8 +50,8 @@ func (s *Service) portOptions(f state.Files) supervisor.PortOptions {
 	}
 }
 
-// ProjectOf names in words the project whose supervisor a process is, "" if it is none.
-// The supervisors themselves are asked, so that the answer is never an old one.
+// ProjectOf names, in words, the project whose supervisor a process is, or returns "" if it is none.
+// It asks the supervisors themselves, so that the answer is never out of date.
 func (s *Service) ProjectOf(ctx context.Context, pid int) string {
 	names, err := s.Dirs.Projects()
 	if err != nil {
@@ -77,8 +77,8 @@ func (s *Service) Ports(ctx context.Context, p state.Project) (ports.Report, err
 	return r, s.attended(ctx, p, err)
 }
 
-// WatchPorts calls f with the published ports and then with each change, until ctx or
-// the supervisor ends.
+// WatchPorts calls f with the published ports, then with each change, until ctx or the supervisor
+// ends.
 func (s *Service) WatchPorts(ctx context.Context, p state.Project, f func(ports.Report)) error {
 	seen := false
 	err := s.Daemons(p).Supervisor().WatchPorts(ctx, func(r ports.Report) bool {
@@ -105,8 +105,8 @@ func (s *Service) Expose(ctx context.Context, p state.Project, port uint16, to n
 	return s.Ports(ctx, p)
 }
 
-// Conceal ends the exposure of a port, 0: all of the project's, whether its VM runs or
-// not. It says how many there were.
+// Conceal ends the exposure of a port, or of all the project's ports if port is 0, whether its VM
+// runs or not. It returns how many it ended.
 func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (int, error) {
 	n, err := s.Daemons(p).Supervisor().Conceal(ctx, port)
 	if !errors.Is(err, supervisor.ErrNone) {
@@ -118,8 +118,8 @@ func (s *Service) Conceal(ctx context.Context, p state.Project, port uint16) (in
 	return ports.Forget(s.Dirs.Files(p.Name).Exposures(), port)
 }
 
-// Serves is no error if programs in the VM can use what it has of this host, for which
-// its supervisor must be there.
+// Serves returns an error if the VM has directories of the host and the supervisor does not answer:
+// programs in the VM that use them would hang.
 func (s *Service) Serves(ctx context.Context, p state.Project) error {
 	has, err := applied.Read(s.Dirs.Files(p.Name).Applied())
 	switch {

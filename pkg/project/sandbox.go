@@ -10,8 +10,8 @@ import (
 	"github.com/devvm/devvm/pkg/state"
 )
 
-// Confine gives up all but the policy, and the system calls. Where the kernel has no
-// Landlock the files stay, and the log says so.
+// Confine limits the process to the policy and the system calls. If the kernel has no Landlock, all
+// files stay accessible, and the log says so.
 func Confine(p sandbox.Policy, calls sandbox.Calls, log *slog.Logger) error {
 	abi, err := sandbox.Enter(p)
 	switch {
@@ -27,16 +27,16 @@ func Confine(p sandbox.Policy, calls sandbox.Calls, log *slog.Logger) error {
 	return nil
 }
 
-// world is what Go programs read of the host. Files of /etc are replaced, not written, so
-// that no rule for one of them holds.
+// world is what Go programs read on the host. Files in /etc are replaced, not written in place, so
+// a rule for a single file would not last.
 var world = sandbox.Policy{
 	Files: []string{"/etc"},
 	Read:  []string{"/usr/share/zoneinfo", "/usr/lib/zoneinfo", "/proc/sys"},
 	TCP:   true,
 }
 
-// NetPolicy is what a project's network process uses when its sockets are there: the
-// host's resolver, wherever that is kept, and the socket of the files.
+// NetPolicy is what a project's network process uses once its sockets are open: the configuration of
+// the host's resolver, wherever that is, and the socket of the server that shares files.
 func NetPolicy(d state.Dirs, name string) sandbox.Policy {
 	f := d.Files(name)
 	p := sandbox.Policy{
@@ -52,8 +52,8 @@ func NetPolicy(d state.Dirs, name string) sandbox.Policy {
 	return world.And(p)
 }
 
-// SupervisorPolicy is what a project's supervisor uses: the project's own data, the
-// directories that the VM has, and what the user has written down.
+// SupervisorPolicy is what a project's supervisor uses: the project's own data, the directories that
+// the VM has, and the user's own settings.
 func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
 	f := s.Dirs.Files(name)
 	record, err := applied.Read(f.Applied())
@@ -68,7 +68,7 @@ func (s *Service) SupervisorPolicy(name string) (sandbox.Policy, error) {
 		Remove:  []string{f.Run},
 		Connect: []string{f.Run},
 	}
-	// The user's own file may be a link. That of the project is the VM's to change.
+	// The user's own file may be a link. The project's may not be followed: the VM can write it.
 	if at, err := filepath.EvalSymlinks(filepath.Join(s.Dirs.Config, "config.toml")); err == nil {
 		p.Read = append(p.Read, at)
 	}

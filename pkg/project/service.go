@@ -1,9 +1,8 @@
-// Package project has devvm's verbs, a file each: up, down, suspend, snapshot, nuke, status, …
+// Package project has devvm's verbs, one per file: up, down, suspend, snapshot, nuke, status, …
 //
-// Each verb looks at what is there, takes the project's lock and does what is missing. So it can be
-// run twice, interrupted or killed at any instant: the next run converges. What a project has on
-// the disk is in package state, its two processes are package daemon's, and its VM is package
-// machine's.
+// Each verb takes the project's lock, looks at what there is, and does what is missing. So a verb can
+// be run twice, interrupted or killed at any time: the next run finishes the work. Package state has
+// what a project keeps on the disk, package daemon its two processes, and package machine its VM.
 //
 // It must not import cobra, go-libvirt, gVisor or x/crypto/ssh. Errors that a user must act on are
 // *ui.Error with the next command to run.
@@ -66,8 +65,8 @@ func (s *Service) errNoVM(p state.Project) error {
 	}
 }
 
-// Above returns the nearest project above a directory that has a VM, if there is one and
-// the directory itself has none.
+// Above returns the nearest project with a VM above a directory, if there is one and the directory
+// itself has no VM.
 func (s *Service) Above(p state.Project) (state.Project, bool) {
 	if s.Exists(p) {
 		return state.Project{}, false
@@ -75,13 +74,13 @@ func (s *Service) Above(p state.Project) (state.Project, bool) {
 	return s.above(p)
 }
 
-// Exists tells whether the project has a VM, or files of one.
+// Exists reports whether the project has a VM, or files of one.
 func (s *Service) Exists(p state.Project) bool { return state.Exists(s.Dirs.Files(p.Name).Root) }
 
-// HasVM tells whether the project has a VM that may hold something of the user's.
+// HasVM reports whether the project has a VM that may hold something of the user's.
 func (s *Service) HasVM(p state.Project) bool { return s.Dirs.Files(p.Name).IsUsed() }
 
-// above is Above for a directory of which nothing is known.
+// above is Above without a look at the directory itself.
 func (s *Service) above(p state.Project) (state.Project, bool) {
 	for d := p.Dir; d != filepath.Dir(d); {
 		d = filepath.Dir(d)
@@ -92,7 +91,7 @@ func (s *Service) above(p state.Project) (state.Project, bool) {
 	return state.Project{}, false
 }
 
-// former returns the project with a VM that a directory was before it was renamed or moved.
+// former returns the project, with a VM, that a directory was before it was renamed or moved.
 func (s *Service) former(p state.Project) (state.Project, bool) {
 	self := state.DirIDOf(p.Dir)
 	names, _ := s.Dirs.Projects() // none: nor a VM
@@ -121,7 +120,7 @@ func errNotRunning(p state.Project, state vm.State) error {
 	}
 }
 
-// Socket returns the path of the project's docker.sock; it need not exist.
+// Socket returns the path of the project's docker.sock, which need not exist.
 func (s *Service) Socket(p state.Project) string { return s.Dirs.Files(p.Name).DockerSocket() }
 
 // Logs are the paths of a project's log files.
@@ -135,9 +134,8 @@ func (s *Service) Logs(p state.Project) Logs {
 	return Logs{f.Console(), f.SupervisorLog(), f.NetLog(), f.ProvisionLog()}
 }
 
-// Lookup finds a project by its name, from the files of earlier runs and from
-// libvirt. The part of it that is its directory's name is enough where no other
-// project has that.
+// Lookup finds a project by its name, in devvm's files and in libvirt. The part of the name that
+// comes from the directory is enough if no other project has it.
 func (s *Service) Lookup(ctx context.Context, name string) (state.Project, error) {
 	if filepath.Base(name) == name {
 		if dir := s.Dirs.Files(name).RecordedDir(); dir != "" {
@@ -196,8 +194,8 @@ func (s *Service) Connect(ctx context.Context, p state.Project) (*guest.Client, 
 	return client, nil
 }
 
-// catchUpFiles lets the VM see the project's files as they are now. Without a supervisor
-// nobody can.
+// catchUpFiles waits until the VM sees the project's files as they are now. Without a supervisor it
+// does nothing.
 func (s *Service) catchUpFiles(ctx context.Context, p state.Project) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -206,7 +204,7 @@ func (s *Service) catchUpFiles(ctx context.Context, p state.Project) {
 	}
 }
 
-// Look is Connect for who only looks.
+// Look is Connect for a command that only looks: the VM does not count as used.
 func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, error) {
 	dom, err := s.get(ctx, p)
 	if err != nil {
@@ -226,8 +224,7 @@ func (s *Service) Look(ctx context.Context, p state.Project) (*guest.Client, err
 	return client, nil
 }
 
-// DialSSH opens a raw connection to the guest's sshd, for OpenSSH's
-// ProxyCommand.
+// DialSSH opens a plain connection to the guest's sshd, for OpenSSH's ProxyCommand.
 func (s *Service) DialSSH(ctx context.Context, p state.Project) (net.Conn, error) {
 	f := s.Dirs.Files(p.Name)
 	conn, err := vmnet.NewDialer(f.DialSocket()).Dial(ctx, "tcp", machine.SSHAddress(f))
@@ -274,7 +271,7 @@ func (s *Service) get(ctx context.Context, p state.Project) (vm.Domain, error) {
 	return s.find(ctx, hv, p)
 }
 
-// find reads the project's VM and refuses one that is somebody else's.
+// find reads the project's VM. It returns an error if the VM belongs to somebody else.
 func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (vm.Domain, error) {
 	dom, err := hv.Get(ctx, p.Name)
 	switch {
@@ -286,7 +283,7 @@ func (s *Service) find(ctx context.Context, hv vm.Hypervisor, p state.Project) (
 	return dom, machine.CheckOwner(p, dom, err)
 }
 
-// Host asks libvirt about this host, starting its daemon if need be.
+// Host asks libvirt about this host, and starts its daemon if necessary.
 func (s *Service) Host(ctx context.Context) (vm.Host, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {
@@ -296,7 +293,7 @@ func (s *Service) Host(ctx context.Context) (vm.Host, error) {
 	return hv.Host(ctx)
 }
 
-// HaveImage tells whether there is any base image.
+// HaveImage reports whether there is any base image.
 func (s *Service) HaveImage(ctx context.Context) bool {
 	images, err := s.Images.List(ctx)
 	return err == nil && len(images) > 0

@@ -11,13 +11,13 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// Which directories a VM has stands in devvm.toml, and devvm.toml is in the first of
-// them: the VM can write it. So each up settles what the VM has from then on, after
-// the user has agreed to what is outside the project's directory, and writes it where
-// the VM cannot; the supervisor reads it there.
+// devvm.toml says which directories a VM has. It is itself in the first of them, so the VM can write
+// it. So each up decides what the VM has from then on, after the user has agreed to everything
+// outside the project's directory. It records that where the VM cannot write, and the supervisor
+// reads it there.
 
-// shares is what devvm.toml asks for, and a note if the project's directory is
-// not to be had.
+// shares returns the directories that devvm.toml asks for, and a note if the project's own cannot be
+// shared.
 func (s *Service) shares(p state.Project, cfg config.Config) ([]share.Export, string, error) {
 	table, note, err := s.host(p.Dir).Table(cfg)
 	if err != nil {
@@ -33,7 +33,7 @@ func (s *Service) shares(p state.Project, cfg config.Config) ([]share.Export, st
 	return table, note, nil
 }
 
-// host is what the mounts of a project go by.
+// host describes the host to the table of mounts.
 func (s *Service) host(dir string) mounts.Host {
 	return mounts.Host{
 		Project: dir,

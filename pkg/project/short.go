@@ -9,8 +9,8 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// ShortOfRoom says that the VM's disk is full or nearly so, and what to do; "" if it is not, or
-// if that is not known.
+// ShortOfRoom says that the VM's disk is full or nearly full, and what to do. It returns "" if it is
+// not, or if that is unknown.
 func (s *Service) ShortOfRoom(ctx context.Context, p state.Project) string {
 	st, err := s.Daemons(p).Supervisor().Look(ctx)
 	if err != nil || st.Room == nil {

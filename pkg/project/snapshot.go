@@ -17,12 +17,11 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// snapshotName is what a snapshot can be called: libvirt's and QEMU's names of it, and
-// words on a command line.
+// snapshotName matches valid names of snapshots. libvirt and QEMU use them, and so do command lines.
 var snapshotName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// CreateSnapshot keeps the state of the project's VM under the name; "" makes one
-// from the time. It returns the name.
+// CreateSnapshot keeps the state of the project's VM under a name. "" makes a name from the time. It
+// returns the name.
 func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name string, pr *ui.Progress) (string, error) {
 	if name == "" {
 		name = time.Now().Format("2006-01-02.150405")
@@ -65,8 +64,7 @@ func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name stri
 			if err := s.CheckRoomForMemory(s.Dirs.Data, dom); err != nil {
 				return err
 			}
-			// A connection that is in the snapshot would have nobody at its other
-			// end when that is restored.
+			// After a restore, a connection that is in the snapshot would have no other end.
 			if err := s.Daemons(p).Rest(ctx); err != nil {
 				return err
 			}
@@ -85,8 +83,8 @@ func (s *Service) CreateSnapshot(ctx context.Context, p state.Project, name stri
 	return name, err
 }
 
-// explainSnapshot says what becomes of the memory that a snapshot has written when it finds no
-// room for the rest. QEMU calls that an input/output error.
+// explainSnapshot explains a snapshot that ran out of room, which QEMU calls an input/output error,
+// and what becomes of the memory that it has written.
 func explainSnapshot(name string, dom vm.Domain, err error) error {
 	if dom.State != vm.StateRunning || !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EIO) {
 		return err
@@ -97,9 +95,9 @@ func explainSnapshot(name string, dom vm.Domain, err error) error {
 	}
 }
 
-// takeUp has the supervisor of a running VM take up its work again, and waits until
-// docker.sock and published ports are as they were. It does not wait for long, nor for
-// Ctrl-C: they come by themselves.
+// takeUp makes the supervisor of a running VM resume its work, and waits until docker.sock and the
+// published ports are back. It does not wait long, since they come back by themselves, and Ctrl-C
+// does not end it.
 func (s *Service) takeUp(ctx context.Context, p state.Project) {
 	sup := s.Daemons(p).Supervisor()
 	err := sup.Resume(context.WithoutCancel(ctx))
@@ -115,7 +113,7 @@ func (s *Service) takeUp(ctx context.Context, p state.Project) {
 	}
 }
 
-// Snapshots lists the snapshots of the project's VM, the oldest first.
+// Snapshots lists the snapshots of the project's VM, oldest first.
 func (s *Service) Snapshots(ctx context.Context, p state.Project) ([]vm.Snapshot, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {
@@ -128,8 +126,8 @@ func (s *Service) Snapshots(ctx context.Context, p state.Project) ([]vm.Snapshot
 	return hv.Snapshots(ctx, p.Name)
 }
 
-// RestoreSnapshot puts the project's VM back into the state that a snapshot has kept
-// and, if it ran then, waits for its engine. What the VM is now is lost.
+// RestoreSnapshot puts the project's VM back into the state of a snapshot. If it ran then,
+// RestoreSnapshot waits for its engine. The present state of the VM is lost.
 func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name string, pr *ui.Progress) error {
 	return s.locked(ctx, p, "restore", func(hv vm.Hypervisor, dom vm.Domain) error {
 		all, err := hv.Snapshots(ctx, p.Name)
@@ -198,7 +196,7 @@ func (s *Service) RestoreSnapshot(ctx context.Context, p state.Project, name str
 	})
 }
 
-// HasSnapshot is no error if the project's VM has a snapshot of the name.
+// HasSnapshot returns an error unless the project's VM has a snapshot of that name.
 func (s *Service) HasSnapshot(ctx context.Context, p state.Project, name string) error {
 	all, err := s.Snapshots(ctx, p)
 	if err != nil {

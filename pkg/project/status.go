@@ -31,7 +31,7 @@ type Status struct {
 	State     vm.State `json:"state"`
 	Reason    string   `json:"reason,omitempty"`
 	Healthy   bool     `json:"healthy"`        // the engine answered on docker.sock just now
-	Slow      bool     `json:"slow,omitempty"` // the VM says nothing for now; what runs in it goes on
+	Slow      bool     `json:"slow,omitempty"` // the VM is silent for now; what runs in it goes on
 	Problem   string   `json:"problem,omitempty"`
 	Next      string   `json:"next,omitempty"` // the command that helps
 	CPUs      int      `json:"cpus,omitempty"`
@@ -43,7 +43,7 @@ type Status struct {
 	Image     string   `json:"image,omitempty"`
 	Socket    string   `json:"socket,omitempty"`
 	Engine    string   `json:"engine,omitempty"` // version
-	// Latency is what the engine's answer took, in milliseconds.
+	// Latency is how long the engine's answer took, in milliseconds.
 	Latency float64 `json:"latency_ms,omitempty"`
 
 	// Unprovisioned says that the VM runs and provisioning failed or has not finished.
@@ -59,14 +59,13 @@ type Status struct {
 // Used is what the project takes of this host's disk, in bytes.
 func (st Status) Used() int64 { return st.DiskUsed + st.SavedUsed + st.UndoUsed }
 
-// patienceAnswer bounds the engine's answer in status.
+// patienceAnswer is how long status waits for the engine's answer.
 const patienceAnswer = 5 * time.Second
 
-// patienceSlow is how long a VM may be slow before the advice is to boot it again.
+// patienceSlow is how long a VM may be slow before the advice is to reboot it.
 const patienceSlow = 2 * time.Minute
 
-// Status looks at the project end to end: it asks the engine through the same
-// socket that users use.
+// Status checks the project end to end: it asks the engine through docker.sock, as users do.
 func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 	f := s.Dirs.Files(p.Name)
 	dom, err := s.get(ctx, p)
@@ -133,7 +132,7 @@ func (s *Service) Status(ctx context.Context, p state.Project) (Status, error) {
 	return st, nil
 }
 
-// askDaemons adds what the VM's network process and supervisor say.
+// askDaemons adds what the VM's network process and its supervisor say.
 func (s *Service) askDaemons(ctx context.Context, p state.Project, st *Status) {
 	switch net, err := vmnet.NewDialer(s.Dirs.Files(p.Name).DialSocket()).Status(ctx); {
 	case err == nil:
@@ -163,7 +162,7 @@ func (s *Service) askDaemons(ctx context.Context, p state.Project, st *Status) {
 	}
 }
 
-// forgotten is what the files say of a project that libvirt does not know: false if they
+// forgotten returns what the files say about a project that libvirt does not know, and false if they
 // say nothing.
 func (s *Service) forgotten(name, dir string) (Status, bool) {
 	f := s.Dirs.Files(name)
@@ -187,7 +186,7 @@ func (st *Status) setLost(f state.Files) {
 	st.Problem, st.Next = "the VM's disk is gone: "+f.Disk(), machine.Afresh(f)
 }
 
-// examine looks whether the disk of a VM that is off is good.
+// examine checks the disk of a VM that is off.
 func (s *Service) examine(ctx context.Context, st *Status) {
 	f := s.Dirs.Files(st.Project)
 	if st.Next == "" {
@@ -225,8 +224,8 @@ func (s *Service) summary(dom vm.Domain) Status {
 	return st
 }
 
-// List returns all projects of this user, by directory: those with a VM and
-// those of which only files are left. The engines are not asked.
+// List returns all projects of this user, sorted by directory: those with a VM, and those of which
+// only files are left. It does not ask the engines.
 func (s *Service) List(ctx context.Context) ([]Status, error) {
 	hv, err := s.Open(ctx)
 	if err != nil {

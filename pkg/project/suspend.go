@@ -9,9 +9,9 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// Suspend saves the memory of the project's running VM and stops it; the next up
-// lets it go on where it stood. The supervisor stays, to tell clients so. A VM that
-// is suspended already is no error.
+// Suspend saves the memory of the project's running VM and stops it. The next up resumes it. The
+// supervisor stays, to tell clients that the VM is suspended. It is no error if it is suspended
+// already.
 func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress) error {
 	return s.locked(ctx, p, "suspend", func(hv vm.Hypervisor, dom vm.Domain) error {
 		dom, err := s.outlast(ctx, hv, p, dom, pr)
@@ -36,8 +36,7 @@ func (s *Service) Suspend(ctx context.Context, p state.Project, pr *ui.Progress)
 			return err
 		}
 		phase := pr.Start("suspend", "save the VM's memory")
-		// A connection that lives on in the saved guest would have nobody at its
-		// other end.
+		// A connection in the saved memory would have no other end after the resume.
 		if err := s.syncGuest(ctx, p, dom); err != nil {
 			s.Log.Info("sync the guest's disk", "err", err)
 		}

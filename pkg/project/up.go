@@ -12,8 +12,8 @@ import (
 	"github.com/devvm/devvm/pkg/vm"
 )
 
-// Up gives the project a running VM whose engine answers on docker.sock. What
-// is there already is kept; what an earlier run left half done is completed.
+// Up gives the project a running VM whose engine answers on docker.sock. It keeps what exists
+// already, and completes what an earlier run left half done.
 func (s *Service) Up(ctx context.Context, p state.Project, plan Plan, pr *ui.Progress) error {
 	f := s.Dirs.Files(p.Name)
 	if err := s.checkPlan(ctx, p, plan); err != nil { // before anything is made
@@ -36,7 +36,7 @@ func (s *Service) Up(ctx context.Context, p state.Project, plan Plan, pr *ui.Pro
 	return s.up(ctx, hv, p, plan, &machine.Steps{Progress: pr})
 }
 
-// checkPlan finds what is against a plan, for the VM as it is.
+// checkPlan returns why a plan is not possible for the VM as it is.
 func (s *Service) checkPlan(ctx context.Context, p state.Project, plan Plan) error {
 	f := s.Dirs.Files(p.Name)
 	if err := s.checkAgreed(p, plan); err != nil {
@@ -53,8 +53,8 @@ func (s *Service) checkPlan(ctx context.Context, p state.Project, plan Plan) err
 	return s.checkImage(ctx, plan.config)
 }
 
-// checkImage finds what is wrong with the image and the disk of a VM that is yet to be
-// made. An image that is yet to be built is as good as any.
+// checkImage returns what is wrong with the image or the disk size of a VM that is still to be made.
+// An image that is still to be built counts as good.
 func (s *Service) checkImage(ctx context.Context, cfg config.Config) error {
 	img, err := s.Images.Resolve(ctx, cfg.Image)
 	switch {
@@ -92,7 +92,7 @@ func (s *Service) up(ctx context.Context, hv vm.Hypervisor, p state.Project, pla
 	return s.upFrom(ctx, hv, p, plan, dom, pr)
 }
 
-// upFrom is up for a VM as it was found; the zero Domain if there is none.
+// upFrom is up for a VM as it was found, or, with the zero Domain, for none.
 func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project, plan Plan, dom vm.Domain, pr *machine.Steps) error {
 	f := s.Dirs.Files(p.Name)
 	if err := s.keepAgreed(p, plan); err != nil {
@@ -142,13 +142,13 @@ func (s *Service) upFrom(ctx context.Context, hv vm.Hypervisor, p state.Project,
 	return nil
 }
 
-// discardBegun removes a VM whose engine has never answered, unless it runs, and as it should.
+// discardBegun removes a VM whose engine has never answered, unless it runs as it should.
 func (s *Service) discardBegun(ctx context.Context, m *machine.Machine, dom vm.Domain) (vm.Domain, error) {
 	runs := (dom.State == vm.StateRunning || dom.State == vm.StatePaused) && m.IsUpToDate()
 	if !m.Files.IsBegun() || runs {
 		return dom, nil
 	}
-	// Its supervisor is who may find just now that its engine answers.
+	// Its supervisor might find just now that the engine answers.
 	if err := s.Daemons(m.Project).StopSupervisor(ctx); err != nil {
 		return dom, err
 	}
@@ -164,8 +164,8 @@ func (s *Service) discardBegun(ctx context.Context, m *machine.Machine, dom vm.D
 	return vm.Domain{}, s.MakeDirs(m.Files)
 }
 
-// start starts the VM. One that ran may just be going off: libvirt knows only now, or a suspend
-// that was killed had only just asked for it.
+// start starts the VM. A VM that was running may be going off: libvirt has only just noticed, or a
+// killed suspend had only just asked for it.
 func (s *Service) start(ctx context.Context, m *machine.Machine, dom vm.Domain) error {
 	err := m.Start(ctx, dom)
 	for again := 0; again < 2 && (errors.Is(err, machine.ErrWentOff) || errors.Is(err, vm.ErrNotRunning)) && ctx.Err() == nil; again++ {

@@ -20,11 +20,11 @@ import (
 	"github.com/devvm/devvm/pkg/ui"
 )
 
-// What a disk lies on must stay as long as the disk: without it, the disk is lost. So who
-// asks what may be removed counts every disk that there is, and every file that libvirt
-// knows of; a disk that cannot be read lies on what nobody knows, and nothing is removed.
+// The backing files of a disk must stay as long as the disk: without them it is lost. So before
+// anything is removed, devvm counts every disk, and every file that libvirt knows. If a disk cannot
+// be read, nobody knows its backing files, and nothing is removed.
 
-// use is a disk, or a domain, that lies on others.
+// use is a disk, or a domain, that is based on others.
 type use struct {
 	project string   // its name; "": a template's
 	path    string   // of the disk; "" for what only libvirt knows
@@ -33,7 +33,7 @@ type use struct {
 	err     error    // why below is not known
 }
 
-// all are the disks that the use lies on, as far as it is known.
+// all returns the disks that the use is based on, as far as known.
 func (u use) all() []string { return slices.Concat(u.below, u.known) }
 
 // uses finds every disk of a project, undo or template.
@@ -73,8 +73,9 @@ func (s *Service) uses(ctx context.Context) ([]use, error) {
 	return append(out, templates...), err
 }
 
-// usesOf finds the disks of one project: those of its VM and undo, and what a killed run has
-// left of others. nuke exchanges them, so what was found must still be there when it is read.
+// usesOf finds the disks of one project: those of its VM and its undo, and what is left of others
+// by killed runs. nuke exchanges them, so a disk that was found must still be the same one when it
+// is read.
 func (s *Service) usesOf(ctx context.Context, name string, c machine.Chains) ([]use, error) {
 	const attempts = 10
 	for range attempts {
@@ -101,8 +102,7 @@ func (s *Service) usesOf(ctx context.Context, name string, c machine.Chains) ([]
 	}
 }
 
-// disks finds the project's disks, each with the number by which the file system knows it. An
-// error says that there may be more.
+// disks finds the project's disks, with their inode numbers. After an error there may be more.
 func disks(f state.Files) (map[string]uint64, error) {
 	out := map[string]uint64{}
 	entries, err := os.ReadDir(f.Root)
@@ -133,9 +133,9 @@ func disks(f state.Files) (map[string]uint64, error) {
 	return out, unread
 }
 
-// templateUses finds the disks of templates. One that is damaged is of use to nobody, unless
-// another disk lies on it, which then cannot be read itself; its manifest says what it
-// needs if it is mended.
+// templateUses finds the disks of templates. A damaged template is useless, unless another disk is
+// based on it, which then cannot be read either. The template's manifest says what it needs once it
+// is repaired.
 func (s *Service) templateUses(ctx context.Context, c machine.Chains) ([]use, error) {
 	templates, err := s.Templates.List()
 	if err != nil {
@@ -168,8 +168,8 @@ func (s *Service) templateUses(ctx context.Context, c machine.Chains) ([]use, er
 	return out, nil
 }
 
-// inUse returns the IDs of the images or templates, by kind, that lie below any use for which of
-// returns true. The result is nil with an error, never partial.
+// inUse returns the IDs of the images or templates, by kind, that any use accepted by of is based
+// on. With an error the result is nil, never partial.
 func (s *Service) inUse(ctx context.Context, kind string, of func(use) bool) (map[string]bool, error) {
 	all, err := s.uses(ctx)
 	if err != nil {
@@ -216,21 +216,20 @@ func unreadable(u use) error {
 
 func anyUse(use) bool { return true }
 
-// ImagesInUse returns the digests of the images that any project's disk, or
-// undo, is based on. The result is nil with an error, never partial: what is
-// in use must not be removed.
+// ImagesInUse returns the digests of the images that a disk or undo of any project is based on. With
+// an error the result is nil, never partial: what is in use must not be removed.
 func (s *Service) ImagesInUse(ctx context.Context) (map[string]bool, error) {
 	return s.inUse(ctx, machine.KindImage, anyUse)
 }
 
-// TemplatesInUse returns the IDs of the templates that a disk of any project, or
-// another template, lies on. The result is nil with an error, never partial.
+// TemplatesInUse returns the IDs of the templates that a disk of any project, or another template,
+// is based on. With an error the result is nil, never partial.
 func (s *Service) TemplatesInUse(ctx context.Context) (map[string]bool, error) {
 	return s.inUse(ctx, machine.KindTemplate, anyUse)
 }
 
-// templatesToNuke returns the IDs of the templates that projects were forked from, whose
-// memory their nuke goes back to. The result is nil with an error, never partial.
+// templatesToNuke returns the IDs of the templates that projects were forked from, and whose memory
+// their nuke will fork from again. With an error the result is nil, never partial.
 func (s *Service) templatesToNuke(ctx context.Context) (map[string]bool, error) {
 	all, err := s.uses(ctx)
 	if err != nil {

@@ -7,9 +7,9 @@ import (
 	"github.com/devvm/devvm/pkg/tree"
 )
 
-// Writable are the directories of this host in which a VM may have made what is there: the
-// project's own, and those of all other projects with what their VMs can write by now. What
-// a record that cannot be read would say is not known, so that then it is all of the host.
+// Writable returns the directories of this host whose content a VM may have written: the project's
+// own, and those that the VMs of all other projects can write by now. If a record cannot be read,
+// that is the whole host.
 func (s *Service) Writable(p state.Project) tree.Untrusted {
 	dirs := []string{p.Dir}
 	all := func(what string, err error) {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TimeZone is the host's time zone by its IANA name, or UTC: that of TZ, or the one that
-// localtime, a symbolic link, leads to.
+// TimeZone returns the host's time zone by its IANA name, or UTC. It comes from TZ, or from the
+// target of the symbolic link localtime.
 func TimeZone(getenv func(string) string, localtime string) string {
 	if tz := strings.TrimPrefix(getenv("TZ"), ":"); tz != "" {
 		if _, err := time.LoadLocation(tz); err == nil && !filepath.IsAbs(tz) {
