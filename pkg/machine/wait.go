@@ -48,7 +48,7 @@ type Event interface{ event() }
 
 // The events.
 type (
-	// ConsoleReady: the guest's console shows that its kernel runs.
+	// ConsoleReady says that the guest's console shows that its kernel runs.
 	ConsoleReady struct{}
 	// SupervisorStatus is the supervisor's status when it changes. The first one is from before
 	// the wait.
@@ -62,19 +62,19 @@ type (
 	}
 	// NetworkAnswer is the network process's answer to [Action.AskNetwork].
 	NetworkAnswer struct{ Err error }
-	// HelperLost: the supervisor or the network process does not answer and never will, see
+	// HelperLost says that the supervisor or the network process does not answer and never will, see
 	// [supervisor.ErrHung] and [vmnet.ErrNoNetwork].
 	HelperLost struct{ Err error }
-	// WatchEnded: the supervisor's stream of statuses has ended.
+	// WatchEnded says that the supervisor's stream of statuses has ended.
 	WatchEnded struct{ Err error }
 	// Tick comes twice a second.
 	Tick struct{}
-	// KernelDeadline: the kernel's time is over.
+	// KernelDeadline says that the kernel's time is over.
 	KernelDeadline struct{}
-	// PortsDeadline: the time for the ports of containers is over, which [Action.AwaitPorts]
+	// PortsDeadline says that the time for the ports of containers is over, which [Action.AwaitPorts]
 	// starts.
 	PortsDeadline struct{}
-	// Deadline: the time for the whole start is over.
+	// Deadline says that the time for the whole start is over.
 	Deadline struct{}
 )
 
