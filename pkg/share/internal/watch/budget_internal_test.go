@@ -2,8 +2,10 @@ package watch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -97,6 +99,29 @@ func TestBudget(t *testing.T) {
 	}
 	if n := takeAll(NewBudget("", 10)); n != 5 {
 		t.Errorf("alone: %d", n)
+	}
+}
+
+// The lock stays while somebody has a claim, whatever the directory is called.
+func TestBudgetKeepsLock(t *testing.T) {
+	for _, name := range []string{"watches", "[no pattern", "[a]"} {
+		dir := filepath.Join(t.TempDir(), name)
+		stays, goes := NewBudget(dir, testMost), NewBudget(dir, testMost)
+		if !stays.take() || !goes.take() {
+			t.Fatal("nothing is left")
+		}
+		if err := goes.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 2 {
+			t.Errorf("%s: %v, %v are left, want a claim and the lock", name, left, err)
+		}
+		if err := stays.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: the last claim has left the directory: %v", name, err)
+		}
 	}
 }
 
