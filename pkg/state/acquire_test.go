@@ -87,7 +87,7 @@ func TestAcquireStopped(t *testing.T) {
 // TestAcquireKilled: a lock ends with its holder, whatever that has left in the file.
 func TestAcquireKilled(t *testing.T) {
 	t.Parallel()
-	f, holder := hold(t)
+	f, process := hold(t)
 	waits := make(chan string, 1)
 	done := make(chan error, 1)
 	go func() {
@@ -97,24 +97,21 @@ func TestAcquireKilled(t *testing.T) {
 		}
 		done <- err
 	}()
-	if who := <-waits; who != "down, pid "+strconv.Itoa(holder.Pid) {
+	if who := <-waits; who != "down, pid "+strconv.Itoa(process.Pid) {
 		t.Errorf("it waits for %s", who)
 	}
-	if err := holder.Kill(); err != nil {
+	if err := process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	var h holderOf
+	var h holder
 	b, err := os.ReadFile(f.Lock)
 	if err != nil || json.Unmarshal(b, &h) != nil || h.Verb != "up" || h.PID != os.Getpid() {
 		t.Errorf("the lock says %s, %v", b, err)
 	}
 }
-
-// holderOf is what a lock says.
-type holderOf = holder
 
 // TestAcquireCancelled: Ctrl-C ends a wait.
 func TestAcquireCancelled(t *testing.T) {
